@@ -1,0 +1,55 @@
+# What a newcomer runs: `make demo` and `make test`. Both install what is missing first.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# PostgreSQL never runs as root, so its archive_command runs our programs as another user: the virtual
+# environment must be reachable for everybody. A checkout below a closed folder (/root) gets one elsewhere.
+REACHABLE := $(shell deploy/venv-place)
+VENV ?= $(REACHABLE)
+PYTHON ?= $(shell for p in /usr/bin/python3.14 /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11 /usr/bin/python3; do [ -x $$p ] && echo $$p && break; done)
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+PYTEST_ARGS ?=
+
+.PHONY: help setup demo test test-long check lock format clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMPS)/ready ## install what is missing (Debian packages, a virtual environment)
+
+$(STAMPS)/ready: requirements.lock pyproject.toml deploy/install-system-packages
+	deploy/install-system-packages
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	chmod -R go+rX $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+demo: setup ## the whole story on this machine, in about a minute (ARGS=--json for the numbers)
+	$(BIN)/drservice demo $(ARGS)
+
+test: setup ## every test that fits in CI
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+test-long: setup ## the tests that take too long for every commit
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long -o addopts="--strict-markers --strict-config -ra" $(PYTEST_ARGS)
+
+check: setup ## lint, types, layers, fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -q -p no:randomly tests/unit tests/test_architecture.py
+
+format: setup ## let ruff put the code in order
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: ## renew requirements.lock from pyproject.toml
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --extra dev -o requirements.lock pyproject.toml
+
+clean: ## remove what make made here
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build ./*.egg-info

@@ -1,0 +1,1 @@
+"""drservice: backup and disaster recovery that proves it can come back."""

@@ -1,0 +1,406 @@
+"""The catalogue of errors: one tree, stable codes, exit statuses and hints.
+
+Every error a person can meet is a class here. The code never changes its meaning, the exit status follows
+the contract of the command line (0 ok, 1 failed, 2 usage or configuration, 3 partial, 4 objective or policy
+breached, 5 integrity, 6 busy, 7 not authorised, 8 unreachable, 130 interrupted), and the hint names the
+likely cause and what to do next. A library's own error is translated once, where it is called, with ``from``.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """Exit statuses of the command line (a contract)."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    PARTIAL = 3
+    BREACHED = 4
+    INTEGRITY = 5
+    BUSY = 6
+    NOT_AUTHORISED = 7
+    UNREACHABLE = 8
+    INTERRUPTED = 130
+
+
+class DrError(Exception):
+    """Base of every error that is meant for a person.
+
+    Args:
+        message: what happened, with the names and numbers of the moment.
+        hint: overrides the class's hint where the place of failure knows better.
+    """
+
+    code = "DR000"
+    exit_status = ExitStatus.FAILED
+    hint = "Run again with --log-level debug and read the lines before this one."
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if hint is not None:
+            self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the trip from a worker process with the hint."""
+        return (_rebuild, (type(self), self.message, self.hint))
+
+
+def _rebuild(kind: type[DrError], message: str, hint: str) -> DrError:
+    return kind(message, hint=hint)
+
+
+# --- DR1xx: usage and configuration -------------------------------------------------------------------------
+
+
+class UsageError(DrError):
+    """The command line makes no sense as given."""
+
+    code = "DR100"
+    exit_status = ExitStatus.USAGE
+    hint = "See the command's --help."
+
+
+class ConfigurationError(DrError):
+    """The configuration file is missing, unreadable or invalid."""
+
+    code = "DR101"
+    exit_status = ExitStatus.USAGE
+    hint = "Compare with config/drservice.example.yaml; `drservice config schema` prints the JSON Schema."
+
+
+class SecretError(DrError):
+    """A secret reference cannot be resolved."""
+
+    code = "DR102"
+    exit_status = ExitStatus.USAGE
+    hint = "References are file:PATH, env:NAME or command:ARGV; check that this user may read it."
+
+
+class UnknownNameError(DrError):
+    """A service, component, snapshot or environment of this name does not exist."""
+
+    code = "DR103"
+    exit_status = ExitStatus.USAGE
+    hint = "`drservice info` lists the services and snapshots."
+
+
+class BusyError(DrError):
+    """Another run of the same kind holds the lock."""
+
+    code = "DR110"
+    exit_status = ExitStatus.BUSY
+    hint = "Wait for the other run to end, or look for it with `ps`."
+
+
+class InterruptedRunError(DrError):
+    """A person or a signal stopped the run."""
+
+    code = "DR130"
+    exit_status = ExitStatus.INTERRUPTED
+    hint = "Nothing partial is visible; run the same command again, uploaded data is re-used."
+
+
+# --- DR2xx: write-ahead log ---------------------------------------------------------------------------------
+
+
+class WalError(DrError):
+    """Something is wrong with a WAL file or the archive."""
+
+    code = "DR200"
+    hint = "Look at PostgreSQL's log and at `drservice info`."
+
+
+class SegmentConflictError(WalError):
+    """A different WAL segment is already archived under this name."""
+
+    code = "DR210"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "Two servers may be archiving to one place; stop one before you retry."
+
+
+class ForeignSegmentError(WalError):
+    """The file is not the WAL segment its name claims, or belongs to another cluster."""
+
+    code = "DR211"
+    exit_status = ExitStatus.INTEGRITY
+    hint = (
+        "Check that archive_command passes %p of the right cluster;"
+        " after pg_upgrade or a new initdb use `drservice init --adopt`."
+    )
+
+
+class SegmentAbsentError(WalError):
+    """Proven: the archive has no such file and nothing later on the planned timelines."""
+
+    code = "DR212"
+    exit_status = ExitStatus.FAILED
+    hint = "This is the ordinary end of the archived WAL."
+
+
+class WalGapError(WalError):
+    """A WAL file is missing in the middle of the archive."""
+
+    code = "DR213"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "Recovery cannot cross a gap. Choose an instant on one side of it; take a new backup now."
+
+
+class WalTimeoutError(WalError):
+    """The WAL of a backup did not reach the store in time."""
+
+    code = "DR214"
+    hint = (
+        "Look at pg_stat_archiver.last_failed_wal and PostgreSQL's log;"
+        " `drservice check` prints the archive_command to use."
+    )
+
+
+# --- DR3xx: recovery ----------------------------------------------------------------------------------------
+
+
+class RecoveryError(DrError):
+    """A restore failed."""
+
+    code = "DR300"
+    hint = "The target directory is incomplete; empty it and run again, or choose another snapshot."
+
+
+class TargetOutsideWindowError(RecoveryError):
+    """The requested target cannot be reached with what the repository holds."""
+
+    code = "DR310"
+    hint = "`drservice info` shows the reachable window."
+
+
+class TargetDirectoryError(RecoveryError):
+    """The restore target is not an empty directory."""
+
+    code = "DR311"
+    exit_status = ExitStatus.USAGE
+    hint = "Give --into a new or empty directory; nothing was written."
+
+
+class ReplayError(RecoveryError):
+    """PostgreSQL did not reach the target."""
+
+    code = "DR312"
+    hint = "The server log named above tells why; the snapshot may need more WAL than the archive holds."
+
+
+class ProofError(RecoveryError):
+    """The server started, but what was reached is not what was planned."""
+
+    code = "DR313"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "Do not use this copy. Restore again from another snapshot and report the difference."
+
+
+# --- DR4xx: repository --------------------------------------------------------------------------------------
+
+
+class RepositoryError(DrError):
+    """The repository is not what it should be."""
+
+    code = "DR400"
+    hint = "Run `drservice verify` to see the extent."
+
+
+class RepositoryMissingError(RepositoryError):
+    """There is no repository at this address."""
+
+    code = "DR401"
+    exit_status = ExitStatus.USAGE
+    hint = "Check repository.url; `drservice init` creates a repository."
+
+
+class RepositoryExistsError(RepositoryError):
+    """A repository is there already."""
+
+    code = "DR402"
+    exit_status = ExitStatus.USAGE
+    hint = "Nothing was changed. Use another url, or go on with the existing repository."
+
+
+class FormatError(RepositoryError):
+    """An object's bytes do not follow the format."""
+
+    code = "DR410"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "The object is damaged or written by a newer version; `drservice verify` names what is affected."
+
+
+class DamagedObjectError(RepositoryError):
+    """An object is there, but its content is not what was written."""
+
+    code = "DR411"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "Run `drservice verify`, then a new backup; another snapshot may still be restorable."
+
+
+class MissingObjectError(RepositoryError):
+    """An object that others rely on is not there."""
+
+    code = "DR412"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "Run `drservice verify`, then a new backup; another snapshot may still be restorable."
+
+
+class SystemIdentifierError(RepositoryError):
+    """The PostgreSQL cluster is not the one this component was created with."""
+
+    code = "DR420"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "Wrong server? After pg_upgrade or a new initdb, `drservice init --adopt` begins a new lineage."
+
+
+# --- DR5xx: object store ------------------------------------------------------------------------------------
+
+
+class ObjectStoreError(DrError):
+    """The object store answered with an error."""
+
+    code = "DR500"
+    exit_status = ExitStatus.UNREACHABLE
+    hint = "Check address, credentials and bucket; `drservice check` tests each."
+
+
+class ObjectExistsError(ObjectStoreError):
+    """The key is taken (the create-only primitive says no)."""
+
+    code = "DR501"
+    exit_status = ExitStatus.FAILED
+    hint = "Objects are immutable; a second writer lost the race."
+
+
+class ObjectNotFoundError(ObjectStoreError):
+    """The store answered: no such object."""
+
+    code = "DR502"
+    exit_status = ExitStatus.FAILED
+    hint = "The object was never written or was deleted."
+
+
+class StoreUnreachableError(ObjectStoreError):
+    """No answer, or a passing fault that did not pass within the retry budget."""
+
+    code = "DR503"
+    hint = "Check the network and the store's status; nothing was lost, run the command again."
+
+
+class StoreDeniedError(ObjectStoreError):
+    """The store refused for lack of rights."""
+
+    code = "DR504"
+    exit_status = ExitStatus.NOT_AUTHORISED
+    hint = "Check the credentials and the bucket policy (Put, Get, List)."
+
+
+class StoreFullError(ObjectStoreError):
+    """No space left, or a quota is reached."""
+
+    code = "DR505"
+    exit_status = ExitStatus.FAILED
+    hint = "Free space or raise the quota; PostgreSQL keeps its WAL until archiving works again."
+
+
+# --- DR6xx: environments ------------------------------------------------------------------------------------
+
+
+class EnvironmentFailedError(DrError):
+    """The isolated environment could not be made or died."""
+
+    code = "DR600"
+    hint = "`drservice check` tells whether bubblewrap and PostgreSQL's programs are usable here."
+
+
+class IsolationError(EnvironmentFailedError):
+    """The isolation self-test found a way out."""
+
+    code = "DR601"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "Nothing was started. A recovered system must not reach anything; see the failed probes above."
+
+
+class ProgramMissingError(EnvironmentFailedError):
+    """A program that is needed is not installed."""
+
+    code = "DR602"
+    exit_status = ExitStatus.USAGE
+    hint = "Install it with the system's package manager."
+
+
+# --- DR7xx: PostgreSQL --------------------------------------------------------------------------------------
+
+
+class PostgresError(DrError):
+    """PostgreSQL cannot be used as asked."""
+
+    code = "DR700"
+    hint = "Look at PostgreSQL's log; `drservice check` tests the connection and the rights."
+
+
+class PostgresUnreachableError(PostgresError):
+    """No connection to the PostgreSQL server."""
+
+    code = "DR701"
+    exit_status = ExitStatus.UNREACHABLE
+    hint = "Check dsn, pg_hba.conf and that the server runs."
+
+
+class CaptureError(PostgresError):
+    """A backup cannot be taken or was spoilt while it ran."""
+
+    code = "DR710"
+    hint = "Nothing partial is visible; run the backup again, uploaded data is re-used."
+
+
+class UnsupportedClusterError(PostgresError):
+    """The cluster has a property this method does not support."""
+
+    code = "DR711"
+    exit_status = ExitStatus.USAGE
+    hint = "Use the method the message names."
+
+
+# --- DR8xx: keys and signatures -----------------------------------------------------------------------------
+
+
+class KeyProblemError(DrError):
+    """A key cannot be used."""
+
+    code = "DR800"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "`drservice keys check` tries each identity on a recent key."
+
+
+class WrongIdentityError(KeyProblemError):
+    """The identity does not open this data key."""
+
+    code = "DR801"
+    hint = "Use the identity of one of the recipients the repository was written for."
+
+
+class NoIdentityError(KeyProblemError):
+    """Reading needs an identity and none is configured here."""
+
+    code = "DR802"
+    exit_status = ExitStatus.USAGE
+    hint = "Set repository.identity on the recovery host; backup hosts need none."
+
+
+class UnknownSignerError(KeyProblemError):
+    """An object is signed by a key that is not trusted for this service."""
+
+    code = "DR810"
+    hint = "Add the host to repository.signers if it is yours; if it is not, somebody else can write here."
+
+
+class BadSignatureError(KeyProblemError):
+    """A signature does not match: the object was changed after it was written."""
+
+    code = "DR811"
+    hint = "Treat it as tampering until explained; `drservice verify` names what is affected."
