@@ -307,6 +307,14 @@ class StoreFullError(ObjectStoreError):
     hint = "Free space or raise the quota; PostgreSQL keeps its WAL until archiving works again."
 
 
+class InvalidKeyError(ObjectStoreError):
+    """A name cannot be the key of an object."""
+
+    code = "DR506"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "The name was built from damaged or hostile data; nothing was read or written under it."
+
+
 # --- DR6xx: environments ------------------------------------------------------------------------------------
 
 
@@ -404,3 +412,13 @@ class BadSignatureError(KeyProblemError):
 
     code = "DR811"
     hint = "Treat it as tampering until explained; `drservice verify` names what is affected."
+
+
+# --- DR9xx: this program ------------------------------------------------------------------------------------
+
+
+class WorkerDiedError(DrError):
+    """A worker process ended without an answer."""
+
+    code = "DR910"
+    hint = "It was killed or ran out of memory; look at the kernel's log, then run again: uploaded data is re-used."

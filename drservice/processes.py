@@ -79,6 +79,26 @@ def server_account(data_directory: Path | None = None) -> Account | None:
     return account_named("postgres")
 
 
+def inherit_owner(path: Path) -> None:
+    """As root, give a file or folder just made the owner of its parent; otherwise do nothing.
+
+    ``state_dir`` belongs to one user (often PostgreSQL's, whose archive_command works in it); a backup run as root must
+    not leave files there that this user cannot use.
+    """
+    if os.geteuid() == 0:
+        facts = path.parent.stat()
+        os.chown(path, facts.st_uid, facts.st_gid, follow_symlinks=False)
+
+
+def make_folder(path: Path, *, mode: int = 0o755) -> None:
+    """Make a folder and its missing parents, each with the owner of the folder above it."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(mode=mode, exist_ok=True)
+    inherit_owner(path)
+
+
 def find_program(name: str, *, package: str) -> Path:
     """Find a program on the PATH or in the system's folders.
 

@@ -1,0 +1,922 @@
+"""Restore a PostgreSQL cluster from a drservice repository with this one file and nothing else of drservice.
+
+RESTORE.md beside this file says what to do step by step; docs/format.md of drservice describes every byte (§ marks
+below refer to it). Needed: Python 3.9 or newer with the package `cryptography`; zstd in any form (Python 3.14,
+`backports.zstd`, `zstandard` or the program `zstd`); the program `age`. With `blake3` chunk ids are checked too.
+
+    python3 restore.py --repository DIR list
+    python3 restore.py --repository DIR --identity FILE restore --service erp --into NEW --wal-into NEW
+    python3 restore.py --repository DIR --identity FILE wal --service erp 000000010000000000000007 --to FILE
+    python3 restore.py --repository DIR --identity FILE verify
+
+The repository is only read. Nothing is believed that is not signed by a trusted key or authenticated by a data
+key. Whatever is missing or damaged is named, the exit status is not 0, the file RESTORE-INCOMPLETE stays in the
+target and `global/pg_control` is withheld, so that PostgreSQL cannot start on half a cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import hmac
+import importlib
+import io
+import json
+import os
+import posixpath
+import re
+import shlex
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+ULID = "[0-9A-HJKMNP-TV-Z]{26}"
+WAL_NAME = r"[0-9A-F]{8}([0-9A-F]{16}(\.partial|\.[0-9A-F]{8}\.backup)?|\.history)(\.r[0-9A-Z]{26})?"
+ZERO_ID = bytes(32)
+MARKER = "RESTORE-INCOMPLETE"
+CONTROL, WITHHELD = b"global/pg_control", b"global/pg_control.withheld"
+LARGEST_FRAME, LARGEST_NODE = 1 << 20, 64 << 20
+THREADS = min(8, max(4, os.cpu_count() or 4))
+Value = Any  # what JSON and msgpack hold; `reading` turns a wrong type into a Problem
+Fields = dict[str, Any]
+
+
+class Problem(Exception):  # noqa: N818 - this is what the reader is told; the word is theirs
+    """Something is missing, damaged, not trusted or impossible; the text names the object."""
+
+
+class Piece(NamedTuple):
+    """Where a record (a chunk or a tree node) is stored, in the order of a reference (§6)."""
+
+    id: bytes
+    pack: bytes
+    ordinal: int
+    offset: int
+    stored: int
+    plain: int
+    codec: int
+
+
+class Snapshot(NamedTuple):
+    """A snapshot: its name, its key in the repository, its signed header, its body."""
+
+    id: str
+    key: str
+    header: Fields
+    body: bytes
+
+
+# --- Telling ------------------------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """Print a result."""
+    sys.stdout.write(text + "\n")
+
+
+def note(text: str) -> None:
+    """Print progress or a warning."""
+    sys.stderr.write(text + "\n")
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Name the object that is being read in whatever goes wrong with it."""
+    try:
+        yield
+    except Problem as problem:
+        raise Problem(f"{where}: {problem}") from problem
+    except FileNotFoundError as error:
+        raise Problem(f"{where}: missing") from error
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, struct.error) as error:
+        raise Problem(f"{where}: damaged or not of this format: {error!r}") from error
+
+
+# --- Decoding -----------------------------------------------------------------------------------------------
+
+
+def demand(condition: bool, otherwise: str) -> None:  # noqa: FBT001 - an assertion that cannot be switched off
+    """Raise a Problem unless the condition holds."""
+    if not condition:
+        raise Problem(otherwise)
+
+
+def canonical(value: Value) -> bytes:
+    """Return canonical JSON: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def parse_json(data: bytes) -> Fields:
+    """Decode a canonical JSON object; any other spelling (a key twice, for example) is refused."""
+    value = json.loads(data)
+    demand(isinstance(value, dict) and canonical(value) == data, "not a canonical JSON object")
+    return dict(value)
+
+
+NUMBERS = {0xCC: "B", 0xCD: "H", 0xCE: "I", 0xCF: "Q", 0xD0: "b", 0xD1: "h", 0xD2: "i", 0xD3: "q"}
+CONTAINERS: dict[int, tuple[type, str]] = {0xC4: (bytes, "B"), 0xC5: (bytes, "H"), 0xC6: (bytes, "I")}
+CONTAINERS.update({0xD9: (str, "B"), 0xDA: (str, "H"), 0xDB: (str, "I")})
+CONTAINERS.update({0xDC: (list, "H"), 0xDD: (list, "I"), 0xDE: (dict, "H"), 0xDF: (dict, "I")})
+
+
+def unpack_value(source: io.BytesIO, depth: int = 0) -> Value:
+    """Decode one value of the part of msgpack the format uses; counts end where the bytes end."""
+
+    def take(count: int) -> bytes:
+        data = source.read(count)
+        demand(len(data) == count and depth <= 8, "msgpack ends early or is nested too deeply")
+        return data
+
+    def number(code: str) -> int:
+        return int(struct.unpack(">" + code, take(struct.calcsize(code)))[0])
+
+    tag = take(1)[0]
+    if tag < 0x80 or tag >= 0xE0:
+        return tag if tag < 0x80 else tag - 256
+    if tag in (0xC0, 0xC2, 0xC3):
+        return {0xC0: None, 0xC2: False, 0xC3: True}[tag]
+    if tag in NUMBERS:
+        return number(NUMBERS[tag])
+    if tag < 0xC0:
+        kind: type = str if tag >= 0xA0 else list if tag >= 0x90 else dict
+        size = tag & (31 if kind is str else 15)
+    else:
+        demand(tag in CONTAINERS, f"msgpack type {tag:#x} has no place in the format")
+        kind, size = CONTAINERS[tag][0], number(CONTAINERS[tag][1])
+    if kind in (bytes, str):
+        return take(size) if kind is bytes else take(size).decode("utf-8", "surrogateescape")
+    items = [unpack_value(source, depth + 1) for _ in range(size * (2 if kind is dict else 1))]
+    if kind is list:
+        return items
+    pairs = dict(zip(items[::2], items[1::2]))  # noqa: B905 - `strict` needs Python 3.10; the count is even
+    demand(len(pairs) == size, "msgpack map with a key twice")
+    return pairs
+
+
+def unpack(data: bytes) -> Fields:
+    """Decode one msgpack map that fills ``data``."""
+    source = io.BytesIO(data)
+    value = unpack_value(source)
+    demand(isinstance(value, dict) and source.tell() == len(data), "not one msgpack map")
+    return dict(value)
+
+
+def moment(text: str) -> datetime:
+    """Parse a time of the format."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))  # noqa: FURB162 - Python 3.9 does not know Z
+
+
+def lsn(text: str) -> int:
+    """Parse a WAL position such as 16/B374D848."""
+    high, low = text.split("/")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
+def shown(path: bytes) -> str:
+    """Make a path fit for a message."""
+    return path.decode("utf-8", "backslashreplace")
+
+
+@cache
+def optional(name: str) -> Value:
+    """Import a package that need not be there."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def zstd_module(data: bytes, room: int) -> bytes:
+    """Decompress with Python's own zstd or its backport."""
+    decoder = (optional("compression.zstd") or optional("backports.zstd")).ZstdDecompressor()
+    plain: bytes = decoder.decompress(data, max_length=room)
+    demand(decoder.eof and not decoder.unused_data, "not one zstd frame of the promised length")
+    return plain
+
+
+def zstd_zstandard(data: bytes, room: int) -> bytes:
+    """Decompress with the package zstandard."""
+    source = optional("zstandard").ZstdDecompressor().stream_reader(io.BytesIO(data))
+    plain: bytes = source.read(room)
+    demand(not source.read(1), "longer than promised")
+    return plain
+
+
+def zstd_program(data: bytes, room: int) -> bytes:
+    """Decompress with the program zstd."""
+    with tempfile.TemporaryFile() as source:
+        source.write(data)
+        source.seek(0)
+        argv = [shutil.which("zstd") or "zstd", "-d", "-c", "-q"]
+        with subprocess.Popen(argv, stdin=source, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            plain, more = process.stdout.read(room), process.stdout.read(1)
+            process.kill()
+    demand(not more, "longer than promised")
+    return plain
+
+
+@cache
+def find_zstd() -> Callable[[bytes, int], bytes]:
+    """Choose a zstd; each of them is given no more room than the authenticated length."""
+    if optional("compression.zstd") or optional("backports.zstd"):
+        return zstd_module
+    if optional("zstandard"):
+        return zstd_zstandard
+    demand(shutil.which("zstd") is not None, "no zstd: install the program zstd or backports.zstd or zstandard")
+    return zstd_program
+
+
+def derive(data_key: bytes, salt: bytes, info: str) -> tuple[bytes, bytes]:
+    """HKDF-SHA256 (RFC 5869) of 64 bytes: the AES key and the commitment (§3, §5)."""
+    secret = hmac.digest(salt, data_key, "sha256")
+    key = hmac.digest(secret, info.encode() + b"\1", "sha256")
+    return key, hmac.digest(secret, key + info.encode() + b"\2", "sha256")
+
+
+def open_record(key: bytes, kind: bytes, piece: Piece, stored: bytes) -> bytes:
+    """Decrypt and decompress a record (§5): it must be this one, at this place, of this length."""
+    about = b"drservice record v1" + kind + struct.pack(">IIB", piece.ordinal, piece.plain, piece.codec)
+    try:
+        plain = AESGCM(key).decrypt(piece.ordinal.to_bytes(12, "big"), stored, about + piece.id)
+    except InvalidTag as error:
+        raise Problem(f"record {piece.ordinal} is damaged or not the expected one") from error
+    if piece.codec == 1:
+        try:
+            plain = find_zstd()(plain, piece.plain)
+        except Exception as error:  # each of the zstd packages has its own exceptions
+            raise Problem(f"record {piece.ordinal} does not decompress: {error}") from error
+    demand(piece.codec in (0, 1) and len(plain) == piece.plain, f"record {piece.ordinal} has a wrong length")
+    blake3 = optional("blake3") if kind in (b"d", b"n") else None
+    demand(not blake3 or blake3.blake3(plain).digest() == piece.id, f"record {piece.ordinal}: wrong BLAKE3")
+    return plain
+
+
+# --- The repository: trust, envelopes, data keys ------------------------------------------------------------
+
+
+class Repository:
+    """A repository in a local folder, the signers that are believed and the identity that opens it."""
+
+    def __init__(self, folder: Path, trust: list[str], identity: str | None, age: str) -> None:
+        self.folder, self.identity, self.age, self.lock = folder, identity, age, threading.Lock()
+        self.data_keys: dict[tuple[str, str], bytes] = {}
+        with reading("drservice-repository.json"):
+            fields = parse_json((folder / "drservice-repository.json").read_bytes())
+            demand(fields["format"] == 1, "not format 1; use the restore.py that is stored beside it")
+            demand(fields["features"]["read"] == [], f"needs features {fields['features']['read']}")
+            self.id: str = fields["repository"]
+            self.signers = self.believe(fields["signers"], trust)
+            signature = fields.pop("signature")
+            message = b"drservice repository v1\n" + canonical(fields)
+            self.check_signature(signature["signer"], bytes.fromhex(signature["value"]), message, None)
+
+    def believe(self, listed: list[Fields], trust: list[str]) -> dict[str, tuple[bytes, list[str]]]:
+        """Return fingerprint -> (public key, services; none named means all)."""
+        services = {one["key"]: list(one["services"]) for one in listed}
+        if not trust:
+            note("NO --trust GIVEN. Believing the signers that the repository names; COMPARE WITH YOUR ESCROW SHEET:")
+        signers = {}
+        for text in trust or services:
+            demand(bool(re.fullmatch("ed25519:[0-9a-f]{64}", text)), f"{text!r} is not ed25519: and 64 hex digits")
+            public = bytes.fromhex(text[8:])
+            fingerprint = hashlib.sha256(public).hexdigest()[:16]
+            signers[fingerprint] = (public, services.get(text, []))
+            note(f"signer {fingerprint}  {text}  for {', '.join(services.get(text, [])) or 'all services'}")
+        return signers
+
+    def check_signature(self, signer: str, signature: bytes, message: bytes, service: str | None) -> None:
+        """Refuse what is not signed by a key that is trusted for the service."""
+        hint = "if your escrow sheet has this signer, add its key with --trust ed25519:HEX"
+        demand(signer in self.signers, f"signed by {signer}, who is not trusted; {hint}")
+        public, services = self.signers[signer]
+        demand(not services or service in (None, *services), f"{signer} is not trusted for service {service}")
+        try:
+            Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+        except InvalidSignature as error:
+            raise Problem(f"the signature of {signer} does not match: it was changed after writing") from error
+
+    def names(self, key: str, pattern: str = ".+") -> list[str]:
+        """List a folder of the repository; what cannot belong there is told and ignored."""
+        folder = self.folder / key
+        found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        for name in found:
+            if not re.fullmatch(pattern, name):
+                note(f"ignored, not part of the format: {key}/{name}")
+        return [name for name in found if re.fullmatch(pattern, name)]
+
+    def envelope(self, key: str, kind: str, *, body: bool = True) -> tuple[Fields, bytes]:
+        """Return the header of a signed object and, if asked, its body; both checked (§3)."""
+        with reading(key), (self.folder / key).open("rb") as file:
+            magic, length = struct.unpack(">4sI", file.read(8))
+            demand(magic == b"DRS1" and length <= 1 << 20, "not an envelope")
+            raw, signature = file.read(length), file.read(64)
+            fields, parts = parse_json(raw), key.split("/")
+            service = parts[1] if parts[0] in ("s", "keys") else None
+            self.check_signature(fields["signer"], signature, b"drservice envelope v1\n" + raw, service)
+            for name, expected in (("repository", self.id), ("type", kind), ("key", key)):
+                demand(fields[name] == expected, f"belongs elsewhere: its {name} is {fields[name]!r}")
+            if not body:
+                return fields, b""
+            content = file.read()
+            demand(len(content) == fields["body_bytes"], "the body is cut short or too long")
+            demand(hashlib.sha256(content).hexdigest() == fields["body_sha256"], "the body is damaged")
+            return fields, content
+
+    def unwrap(self, wrapped: bytes) -> bytes:
+        """Let the program age open a wrapped data key."""
+        demand(self.identity is not None, "this needs --identity FILE, the age identity from your escrow")
+        demand(shutil.which(self.age) is not None, f"the program {self.age} is not installed")
+        argv = [self.age, "--decrypt", "-i", str(self.identity)]
+        result = subprocess.run(argv, input=wrapped, capture_output=True, check=False)
+        told = result.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
+        demand(result.returncode == 0, f"the identity does not open the data key ({told})")
+        demand(len(result.stdout) == 32, "holds no data key")
+        return result.stdout
+
+    def data_key(self, service: str, key_id: str) -> bytes:
+        """Return a data key (§4): any wrapping that passes its checks and opens will do."""
+        folder = f"keys/{service}/{key_id}"
+        demand(bool(re.fullmatch(ULID, key_id)), f"{key_id!r} is not the id of a data key")
+        with self.lock:
+            reasons = []
+            for name in [] if (service, key_id) in self.data_keys else self.names(folder, ULID + r"\.age"):
+                try:
+                    fields, body = self.envelope(f"{folder}/{name}", "key")
+                    with reading(f"{folder}/{name}"):
+                        demand((fields["key_id"], fields["service"]) == (key_id, service), "wraps another key")
+                        self.data_keys[service, key_id] = self.unwrap(body)
+                    break
+                except Problem as problem:
+                    reasons.append(str(problem))
+            demand((service, key_id) in self.data_keys, "; ".join(reasons) or f"{folder}: missing")
+            return self.data_keys[service, key_id]
+
+
+# --- One component: packs, tree, snapshots, WAL -------------------------------------------------------------
+
+
+class Component:
+    """What the repository holds of one component of a service."""
+
+    def __init__(self, repository: Repository, service: str, name: str) -> None:
+        self.repository, self.service, self.name = repository, service, name
+        self.prefix, self.lock = f"s/{service}/{name}", threading.Lock()
+        self.pack_keys: dict[tuple[bytes, bytes], bytes] = {}
+        self.footer = lru_cache(maxsize=256)(self.read_footer)
+
+    def unseal(self, data_key: bytes, context: str, body: bytes) -> bytes:
+        """Decrypt a sealed body (§3)."""
+        info = f"drservice sealed v1|{self.repository.id}|{self.service}|{self.name}|{context}"
+        key, commitment = derive(data_key, body[:32], info)
+        demand(hmac.compare_digest(commitment, body[32:64]), "not sealed for this place with this data key")
+        parts: list[bytes] = []
+        at = 64
+        while at < len(body):
+            codec, plain, stored = struct.unpack(">BII", body[at : at + 9])
+            at += 9 + stored
+            demand(plain <= LARGEST_FRAME and at <= len(body), "impossible length of a frame")
+            piece = Piece(ZERO_ID, b"", len(parts), at - stored, stored, plain, codec)
+            parts.append(open_record(key, b"s", piece, body[at - stored : at]))
+        return b"".join(parts)
+
+    def pack_path(self, kind: bytes, pack: bytes) -> str:
+        """Return the key of a pack in the repository (§1)."""
+        return f"{self.prefix}/{'packs' if kind == b'd' else 'nodes'}/{pack.hex()[:2]}/{pack.hex()}"
+
+    def pack_key(self, kind: bytes, pack: bytes) -> bytes:
+        """Return the AES key of a pack (§5); at its first use the whole pack must match its name."""
+        with self.lock, reading(self.pack_path(kind, pack)):
+            if (kind, pack) not in self.pack_keys:
+                data = (self.repository.folder / self.pack_path(kind, pack)).read_bytes()
+                demand(hashlib.sha256(data).digest() == pack, "damaged: its SHA-256 is not its name")
+                magics = data[:8] == b"DRSPACK1" and data[-8:] == b"DRSPEND1" and len(data) >= 140
+                demand(magics and data[34:40] == kind + bytes(5), "not a pack of the expected kind")
+                data_key = self.repository.data_key(self.service, data[8:34].decode("ascii"))
+                place = f"{self.repository.id}|{self.service}|{self.name}|{'data' if kind == b'd' else 'nodes'}"
+                key, commitment = derive(data_key, data[40:72], f"drservice pack v1|{place}")
+                demand(hmac.compare_digest(commitment, data[72:104]), "not sealed for this component")
+                self.pack_keys[kind, pack] = key
+            return self.pack_keys[kind, pack]
+
+    def record(self, kind: bytes, piece: Piece) -> bytes:
+        """Return the plain bytes of a chunk or node."""
+        key, where = self.pack_key(kind, piece.pack), self.pack_path(kind, piece.pack)
+        with reading(where), (self.repository.folder / where).open("rb") as file:
+            file.seek(piece.offset)
+            return open_record(key, kind, piece, file.read(piece.stored))
+
+    def read_footer(self, kind: bytes, pack: bytes) -> list[Piece]:
+        """Return the table of a pack's records, which must fill it without gaps (§5)."""
+        key, where = self.pack_key(kind, pack), self.pack_path(kind, pack)
+        with reading(where):
+            data = (self.repository.folder / where).read_bytes()
+            stored, plain, count = struct.unpack(">III", data[-20:-8])
+            at, begin = 104, len(data) - 20 - stored
+            demand(plain == count * 45 and begin >= at, "impossible footer")
+            footer = Piece(ZERO_ID, pack, count, begin, stored, plain, 1)
+            table = open_record(key, b"f", footer, data[begin:-20])
+            pieces: list[Piece] = []
+            for chunk, offset, length, size, codec in struct.iter_unpack(">32sIIIB", table):
+                demand(offset == at, f"record {len(pieces)} is not where the one before it ends")
+                pieces.append(Piece(chunk, pack, len(pieces), offset, length, size, codec))
+                at += length
+            demand(at == begin, "bytes between the records and the footer")
+            return pieces
+
+    def node(self, piece: Piece, *kinds: str) -> Fields:
+        """Read a node of the tree (§6)."""
+        with reading(f"tree node in {piece.pack.hex()}"):
+            demand(piece.plain <= LARGEST_NODE, "impossible length")
+            fields = unpack(self.record(b"n", piece))
+            demand(fields["v"] == 1 and fields["kind"] in kinds, f"not a node of kind {' or '.join(kinds)}")
+            return fields
+
+    def entries(self, root: Piece, depth: int = 0) -> Iterator[Fields]:
+        """Walk the tree below a node, in order."""
+        demand(depth <= 16, "the tree is deeper than any tree can be")
+        fields = self.node(root, "entries", "refs")
+        if fields["kind"] == "entries":
+            yield from fields["entries"]
+        else:
+            for _, where in fields["refs"]:
+                yield from self.entries(Piece(*where), depth + 1)
+
+    def pieces(self, entry: Fields) -> Iterator[Piece]:
+        """Yield the chunks of a file in order; their lengths must add up to its size."""
+        nodes = (self.node(Piece(*where), "chunks") for where in entry.get("n", ()))
+        tables = ((node["packs"], node["chunks"]) for node in nodes)
+        total, end = 0, entry["z"]
+        for packs, table in tables if "n" in entry else [(entry["k"], entry["c"])]:
+            for chunk, index, ordinal, offset, stored, plain, codec in struct.iter_unpack(">32sIIIIIB", table):
+                total += plain
+                fits = 0 < plain <= entry["s"] and total <= end and (plain == entry["s"] or total == end)
+                demand(fits, "the chunks do not add up to the file")
+                if codec == 255:
+                    demand(chunk == ZERO_ID and not (index or ordinal or offset or stored), "odd chunk of zeros")
+                yield Piece(chunk, b"" if codec == 255 else packs[index], ordinal, offset, stored, plain, codec)
+        demand(total == end, "the chunks do not add up to the file")
+
+    def snapshot(self, name: str) -> Snapshot:
+        """Read a snapshot object (§7)."""
+        key = f"{self.prefix}/snapshots/{name}"
+        fields, body = self.repository.envelope(key, "snapshot")
+        with reading(key):
+            own = (fields["id"], fields["service"], fields["component"])
+            demand(own == (name, self.service, self.name), "describes another snapshot")
+            demand(fields["kind"] == "postgres", f"this script does not know kind {fields['kind']}")
+            times = [moment(fields[each]) for each in ("started_at", "stopped_at", "checked_at")]
+            about = fields["postgres"]
+            numbers = [lsn(about["start_lsn"]), lsn(about["stop_lsn"]), about["segment_bytes"], about["timeline"]]
+            demand(len(times) == 3 and all(type(number) is int for number in numbers), "odd fields")
+            return Snapshot(name, key, fields, body)
+
+    def snapshots(self) -> Iterator[Snapshot | Problem]:
+        """Yield every snapshot, and the problem in place of one that is damaged."""
+        for name in self.repository.names(f"{self.prefix}/snapshots", ULID):
+            try:
+                yield self.snapshot(name)
+            except Problem as problem:
+                yield problem
+
+    def is_void(self, snapshot: Snapshot) -> bool:
+        """Tell whether the object is over 12 hours younger than its last check (§7), by the file's time."""
+        written = (self.repository.folder / snapshot.key).stat().st_mtime
+        return written > (moment(snapshot.header["checked_at"]) + timedelta(hours=12)).timestamp()
+
+    def choose(self, wanted: str) -> Snapshot:
+        """Return the snapshot with this id, or the latest that is not void; what is damaged is never skipped."""
+        if wanted != "latest":
+            return self.snapshot(wanted)
+        found = list(self.snapshots())
+        damaged = [str(one) for one in found if isinstance(one, Problem)]
+        demand(not damaged, "; ".join(damaged) + "; `list` shows the others: name one with --snapshot")
+        whole = [one for one in found if isinstance(one, Snapshot) and not self.is_void(one)]
+        hint = "is there none, or did the files lose their times in copying? `list`, then --snapshot ID"
+        demand(bool(whole), f"{self.prefix}: no snapshot that counts ({hint})")
+        return max(whole, key=lambda one: (moment(one.header["stopped_at"]), one.id))
+
+    def contents(self, snapshot: Snapshot) -> tuple[Fields, dict[tuple[bytes, bytes], int]]:
+        """Return the secret part of a snapshot and the stored bytes of each pack it needs."""
+        with reading(snapshot.key):
+            length = 4 + int.from_bytes(snapshot.body[:4], "big")
+            tables = parse_json(snapshot.body[4:length])
+            packs = {(b"d", bytes.fromhex(row[0])): row[1] for row in tables["packs"]}
+            packs.update({(b"n", bytes.fromhex(row[0])): row[1] for row in tables["node_packs"]})
+            data_key = self.repository.data_key(self.service, snapshot.header["sealed_key_id"])
+            return unpack(self.unseal(data_key, f"snapshot/{snapshot.id}", snapshot.body[length:])), packs
+
+    def wal_files(self, system_id: str) -> dict[str, list[str]]:
+        """Return name -> keys of the objects that may hold it, the plain name first (§8)."""
+        found: dict[str, list[str]] = {}
+        folder = f"{self.prefix}/wal/{system_id}"
+        for timeline in self.repository.names(folder, "[0-9A-F]{8}"):
+            for name in self.repository.names(f"{folder}/{timeline}", WAL_NAME):
+                plain = name[:-28] if re.search(r"\.r[0-9A-Z]{26}$", name) else name
+                found.setdefault(plain, []).append(f"{folder}/{timeline}/{name}")
+        return found
+
+    def wal(self, keys: list[str], *, body: bool = True) -> tuple[Fields, bytes]:
+        """Return header and content of a WAL file from the first object that passes all checks."""
+        reasons = []
+        for key in keys:
+            try:
+                fields, sealed = self.repository.envelope(key, "wal", body=body)
+                with reading(key):
+                    system_id, timeline, name = key.split("/")[4:]
+                    demand(fields["name"] in (name, name[:-28]), f"is the WAL file {fields['name']}")
+                    demand(str(fields["system_id"]) == system_id, "belongs to another cluster")
+                    if not body:
+                        return fields, b""
+                    if "wrapped_key" in fields:
+                        data_key = self.repository.unwrap(base64.b64decode(fields["wrapped_key"], validate=True))
+                    else:
+                        data_key = self.repository.data_key(self.service, fields["key_id"])
+                    plain = self.unseal(data_key, f"wal/{system_id}/{timeline}/{fields['name']}", sealed)
+                    demand(len(plain) == fields["plain_bytes"], "has a wrong length")
+                    demand(hashlib.sha256(plain).hexdigest() == fields["plain_sha256"], "has a wrong SHA-256")
+                    return fields, plain
+            except Problem as problem:
+                note(f"WARNING {problem}")
+                reasons.append(str(problem))
+        raise Problem("; ".join(reasons))
+
+
+def runs(names: Iterable[str], segment_bytes: int) -> dict[str, list[list[int]]]:
+    """Return timeline -> [first, last] numbers of segments that follow each other; between two runs is a gap."""
+    found: dict[str, list[list[int]]] = {}
+    for name in sorted(names):
+        if len(name) == 24:
+            number = int(name[8:16], 16) * ((1 << 32) // segment_bytes) + int(name[16:], 16)
+            timeline = found.setdefault(name[:8], [])
+            if timeline and timeline[-1][1] == number - 1:
+                timeline[-1][1] = number
+            else:
+                timeline.append([number, number])
+    return found
+
+
+def segment_name(timeline: str, number: int, segment_bytes: int) -> str:
+    """Return the name of a WAL segment."""
+    high, low = divmod(number, (1 << 32) // segment_bytes)
+    return f"{timeline}{high:08X}{low:08X}"
+
+
+# --- Restoring ----------------------------------------------------------------------------------------------
+
+
+def check_entry(entry: Fields, before: bytes, folders: set[bytes]) -> None:
+    """Refuse an entry that could write outside the target or over another one."""
+    path, kind = entry["p"], entry["t"]
+    demand(not {b"", b".", b".."} & set(path.split(b"/")) and b"\0" not in path, "a path that leaves the target")
+    demand(path > before, "paths are repeated or not in order")
+    demand(posixpath.dirname(path) in folders, "does not lie in a folder of the snapshot")
+    demand(path not in (MARKER.encode(), WITHHELD, b"backup_label", b"tablespace_map"), "reserved name")
+    demand(kind in ("d", "f", "l"), f"unknown type {kind!r}")
+    demand(kind == "l" or 0 <= entry["m"] <= 0o7777, "impossible mode")
+    demand(kind != "l" or isinstance(entry["l"], bytes), "impossible link")
+
+
+def stays_inside(link: Fields) -> bool:
+    """Tell whether a link points to a place below the target folder."""
+    target, folder = link["l"], posixpath.dirname(link["p"])
+    ends = posixpath.normpath(posixpath.join(folder, target)).split(b"/")[0]
+    return bool(target) and b"\0" not in target and not posixpath.isabs(target) and ends != b".."
+
+
+def read_tree(component: Component, root: Piece) -> list[Fields]:
+    """Return all entries of a snapshot; every path is checked before anything is written."""
+    entries: list[Fields] = []
+    folders = {b""}
+    before = b""
+    for entry in component.entries(root):
+        with reading(shown(entry["p"])):
+            check_entry(entry, before, folders)
+            before = entry["p"]
+            if entry["t"] == "d":
+                folders.add(before)
+            entries.append(entry)
+    return entries
+
+
+@contextmanager
+def new_file(path: bytes, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """Create a file that is not there, following no link; it is durable when the block ends."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+        yield file
+        file.flush()
+        os.fchmod(file.fileno(), mode)
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: bytes) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def in_threads(what: str, work: Callable[[Value], None], items: list[Value]) -> None:
+    """Do the work for every item in a few threads; the first failure stops the rest and is raised."""
+    told = time.monotonic()
+    with ThreadPoolExecutor(THREADS) as pool:
+        futures = [pool.submit(work, item) for item in items]
+        try:
+            for done, future in enumerate(futures, 1):
+                future.result()
+                if done == len(futures) or time.monotonic() - told >= 5:
+                    told = time.monotonic()
+                    note(f"{what}: {done} of {len(futures)}")
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+
+def place_cluster(component: Component, entries: list[Fields], attachments: Fields, into: bytes) -> int:
+    """Write folders, files and links, pg_control under another name; return how many links were left out."""
+
+    def place(entry: Fields) -> None:
+        path = WITHHELD if entry["p"] == CONTROL else entry["p"]
+        with reading(shown(entry["p"])), new_file(into + b"/" + path, entry["m"]) as file:
+            at = 0
+            for piece in component.pieces(entry):
+                if piece.codec != 255:
+                    file.seek(at)
+                    file.write(component.record(b"d", piece))
+                at += piece.plain
+            file.truncate(entry["z"])
+
+    folders = [entry for entry in entries if entry["t"] == "d"]
+    for entry in folders:
+        os.mkdir(into + b"/" + entry["p"], 0o700)
+    in_threads("files", place, [entry for entry in entries if entry["t"] == "f"])
+    links = [entry for entry in entries if entry["t"] == "l"]
+    for entry in links:
+        if stays_inside(entry):
+            os.symlink(entry["l"], into + b"/" + entry["p"])
+        else:
+            note(f"LEFT OUT: the link {shown(entry['p'])} -> {shown(entry['l'])}, which leaves the target")
+    for name in ("backup_label", "tablespace_map"):
+        if attachments.get(name):
+            with new_file(into + b"/" + name.encode()) as file:
+                file.write(attachments[name])
+    for entry in reversed(folders):
+        sync_folder(into + b"/" + entry["p"])
+        os.chmod(into + b"/" + entry["p"], entry["m"])
+    return sum(not stays_inside(entry) for entry in links)
+
+
+def place_wal(component: Component, snapshot: Snapshot, into: Path) -> None:
+    """Write all WAL from the snapshot's start on, of all timelines, and refuse gaps by name."""
+    about = snapshot.header["postgres"]
+    size, timeline = about["segment_bytes"], f"{about['timeline']:08X}"
+    first, last = lsn(about["start_lsn"]) // size, (lsn(about["stop_lsn"]) - 1) // size
+    floor = segment_name("", first, size)
+    files = component.wal_files(str(about["system_id"]))
+    wanted = {
+        name: keys for name, keys in files.items() if len(name) < 24 or (name[:8] >= timeline and name[8:24] >= floor)
+    }
+
+    def place(name: str) -> None:
+        content = component.wal(wanted[name])[1]
+        with new_file(os.fsencode(into / name)) as file:
+            file.write(content)
+
+    in_threads("WAL files", place, list(wanted))
+    sync_folder(os.fsencode(into))
+    found = runs(wanted, size)
+    missing = []
+    for line, parts in found.items():
+        begin = first
+        if line > timeline and f"{line}.history" not in wanted:
+            missing.append(f"{line}.history")
+        elif line > timeline:
+            parent, switch = (into / f"{line}.history").read_text().strip().split("\n")[-1].split()[:2]
+            begin, parent_end = max(first, lsn(switch) // size), lsn(switch) // size - 1
+            ends = found.get(f"{int(parent):08X}", [[0, parent_end]])[-1]
+            if ends[1] < parent_end:
+                missing.append(f"{segment_name(f'{int(parent):08X}', ends[1] + 1, size)} and more before {line}")
+        if parts[0][0] > begin:
+            missing.append(f"{segment_name(line, begin, size)} to {segment_name(line, parts[0][0] - 1, size)}")
+        for (_, end), (start, _) in zip(parts, parts[1:]):  # noqa: B905, RUF007 - Python 3.9 has neither
+            missing.append(f"{segment_name(line, end + 1, size)} to {segment_name(line, start - 1, size)}")
+    if found.get(timeline, [[0, -1]])[0][1] < last:
+        missing.append(
+            f"{segment_name(timeline, first, size)} to {segment_name(timeline, last, size)}, all of which it needs"
+        )
+    demand(not missing, f"WAL is missing: {', '.join(missing)}. What there is was written; see RESTORE.md")
+
+
+def empty_folder(path: Path) -> None:
+    """Make the target, or accept one that is empty or holds nothing but our own marker."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    demand(set(os.listdir(path)) <= {MARKER}, f"{path} is not empty; nothing was written")
+
+
+def restore(component: Component, arguments: argparse.Namespace) -> int:
+    """Restore the files of a snapshot and, if asked, the WAL that follows it."""
+    snapshot, into, wal_into = component.choose(arguments.snapshot), arguments.into, arguments.wal_into
+    about = snapshot.header["postgres"]
+    note(f"snapshot {snapshot.id} of {snapshot.header['stopped_at']}, {snapshot.header['state']}")
+    for folder in [into] + ([wal_into] if wal_into else []):
+        empty_folder(folder)
+    marker = into / MARKER
+    marker.write_text("This restore did not finish. Do not start PostgreSQL here.\n")
+    try:
+        secret, packs = component.contents(snapshot)
+        demand(bool(secret["attachments"].get("backup_label")), f"{snapshot.key}: holds no backup_label")
+        places = {component.pack_path(*pack): size for pack, size in packs.items()}
+        folder = component.repository.folder
+        lost = [key for key in places if not (folder / key).is_file() or (folder / key).stat().st_size != places[key]]
+        demand(not lost, f"{len(lost)} packs are missing or cut short: {', '.join(lost[:50])}")
+        entries = read_tree(component, Piece(*secret["root"]))
+        demand(any(entry["p"] == CONTROL for entry in entries), f"{snapshot.key}: has no global/pg_control")
+        left_out = place_cluster(component, entries, secret["attachments"], os.fsencode(into))
+        if wal_into:
+            place_wal(component, snapshot, wal_into)
+        target = os.fsencode(into) + b"/"
+        os.rename(target + WITHHELD, target + CONTROL)
+        sync_folder(target + b"global")
+    except BaseException as error:
+        marker.write_text(f"This restore did not finish. Do not start PostgreSQL here.\n{error}\n")
+        raise
+    marker.unlink()
+    sync_folder(os.fsencode(into))
+    say(f"Restored {len(entries)} entries of {component.prefix}, snapshot {snapshot.id}, into {into}")
+    say(f"System identifier {about['system_id']}, timeline {about['timeline']}, from {about['start_lsn']}.")
+    if about["bad_pages"]:
+        say(f"ATTENTION: {about['bad_pages']} pages were bad on the server already: {secret['bad_pages'][:50]}")
+    if wal_into:
+        command = f'cp {shlex.quote(str(wal_into.resolve())).replace("%", "%%")}/%f "%p"'.replace("'", "''")
+        say("\nTo recover, write into postgresql.auto.conf of the restored folder:\n")
+        say(f"  restore_command = '{command}'")
+        say("  recovery_target_time = '2026-01-31 12:00:00+00'   # the instant you want, or no such line for the end")
+        say("  recovery_target_action = 'pause'                  # look first, then: select pg_wal_replay_resume()")
+        say(f"\nThen: touch {shlex.quote(str(into))}/recovery.signal, give the folder to the user postgres, start.")
+    return 3 if left_out else 0
+
+
+# --- The other commands -------------------------------------------------------------------------------------
+
+
+def show(component: Component) -> int:
+    """Print the snapshots and the WAL of a component; return how much of it is damaged."""
+    say(f"\n{component.service} / {component.name}")
+    bad = 0
+    for one in component.snapshots():
+        if isinstance(one, Problem):
+            bad += 1
+            say(f"  DAMAGED {one}")
+            continue
+        head, about = one.header, one.header["postgres"]
+        void = "  VOID (or the copy lost its file times)" if component.is_void(one) else ""
+        say(f"  snapshot {one.id}  {head['started_at']} to {head['stopped_at']}  {head['state']}{void}")
+        say(
+            f"    {about['start_lsn']} to {about['stop_lsn']}, timeline {about['timeline']}, system {about['system_id']}"
+        )
+    for system_id in component.repository.names(f"{component.prefix}/wal"):
+        files, size = component.wal_files(system_id), 0
+        times = {}
+        for name, keys in files.items():
+            try:
+                fields = component.wal(keys, body=False)[0]
+                times[name] = fields["last_write"]
+                size = fields["plain_bytes"] if len(name) == 24 else size
+            except Problem:
+                bad += 1
+        for timeline, parts in runs(times, size).items() if size else ():
+            for number, (first, last) in enumerate(parts):
+                begin, end = segment_name(timeline, first, size), segment_name(timeline, last, size)
+                gap = "  GAP BEFORE THIS" if number else ""
+                say(f"  WAL of {system_id}: {begin} to {end}, written {times[begin]} to {times[end]}{gap}")
+    return bad
+
+
+def verify(component: Component) -> int:
+    """Read everything of a component: packs, trees, WAL; return how much of it is damaged."""
+    bad: list[str] = []
+
+    def check(work: Callable[[], object]) -> None:
+        try:
+            with reading(component.prefix):
+                work()
+        except Problem as problem:
+            bad.append(str(problem))
+            note(f"DAMAGED {problem}")
+
+    def check_pack(pack: tuple[bytes, bytes]) -> None:
+        check(lambda: [component.record(pack[0], piece) for piece in component.footer(*pack)])
+
+    def check_snapshot(snapshot: Snapshot) -> None:
+        secret, packs = component.contents(snapshot)
+        for entry in read_tree(component, Piece(*secret["root"])):
+            for piece in component.pieces(entry) if entry["t"] == "f" else ():
+                if piece.codec != 255:
+                    demand((b"d", piece.pack) in packs, f"{snapshot.key}: pack {piece.pack.hex()} is not listed")
+                    same = component.footer(b"d", piece.pack)[piece.ordinal] == piece
+                    demand(same, f"{snapshot.key}: {shown(entry['p'])} names a record that is not there")
+
+    packs = []
+    for kind, folder in ((b"d", "packs"), (b"n", "nodes")):
+        for prefix in component.repository.names(f"{component.prefix}/{folder}"):
+            for name in component.repository.names(f"{component.prefix}/{folder}/{prefix}"):
+                packs.append((kind, bytes.fromhex(name)))
+    in_threads(f"{component.prefix} packs", check_pack, packs)
+    for one in component.snapshots():
+        if isinstance(one, Problem):
+            bad.append(str(one))
+            note(f"DAMAGED {one}")
+        else:
+            check(lambda one=one: check_snapshot(one))
+    for system_id in component.repository.names(f"{component.prefix}/wal"):
+        files = component.wal_files(system_id).values()
+        in_threads(f"{component.prefix} WAL files", lambda keys: check(lambda: component.wal(keys)), list(files))
+    say(f"{component.prefix}: {len(packs)} packs, {len(bad)} problems")
+    return len(bad)
+
+
+def arguments_of(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repository", required=True, type=Path, help="the repository as a local folder")
+    parser.add_argument("--identity", help="file with the age identity (not needed for list)")
+    parser.add_argument("--trust", action="append", default=[], help="ed25519:HEX, a signer to believe; repeatable")
+    parser.add_argument("--age", default="age", help="the program age, or rage")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("list", "restore", "wal", "verify"):
+        command = commands.add_parser(name)
+        command.add_argument("--service", required=name in ("restore", "wal"))
+        command.add_argument("--component")
+        if name == "restore":
+            command.add_argument("--snapshot", default="latest", help="id of a snapshot; the latest if not given")
+            command.add_argument("--into", required=True, type=Path, help="new or empty folder for the cluster")
+            command.add_argument("--wal-into", type=Path, help="new or empty folder for the WAL that follows")
+        if name == "wal":
+            command.add_argument("name", help="name of the WAL file")
+            command.add_argument("--system-id", help="needed if the component has had several clusters")
+            command.add_argument("--to", required=True, type=Path, help="file to create")
+    return parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the command line asks for and return the exit status."""
+    repository = Repository(arguments.repository, arguments.trust, arguments.identity, arguments.age)
+    checked = "are checked" if optional("blake3") else "are NOT checked (no package blake3); AES-GCM and SHA-256 are"
+    note(f"repository {repository.id}; zstd: {find_zstd().__name__}; BLAKE3 chunk ids {checked}")
+    found = [
+        Component(repository, service, name)
+        for service in repository.names("s")
+        for name in repository.names(f"s/{service}")
+        if arguments.service in (None, service) and arguments.component in (None, name)
+    ]
+    demand(bool(found), "no such service or component; `list` shows them")
+    if arguments.command in ("list", "verify"):
+        work = show if arguments.command == "list" else verify
+        return min(1, sum([work(component) for component in found]))
+    demand(len(found) == 1, f"name one with --component: {', '.join(one.name for one in found)}")
+    if arguments.command == "restore":
+        return restore(found[0], arguments)
+    systems = [arguments.system_id] if arguments.system_id else repository.names(f"{found[0].prefix}/wal")
+    keys = [found[0].wal_files(one).get(arguments.name, []) for one in systems]
+    keys = [one for one in keys if one]
+    demand(
+        len(keys) == 1, f"{arguments.name}: {'in several clusters, name one with --system-id' if keys else 'missing'}"
+    )
+    content = found[0].wal(keys[0])[1]
+    with new_file(os.fsencode(arguments.to)) as file:
+        file.write(content)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run; every failure is one line on stderr and an exit status that is not 0."""
+    try:
+        return run(arguments_of(argv))
+    except (Problem, OSError) as problem:
+        note(f"FAILED: {problem}")
+        return 1
+    except KeyboardInterrupt:
+        note("INTERRUPTED")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

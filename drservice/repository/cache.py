@@ -1,0 +1,174 @@
+"""The writing host's memory of its last snapshot: what makes the next one incremental.
+
+One SQLite file per component below ``state_dir/cache``. It holds plain metadata (paths, chunk ids, places), never
+file content, and may be deleted at the price of a full upload. A run reads the old file and stages a new one beside
+it, which replaces the old one only after the snapshot is committed.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import msgpack
+
+from drservice.model.ids import KeyId
+from drservice.processes import inherit_owner, make_folder
+from drservice.repository.chunktable import ChunkTable, live_bytes
+from drservice.repository.nodes import NodeRef, decode_leaf
+
+_SCHEMA = """
+create table meta (name text primary key, value text not null) without rowid;
+create table entries (path blob primary key, body blob not null) without rowid;
+create table nodes (id blob primary key, ref blob, leaf blob, usage blob) without rowid;
+create table packs (name blob primary key, kind text not null, key_id text not null, stored integer not null)
+  without rowid;
+"""
+_FORMAT = "1"
+
+
+class SnapshotCache:
+    """The cache of the last committed snapshot, open for reading."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._db = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+
+    @classmethod
+    def open(cls, path: Path, *, identity: Mapping[str, str]) -> SnapshotCache | None:
+        """Open the cache if it exists, is readable and was made for the same repository and component."""
+        if not path.exists():
+            return None
+        try:
+            cache = cls(path)
+            meta = cache.meta()
+        except sqlite3.DatabaseError:
+            # Only a cache: the snapshot becomes a full upload, and the file is replaced at its end.
+            return None
+        if meta.get("format") != _FORMAT or any(meta.get(name) != value for name, value in identity.items()):
+            cache.close()
+            return None
+        return cache
+
+    def meta(self) -> dict[str, str]:
+        """Return the facts the snapshot was stored with."""
+        return dict(self._db.execute("select name, value from meta"))
+
+    def entry(self, path: bytes) -> bytes | None:
+        """Return the encoded entry of a path."""
+        row = self._db.execute("select body from entries where path = ?", (path,)).fetchone()
+        return row[0] if row else None
+
+    def leaf(self, node_id: bytes) -> ChunkTable | None:
+        """Return the chunk table of a leaf."""
+        row = self._db.execute("select leaf from nodes where id = ?", (node_id,)).fetchone()
+        return decode_leaf(row[0], "a cached leaf") if row and row[0] is not None else None
+
+    def node(self, node_id: bytes) -> NodeRef | None:
+        """Return where a node is stored."""
+        row = self._db.execute("select ref from nodes where id = ?", (node_id,)).fetchone()
+        return NodeRef.from_list(msgpack.unpackb(row[0]), "a cached node") if row and row[0] is not None else None
+
+    def usage(self, node_id: bytes) -> dict[bytes, int] | None:
+        """Return the stored bytes a leaf uses of each pack."""
+        row = self._db.execute("select usage from nodes where id = ?", (node_id,)).fetchone()
+        return dict(msgpack.unpackb(row[0])) if row and row[0] is not None else None
+
+    def packs(self) -> Iterator[tuple[bytes, str, KeyId, int]]:
+        """Yield (name, kind, key id, stored bytes) of every pack the snapshot uses."""
+        return iter(self._db.execute("select name, kind, key_id, stored from packs"))
+
+    def close(self) -> None:
+        """Release the file."""
+        self._db.close()
+
+
+class StagedCache:
+    """The cache of a snapshot that is being written."""
+
+    def __init__(self, final: Path, *, old: SnapshotCache | None) -> None:
+        self._final = final
+        self._path = final.with_suffix(".staged")
+        self._old = old
+        make_folder(final.parent)
+        self._remove()
+        # Nothing here must survive a crash before publish(), which makes the file durable as a whole.
+        self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        self._db.executescript("pragma journal_mode = off; pragma synchronous = off; begin;" + _SCHEMA)
+
+    def put_entry(self, path: bytes, body: bytes) -> None:
+        """Stage an entry; a later one for the same path replaces it."""
+        self._db.execute("insert or replace into entries values (?, ?)", (path, body))
+
+    def drop_entry(self, path: bytes) -> None:
+        """Forget an entry (the file vanished)."""
+        self._db.execute("delete from entries where path = ?", (path,))
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (path, body) in order of path."""
+        return iter(self._db.execute("select path, body from entries order by path"))
+
+    def put_leaf(self, node_id: bytes, body: bytes, table: ChunkTable) -> None:
+        """Stage a leaf whose place is not known yet."""
+        usage = msgpack.packb(list(live_bytes(table).items()))
+        self._db.execute(
+            "insert into nodes values (?, null, ?, ?)"
+            " on conflict (id) do update set leaf = excluded.leaf, usage = excluded.usage",
+            (node_id, body, usage),
+        )
+
+    def put_place(self, ref: NodeRef) -> None:
+        """Record where a node is stored."""
+        packed = msgpack.packb(ref.to_list())
+        self._db.execute(
+            "insert into nodes values (?, ?, null, null) on conflict (id) do update set ref = excluded.ref",
+            (ref.node_id, packed),
+        )
+
+    def keep_leaf(self, node_id: bytes) -> dict[bytes, int] | None:
+        """Carry a leaf over from the old cache; return its use of packs, ``None`` if nobody knows it."""
+        row = self._db.execute("select usage from nodes where id = ? and leaf is not null", (node_id,)).fetchone()
+        if row is None and self._old is not None:
+            old = self._old._db.execute(  # noqa: SLF001  # the two classes share one file format
+                "select id, ref, leaf, usage from nodes where id = ? and leaf is not null", (node_id,)
+            ).fetchone()
+            if old is not None:
+                self._db.execute("insert or replace into nodes values (?, ?, ?, ?)", old)
+                row = (old[3],)
+        return dict(msgpack.unpackb(row[0])) if row and row[0] is not None else None
+
+    def node(self, node_id: bytes) -> NodeRef | None:
+        """Return where a node is stored, from this run or the last snapshot."""
+        row = self._db.execute("select ref from nodes where id = ?", (node_id,)).fetchone()
+        if row and row[0] is not None:
+            return NodeRef.from_list(msgpack.unpackb(row[0]), "a staged node")
+        return self._old.node(node_id) if self._old is not None else None
+
+    def put_pack(self, name: bytes, kind: str, key_id: KeyId, stored_bytes: int) -> None:
+        """Record a pack the snapshot uses."""
+        self._db.execute("insert or replace into packs values (?, ?, ?, ?)", (name, kind, key_id, stored_bytes))
+
+    def publish(self, meta: Mapping[str, str]) -> None:
+        """Replace the old cache, durably; call it after the snapshot is committed."""
+        self._db.executemany("insert or replace into meta values (?, ?)", [*meta.items(), ("format", _FORMAT)])
+        self._db.execute("commit")
+        self._db.close()
+        descriptor = os.open(self._path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        inherit_owner(self._path)
+        self._path.replace(self._final)
+
+    def discard(self) -> None:
+        """Throw the staged file away."""
+        self._db.close()
+        self._remove()
+
+    def _remove(self) -> None:
+        with suppress(FileNotFoundError):
+            self._path.unlink()

@@ -1,0 +1,128 @@
+"""The run journal: what a killed backup had already uploaded, so that the next one re-uses it.
+
+Each worker appends one frame per acknowledged pack to a file of its own. A torn last frame is ignored by its CRC. The
+journal is only an aid: losing it costs uploads, never data.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from drservice.model.ids import KeyId
+from drservice.processes import inherit_owner, make_folder
+from drservice.repository.chunktable import ChunkRow
+from drservice.repository.pack import TABLE_ROW, ClosedPack
+
+_FRAME = struct.Struct(">4sII")
+_FACTS = struct.Struct(">32s26sQ")
+_MAGIC = b"DRJ1"
+_SCHEMA = """
+create table chunks (id blob primary key, pack blob not null, ordinal integer not null, start integer not null,
+  stored integer not null, plain integer not null, codec integer not null) without rowid;
+create table packs (name blob primary key, key_id text not null, stored integer not null) without rowid;
+"""
+
+
+class JournalWriter:
+    """Appends acknowledged packs to one file."""
+
+    def __init__(self, path: Path, key_id: KeyId) -> None:
+        self._key_id = key_id
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        inherit_owner(path)
+
+    def append(self, pack: ClosedPack) -> None:
+        """Record one pack."""
+        payload = _FACTS.pack(pack.name, self._key_id.encode(), pack.stored_bytes) + pack.table
+        os.write(self._descriptor, _FRAME.pack(_MAGIC, zlib.crc32(payload), len(payload)) + payload)
+
+    def close(self) -> None:
+        """Release the file."""
+        os.close(self._descriptor)
+
+
+class ResumeIndex:
+    """Chunks of an interrupted run, looked up by id. Read-only and shared by all workers."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+
+    def find(self, chunk_id: bytes) -> tuple[bytes, ChunkRow] | None:
+        """Return (pack name, row) of a chunk that is stored already."""
+        row = self._db.execute(
+            "select pack, ordinal, start, stored, plain, codec from chunks where id = ?", (chunk_id,)
+        ).fetchone()
+        if row is None:
+            return None
+        return row[0], ChunkRow(chunk_id, 0, *row[1:])
+
+    def packs(self) -> Iterator[tuple[bytes, KeyId, int]]:
+        """Yield (name, key id, stored bytes) of the packs of the interrupted run."""
+        return iter(self._db.execute("select name, key_id, stored from packs"))
+
+    def close(self) -> None:
+        """Release the file."""
+        self._db.close()
+
+
+class JournalFolder:
+    """The journals of one component below ``state_dir/journal``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._index_path = folder / "resume.sqlite"
+
+    def begin(self) -> Path | None:
+        """Make ready for a run: index what an interrupted one left and return the index, or ``None``.
+
+        The old journals stay until :meth:`clear`, so that a second interruption loses nothing either.
+        """
+        make_folder(self.folder, mode=0o700)
+        journals = sorted(self.folder.glob("*.journal"))
+        self._index_path.unlink(missing_ok=True)
+        if not journals:
+            return None
+        database = sqlite3.connect(self._index_path, isolation_level=None)
+        try:
+            database.executescript("pragma journal_mode = off; pragma synchronous = off; begin;" + _SCHEMA)
+            for path in journals:
+                for name, key_id, stored, table in _frames(path):
+                    database.execute("insert or ignore into packs values (?, ?, ?)", (name, key_id, stored))
+                    database.executemany(
+                        "insert or ignore into chunks values (?, ?, ?, ?, ?, ?, ?)",
+                        [
+                            (chunk, name, ordinal, start, length, plain, codec)
+                            for ordinal, (chunk, start, length, plain, codec) in enumerate(TABLE_ROW.iter_unpack(table))
+                        ],
+                    )
+            database.execute("commit")
+        finally:
+            database.close()
+        return self._index_path
+
+    def writer(self, name: str, key_id: KeyId) -> JournalWriter:
+        """Open the journal of one worker."""
+        return JournalWriter(self.folder / f"{name}.journal", key_id)
+
+    def clear(self) -> None:
+        """Forget everything: the run is committed."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _frames(path: Path) -> Iterator[tuple[bytes, str, int, bytes]]:
+    data = path.read_bytes()
+    position = 0
+    while position + _FRAME.size <= len(data):
+        magic, checksum, length = _FRAME.unpack_from(data, position)
+        payload = data[position + _FRAME.size : position + _FRAME.size + length]
+        if magic != _MAGIC or len(payload) != length or zlib.crc32(payload) != checksum:
+            return
+        name, key_id, stored = _FACTS.unpack_from(payload)
+        yield name, key_id.decode(), stored, payload[_FACTS.size :]
+        position += _FRAME.size + length

@@ -1,0 +1,210 @@
+"""Data keys: made fresh, wrapped for the recipients, forgotten; opened only where an identity is.
+
+Backup hosts hold public keys only: what they wrote yesterday they cannot decrypt today (docs/format.md, section 4).
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import pyrage
+
+from drservice.canonical import Json
+from drservice.credentials import resolve
+from drservice.errors import (
+    ConfigurationError,
+    FormatError,
+    KeyProblemError,
+    MissingObjectError,
+    NoIdentityError,
+    WrongIdentityError,
+)
+from drservice.model.ids import KeyId, RepositoryId, ServiceName, make_ulid
+from drservice.objectstore.interface import ObjectStore
+from drservice.repository import layout
+from drservice.repository.envelope import HostKey, Trust, read_object, write_envelope
+
+DATA_KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class DataKey:
+    """A data key in memory."""
+
+    id: KeyId
+    secret: bytes
+
+
+def make_data_key(now: datetime) -> DataKey:
+    """Make a fresh 256-bit data key."""
+    return DataKey(id=KeyId(make_ulid(now, os.urandom(10))), secret=os.urandom(DATA_KEY_BYTES))
+
+
+def wrap(secret: bytes, recipients: Sequence[str]) -> bytes:
+    """Encrypt a data key to all recipients (age).
+
+    Raises:
+        ConfigurationError: no recipient, or one that is none.
+    """
+    if not recipients:
+        raise ConfigurationError(
+            "no recipients are configured", hint="Set repository.recipients; `drservice init` makes a pair."
+        )
+    parsed = []
+    for recipient in recipients:
+        try:
+            parsed.append(pyrage.x25519.Recipient.from_str(recipient))
+        except pyrage.RecipientError as error:
+            raise ConfigurationError(f"{recipient} is no age recipient") from error
+    wrapped: bytes = pyrage.encrypt(secret, parsed)
+    return wrapped
+
+
+def make_identity() -> tuple[str, str]:
+    """Make an age identity and return (secret text, recipient)."""
+    identity = pyrage.x25519.Identity.generate()
+    return str(identity), str(identity.to_public())
+
+
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """Loaded age identities. Without any, nothing can be read."""
+
+    _items: tuple[object, ...] = ()
+    recipients: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, references: Iterable[str]) -> Identities:
+        """Load identities from secret references; a file may hold several, with comments.
+
+        Raises:
+            SecretError: a reference cannot be resolved.
+            KeyProblemError: the content is no age identity.
+        """
+        items: list[object] = []
+        recipients: list[str] = []
+        for reference in references:
+            lines = [
+                line.strip()
+                for line in resolve(reference).reveal().splitlines()
+                if line.strip() and not line.startswith("#")
+            ]
+            if not lines:
+                raise KeyProblemError(f"{reference} holds no age identity")
+            for line in lines:
+                try:
+                    identity = pyrage.x25519.Identity.from_str(line)
+                except pyrage.IdentityError as error:
+                    raise KeyProblemError(
+                        f"{reference} holds a line that is no age identity (AGE-SECRET-KEY-1...)"
+                    ) from error
+                items.append(identity)
+                recipients.append(str(identity.to_public()))
+        return cls(tuple(items), tuple(recipients))
+
+    def unwrap(self, wrapped: bytes | memoryview, what: str) -> bytes:
+        """Open a wrapped data key.
+
+        Raises:
+            NoIdentityError: no identity here.
+            WrongIdentityError: none of them opens it.
+            FormatError: it opens, but is no data key.
+        """
+        if not self._items:
+            raise NoIdentityError(f"{what} can only be read with an identity, and none is configured here")
+        try:
+            secret: bytes = pyrage.decrypt(bytes(wrapped), list(self._items))
+        except pyrage.DecryptError as error:
+            raise WrongIdentityError(f"none of the {len(self._items)} identities here opens {what}") from error
+        if len(secret) != DATA_KEY_BYTES:
+            raise FormatError(f"{what} holds {len(secret)} bytes instead of a 32-byte data key")
+        return secret
+
+
+@dataclass(slots=True)
+class Keyring:
+    """The data keys of a repository: stores wrappings, opens and remembers them for this process."""
+
+    store: ObjectStore
+    repository: RepositoryId
+    trust: Trust
+    identities: Identities
+    _open: dict[KeyId, bytes] = field(default_factory=dict)
+
+    def publish(
+        self, key: DataKey, *, service: ServiceName, recipients: Sequence[str], signer: HostKey, now: datetime
+    ) -> None:
+        """Store the wrapping of a new data key; call it before the first object that uses the key.
+
+        Raises:
+            ConfigurationError: no usable recipient.
+            ObjectStoreError: it could not be stored.
+        """
+        object_key = layout.data_key_key(service, key.id, make_ulid(now, os.urandom(10)))
+        fields: dict[str, Json] = {"key_id": key.id, "service": service, "recipients": list(recipients)}
+        self.store.create(
+            object_key,
+            write_envelope(
+                signer=signer,
+                repository=self.repository,
+                key=object_key,
+                kind="key",
+                fields=fields,
+                body=[wrap(key.secret, recipients)],
+                now=now,
+            ),
+        )
+
+    def remember(self, key: DataKey) -> None:
+        """Keep a key made here for the rest of this process."""
+        self._open[key.id] = key.secret
+
+    def adopt(self, secrets: Iterable[tuple[str, bytes]]) -> None:
+        """Take over data keys that another process of this run has opened."""
+        self._open.update({KeyId(key_id): secret for key_id, secret in secrets})
+
+    def exists(self, key_id: KeyId, *, service: ServiceName) -> bool:
+        """Tell whether at least one wrapping of the key is stored."""
+        return next(self.store.list(layout.data_key_prefix(service, key_id)), None) is not None
+
+    def secret(self, key_id: KeyId, *, service: ServiceName) -> bytes:
+        """Return the data key.
+
+        Raises:
+            MissingObjectError: no wrapping is stored.
+            NoIdentityError, WrongIdentityError: it cannot be opened here.
+        """
+        known = self._open.get(key_id)
+        if known is not None:
+            return known
+        problem: KeyProblemError | None = None
+        for info in self.store.list(layout.data_key_prefix(service, key_id)):
+            envelope, body = read_object(
+                lambda key=info.key: self.store.read_versions(key),  # type: ignore[misc]  # bound per loop
+                trust=self.trust,
+                repository=self.repository,
+                key=info.key,
+                kind="key",
+            )
+            if envelope.text("key_id") != key_id:
+                raise FormatError(f"{info.key} wraps another key ({envelope.text('key_id')})")
+            try:
+                secret = self.identities.unwrap(body, f"data key {key_id}")
+            except KeyProblemError as error:
+                problem = error
+                continue
+            self._open[key_id] = secret
+            return secret
+        raise problem or MissingObjectError(f"data key {key_id} of service {service} is not in the repository")
+
+    def unwrap_inline(self, encoded: str, what: str) -> bytes:
+        """Open a data key that travels base64-encoded in an object's own header."""
+        try:
+            wrapped = base64.b64decode(encoded, validate=True)
+        except ValueError as error:
+            raise FormatError(f"{what} has an unreadable wrapped key") from error
+        return self.identities.unwrap(wrapped, what)

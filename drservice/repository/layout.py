@@ -1,0 +1,64 @@
+"""The names of all objects (docs/format.md, section 1). Pure."""
+
+from __future__ import annotations
+
+from drservice.model.ids import ComponentName, KeyId, ServiceName, SnapshotId, SystemId
+from drservice.model.wal import Timeline
+
+REPOSITORY_FILE = "drservice-repository.json"
+BREAKGLASS_SCRIPT = "restore.py"
+BREAKGLASS_TEXT = "RESTORE.md"
+
+
+def component_prefix(service: ServiceName, component: ComponentName) -> str:
+    """Return the prefix of everything one component owns."""
+    return f"s/{service}/{component}/"
+
+
+def pack_key(service: ServiceName, component: ComponentName, kind: str, name: str) -> str:
+    """Return the key of a pack; ``kind`` is ``packs`` or ``nodes``, ``name`` its hex SHA-256."""
+    return f"s/{service}/{component}/{kind}/{name[:2]}/{name}"
+
+
+def pack_prefix(service: ServiceName, component: ComponentName, kind: str) -> str:
+    """Return the prefix of all packs of one kind."""
+    return f"s/{service}/{component}/{kind}/"
+
+
+def snapshot_key(service: ServiceName, component: ComponentName, snapshot: SnapshotId) -> str:
+    """Return the key of a snapshot's commit object."""
+    return f"s/{service}/{component}/snapshots/{snapshot}"
+
+
+def snapshot_prefix(service: ServiceName, component: ComponentName) -> str:
+    """Return the prefix of all snapshots of a component."""
+    return f"s/{service}/{component}/snapshots/"
+
+
+def data_key_prefix(service: ServiceName, key_id: KeyId | None = None) -> str:
+    """Return the prefix of the wrappings of one data key, or of all keys of a service."""
+    return f"keys/{service}/{key_id}/" if key_id else f"keys/{service}/"
+
+
+def data_key_key(service: ServiceName, key_id: KeyId, ulid: str) -> str:
+    """Return the key of one wrapping of a data key."""
+    return f"{data_key_prefix(service, key_id)}{ulid}.age"
+
+
+def wal_prefix(service: ServiceName, component: ComponentName, system_id: SystemId | None = None) -> str:
+    """Return the prefix of all WAL of a component, or of one cluster lineage of it."""
+    base = f"s/{service}/{component}/wal/"
+    return f"{base}{system_id}/" if system_id else base
+
+
+def wal_key(service: ServiceName, component: ComponentName, system_id: SystemId, timeline: Timeline, name: str) -> str:
+    """Return the key of a WAL file."""
+    return f"{wal_prefix(service, component, system_id)}{timeline:08X}/{name}"
+
+
+def service_of(key: str) -> ServiceName | None:
+    """Return the service a key belongs to, ``None`` for objects of the whole repository."""
+    parts = key.split("/")
+    if len(parts) >= 2 and parts[0] in {"s", "keys"}:
+        return ServiceName(parts[1])
+    return None

@@ -1,0 +1,225 @@
+"""Reading a snapshot: its tree, its files, and the plan of what to fetch from which pack."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from drservice.errors import DamagedObjectError, MissingObjectError, ObjectNotFoundError
+from drservice.model.snapshot import SnapshotRecord
+from drservice.objectstore.interface import ObjectStore
+from drservice.repository import layout
+from drservice.repository.chunktable import ChunkRow, ChunkTable
+from drservice.repository.keys import Keyring
+from drservice.repository.nodes import Entry, EntryKind, NodeRef, decode_leaf, walk
+from drservice.repository.pack import NODE_KIND, PackHead, pack_record_key, read_head
+from drservice.repository.records import CODEC_ZERO, RecordKey, Scope, open_record
+from drservice.repository.snapshots import OpenedSnapshot, SnapshotSecret
+
+_NODE_PACKS_KEPT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PackBody:
+    """A whole pack in memory, its key derived."""
+
+    head: PackHead
+    key: RecordKey
+    data: bytes
+
+
+class SnapshotReader:
+    """Reads one snapshot. Needs an identity."""
+
+    def __init__(self, store: ObjectStore, *, scope: Scope, keyring: Keyring, opened: OpenedSnapshot) -> None:
+        self._store = store
+        self._scope = scope
+        self._keyring = keyring
+        self._opened = opened
+        self._secret = opened.secret(keyring, scope)
+        self._node_packs: OrderedDict[bytes, PackBody] = OrderedDict()
+        self._known = {use.name: use for use in (*opened.packs.data, *opened.packs.nodes)}
+
+    @property
+    def record(self) -> SnapshotRecord:
+        """The public part."""
+        return self._opened.record
+
+    @property
+    def secret(self) -> SnapshotSecret:
+        """The decrypted part."""
+        return self._secret
+
+    def pack_bytes(self, name: bytes) -> int:
+        """Return the stored size of a pack.
+
+        Raises:
+            DamagedObjectError: the snapshot does not list it.
+        """
+        use = self._known.get(name.hex())
+        if use is None:
+            raise DamagedObjectError(f"the tree refers to pack {name.hex()[:16]}, which the snapshot does not list")
+        return use.stored_bytes
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield all entries in order of path.
+
+        Raises:
+            DamagedObjectError, MissingObjectError, FormatError: the tree cannot be read as a whole.
+        """
+        return walk(self._secret.root, self._node)
+
+    def tables(self, entry: Entry) -> Iterator[ChunkTable]:
+        """Yield the chunk tables of a file, in order; their lengths add up to its size.
+
+        Raises:
+            DamagedObjectError: they do not.
+        """
+        what = entry.path.decode("utf-8", "backslashreplace")
+        if entry.kind is not EntryKind.FILE:
+            return
+        if entry.inline is not None:
+            yield entry.inline
+            return
+        total = 0
+        for number, leaf in enumerate(entry.leaves):
+            table = decode_leaf(self._node(leaf), what)
+            table.validate(chunk_bytes=entry.chunk_bytes, what=what)
+            part = table.plain_bytes()
+            if number < len(entry.leaves) - 1 and part % entry.chunk_bytes:
+                raise DamagedObjectError(f"the chunks of {what} leave a hole")
+            total += part
+            yield table
+        if total != entry.size:
+            raise DamagedObjectError(f"the chunks of {what} make {total} bytes instead of {entry.size}")
+
+    def read_file(self, entry: Entry) -> bytes:
+        """Return the content of a small file.
+
+        Raises:
+            DamagedObjectError, MissingObjectError: naming the file.
+        """
+        pieces: list[bytes | memoryview] = []
+        for table in self.tables(entry):
+            for row in table:
+                if row.codec == CODEC_ZERO:
+                    pieces.append(bytes(row.plain_length))
+                else:
+                    pieces.append(self._chunk(table.packs[row.pack_index], row))
+        return b"".join(pieces)
+
+    def _chunk(self, pack: bytes, row: ChunkRow) -> bytes | memoryview:
+        opener = PackOpener(self._store, scope=self._scope, keyring=self._keyring)
+        return opener.chunk(pack, row)
+
+    def _node(self, ref: NodeRef) -> bytes | memoryview:
+        pack = self._node_packs.get(ref.pack)
+        if pack is None:
+            pack = self._load_node_pack(ref.pack)
+            self._node_packs[ref.pack] = pack
+            while len(self._node_packs) > _NODE_PACKS_KEPT:
+                self._node_packs.popitem(last=False)
+        else:
+            self._node_packs.move_to_end(ref.pack)
+        stored = memoryview(pack.data)[ref.offset : ref.offset + ref.stored_length]
+        plain = open_record(
+            pack.key,
+            stored,
+            kind=NODE_KIND,
+            ordinal=ref.ordinal,
+            plain_length=ref.plain_length,
+            codec=ref.codec,
+            chunk_id=ref.node_id,
+            where=lambda: f"node {ref.node_id.hex()[:16]} in pack {ref.pack.hex()[:16]}",
+        )
+        if blake3(plain).digest() != ref.node_id:
+            raise DamagedObjectError(f"node {ref.node_id.hex()[:16]} does not have the content its id says")
+        return plain
+
+    def _load_node_pack(self, name: bytes) -> PackBody:
+        self.pack_bytes(name)
+        return load_pack(self._store, name, kind="nodes", scope=self._scope, keyring=self._keyring)
+
+
+def load_pack(store: ObjectStore, name: bytes, *, kind: str, scope: Scope, keyring: Keyring) -> PackBody:
+    """Read a whole pack, check it against its name and derive its key.
+
+    Raises:
+        MissingObjectError: it is not in the store.
+        DamagedObjectError: its bytes do not have the hash that is its name.
+    """
+    text = name.hex()
+    key = layout.pack_key(scope.service, scope.component, kind, text)
+    try:
+        data = store.read(key)
+    except ObjectNotFoundError as error:
+        raise MissingObjectError(f"pack {text[:16]} is not in the repository ({key})") from error
+    if hashlib.sha256(data).digest() != name:
+        raise DamagedObjectError(
+            f"pack {text[:16]} was changed: its bytes do not have the hash that is its name ({key})"
+        )
+    head = read_head(data, key)
+    secret = keyring.secret(head.key_id, service=scope.service)
+    return PackBody(head=head, key=pack_record_key(head, secret, scope, key), data=data)
+
+
+class PackOpener:
+    """Reads single chunks from data packs by range; remembers the keys of the packs it met."""
+
+    def __init__(self, store: ObjectStore, *, scope: Scope, keyring: Keyring) -> None:
+        self._store = store
+        self._scope = scope
+        self._keyring = keyring
+        self._keys: dict[bytes, RecordKey] = {}
+
+    def record_key(self, pack: bytes, head: bytes | memoryview | None = None) -> RecordKey:
+        """Return the key of a pack, from its first 104 bytes (read if not at hand)."""
+        known = self._keys.get(pack)
+        if known is None:
+            what = f"pack {pack.hex()[:16]}"
+            parsed = read_head(head if head is not None else self.read(pack, 0, 104), what)
+            secret = self._keyring.secret(parsed.key_id, service=self._scope.service)
+            known = self._keys[pack] = pack_record_key(parsed, secret, self._scope, what)
+        return known
+
+    def read(self, pack: bytes, offset: int, length: int | None) -> bytes:
+        """Read a range of a pack (the whole for ``None``).
+
+        Raises:
+            MissingObjectError: the pack is not in the store.
+        """
+        name = pack.hex()
+        key = layout.pack_key(self._scope.service, self._scope.component, "packs", name)
+        try:
+            return self._store.read(key, offset=offset, length=length)
+        except ObjectNotFoundError as error:
+            raise MissingObjectError(f"pack {name[:16]} is not in the repository ({key})") from error
+
+    def chunk(self, pack: bytes, row: ChunkRow) -> bytes | memoryview:
+        """Return one chunk."""
+        return open_chunk(self.record_key(pack), self.read(pack, row.offset, row.stored_length), pack, row)
+
+
+def open_chunk(key: RecordKey, stored: bytes | memoryview, pack: bytes, row: ChunkRow) -> bytes | memoryview:
+    """Decrypt, decompress and check one chunk.
+
+    Raises:
+        DamagedObjectError: naming the pack.
+    """
+    plain = open_record(
+        key,
+        stored,
+        kind=b"d",
+        ordinal=row.ordinal,
+        plain_length=row.plain_length,
+        codec=row.codec,
+        chunk_id=row.chunk_id,
+        where=lambda: f"record {row.ordinal} of pack {pack.hex()[:16]}",
+    )
+    if blake3(plain).digest() != row.chunk_id:
+        raise DamagedObjectError(f"record {row.ordinal} of pack {pack.hex()[:16]} is not the chunk it should be")
+    return plain

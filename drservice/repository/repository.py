@@ -1,0 +1,304 @@
+"""The repository as the rest of the program sees it: created, opened, and asked for its parts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from drservice.canonical import Json, canonical_bytes
+from drservice.clock import Clock, to_iso
+from drservice.errors import (
+    FormatError,
+    KeyProblemError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    RepositoryExistsError,
+    RepositoryMissingError,
+)
+from drservice.model.estate import SignerSettings
+from drservice.model.ids import (
+    ComponentName,
+    RepositoryId,
+    ServiceName,
+    SnapshotId,
+    is_ulid,
+    make_ulid,
+)
+from drservice.objectstore.interface import ObjectStore
+from drservice.repository import layout
+from drservice.repository.envelope import HostKey, Trust
+from drservice.repository.keys import Identities, Keyring
+from drservice.repository.reader import SnapshotReader
+from drservice.repository.records import Scope
+from drservice.repository.snapshots import (
+    OpenedSnapshot,
+    SnapshotListing,
+    list_snapshots,
+    open_snapshot,
+)
+from drservice.repository.walarchive import WalArchive
+from drservice.repository.writer import SnapshotWriter, WriterContext
+
+FORMAT = 1
+_CONTEXT = b"drservice repository v1\n"
+_ALGORITHMS: dict[str, Json] = {
+    "cipher": "aes-256-gcm",
+    "compression": "zstd",
+    "chunk": "blake3",
+    "pack": "sha256",
+    "signature": "ed25519",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Created:
+    """What ``init`` tells people to keep: the id, and the hashes of the break-glass files."""
+
+    repository: RepositoryId
+    script_sha256: str
+    text_sha256: str
+
+
+def create_repository(
+    store: ObjectStore, *, signer: HostKey, signers: Sequence[SignerSettings], clock: Clock
+) -> Created:
+    """Create a repository: break-glass files first, the repository file last (from then on it exists).
+
+    Raises:
+        RepositoryExistsError: there is one already; nothing was changed.
+    """
+    if next(store.list(layout.REPOSITORY_FILE), None) is not None:
+        raise RepositoryExistsError(f"{store.description} holds a repository already")
+    now = clock.now()
+    identifier = RepositoryId(make_ulid(now, os.urandom(10)))
+    hashes = []
+    for name in (layout.BREAKGLASS_SCRIPT, layout.BREAKGLASS_TEXT):
+        content = resources.files("drservice.repository.breakglass").joinpath(name).read_bytes()
+        hashes.append(hashlib.sha256(content).hexdigest())
+        try:
+            store.create(name, content)
+        except ObjectExistsError:
+            if store.read(name) != content:
+                raise RepositoryExistsError(
+                    f"{store.description} is not empty: it has another {name}",
+                    hint="Use an empty bucket, prefix or folder.",
+                ) from None
+    document: dict[str, Json] = {
+        "format": FORMAT,
+        "repository": identifier,
+        "created_at": to_iso(now),
+        "algorithms": _ALGORITHMS,
+        "features": {"read": [], "write": [], "gc": []},
+        "signers": [
+            {"name": s.name, "key": f"ed25519:{s.public_key.hex()}", "services": list(s.services)} for s in signers
+        ],
+    }
+    signature = signer.private_key.sign(_CONTEXT + canonical_bytes(document))
+    document["signature"] = {"signer": signer.fingerprint, "value": signature.hex()}
+    try:
+        store.create(layout.REPOSITORY_FILE, canonical_bytes(document))
+    except ObjectExistsError as error:
+        raise RepositoryExistsError(f"{store.description} was made a repository by somebody else just now") from error
+    return Created(repository=identifier, script_sha256=hashes[0], text_sha256=hashes[1])
+
+
+class Repository:
+    """An opened repository."""
+
+    def __init__(
+        self,
+        *,
+        store: ObjectStore,
+        open_store: Callable[[], ObjectStore],
+        identifier: RepositoryId,
+        trust: Trust,
+        identities: Identities,
+        host_key: HostKey | None,
+        recipients: tuple[str, ...],
+        clock: Clock,
+    ) -> None:
+        self.store = store
+        self.open_store = open_store
+        self.id = identifier
+        self.trust = trust
+        self.identities = identities
+        self.keyring = Keyring(store, identifier, trust, identities)
+        self._host_key = host_key
+        self._recipients = recipients
+        self._clock = clock
+
+    @property
+    def host_key(self) -> HostKey:
+        """The signing key of this host.
+
+        Raises:
+            KeyProblemError: this host has none and so cannot write.
+        """
+        if self._host_key is None:
+            raise KeyProblemError(
+                "this host has no signing key and cannot write",
+                hint="`drservice init` makes it; then add the line it prints to repository.signers.",
+            )
+        return self._host_key
+
+    def scope(self, service: ServiceName, component: ComponentName) -> Scope:
+        """Return the scope of a component."""
+        return Scope(repository=self.id, service=service, component=component)
+
+    def snapshots(self, scope: Scope) -> SnapshotListing:
+        """Read the headers of all snapshots of a component, oldest first."""
+        return list_snapshots(self.store, trust=self.trust, scope=scope)
+
+    def open_snapshot(self, scope: Scope, snapshot: SnapshotId) -> OpenedSnapshot:
+        """Read one snapshot object as a whole (no identity needed)."""
+        return open_snapshot(self.store, snapshot, trust=self.trust, scope=scope)
+
+    def reader(self, scope: Scope, snapshot: SnapshotId) -> SnapshotReader:
+        """Open a snapshot for reading (needs an identity)."""
+        return SnapshotReader(self.store, scope=scope, keyring=self.keyring, opened=self.open_snapshot(scope, snapshot))
+
+    def secrets(self, scope: Scope, opened: OpenedSnapshot) -> list[tuple[str, bytes]]:
+        """Open every data key a snapshot needs, for worker processes."""
+        return [(key_id, self.keyring.secret(key_id, service=scope.service)) for key_id in opened.record.key_ids]
+
+    def writer(self, scope: Scope, *, state_dir: Path, workers: int, level: int) -> SnapshotWriter:
+        """Begin a snapshot.
+
+        Raises:
+            BusyError: another run on this host is writing one.
+            KeyProblemError: this host has no signing key.
+        """
+        return SnapshotWriter(
+            WriterContext(
+                scope=scope,
+                store=self.store,
+                open_store=self.open_store,
+                keyring=self.keyring,
+                signer=self.host_key,
+                recipients=self._recipients,
+                state_dir=state_dir,
+                clock=self._clock,
+                workers=workers,
+                level=level,
+            )
+        )
+
+    def wal(self, scope: Scope) -> WalArchive:
+        """Return the WAL archive of a component."""
+        return WalArchive(
+            self.store,
+            scope=scope,
+            trust=self.trust,
+            keyring=self.keyring,
+            signer=self._host_key,
+            recipients=self._recipients,
+            clock=self._clock,
+        )
+
+
+def open_repository(
+    store: ObjectStore,
+    *,
+    open_store: Callable[[], ObjectStore],
+    signers: Sequence[SignerSettings],
+    host_key: HostKey | None,
+    identities: Identities,
+    recipients: tuple[str, ...],
+    clock: Clock,
+) -> Repository:
+    """Open a repository and check that it is one we may believe.
+
+    Believed are the configured signers and this host's own key; with them the repository file is checked, and the
+    signers that stand in it are believed too.
+
+    Raises:
+        RepositoryMissingError: there is none at this address.
+        FormatError: written by a newer version, or unreadable.
+        UnknownSignerError, BadSignatureError: nobody we trust made it.
+    """
+    try:
+        raw = next(iter(store.read_versions(layout.REPOSITORY_FILE)), None)
+    except ObjectNotFoundError:
+        raw = None
+    if raw is None:
+        raise RepositoryMissingError(f"there is no repository at {store.description}")
+    document = _parse(raw)
+    own = [SignerSettings(name=host_key.host, public_key=host_key.public_key)] if host_key is not None else []
+    configured = [*signers, *own]
+    _verify(document, Trust(configured))
+    listed = _listed_signers(document)
+    return Repository(
+        store=store,
+        open_store=open_store,
+        identifier=RepositoryId(str(document["repository"])),
+        trust=Trust([*configured, *listed]),
+        identities=identities,
+        host_key=host_key,
+        recipients=recipients,
+        clock=clock,
+    )
+
+
+def _parse(raw: bytes) -> Mapping[str, Json]:
+    try:
+        document = json.loads(raw)
+    except ValueError as error:
+        raise FormatError(f"{layout.REPOSITORY_FILE} is not JSON") from error
+    if not isinstance(document, dict) or not is_ulid(str(document.get("repository"))):
+        raise FormatError(f"{layout.REPOSITORY_FILE} describes no repository")
+    version = document.get("format")
+    if version != FORMAT:
+        raise FormatError(
+            f"the repository has format {version!r}, and this program reads format {FORMAT}",
+            hint="Use the version of drservice that wrote it, or a newer one.",
+        )
+    features = document.get("features")
+    if not isinstance(features, dict) or features.get("read") or features.get("write"):
+        raise FormatError("the repository uses features this version does not know", hint="Use a newer drservice.")
+    return document
+
+
+def _verify(document: Mapping[str, Json], trust: Trust) -> None:
+    signature = document.get("signature")
+    if not isinstance(signature, Mapping):
+        raise FormatError(f"{layout.REPOSITORY_FILE} is not signed")
+    try:
+        value = bytes.fromhex(str(signature.get("value")))
+    except ValueError as error:
+        raise FormatError(f"{layout.REPOSITORY_FILE} has an unreadable signature") from error
+    unsigned = {name: item for name, item in document.items() if name != "signature"}
+    trust.verify(
+        signer=str(signature.get("signer")),
+        service=None,
+        signature=value,
+        message=_CONTEXT + canonical_bytes(unsigned),
+        what=layout.REPOSITORY_FILE,
+    )
+
+
+def _listed_signers(document: Mapping[str, Json]) -> list[SignerSettings]:
+    found: list[SignerSettings] = []
+    items = document.get("signers")
+    if not isinstance(items, list):
+        raise FormatError(f"{layout.REPOSITORY_FILE} lists no signers")
+    for item in items:
+        if not isinstance(item, Mapping):
+            raise FormatError(f"{layout.REPOSITORY_FILE} has an unreadable list of signers")
+        services = item.get("services")
+        try:
+            key = bytes.fromhex(str(item.get("key")).removeprefix("ed25519:"))
+        except ValueError as error:
+            raise FormatError(f"{layout.REPOSITORY_FILE} lists an unreadable key") from error
+        found.append(
+            SignerSettings(
+                name=str(item.get("name")),
+                public_key=key,
+                services=tuple(ServiceName(str(s)) for s in services) if isinstance(services, list) else (),
+            )
+        )
+    return found

@@ -1,0 +1,332 @@
+"""Snapshot objects: the commit that makes a captured state exist (docs/format.md, section 7)."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import msgpack
+
+from drservice.canonical import Json, canonical_bytes
+from drservice.clock import from_iso, to_iso
+from drservice.errors import DrError, FormatError, MissingObjectError, ObjectNotFoundError
+from drservice.model.ids import ComponentName, KeyId, ServiceName, SnapshotId, SystemId, is_ulid
+from drservice.model.snapshot import PostgresFacts, SnapshotRecord, SnapshotState
+from drservice.model.wal import Lsn, Timeline
+from drservice.objectstore.interface import ObjectStore
+from drservice.repository import layout
+from drservice.repository.envelope import (
+    HEAD_READ_BYTES,
+    Envelope,
+    HostKey,
+    Trust,
+    header_extent,
+    header_sha256,
+    read_envelope,
+    read_object,
+    write_envelope,
+)
+from drservice.repository.keys import Keyring
+from drservice.repository.nodes import NodeRef, unpack_map
+from drservice.repository.records import Scope, open_body, seal_body
+
+_LENGTH = struct.Struct(">I")
+VOID_AFTER = timedelta(hours=12)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackUse:
+    """A pack that a snapshot relies on."""
+
+    name: str
+    stored_bytes: int
+    live_bytes: int
+    key_id: KeyId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotSecret:
+    """The part of a snapshot that needs a key."""
+
+    root: NodeRef
+    attachments: Mapping[str, bytes]
+    bad_pages: Sequence[tuple[bytes, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackTable:
+    """All packs of a snapshot."""
+
+    data: tuple[PackUse, ...]
+    nodes: tuple[PackUse, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotListing:
+    """Readable snapshots, oldest first, and what could not be read, by key."""
+
+    records: tuple[SnapshotRecord, ...]
+    unreadable: Mapping[str, DrError]
+
+
+def encode_header(record: SnapshotRecord, previous_sha256: str | None) -> dict[str, Json]:
+    """Return the header fields of a snapshot."""
+    facts = record.postgres
+    previous: Json = None
+    if record.previous is not None and previous_sha256 is not None:
+        previous = {"id": record.previous, "sha256": previous_sha256}
+    return {
+        "id": record.id,
+        "service": record.service,
+        "component": record.component,
+        "kind": record.kind,
+        "method": record.method,
+        "state": record.state.value,
+        "started_at": to_iso(record.started_at),
+        "stopped_at": to_iso(record.stopped_at),
+        "checked_at": to_iso(record.checked_at),
+        "key_ids": list(record.key_ids),
+        "sealed_key_id": record.sealed_key_id,
+        "previous": previous,
+        "source_bytes": record.source_bytes,
+        "read_bytes": record.read_bytes,
+        "stored_bytes": record.stored_bytes,
+        "files": record.files,
+        "postgres": {
+            "system_id": facts.system_id,
+            "timeline": int(facts.timeline),
+            "start_lsn": str(facts.start_lsn),
+            "stop_lsn": str(facts.stop_lsn),
+            "server_version": facts.server_version,
+            "segment_bytes": facts.segment_bytes,
+            "block_bytes": facts.block_bytes,
+            "data_checksums": facts.data_checksums,
+            "bad_pages": facts.bad_pages,
+        },
+    }
+
+
+def decode_header(envelope: Envelope) -> SnapshotRecord:
+    """Read the header of a verified snapshot object.
+
+    Raises:
+        FormatError: a field is missing or makes no sense.
+    """
+    header = envelope.header
+    facts = header.get("postgres")
+    key_ids = header.get("key_ids")
+    previous = header.get("previous")
+    if not isinstance(facts, Mapping) or not isinstance(key_ids, list):
+        raise FormatError(f"{envelope.text('key')} lacks the facts of a PostgreSQL snapshot")
+    try:
+        return SnapshotRecord(
+            id=SnapshotId(envelope.text("id")),
+            service=ServiceName(envelope.text("service")),
+            component=ComponentName(envelope.text("component")),
+            kind=envelope.text("kind"),
+            method=envelope.text("method"),
+            state=SnapshotState(envelope.text("state")),
+            host=envelope.text("host"),
+            started_at=from_iso(envelope.text("started_at")),
+            stopped_at=from_iso(envelope.text("stopped_at")),
+            checked_at=from_iso(envelope.text("checked_at")),
+            key_ids=tuple(KeyId(str(item)) for item in key_ids),
+            sealed_key_id=KeyId(envelope.text("sealed_key_id")),
+            previous=SnapshotId(str(previous["id"])) if isinstance(previous, Mapping) else None,
+            source_bytes=envelope.number("source_bytes"),
+            read_bytes=envelope.number("read_bytes"),
+            stored_bytes=envelope.number("stored_bytes"),
+            files=envelope.number("files"),
+            postgres=_decode_facts(facts),
+            header_sha256=envelope.header_sha256,
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise FormatError(f"{envelope.text('key')} has an unreadable header: {error}") from error
+
+
+def _decode_facts(facts: Mapping[str, Json]) -> PostgresFacts:
+    def number(name: str) -> int:
+        value = facts[name]
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} is no number")
+        return value
+
+    return PostgresFacts(
+        system_id=SystemId(str(facts["system_id"])),
+        timeline=Timeline(number("timeline")),
+        start_lsn=Lsn.parse(str(facts["start_lsn"])),
+        stop_lsn=Lsn.parse(str(facts["stop_lsn"])),
+        server_version=number("server_version"),
+        segment_bytes=number("segment_bytes"),
+        block_bytes=number("block_bytes"),
+        data_checksums=bool(facts["data_checksums"]),
+        bad_pages=number("bad_pages"),
+    )
+
+
+def commit_snapshot(
+    store: ObjectStore,
+    *,
+    signer: HostKey,
+    scope: Scope,
+    record: SnapshotRecord,
+    previous_sha256: str | None,
+    packs: PackTable,
+    secret: SnapshotSecret,
+    data_key: bytes,
+    now: datetime,
+) -> str:
+    """Create the snapshot object: from here on the snapshot exists. Returns the SHA-256 of its header.
+
+    Raises:
+        ObjectExistsError, ObjectStoreError: it does not exist.
+    """
+    key = layout.snapshot_key(record.service, record.component, record.id)
+    public = canonical_bytes(
+        {"packs": _pack_rows(packs.data, record.key_ids), "node_packs": _pack_rows(packs.nodes, record.key_ids)}
+    )
+    plain: bytes = msgpack.packb(
+        {
+            "root": secret.root.to_list(),
+            "attachments": dict(secret.attachments),
+            "bad_pages": [[path, block] for path, block in secret.bad_pages],
+        }
+    )
+    sealed = seal_body(data_key, plain, scope=scope, context=f"snapshot/{record.id}")
+    pieces = write_envelope(
+        signer=signer,
+        repository=scope.repository,
+        key=key,
+        kind="snapshot",
+        fields=encode_header(record, previous_sha256),
+        body=[_LENGTH.pack(len(public)), public, *sealed],
+        now=now,
+    )
+    store.create(key, pieces)
+    return header_sha256(bytes(pieces[0]), key)
+
+
+def _pack_rows(uses: Sequence[PackUse], key_ids: Sequence[KeyId]) -> list[Json]:
+    index = {key_id: number for number, key_id in enumerate(key_ids)}
+    return [
+        [use.name, use.stored_bytes, use.live_bytes, index[use.key_id]] for use in sorted(uses, key=lambda u: u.name)
+    ]
+
+
+def list_snapshots(store: ObjectStore, *, trust: Trust, scope: Scope) -> SnapshotListing:
+    """Read the headers of all snapshots of a component.
+
+    A snapshot that cannot be read is reported, never passed over in silence; a void one (its object is far younger than
+    its last check of re-used packs) counts as unreadable.
+    """
+    records: list[SnapshotRecord] = []
+    unreadable: dict[str, DrError] = {}
+    for info in store.list(layout.snapshot_prefix(scope.service, scope.component)):
+        if not is_ulid(info.key.rsplit("/", 1)[-1]):
+            continue  # foreign objects beside ours are not ours to judge
+        try:
+            record = decode_header(_read_head(store, info.key, info.stored_bytes, trust=trust, scope=scope))
+            if info.modified_at - record.checked_at > VOID_AFTER:
+                raise FormatError(f"{info.key} was committed more than 12 hours after its packs were checked: void")
+        except DrError as error:
+            unreadable[info.key] = error
+        else:
+            records.append(record)
+    return SnapshotListing(records=tuple(sorted(records, key=lambda r: (r.stopped_at, r.id))), unreadable=unreadable)
+
+
+def _read_head(store: ObjectStore, key: str, stored_bytes: int, *, trust: Trust, scope: Scope) -> Envelope:
+    if store.capabilities.versioned:
+        envelope, _ = read_object(
+            lambda: store.read_versions(key), trust=trust, repository=scope.repository, key=key, kind="snapshot"
+        )
+        return envelope
+    head = store.read(key, length=min(stored_bytes, HEAD_READ_BYTES))
+    extent = header_extent(head, key)
+    if extent > len(head):
+        head = store.read(key, length=min(extent, stored_bytes))
+    envelope = read_envelope(head, trust=trust, repository=scope.repository, key=key, kind="snapshot")
+    if stored_bytes != envelope.body_offset + envelope.number("body_bytes"):
+        raise FormatError(f"{key} is cut off: {stored_bytes} bytes are stored")
+    return envelope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedSnapshot:
+    """A snapshot object read as a whole."""
+
+    record: SnapshotRecord
+    packs: PackTable
+    sealed: bytes | memoryview
+
+    def secret(self, keyring: Keyring, scope: Scope) -> SnapshotSecret:
+        """Decrypt the part that needs a key.
+
+        Raises:
+            NoIdentityError, WrongIdentityError, DamagedObjectError, FormatError.
+        """
+        data_key = keyring.secret(self.record.sealed_key_id, service=scope.service)
+        what = f"snapshot {self.record.id}"
+        plain = b"".join(
+            open_body(data_key, self.sealed, scope=scope, context=f"snapshot/{self.record.id}", where=what)
+        )
+        fields = unpack_map(plain, what)
+        attachments, bad_pages = fields.get("attachments"), fields.get("bad_pages")
+        if not isinstance(attachments, Mapping) or not isinstance(bad_pages, list):
+            raise FormatError(f"{what} lacks its attachments")
+        if not all(isinstance(k, str) and isinstance(v, bytes) for k, v in attachments.items()):
+            raise FormatError(f"{what} has unreadable attachments")
+        return SnapshotSecret(
+            root=NodeRef.from_list(fields.get("root"), what),
+            attachments=dict(attachments),
+            bad_pages=tuple((bytes(path), int(block)) for path, block in bad_pages),
+        )
+
+
+def open_snapshot(store: ObjectStore, snapshot: SnapshotId, *, trust: Trust, scope: Scope) -> OpenedSnapshot:
+    """Read a whole snapshot object and check it.
+
+    Raises:
+        MissingObjectError: there is none of this id.
+        FormatError, DamagedObjectError, UnknownSignerError, BadSignatureError.
+    """
+    key = layout.snapshot_key(scope.service, scope.component, snapshot)
+
+    def versions() -> Iterator[bytes]:
+        try:
+            yield from store.read_versions(key)
+        except ObjectNotFoundError as error:
+            raise MissingObjectError(f"there is no snapshot {snapshot} of {scope.service}/{scope.component}") from error
+
+    if next(store.list(key), None) is None:
+        raise MissingObjectError(f"there is no snapshot {snapshot} of {scope.service}/{scope.component}")
+    envelope, body = read_object(versions, trust=trust, repository=scope.repository, key=key, kind="snapshot")
+    record = decode_header(envelope)
+    if len(body) < _LENGTH.size:
+        raise FormatError(f"{key} has no pack table")
+    (length,) = _LENGTH.unpack_from(body)
+    view = memoryview(body)
+    if length > len(view) - _LENGTH.size:
+        raise FormatError(f"{key} has an impossible pack table")
+    public = bytes(view[_LENGTH.size : _LENGTH.size + length])
+    return OpenedSnapshot(
+        record=record, packs=_decode_packs(public, record.key_ids, key), sealed=view[_LENGTH.size + length :]
+    )
+
+
+def _decode_packs(public: bytes, key_ids: Sequence[KeyId], what: str) -> PackTable:
+    try:
+        fields = json.loads(public)
+        data, nodes = (
+            tuple(
+                PackUse(name=str(name), stored_bytes=int(stored), live_bytes=int(live), key_id=key_ids[int(index)])
+                for name, stored, live, index in fields[kind]
+            )
+            for kind in ("packs", "node_packs")
+        )
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise FormatError(f"{what} has an unreadable pack table") from error
+    return PackTable(data=data, nodes=nodes)

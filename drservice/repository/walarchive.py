@@ -1,0 +1,331 @@
+"""The WAL archive of a component: whole files under their own names, signed, encrypted, created once.
+
+A push succeeds only when the very bytes are durable in the store: PostgreSQL may recycle the only other copy. What
+exists already is compared by the signed hash of its plain bytes, so a host that cannot read can still tell same from
+different.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+
+from drservice.canonical import Json
+from drservice.clock import Clock, from_iso, to_iso
+from drservice.errors import (
+    DamagedObjectError,
+    DrError,
+    FormatError,
+    KeyProblemError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    SegmentAbsentError,
+    SegmentConflictError,
+)
+from drservice.model.ids import KeyId, SystemId, make_ulid
+from drservice.model.wal import Timeline, WalFileName
+from drservice.objectstore.interface import ObjectStore
+from drservice.repository import layout
+from drservice.repository.envelope import (
+    HEAD_READ_BYTES,
+    Envelope,
+    HostKey,
+    Trust,
+    header_extent,
+    read_envelope,
+    read_object,
+    write_envelope,
+)
+from drservice.repository.keys import Keyring, make_data_key, wrap
+from drservice.repository.records import Scope, open_body, seal_body
+
+_REPAIRED = ".r"
+
+
+class PutOutcome(Enum):
+    """How a push ended well."""
+
+    STORED = "stored"
+    ALREADY_THERE = "already there"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchivedFile:
+    """A WAL file as a listing shows it."""
+
+    name: str
+    timeline: Timeline
+    key: str
+    stored_bytes: int
+    modified_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalFacts:
+    """The public header of an archived WAL file."""
+
+    name: str
+    system_id: SystemId
+    timeline: Timeline
+    plain_bytes: int
+    plain_sha256: str
+    last_write: datetime
+
+
+class WalArchive:
+    """The WAL of one component. Reading bodies needs an identity; everything else does not."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        scope: Scope,
+        trust: Trust,
+        keyring: Keyring,
+        signer: HostKey | None,
+        recipients: tuple[str, ...],
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._scope = scope
+        self._trust = trust
+        self._keyring = keyring
+        self._signer = signer
+        self._recipients = recipients
+        self._clock = clock
+
+    # --- writing --------------------------------------------------------------------------------------------
+
+    def put(
+        self, name: WalFileName, data: bytes | memoryview, *, system_id: SystemId, last_write: datetime
+    ) -> PutOutcome:
+        """Store a WAL file that was checked to be what its name says; durable and verified on return.
+
+        Raises:
+            SegmentConflictError: other bytes are archived under this name; nothing was overwritten.
+            DamagedObjectError: what is archived is damaged; the file was stored beside it, the next call succeeds.
+            ObjectStoreError: not stored, or not known to be stored.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        key = self._key(system_id, name.timeline, name.name)
+        try:
+            self._create(key, name, data, digest=digest, system_id=system_id, last_write=last_write)
+        except ObjectExistsError:
+            return self._compare(key, name, data, digest=digest, system_id=system_id, last_write=last_write)
+        return PutOutcome.STORED
+
+    def _create(
+        self,
+        key: str,
+        name: WalFileName,
+        data: bytes | memoryview,
+        *,
+        digest: str,
+        system_id: SystemId,
+        last_write: datetime,
+    ) -> None:
+        assert self._signer is not None, "a reader does not archive"
+        now = self._clock.now()
+        # One key per object, wrapped in its own header: a one-shot push leaves no key objects behind.
+        data_key = make_data_key(now)
+        context = _context(system_id, name)
+        fields: dict[str, Json] = {
+            "name": name.name,
+            "system_id": system_id,
+            "timeline": int(name.timeline),
+            "plain_bytes": len(data),
+            "plain_sha256": digest,
+            "last_write": to_iso(last_write),
+            "wrapped_key": base64.b64encode(wrap(data_key.secret, self._recipients)).decode(),
+        }
+        pieces = write_envelope(
+            signer=self._signer,
+            repository=self._scope.repository,
+            key=key,
+            kind="wal",
+            fields=fields,
+            body=seal_body(data_key.secret, data, scope=self._scope, context=context),
+            now=now,
+        )
+        self._store.create(key, pieces)
+        expected = sum(len(piece) for piece in pieces)
+        stored = self._store.stat(key).stored_bytes
+        if stored != expected:
+            raise DamagedObjectError(f"{key} was stored with {stored} of {expected} bytes")
+
+    def _compare(
+        self,
+        key: str,
+        name: WalFileName,
+        data: bytes | memoryview,
+        *,
+        digest: str,
+        system_id: SystemId,
+        last_write: datetime,
+    ) -> PutOutcome:
+        problem: DrError | None = None
+        for candidate in self._candidates(key):
+            try:
+                envelope, _ = self._read(candidate, name)
+            except (FormatError, DamagedObjectError, KeyProblemError) as error:
+                problem = problem or error
+                continue
+            if envelope.text("plain_sha256") == digest:
+                return PutOutcome.ALREADY_THERE
+            raise SegmentConflictError(f"{name.name} is archived already, with other content")
+        beside = f"{key}{_REPAIRED}{make_ulid(self._clock.now(), os.urandom(10))}"
+        self._create(beside, name, data, digest=digest, system_id=system_id, last_write=last_write)
+        raise DamagedObjectError(
+            f"what is archived as {name.name} cannot be used ({problem})",
+            hint=f"The segment was stored beside it as {beside}; the next attempt succeeds. Run `drservice verify`.",
+        )
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    def fetch(self, name: WalFileName, *, system_id: SystemId) -> bytes:
+        """Return the plain bytes of an archived file, every hash checked.
+
+        Raises:
+            SegmentAbsentError: the store answered that there is none under this name.
+            DamagedObjectError, FormatError, UnknownSignerError, BadSignatureError: it is there and unusable.
+            NoIdentityError, WrongIdentityError: it cannot be opened here.
+            ObjectStoreError: the store did not answer as it should.
+        """
+        key = self._key(system_id, name.timeline, name.name)
+        problem: DrError | None = None
+        for candidate in self._candidates(key):
+            try:
+                envelope, body = self._read(candidate, name)
+                return self._open(envelope, body, name, system_id)
+            except (FormatError, DamagedObjectError, KeyProblemError) as error:
+                problem = problem or error
+        raise problem or SegmentAbsentError(f"{name.name} is not in the archive")
+
+    def facts(self, archived: ArchivedFile) -> WalFacts:
+        """Return the signed header of a file that a listing showed (no identity needed).
+
+        Raises:
+            FormatError, DamagedObjectError, KeyProblemError, ObjectStoreError.
+        """
+        head = self._store.read(archived.key, length=min(archived.stored_bytes, HEAD_READ_BYTES))
+        extent = header_extent(head, archived.key)
+        if extent > len(head):
+            head = self._store.read(archived.key, length=extent)
+        envelope = read_envelope(
+            head, trust=self._trust, repository=self._scope.repository, key=archived.key, kind="wal"
+        )
+        return _facts(envelope)
+
+    def check(self, archived: ArchivedFile) -> WalFacts:
+        """Read a file as a whole and check signature and hashes; with an identity also its plain bytes."""
+        name = WalFileName.parse(archived.name)
+        envelope, body = self._read(archived.key, name)
+        facts = _facts(envelope)
+        if self._keyring.identities.recipients:
+            self._open(envelope, body, name, facts.system_id)
+        return facts
+
+    def listing(self, system_id: SystemId) -> Iterator[ArchivedFile]:
+        """Yield every archived file of one cluster, by key. Complete or raises; repaired copies count once."""
+        seen = ""
+        for info in self._store.list(layout.wal_prefix(self._scope.service, self._scope.component, system_id)):
+            name = info.key.rsplit("/", 1)[-1].split(_REPAIRED, 1)[0]
+            try:
+                parsed = WalFileName.parse(name)
+            except ValueError:
+                continue  # foreign objects beside ours are not ours to judge
+            if name == seen:
+                continue
+            seen = name
+            yield ArchivedFile(
+                name=name,
+                timeline=parsed.timeline,
+                key=info.key,
+                stored_bytes=info.stored_bytes,
+                modified_at=info.modified_at,
+            )
+
+    def system_ids(self) -> list[SystemId]:
+        """Return the clusters that have WAL here."""
+        prefix = layout.wal_prefix(self._scope.service, self._scope.component)
+        found: list[SystemId] = []
+        after = ""
+        while True:
+            info = next(self._store.list(prefix, start_after=after), None)
+            if info is None:
+                return found
+            system_id = info.key[len(prefix) :].split("/", 1)[0]
+            found.append(SystemId(system_id))
+            after = f"{prefix}{system_id}/~"  # behind every key of this cluster
+
+    def exists(self, name: WalFileName, *, system_id: SystemId) -> bool:
+        """Tell whether a file of this name is archived (damaged or not)."""
+        try:
+            self._store.stat(self._key(system_id, name.timeline, name.name))
+        except ObjectNotFoundError:
+            return False
+        return True
+
+    def _candidates(self, key: str) -> Iterator[str]:
+        """Yield the key itself, then repaired copies, as far as they exist."""
+        for info in self._store.list(key):
+            rest = info.key[len(key) :]
+            if not rest or rest.startswith(_REPAIRED):
+                yield info.key
+
+    def _read(self, key: str, name: WalFileName) -> tuple[Envelope, bytes | memoryview]:
+        envelope, body = read_object(
+            lambda: self._store.read_versions(key),
+            trust=self._trust,
+            repository=self._scope.repository,
+            key=key,
+            kind="wal",
+        )
+        if envelope.text("name") != name.name:
+            raise DamagedObjectError(f"{key} holds {envelope.text('name')}")
+        return envelope, body
+
+    def _open(self, envelope: Envelope, body: bytes | memoryview, name: WalFileName, system_id: SystemId) -> bytes:
+        what = f"WAL file {name.name}"
+        if "key_id" in envelope.header:
+            secret = self._keyring.secret(KeyId(envelope.text("key_id")), service=self._scope.service)
+        else:
+            secret = self._keyring.unwrap_inline(envelope.text("wrapped_key"), what)
+        plain = b"".join(open_body(secret, body, scope=self._scope, context=_context(system_id, name), where=what))
+        if len(plain) != envelope.number("plain_bytes"):
+            raise DamagedObjectError(f"{what} has {len(plain)} bytes instead of {envelope.number('plain_bytes')}")
+        if hashlib.sha256(plain).hexdigest() != envelope.text("plain_sha256"):
+            raise DamagedObjectError(f"{what} does not have the bytes that were pushed")
+        return plain
+
+    def _key(self, system_id: SystemId, timeline: Timeline, name: str) -> str:
+        return layout.wal_key(self._scope.service, self._scope.component, system_id, timeline, name)
+
+
+def _context(system_id: SystemId, name: WalFileName) -> str:
+    return f"wal/{system_id}/{name.timeline:08X}/{name.name}"
+
+
+def _facts(envelope: Envelope) -> WalFacts:
+    try:
+        return WalFacts(
+            name=envelope.text("name"),
+            system_id=SystemId(envelope.text("system_id")),
+            timeline=Timeline(envelope.number("timeline")),
+            plain_bytes=envelope.number("plain_bytes"),
+            plain_sha256=envelope.text("plain_sha256"),
+            last_write=from_iso(envelope.text("last_write")),
+        )
+    except ValueError as error:
+        raise FormatError(f"{envelope.text('key')} has an unreadable header: {error}") from error
+
+
+def write_time(path: Path) -> datetime:
+    """Return when a file was last written, in UTC."""
+    return datetime.fromtimestamp(path.stat().st_mtime, tz=UTC)

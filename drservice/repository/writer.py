@@ -1,0 +1,455 @@
+"""Writing a snapshot: what is re-used, what is read, and the order that makes a crash harmless.
+
+Order (docs/format.md; each step relies on the one before): hold, data key, packs that may be re-used are looked
+for, files are read and new packs uploaded, the re-used packs are looked for again, tree nodes, snapshot object.
+Until the last there is no snapshot. The lock keeps a second run on this host away; a writer on another host would
+only make another snapshot.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Protocol, Self
+
+from blake3 import blake3
+
+from drservice.clock import Clock
+from drservice.errors import BusyError, CaptureError, MissingObjectError
+from drservice.model.ids import KeyId, SnapshotId, make_ulid
+from drservice.model.snapshot import PostgresFacts, SnapshotRecord, SnapshotState
+from drservice.objectstore.interface import ObjectStore
+from drservice.processes import inherit_owner, make_folder
+from drservice.repository import layout
+from drservice.repository.cache import SnapshotCache, StagedCache
+from drservice.repository.capture import CaptureWorker, RangeTask, WorkerReply, WorkerSpec
+from drservice.repository.envelope import HostKey
+from drservice.repository.holds import condemned_packs, place_hold
+from drservice.repository.intake import Intake, SourceFile, StreamCapture, plan_batches, plan_ranges
+from drservice.repository.journal import JournalFolder, ResumeIndex
+from drservice.repository.keys import Keyring, make_data_key
+from drservice.repository.nodes import Entry, EntryKind, FileIdentity, build_root, decode_entry, encode_entry
+from drservice.repository.pack import DATA_KIND, DATA_PACK_BYTES, PackTarget
+from drservice.repository.pool import Pool, run_inline
+from drservice.repository.records import Scope
+from drservice.repository.snapshots import SnapshotSecret, commit_snapshot
+from drservice.repository.staging import FileAssembly, NodeSink, PackUsage, collect_pack_table, final_entries
+
+SETTLED_NS = 2_000_000_000
+_INLINE_BYTES = 24 << 20
+"""Below this, starting worker processes costs more than it saves."""
+_REREAD_DAYS = 30
+_DAY_NS = 86_400 * 10**9
+_HOLD = timedelta(hours=24)
+
+
+class ChangeRule(Enum):
+    """How a file is judged unchanged."""
+
+    IDENTITY = "identity"
+    """By device, inode, size and both times (local file systems only)."""
+
+    READ_ALL = "read-all"
+    """Every file is read: network file systems, clock trouble, another timeline or server."""
+
+
+class ByteProgress(Protocol):
+    """Hears how many source bytes are done."""
+
+    def advance(self, amount: int, /) -> None:
+        """``amount`` more bytes are captured."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterContext:
+    """What a writer works with; made by the repository."""
+
+    scope: Scope
+    store: ObjectStore
+    open_store: Callable[[], ObjectStore]
+    keyring: Keyring
+    signer: HostKey
+    recipients: tuple[str, ...]
+    state_dir: Path
+    clock: Clock
+    workers: int
+    level: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitFacts:
+    """What the component knows about its capture at the end."""
+
+    method: str
+    started_at: datetime
+    stopped_at: datetime
+    postgres: PostgresFacts
+    attachments: Mapping[str, bytes]
+    bad_pages: Sequence[tuple[bytes, int]]
+
+
+def is_unchanged(listed: FileIdentity, size: int, previous: Entry) -> bool:
+    """Tell whether a file may be taken as unchanged without reading it.
+
+    Same device, inode, size and both times, and those times lie at least two seconds before the earlier read began
+    and not in the future: a write in the same clock tick as the read would else go unseen.
+    """
+    known = previous.identity
+    if known is None or previous.kind is not EntryKind.FILE or previous.size != size:
+        return False
+    same = (known.device, known.inode, known.modified_ns, known.changed_ns) == (
+        listed.device,
+        listed.inode,
+        listed.modified_ns,
+        listed.changed_ns,
+    )
+    newest = max(known.modified_ns, known.changed_ns)
+    return same and newest + SETTLED_NS <= known.read_began_ns and newest <= listed.read_began_ns
+
+
+def is_due_for_reading(path: bytes, read_began_ns: int, now_ns: int) -> bool:
+    """Tell whether an unchanged file's turn to be re-read has come (each file once in 30 days)."""
+    slot = int.from_bytes(blake3(path).digest()[:4], "big") % _REREAD_DAYS
+    last_day, today = read_began_ns // _DAY_NS, now_ns // _DAY_NS
+    return any(day % _REREAD_DAYS == slot for day in range(last_day + 1, min(today, last_day + _REREAD_DAYS) + 1))
+
+
+class SnapshotWriter:
+    """Writes one snapshot of one component. Use as a context manager: leaving it without commit leaves no snapshot."""
+
+    def __init__(self, context: WriterContext) -> None:
+        self._context = context
+        self._scope = context.scope
+        now = context.clock.now()
+        self.snapshot = SnapshotId(make_ulid(now, os.urandom(10)))
+        self._lock = _lock(context.state_dir / "run", f"{self._scope.service}-{self._scope.component}.lock")
+        folder = context.state_dir / "cache" / self._scope.service
+        self._cache_path = folder / f"{self._scope.component}.sqlite"
+        self._journal = JournalFolder(context.state_dir / "journal" / self._scope.service / self._scope.component)
+        self._identity = {
+            "repository": str(self._scope.repository),
+            "service": str(self._scope.service),
+            "component": str(self._scope.component),
+        }
+        self._cache = SnapshotCache.open(self._cache_path, identity=self._identity)
+        self._key = make_data_key(now)
+        self._bad_pages: list[tuple[bytes, int]] = []
+        self.read_bytes = 0
+        self.vanished = 0
+        self._streams = 0
+        self.reused_files = 0
+        self._published = False
+        self._begin(now)
+
+    def _begin(self, now: datetime) -> None:
+        context = self._context
+        place_hold(context.store, context.signer, context.scope, purpose="backup", now=now, until=now + _HOLD)
+        context.keyring.publish(
+            self._key, service=self._scope.service, recipients=context.recipients, signer=context.signer, now=now
+        )
+        context.keyring.remember(self._key)
+        self._resume = self._journal.begin()
+        self._stored_bytes = 0
+        self._pack_keys: dict[bytes, tuple[KeyId, int]] = {}
+        if self._cache is not None:
+            self._pack_keys.update({name: (key_id, stored) for name, _, key_id, stored in self._cache.packs()})
+        if self._resume is not None:
+            index = ResumeIndex(self._resume)
+            self._pack_keys.update({name: (key_id, stored) for name, key_id, stored in index.packs()})
+            index.close()
+        self._missing = frozenset(self._absent(self._pack_keys))
+        self._staged = StagedCache(self._cache_path, old=self._cache)
+        self._nodes = NodeSink(
+            context.store,
+            scope=self._scope,
+            key=self._key,
+            staged=self._staged,
+            missing=self._missing,
+            on_pack=self._remember_pack,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._nodes.close()
+        if not self._published:
+            self._staged.discard()
+        if self._cache is not None:
+            self._cache.close()
+        os.close(self._lock)
+
+    # --- what goes in ---------------------------------------------------------------------------------------
+
+    def previous_meta(self) -> Mapping[str, str]:
+        """Return what the last snapshot's cache says about its source (empty without one)."""
+        return self._cache.meta() if self._cache is not None else {}
+
+    def add_directory(self, path: bytes, mode: int) -> None:
+        """Record a directory."""
+        self._staged.put_entry(path, encode_entry(Entry(path=path, kind=EntryKind.DIRECTORY, mode=mode)))
+
+    def add_link(self, path: bytes, mode: int, target: bytes) -> None:
+        """Record a symbolic link."""
+        self._staged.put_entry(path, encode_entry(Entry(path=path, kind=EntryKind.LINK, mode=mode, target=target)))
+
+    def add_bytes(self, path: bytes, mode: int, content: bytes) -> None:
+        """Capture a small file that is already in memory (at most one chunk of 64 KiB)."""
+        source = _memory_source(path, mode, content)
+        with self.stream() as stream:
+            stream.file(source, iter([memoryview(content)]))
+        self.read_bytes += len(content)
+
+    def capture_files(self, files: Sequence[SourceFile], *, rule: ChangeRule, progress: ByteProgress) -> None:
+        """Read files into the snapshot, in parallel; unchanged ones by ``rule`` are taken over unread.
+
+        Raises:
+            CaptureError: a file cannot be read.
+            ObjectStoreError: the store failed; packs that were acknowledged are re-used by the next run.
+        """
+        tasks: list[RangeTask] = []
+        intake = Intake(on_file=self._finish_file, on_pack=self._remember_pack)
+        for source in files:
+            previous = self._previous_entry(source.path)
+            if previous is not None and rule is ChangeRule.IDENTITY and self._take_over(source, previous):
+                progress.advance(source.size)
+                continue
+            ranges = plan_ranges(source, previous, first=len(tasks))
+            intake.expect(source, first_task=len(tasks), tasks=len(ranges))
+            tasks.extend(ranges)
+        if not tasks:
+            return
+        spec = self._worker_spec()
+        make = partial(CaptureWorker, spec)
+        batches = plan_batches(tasks)
+        if sum(task.length for task in tasks) < _INLINE_BYTES or self._context.workers < 2:
+            self._absorb(intake, run_inline(make, batches), progress)
+            return
+        pool: Pool[Sequence[RangeTask], WorkerReply] = Pool(make, self._context.workers)
+        try:
+            self._absorb(intake, pool.run(batches), progress)
+        finally:
+            pool.close()
+
+    def stream(self) -> StreamCapture:
+        """Return a capture for files that arrive one after the other (a tar stream)."""
+        intake = Intake(on_file=self._finish_file, on_pack=self._remember_pack)
+        worker = CaptureWorker(self._worker_spec(), f"stream-{self._streams}")
+        self._streams += 1
+        return StreamCapture(intake=intake, worker=worker, previous=self._previous_entry)
+
+    # --- how it is read -------------------------------------------------------------------------------------
+
+    def _absorb(self, intake: Intake, replies: Iterator[tuple[int, WorkerReply]], progress: ByteProgress) -> None:
+        for worker, reply in replies:
+            intake.accept(worker, reply)
+            for result in reply.results:
+                self.read_bytes += result.plain_bytes
+                progress.advance(result.plain_bytes)
+        intake.require_empty()
+
+    def _worker_spec(self) -> WorkerSpec:
+        target = PackTarget(
+            scope=self._scope,
+            kind=DATA_KIND,
+            key_id=self._key.id,
+            data_key=self._key.secret,
+            level=self._context.level,
+            pack_bytes=DATA_PACK_BYTES,
+        )
+        return WorkerSpec(
+            open_store=self._context.open_store,
+            target=target,
+            cache=self._cache.path if self._cache is not None else None,
+            resume=self._resume,
+            journal=self._journal.folder,
+            journal_prefix=str(self.snapshot),
+            missing=self._missing,
+        )
+
+    def _previous_entry(self, path: bytes) -> Entry | None:
+        raw = self._cache.entry(path) if self._cache is not None else None
+        return decode_entry(raw) if raw is not None else None
+
+    def _take_over(self, source: SourceFile, previous: Entry) -> bool:
+        identity = previous.identity
+        if identity is None or not is_unchanged(source.identity, source.size, previous):
+            return False
+        if is_due_for_reading(source.path, identity.read_began_ns, source.identity.read_began_ns):
+            return False
+        used: set[bytes] = set(previous.inline.packs) if previous.inline is not None else set()
+        for leaf in previous.leaves:
+            usage = self._staged.keep_leaf(leaf.node_id)
+            if usage is None:
+                return False
+            used.update(usage, [leaf.pack])
+        if used & self._missing:
+            return False
+        self._staged.put_entry(source.path, encode_entry(previous))
+        self.reused_files += 1
+        return True
+
+    def _finish_file(self, assembly: FileAssembly) -> None:
+        if assembly.vanished():
+            self.vanished += 1
+            self._staged.drop_entry(assembly.path)
+            return
+        entry = assembly.entry(self._nodes, self._staged)
+        self._staged.put_entry(assembly.path, encode_entry(entry))
+        self._bad_pages = [item for item in self._bad_pages if item[0] != assembly.path]
+        self._bad_pages.extend((assembly.path, offset) for offset in assembly.bad_offsets())
+
+    def _remember_pack(self, name: bytes, stored_bytes: int) -> None:
+        self._pack_keys[name] = (self._key.id, stored_bytes)
+        self._stored_bytes += stored_bytes
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def bad_pages(self) -> Sequence[tuple[bytes, int]]:
+        """Return (path, byte offset) of every damaged page found so far."""
+        return tuple(self._bad_pages)
+
+    def recheck(self) -> set[bytes]:
+        """Look for the re-used packs again; return the paths whose files must be captured again.
+
+        Call it before ``pg_backup_stop``: what is read again then still lies before the stop position.
+        """
+        gone = self._absent(self._pack_keys) - self._missing
+        if not gone:
+            return set()
+        self._missing = self._missing | gone
+        self._nodes.forget(gone)
+        return {path for path, body in self._staged.entries() if self._uses(body, gone)}
+
+    def _uses(self, body: bytes, packs: frozenset[bytes]) -> bool:
+        entry = decode_entry(body)
+        if entry.inline is not None and packs.intersection(entry.inline.packs):
+            return True
+        for leaf in entry.leaves:
+            if leaf.pack in packs or packs.intersection(self._staged.keep_leaf(leaf.node_id) or {}):
+                return True
+        return False
+
+    def commit(self, facts: CommitFacts) -> SnapshotRecord:
+        """Store the tree and the snapshot object. On return the snapshot exists.
+
+        Raises:
+            CaptureError: a re-used pack vanished after the last look.
+            ObjectStoreError: nothing is visible.
+        """
+        usage = PackUsage()
+        self._nodes.settle()
+        root = build_root(final_entries(self._staged, self._nodes, usage), self._nodes)
+        for node in self._nodes.used:
+            usage.add_node(self._nodes.place(node))
+        gone = self._absent([*usage.data, *usage.nodes])
+        if gone:
+            raise CaptureError(f"{len(gone)} packs that this backup re-uses vanished from the store while it ran")
+        packs = collect_pack_table(usage, self._pack_keys)
+        key_ids = sorted({use.key_id for use in (*packs.data, *packs.nodes)} | {self._key.id})
+        for key_id in key_ids:
+            if not self._context.keyring.exists(key_id, service=self._scope.service):
+                raise MissingObjectError(f"data key {key_id} is needed by this backup and is not in the repository")
+        meta = self.previous_meta()
+        record = self._record(facts, usage, tuple(key_ids), meta)
+        header_sha256 = commit_snapshot(
+            self._context.store,
+            signer=self._context.signer,
+            scope=self._scope,
+            record=record,
+            previous_sha256=meta.get("header_sha256"),
+            packs=packs,
+            secret=SnapshotSecret(root=root, attachments=facts.attachments, bad_pages=tuple(facts.bad_pages)),
+            data_key=self._key.secret,
+            now=self._context.clock.now(),
+        )
+        self._publish(usage, facts, header_sha256)
+        return replace(record, header_sha256=header_sha256)
+
+    def _record(
+        self, facts: CommitFacts, usage: PackUsage, key_ids: tuple[KeyId, ...], meta: Mapping[str, str]
+    ) -> SnapshotRecord:
+        previous = meta.get("snapshot")
+        return SnapshotRecord(
+            id=self.snapshot,
+            service=self._scope.service,
+            component=self._scope.component,
+            kind="postgres",
+            method=facts.method,
+            state=SnapshotState.DEGRADED if facts.bad_pages else SnapshotState.COMPLETE,
+            host=self._context.signer.host,
+            started_at=facts.started_at,
+            stopped_at=facts.stopped_at,
+            checked_at=self._context.store.server_time(),
+            key_ids=key_ids,
+            sealed_key_id=self._key.id,
+            previous=SnapshotId(previous) if previous else None,
+            source_bytes=usage.source_bytes,
+            read_bytes=self.read_bytes,
+            stored_bytes=self._stored_bytes,
+            files=usage.files,
+            postgres=facts.postgres,
+            header_sha256="",
+        )
+
+    def _publish(self, usage: PackUsage, facts: CommitFacts, header_sha256: str) -> None:
+        for kind, names in (("packs", usage.data), ("nodes", usage.nodes)):
+            for name in names:
+                key_id, stored = self._pack_keys[name]
+                self._staged.put_pack(name, kind, key_id, stored)
+        self._staged.publish(
+            {
+                **self._identity,
+                "snapshot": str(self.snapshot),
+                "header_sha256": header_sha256,
+                "system_id": str(facts.postgres.system_id),
+                "timeline": str(int(facts.postgres.timeline)),
+                "data_checksums": str(facts.postgres.data_checksums),
+                "method": facts.method,
+            }
+        )
+        self._published = True
+        self._journal.clear()
+
+    def _absent(self, packs: Iterable[bytes]) -> frozenset[bytes]:
+        """Return which of these packs the store does not have, or that are condemned."""
+        wanted = set(packs)
+        if not wanted:
+            return frozenset()
+        service, component = self._scope.service, self._scope.component
+        present: set[bytes] = set()
+        for kind in ("packs", "nodes"):
+            for info in self._context.store.list(layout.pack_prefix(service, component, kind)):
+                with suppress(ValueError):
+                    present.add(bytes.fromhex(info.key.rsplit("/", 1)[-1]))
+        condemned = {
+            bytes.fromhex(key.rsplit("/", 1)[-1])
+            for key in condemned_packs(self._context.store, trust=self._context.keyring.trust, scope=self._scope)
+        }
+        return frozenset(wanted - present | wanted & condemned)
+
+
+def _memory_source(path: bytes, mode: int, content: bytes) -> SourceFile:
+    nobody = FileIdentity(device=0, inode=0, modified_ns=0, changed_ns=0, read_began_ns=0)
+    return SourceFile(path=path, absolute="", mode=mode, size=len(content), chunk_bytes=64 << 10, identity=nobody)
+
+
+def _lock(folder: Path, name: str) -> int:
+    """Take the component's lock on this host; held by the process, so a crash releases it."""
+    make_folder(folder)
+    descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    inherit_owner(folder / name)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise BusyError(f"another backup of {name.removesuffix('.lock')} is running on this host") from error
+    return descriptor
