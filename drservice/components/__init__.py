@@ -1,1 +1,1 @@
-"""Placeholder docstring."""
+"""Components: the parts of a service that are captured and restored, one folder or module per kind."""

@@ -7,12 +7,16 @@ silently. Nothing inside can reach a network, the caller's environment or a path
 The folder of an environment on the host::
 
     ROOT/                 0711, owner = the user that prepares
-      environment.json    what it is, who made it, when it expires (written first, removed last)
+      environment.json    what it is, who made it, when it expires (there from the first moment, removed last)
+      keeper/             the keeper's notes and what the server wrote to its output; never visible inside
       data/               the database cluster (owner = server account, 0700); may be bound from elsewhere
       wal/                feeder exchange: NAME.want is asked for from inside, NAME or NAME.absent answers
-      sock/               the server's Unix socket: the only way in
+      sock/               the server's Unix socket: the only way in (a short folder elsewhere if too long)
       conf/               generated configuration, read-only inside
-      log/                what the server and the keeper wrote
+      log/                what the server itself wants to write down
+
+``data``, ``wal``, ``sock`` and ``log`` are writable from inside and therefore hostile: the host follows no
+link there. What the host relies on (``environment.json``, ``keeper/``) is out of reach from inside.
 """
 
 from __future__ import annotations
@@ -34,8 +38,9 @@ class EnvironmentState(Enum):
     PREPARED = "prepared"
     RUNNING = "running"
     STOPPED = "stopped"
+    """Its server ended, and how is on record."""
     DEAD = "dead"
-    """Its keeper is gone but its folder is there: the reaper's business."""
+    """Its keeper (or, before the start, its maker) is gone but its folder is there: the reaper's business."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +48,13 @@ class Limits:
     """Bounds for what runs inside. ``None`` = no bound."""
 
     memory_bytes: int | None = None
+    """Private memory of each process (RLIMIT_DATA) and size of each of /tmp and /dev/shm."""
     processes: int | None = None
+    """Processes and threads inside (RLIMIT_NPROC)."""
     open_files: int | None = None
+    """Open files of each process (RLIMIT_NOFILE)."""
+    niceness: int = 0
+    """0 to 19; a drill beside production wants 10, a real restore 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +68,14 @@ class EnvironmentSpec:
     """Where the cluster's files live on the host; ``None`` = inside the environment's folder."""
     expires_at: datetime
     limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A production server that must be out of reach: a host name or address with a port, or a socket folder."""
+
+    host: str
+    port: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,15 +123,18 @@ class Environment(Protocol):
 
     @property
     def dsn(self) -> str:
-        """A libpq string that reaches the server inside from the host."""
+        """A libpq string that reaches the server inside from the host (port 5432 of its socket folder)."""
         ...
 
     def describe(self) -> EnvironmentDescription:
         """Return its present state."""
         ...
 
-    def self_test(self) -> Sequence[Probe]:
+    def self_test(self, *, production: Sequence[Endpoint] = ()) -> Sequence[Probe]:
         """Ask from inside whether anything outside can be reached; every probe is returned.
+
+        Args:
+            production: the servers this recovery stands in for; without any, that one probe is left out.
 
         Raises:
             EnvironmentFailedError: the test itself could not run (never a pass).
@@ -125,7 +146,18 @@ class Environment(Protocol):
         ...
 
     def start(self, argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> None:
-        """Start the server inside under a keeper that survives the caller; returns when it runs."""
+        """Start the server inside under a keeper that survives the caller; returns when its program begins.
+
+        A program that ends at once is no error here: :meth:`running` and :meth:`exit_status` tell.
+
+        Args:
+            argv: an absolute path as seen from inside, and arguments.
+            environment: variables beside the few that every program inside gets.
+
+        Raises:
+            ProgramMissingError: there is no such program.
+            EnvironmentFailedError: the sandbox could not be made, or a server runs here already.
+        """
         ...
 
     def running(self) -> bool:
@@ -133,15 +165,24 @@ class Environment(Protocol):
         ...
 
     def exit_status(self) -> int | None:
-        """Return how the server ended, ``None`` while it runs or if it never started."""
+        """Return how the server ended (128 + n: by signal n), ``None`` while it runs or if it never started."""
         ...
 
     def server_log(self) -> str:
         """Return what the server wrote (its last 1 MiB)."""
         ...
 
+    def require_own_socket(self) -> None:
+        """Refuse a socket that is not the server's own; ask before each connection from the host.
+
+        Raises:
+            IsolationError: something inside put a link (maybe to production's socket) in its place.
+            EnvironmentFailedError: there is no socket yet.
+        """
+        ...
+
     def execute(self, argv: Sequence[str], *, timeout_seconds: float, stdin: bytes | None = None) -> Finished:
-        """Run a program inside, beside the server, and return how it ended."""
+        """Run a program inside, beside the server, and return how it ended (-9 after the timeout)."""
         ...
 
     def stop(self, *, timeout_seconds: float = 60.0) -> None:
@@ -149,5 +190,11 @@ class Environment(Protocol):
         ...
 
     def destroy(self) -> None:
-        """End every process inside and remove the folder; a bound data directory is left alone."""
+        """End every process inside and remove the folder; a bound data directory is left alone.
+
+        Safe to repeat, also after a crash half-way.
+
+        Raises:
+            EnvironmentFailedError: something is left, with its name.
+        """
         ...

@@ -159,7 +159,7 @@ def _verify_tree(repository: Repository, opened: OpenedSnapshot, key: str, resul
             for table in reader.tables(entry):
                 strangers = set(table.packs) - known
                 if strangers:
-                    raise DamagedObjectError(  # noqa: TRY301  # one place turns every problem of a tree into a finding
+                    raise DamagedObjectError(  # one place turns every problem of a tree into a finding
                         f"{entry.path!r} uses pack {strangers.pop().hex()[:16]}, which the snapshot does not list"
                     )
     except DrError as error:

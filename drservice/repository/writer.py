@@ -14,12 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Protocol, Self
-
-from blake3 import blake3
 
 from drservice.clock import Clock
 from drservice.errors import BusyError, CaptureError, MissingObjectError
@@ -30,6 +27,7 @@ from drservice.processes import inherit_owner, make_folder
 from drservice.repository import layout
 from drservice.repository.cache import SnapshotCache, StagedCache
 from drservice.repository.capture import CaptureWorker, RangeTask, WorkerReply, WorkerSpec
+from drservice.repository.changes import ChangeRule, is_due_for_reading, is_unchanged
 from drservice.repository.envelope import HostKey
 from drservice.repository.holds import condemned_packs, place_hold
 from drservice.repository.intake import Intake, SourceFile, StreamCapture, plan_batches, plan_ranges
@@ -42,22 +40,9 @@ from drservice.repository.records import Scope
 from drservice.repository.snapshots import SnapshotSecret, commit_snapshot
 from drservice.repository.staging import FileAssembly, NodeSink, PackUsage, collect_pack_table, final_entries
 
-SETTLED_NS = 2_000_000_000
 _INLINE_BYTES = 24 << 20
 """Below this, starting worker processes costs more than it saves."""
-_REREAD_DAYS = 30
-_DAY_NS = 86_400 * 10**9
 _HOLD = timedelta(hours=24)
-
-
-class ChangeRule(Enum):
-    """How a file is judged unchanged."""
-
-    IDENTITY = "identity"
-    """By device, inode, size and both times (local file systems only)."""
-
-    READ_ALL = "read-all"
-    """Every file is read: network file systems, clock trouble, another timeline or server."""
 
 
 class ByteProgress(Protocol):
@@ -94,32 +79,6 @@ class CommitFacts:
     postgres: PostgresFacts
     attachments: Mapping[str, bytes]
     bad_pages: Sequence[tuple[bytes, int]]
-
-
-def is_unchanged(listed: FileIdentity, size: int, previous: Entry) -> bool:
-    """Tell whether a file may be taken as unchanged without reading it.
-
-    Same device, inode, size and both times, and those times lie at least two seconds before the earlier read began
-    and not in the future: a write in the same clock tick as the read would else go unseen.
-    """
-    known = previous.identity
-    if known is None or previous.kind is not EntryKind.FILE or previous.size != size:
-        return False
-    same = (known.device, known.inode, known.modified_ns, known.changed_ns) == (
-        listed.device,
-        listed.inode,
-        listed.modified_ns,
-        listed.changed_ns,
-    )
-    newest = max(known.modified_ns, known.changed_ns)
-    return same and newest + SETTLED_NS <= known.read_began_ns and newest <= listed.read_began_ns
-
-
-def is_due_for_reading(path: bytes, read_began_ns: int, now_ns: int) -> bool:
-    """Tell whether an unchanged file's turn to be re-read has come (each file once in 30 days)."""
-    slot = int.from_bytes(blake3(path).digest()[:4], "big") % _REREAD_DAYS
-    last_day, today = read_began_ns // _DAY_NS, now_ns // _DAY_NS
-    return any(day % _REREAD_DAYS == slot for day in range(last_day + 1, min(today, last_day + _REREAD_DAYS) + 1))
 
 
 class SnapshotWriter:
@@ -414,6 +373,7 @@ class SnapshotWriter:
                 "timeline": str(int(facts.postgres.timeline)),
                 "data_checksums": str(facts.postgres.data_checksums),
                 "method": facts.method,
+                "source_bytes": str(usage.source_bytes),
             }
         )
         self._published = True

@@ -1,1 +1,1 @@
-"""Placeholder docstring."""
+"""Settings become live objects here, and only here."""

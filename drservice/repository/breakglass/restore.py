@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -522,6 +522,15 @@ class Component:
             data_key = self.repository.data_key(self.service, snapshot.header["sealed_key_id"])
             return unpack(self.unseal(data_key, f"snapshot/{snapshot.id}", snapshot.body[length:])), packs
 
+    def require(self, packs: dict[tuple[bytes, bytes], int]) -> None:
+        """Refuse at once, by name, if packs are missing or not as long as the snapshot says."""
+        lost = []
+        for pack, size in packs.items():
+            path = self.repository.folder / self.pack_path(*pack)
+            if not path.is_file() or path.stat().st_size != size:
+                lost.append(self.pack_path(*pack))
+        demand(not lost, f"{len(lost)} packs are missing or cut short: {', '.join(lost[:50])}")
+
     def wal_files(self, system_id: str) -> dict[str, list[str]]:
         """Return name -> keys of the objects that may hold it, the plain name first (§8)."""
         found: dict[str, list[str]] = {}
@@ -616,7 +625,7 @@ def read_tree(component: Component, root: Piece) -> list[Fields]:
 
 
 @contextmanager
-def new_file(path: bytes, mode: int = 0o600) -> Iterator[BinaryIO]:
+def new_file(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
     """Create a file that is not there, following no link; it is durable when the block ends."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
@@ -626,7 +635,7 @@ def new_file(path: bytes, mode: int = 0o600) -> Iterator[BinaryIO]:
         os.fsync(file.fileno())
 
 
-def sync_folder(path: bytes) -> None:
+def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
     handle = os.open(path, os.O_RDONLY)
     os.fsync(handle)
@@ -650,12 +659,13 @@ def in_threads(what: str, work: Callable[[Value], None], items: list[Value]) -> 
             raise
 
 
-def place_cluster(component: Component, entries: list[Fields], attachments: Fields, into: bytes) -> int:
+def place_cluster(component: Component, entries: list[Fields], attachments: Fields, into: Path) -> int:
     """Write folders, files and links, pg_control under another name; return how many links were left out."""
+    folders, files, links = ([entry for entry in entries if entry["t"] == kind] for kind in "dfl")
 
     def place(entry: Fields) -> None:
-        path = WITHHELD if entry["p"] == CONTROL else entry["p"]
-        with reading(shown(entry["p"])), new_file(into + b"/" + path, entry["m"]) as file:
+        path = into / os.fsdecode(WITHHELD if entry["p"] == CONTROL else entry["p"])
+        with reading(shown(entry["p"])), new_file(path, entry["m"]) as file:
             at = 0
             for piece in component.pieces(entry):
                 if piece.codec != 255:
@@ -664,23 +674,21 @@ def place_cluster(component: Component, entries: list[Fields], attachments: Fiel
                 at += piece.plain
             file.truncate(entry["z"])
 
-    folders = [entry for entry in entries if entry["t"] == "d"]
     for entry in folders:
-        os.mkdir(into + b"/" + entry["p"], 0o700)
-    in_threads("files", place, [entry for entry in entries if entry["t"] == "f"])
-    links = [entry for entry in entries if entry["t"] == "l"]
+        (into / os.fsdecode(entry["p"])).mkdir(mode=0o700)
+    in_threads("files", place, files)
     for entry in links:
         if stays_inside(entry):
-            os.symlink(entry["l"], into + b"/" + entry["p"])
+            (into / os.fsdecode(entry["p"])).symlink_to(os.fsdecode(entry["l"]))
         else:
             note(f"LEFT OUT: the link {shown(entry['p'])} -> {shown(entry['l'])}, which leaves the target")
     for name in ("backup_label", "tablespace_map"):
         if attachments.get(name):
-            with new_file(into + b"/" + name.encode()) as file:
+            with new_file(into / name) as file:
                 file.write(attachments[name])
     for entry in reversed(folders):
-        sync_folder(into + b"/" + entry["p"])
-        os.chmod(into + b"/" + entry["p"], entry["m"])
+        sync_folder(into / os.fsdecode(entry["p"]))
+        (into / os.fsdecode(entry["p"])).chmod(entry["m"])
     return sum(not stays_inside(entry) for entry in links)
 
 
@@ -697,11 +705,11 @@ def place_wal(component: Component, snapshot: Snapshot, into: Path) -> None:
 
     def place(name: str) -> None:
         content = component.wal(wanted[name])[1]
-        with new_file(os.fsencode(into / name)) as file:
+        with new_file(into / name) as file:
             file.write(content)
 
     in_threads("WAL files", place, list(wanted))
-    sync_folder(os.fsencode(into))
+    sync_folder(into)
     found = runs(wanted, size)
     missing = []
     for line, parts in found.items():
@@ -722,13 +730,13 @@ def place_wal(component: Component, snapshot: Snapshot, into: Path) -> None:
         missing.append(
             f"{segment_name(timeline, first, size)} to {segment_name(timeline, last, size)}, all of which it needs"
         )
-    demand(not missing, f"WAL is missing: {', '.join(missing)}. What there is was written; see RESTORE.md")
+    demand(not missing, f"missing: {', '.join(missing)}. What there is was written; see RESTORE.md")
 
 
 def empty_folder(path: Path) -> None:
     """Make the target, or accept one that is empty or holds nothing but our own marker."""
     path.mkdir(mode=0o700, exist_ok=True)
-    demand(set(os.listdir(path)) <= {MARKER}, f"{path} is not empty; nothing was written")
+    demand({one.name for one in path.iterdir()} <= {MARKER}, f"{path} is not empty; nothing was written")
 
 
 def restore(component: Component, arguments: argparse.Namespace) -> int:
@@ -741,25 +749,23 @@ def restore(component: Component, arguments: argparse.Namespace) -> int:
     marker = into / MARKER
     marker.write_text("This restore did not finish. Do not start PostgreSQL here.\n")
     try:
-        secret, packs = component.contents(snapshot)
-        demand(bool(secret["attachments"].get("backup_label")), f"{snapshot.key}: holds no backup_label")
-        places = {component.pack_path(*pack): size for pack, size in packs.items()}
-        folder = component.repository.folder
-        lost = [key for key in places if not (folder / key).is_file() or (folder / key).stat().st_size != places[key]]
-        demand(not lost, f"{len(lost)} packs are missing or cut short: {', '.join(lost[:50])}")
-        entries = read_tree(component, Piece(*secret["root"]))
-        demand(any(entry["p"] == CONTROL for entry in entries), f"{snapshot.key}: has no global/pg_control")
-        left_out = place_cluster(component, entries, secret["attachments"], os.fsencode(into))
+        with reading(snapshot.key):
+            secret, packs = component.contents(snapshot)
+            demand(bool(secret["attachments"].get("backup_label")), "holds no backup_label")
+            component.require(packs)
+            entries = read_tree(component, Piece(*secret["root"]))
+            demand(any(entry["p"] == CONTROL for entry in entries), "has no global/pg_control")
+            left_out = place_cluster(component, entries, secret["attachments"], into)
         if wal_into:
-            place_wal(component, snapshot, wal_into)
-        target = os.fsencode(into) + b"/"
-        os.rename(target + WITHHELD, target + CONTROL)
-        sync_folder(target + b"global")
+            with reading("WAL"):
+                place_wal(component, snapshot, wal_into)
+        (into / os.fsdecode(WITHHELD)).rename(into / os.fsdecode(CONTROL))
+        sync_folder(into / "global")
     except BaseException as error:
-        marker.write_text(f"This restore did not finish. Do not start PostgreSQL here.\n{error}\n")
+        marker.write_text(f"This restore did not finish. Do not start PostgreSQL here.\n{error}\n", "utf-8", "replace")
         raise
     marker.unlink()
-    sync_folder(os.fsencode(into))
+    sync_folder(into)
     say(f"Restored {len(entries)} entries of {component.prefix}, snapshot {snapshot.id}, into {into}")
     say(f"System identifier {about['system_id']}, timeline {about['timeline']}, from {about['start_lsn']}.")
     if about["bad_pages"]:
@@ -789,9 +795,8 @@ def show(component: Component) -> int:
         head, about = one.header, one.header["postgres"]
         void = "  VOID (or the copy lost its file times)" if component.is_void(one) else ""
         say(f"  snapshot {one.id}  {head['started_at']} to {head['stopped_at']}  {head['state']}{void}")
-        say(
-            f"    {about['start_lsn']} to {about['stop_lsn']}, timeline {about['timeline']}, system {about['system_id']}"
-        )
+        lsns = f"{about['start_lsn']} to {about['stop_lsn']}"
+        say(f"    system {about['system_id']}, timeline {about['timeline']}, {lsns}")
     for system_id in component.repository.names(f"{component.prefix}/wal"):
         files, size = component.wal_files(system_id), 0
         times = {}
@@ -806,50 +811,70 @@ def show(component: Component) -> int:
             for number, (first, last) in enumerate(parts):
                 begin, end = segment_name(timeline, first, size), segment_name(timeline, last, size)
                 gap = "  GAP BEFORE THIS" if number else ""
-                say(f"  WAL of {system_id}: {begin} to {end}, written {times[begin]} to {times[end]}{gap}")
+                say(f"  WAL of {system_id}: {begin} to {end}, {times[begin]} to {times[end]}{gap}")
     return bad
 
 
-def verify(component: Component) -> int:
-    """Read everything of a component: packs, trees, WAL; return how much of it is damaged."""
-    bad: list[str] = []
+def check_pack(component: Component, kind: bytes, pack: bytes) -> None:
+    """Read every record of a pack."""
+    for piece in component.footer(kind, pack):
+        component.record(kind, piece)
 
-    def check(work: Callable[[], object]) -> None:
+
+def check_snapshot(component: Component, found: Snapshot | Problem) -> None:
+    """Walk the tree of a snapshot; each chunk must be a record that its pack knows."""
+    if isinstance(found, Problem):
+        raise found
+    with reading(found.key):
+        secret, packs = component.contents(found)
+        component.require(packs)
+        for entry in read_tree(component, Piece(*secret["root"])):
+            with reading(shown(entry["p"])):
+                for piece in component.pieces(entry) if entry["t"] == "f" else ():
+                    if piece.codec != 255:
+                        demand((b"d", piece.pack) in packs, f"the pack {piece.pack.hex()} is not listed")
+                        known = component.footer(b"d", piece.pack)[piece.ordinal]
+                        demand(known == piece, f"record {piece.ordinal} of {piece.pack.hex()} is another")
+
+
+def check_key(repository: Repository, service: str, key_id: str) -> None:
+    """Open a data key, and check every wrapping of it even if one opens."""
+    repository.data_key(service, key_id)
+    for name in repository.names(f"keys/{service}/{key_id}", ULID + r"\.age"):
+        repository.envelope(f"keys/{service}/{key_id}/{name}", "key")
+
+
+def verify(repository: Repository, components: list[Component]) -> int:
+    """Read everything: keys, packs, trees, WAL, holds; return how much of it is damaged."""
+    bad: list[str] = []
+    names = repository.names
+
+    def check(work: Callable[..., object], *details: object) -> None:
         try:
-            with reading(component.prefix):
-                work()
+            with reading(" ".join(str(one) for one in details if isinstance(one, str)) or "the repository"):
+                work(*details)
         except Problem as problem:
             bad.append(str(problem))
             note(f"DAMAGED {problem}")
 
-    def check_pack(pack: tuple[bytes, bytes]) -> None:
-        check(lambda: [component.record(pack[0], piece) for piece in component.footer(*pack)])
-
-    def check_snapshot(snapshot: Snapshot) -> None:
-        secret, packs = component.contents(snapshot)
-        for entry in read_tree(component, Piece(*secret["root"])):
-            for piece in component.pieces(entry) if entry["t"] == "f" else ():
-                if piece.codec != 255:
-                    demand((b"d", piece.pack) in packs, f"{snapshot.key}: pack {piece.pack.hex()} is not listed")
-                    same = component.footer(b"d", piece.pack)[piece.ordinal] == piece
-                    demand(same, f"{snapshot.key}: {shown(entry['p'])} names a record that is not there")
-
-    packs = []
-    for kind, folder in ((b"d", "packs"), (b"n", "nodes")):
-        for prefix in component.repository.names(f"{component.prefix}/{folder}"):
-            for name in component.repository.names(f"{component.prefix}/{folder}/{prefix}"):
-                packs.append((kind, bytes.fromhex(name)))
-    in_threads(f"{component.prefix} packs", check_pack, packs)
-    for one in component.snapshots():
-        if isinstance(one, Problem):
-            bad.append(str(one))
-            note(f"DAMAGED {one}")
-        else:
-            check(lambda one=one: check_snapshot(one))
-    for system_id in component.repository.names(f"{component.prefix}/wal"):
-        files = component.wal_files(system_id).values()
-        in_threads(f"{component.prefix} WAL files", lambda keys: check(lambda: component.wal(keys)), list(files))
-    say(f"{component.prefix}: {len(packs)} packs, {len(bad)} problems")
+    for service in names("keys"):
+        in_threads(
+            f"{service}: data keys", partial(check, check_key, repository, service), names(f"keys/{service}", ULID)
+        )
+    for name in names("hold", ULID):
+        check(repository.envelope, f"hold/{name}", "hold")
+    for number in names("gc", "[0-9]{8}"):
+        check(repository.envelope, f"gc/{number}/condemned", "condemned")
+    for one in components:
+        for kind, folder in ((b"d", f"{one.prefix}/packs"), (b"n", f"{one.prefix}/nodes")):
+            packs = [name for two in names(folder) for name in names(f"{folder}/{two}", "[0-9a-f]{64}")]
+            work = partial(check, check_pack, one, kind)
+            in_threads(folder, work, [bytes.fromhex(name) for name in packs])
+        for found in one.snapshots():
+            check(check_snapshot, one, found)
+        for system_id in names(f"{one.prefix}/wal"):
+            in_threads(f"{one.prefix}/wal", partial(check, one.wal), list(one.wal_files(system_id).values()))
+    say(f"{len(bad)} problems" if bad else "Everything was read and is whole.")
     return len(bad)
 
 
@@ -888,20 +913,20 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.service in (None, service) and arguments.component in (None, name)
     ]
     demand(bool(found), "no such service or component; `list` shows them")
-    if arguments.command in ("list", "verify"):
-        work = show if arguments.command == "list" else verify
-        return min(1, sum([work(component) for component in found]))
+    if arguments.command == "list":
+        return min(1, sum([show(component) for component in found]))
+    if arguments.command == "verify":
+        return min(1, verify(repository, found))
     demand(len(found) == 1, f"name one with --component: {', '.join(one.name for one in found)}")
     if arguments.command == "restore":
         return restore(found[0], arguments)
     systems = [arguments.system_id] if arguments.system_id else repository.names(f"{found[0].prefix}/wal")
     keys = [found[0].wal_files(one).get(arguments.name, []) for one in systems]
     keys = [one for one in keys if one]
-    demand(
-        len(keys) == 1, f"{arguments.name}: {'in several clusters, name one with --system-id' if keys else 'missing'}"
-    )
+    demand(bool(keys), f"{arguments.name}: missing")
+    demand(len(keys) == 1, f"{arguments.name}: in several clusters, name one with --system-id")
     content = found[0].wal(keys[0])[1]
-    with new_file(os.fsencode(arguments.to)) as file:
+    with new_file(arguments.to) as file:
         file.write(content)
     return 0
 

@@ -1,0 +1,37 @@
+"""The table of commands: one line each, read without importing any of them.
+
+To add a command, add a line: its name (``group command`` for one in a group), where its click command is, and
+the sentence ``--help`` shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A command: its name, ``module:attribute`` of the click command, and a short help."""
+
+    name: str
+    target: str
+    summary: str
+
+
+COMMANDS: tuple[Entry, ...] = (
+    Entry("init", "drservice.cli.init:init", "create the repository; write keys and a first configuration"),
+    Entry("backup", "drservice.cli.backup:backup", "take a recovery point now"),
+    Entry("wal push", "drservice.cli.wal:push", "archive one WAL file (for archive_command)"),
+    Entry("wal fetch", "drservice.cli.wal:fetch", "bring one WAL file back (for restore_command)"),
+    Entry("restore", "drservice.cli.restore:restore", "bring a service back to an instant, and prove it"),
+    Entry("config show", "drservice.cli.config:show", "effective values with their origin"),
+    Entry("config schema", "drservice.cli.config:schema", "JSON Schema of the configuration file, for editors"),
+)
+
+GROUPS: dict[str, str] = {
+    "config": "the configuration file",
+    "environment": "environments that were left running",
+    "keys": "keys and who can read with them",
+    "wal": "ship and fetch write-ahead log",
+}
+"""Short help of each group; a group shows once a command of it is in the table."""

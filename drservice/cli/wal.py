@@ -1,0 +1,92 @@
+"""``drservice wal push`` and ``wal fetch``: what PostgreSQL's archive_command and restore_command call.
+
+Their exit statuses are a protocol of their own. Push: 0 = durable, 1 = not (never above 125, which PostgreSQL would
+not count as a failed attempt). Fetch: 0 = placed, 44 = proven absent, 127 = anything else, a defect of this program
+included: PostgreSQL reads 1 to 125 as "end of WAL" and would promote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from drservice.cli.invocation import Invocation
+from drservice.errors import DrError, SegmentAbsentError, UsageError
+from drservice.model.ids import SystemId
+from drservice.operations.lineage import Lineage
+from drservice.operations.wal import PROVEN_ABSENT_STATUS, Pushed, fetch_wal, push_wal
+from drservice.repository.records import Scope
+from drservice.wiring.data_plane import DataPlane, open_data_plane
+
+PUSH_FAILED_STATUS = 1
+FETCH_FAILED_STATUS = 127
+Answer = TypeVar("Answer")
+
+
+@click.command(help="Archive one WAL file: archive_command = 'drservice wal push --service S %p'.")
+@click.option("--service", required=True, metavar="S[/COMPONENT]", help="service, and component if it has several")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.pass_obj
+def push(invocation: Invocation, service: str, path: Path) -> None:
+    """Archive one WAL file; exit 0 only when it is durable."""
+
+    def work() -> Pushed:
+        with open_data_plane(invocation.load().estate) as plane:
+            scope, state_dir = _scope(plane, service)
+            return push_wal(plane.repository, scope, path, state_dir=state_dir)
+
+    pushed = _guarded(invocation, work, failed=PUSH_FAILED_STATUS)
+    document = {"name": pushed.name, "outcome": pushed.outcome.value, "bytes": pushed.bytes}
+    invocation.output.result("wal-push", document, [f"{pushed.name}: {pushed.outcome.value}"])
+
+
+@click.command(help="Bring one WAL file back: for restore_command, in the shell line `drservice check` prints.")
+@click.option("--service", metavar="S[/COMPONENT]", help="service (default: the only one)")
+@click.option("--system-id", metavar="ID", help="cluster lineage (default: the newest snapshot's)")
+@click.argument("name")
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.pass_obj
+def fetch(invocation: Invocation, service: str | None, system_id: str | None, name: str, destination: Path) -> None:
+    """Fetch one WAL file."""
+
+    def work() -> int:
+        with open_data_plane(invocation.load().estate) as plane:
+            scope, state_dir = _scope(plane, service)
+            cluster = SystemId(system_id) if system_id else Lineage(plane.repository, scope, state_dir).pinned()
+            if cluster is None:
+                raise UsageError("no snapshot tells which cluster is meant", hint="Name it with --system-id.")
+            return fetch_wal(plane.repository, scope, name, destination, system_id=cluster)
+
+    size = _guarded(invocation, work, failed=FETCH_FAILED_STATUS, absent=PROVEN_ABSENT_STATUS)
+    invocation.output.result("wal-fetch", {"name": name, "bytes": size}, [f"{name}: {size} bytes"])
+
+
+def _guarded(invocation: Invocation, work: Callable[[], Answer], *, failed: int, absent: int | None = None) -> Answer:
+    """Run ``work`` and turn every error, defects included, into the status of this protocol."""
+    try:
+        return work()
+    except SegmentAbsentError as error:
+        invocation.output.error(error)
+        raise click.exceptions.Exit(absent if absent is not None else failed) from error
+    except DrError as error:
+        invocation.output.error(error)
+        raise click.exceptions.Exit(failed) from error
+    except Exception as error:
+        # PostgreSQL must never read a defect of this program as "end of WAL" or as "archived".
+        invocation.output.error(DrError(f"internal error: {type(error).__name__}: {error}"))
+        raise click.exceptions.Exit(failed) from error
+
+
+def _scope(plane: DataPlane, service: str | None) -> tuple[Scope, Path]:
+    estate = plane.estate
+    if service is None:
+        if len(estate.services) != 1:
+            raise UsageError("the configuration has several services", hint="Name one with --service.")
+        service = next(iter(estate.services))
+    name, _, component = service.partition("/")
+    chosen = estate.service(name)
+    settings = chosen.component(component or None)
+    return plane.repository.scope(chosen.name, settings.name), estate.state_dir

@@ -1,0 +1,227 @@
+"""Capturing a cluster with the ``pg_basebackup`` program: remote, with a REPLICATION role only.
+
+Its tar goes from the pipe straight into the repository; nothing is spooled. The server verifies page checksums
+itself and reports bad pages on the way; the backup manifest, last in the stream, tells where the backup began and
+ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from drservice import processes
+from drservice.clock import Clock
+from drservice.components.postgres.capture import CHUNK_BYTES, Captured, refuse_tablespaces
+from drservice.components.postgres.connection import CheckpointSpeed
+from drservice.components.postgres.controlfile import CONTROL_PATH, ControlFile, parse_control, poisoned_copy
+from drservice.components.postgres.recovery import parse_backup_label
+from drservice.components.postgres.replication import SystemIdentity
+from drservice.components.postgres.server import find_programs
+from drservice.components.postgres.tarstream import TarKind, TarMember, TarStream
+from drservice.errors import CaptureError, PostgresError, PostgresUnreachableError, UnsupportedClusterError
+from drservice.model.wal import Lsn, Timeline
+from drservice.repository.intake import SourceFile, StreamCapture
+from drservice.repository.nodes import FileIdentity
+from drservice.repository.writer import ByteProgress, SnapshotWriter
+
+_PASSED_ON = re.compile(r"(?:PG[A-Z]+|HOME|USER)\Z")
+_BAD_PAGE = re.compile(r'checksum verification failed in file "(?:\./)?([^"]+)", block (\d+)')
+_LIMIT_BYTES = 1 << 30
+_NOBODY = FileIdentity(device=0, inode=0, modified_ns=0, changed_ns=0, read_began_ns=0)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the stream brought besides files."""
+
+    attachments: dict[str, bytes] = field(default_factory=dict)
+    manifest: bytes | None = None
+    control: ControlFile | None = None
+
+
+def capture_basebackup(
+    writer: SnapshotWriter,
+    *,
+    dsn: str,
+    identity: SystemIdentity,
+    checkpoint: CheckpointSpeed,
+    clock: Clock,
+    progress: ByteProgress,
+) -> Captured:
+    """Stream a base backup of a running server into a snapshot.
+
+    Args:
+        writer: takes the files; not committed here.
+        dsn: of a role with REPLICATION.
+        identity: what the server says about itself.
+        checkpoint: fast or spread.
+        clock: tells start and end.
+        progress: hears of source bytes.
+
+    Raises:
+        CaptureError: the program failed or the stream is not whole.
+        UnsupportedClusterError: extra tablespaces.
+        PostgresError, PostgresUnreachableError: the server refused or was not reached.
+    """
+    major = identity.server_version // 10000
+    program = find_programs(major, program="pg_basebackup").path("pg_basebackup")
+    argv: list[str | Path] = [
+        program,
+        f"--dbname={dsn}",
+        "--pgdata=-",
+        "--format=tar",
+        "--wal-method=none",
+        f"--checkpoint={checkpoint.value}",
+        "--label=drservice",
+        "--manifest-checksums=none",
+        "--no-password",
+        "--verbose",
+    ]
+    started_at = clock.now()
+    process = processes.start(argv, environment=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    messages: list[bytes] = []
+    assert process.stdout is not None
+    assert process.stderr is not None
+    listener = threading.Thread(target=messages.extend, args=(process.stderr,), daemon=True)
+    listener.start()
+    try:
+        try:
+            found = _take(TarStream(process.stdout), writer, progress)
+        except CaptureError as error:
+            # The program's own message says more than "the stream ended early".
+            process.stdout.close()
+            process.wait(60)
+            listener.join(10)
+            raise _failure(b"".join(messages).decode("utf-8", "replace"), error) from error
+        status = process.wait()
+        listener.join(60)
+    finally:
+        if process.poll() is None:
+            processes.kill_group(process)
+            process.wait()
+        process.stdout.close()
+        listener.join(10)
+        process.stderr.close()
+    text = b"".join(messages).decode("utf-8", "replace")
+    bad_pages = [(match[1].encode(), int(match[2])) for match in _BAD_PAGE.finditer(text)]
+    if status != 0 and not (bad_pages and "checksum error occurred" in text):
+        raise _failure(text, None)
+    return _conclude(found, writer, identity, started_at=started_at, clock=clock, bad_pages=bad_pages)
+
+
+def _take(stream: TarStream, writer: SnapshotWriter, progress: ByteProgress) -> _Found:
+    found = _Found()
+    with writer.stream() as capture:
+        for member in stream.members():
+            if member.path in {b"backup_label", b"tablespace_map"}:
+                found.attachments[member.path.decode()] = stream.read_all(1 << 20)
+            elif member.path == b"backup_manifest":
+                found.manifest = stream.read_all(_LIMIT_BYTES)
+            elif member.path == CONTROL_PATH.encode():
+                raw = stream.read_all(1 << 20)
+                found.control = parse_control(raw)
+                _add(capture, member.path, member.mode, poisoned_copy(raw))
+            else:
+                _take_member(stream, member, writer, capture, progress)
+        stream.drain()
+    writer.read_bytes += capture.read_bytes
+    return found
+
+
+def _take_member(
+    stream: TarStream, member: TarMember, writer: SnapshotWriter, capture: StreamCapture, progress: ByteProgress
+) -> None:
+    if member.kind is TarKind.DIRECTORY:
+        if member.path:
+            writer.add_directory(member.path, member.mode)
+    elif member.kind is TarKind.LINK:
+        refuse_tablespaces([os.fsdecode(member.path)] if member.path.startswith(b"pg_tblspc/") else [])
+        writer.add_link(member.path, member.mode, member.target)
+    else:
+        source = SourceFile(
+            path=member.path,
+            absolute="",
+            mode=member.mode,
+            size=member.size,
+            chunk_bytes=CHUNK_BYTES,
+            identity=_NOBODY,
+        )
+        capture.file(source, stream.pieces())
+        progress.advance(member.size)
+
+
+def _add(capture: StreamCapture, path: bytes, mode: int, content: bytes) -> None:
+    source = SourceFile(path=path, absolute="", mode=mode, size=len(content), chunk_bytes=CHUNK_BYTES, identity=_NOBODY)
+    capture.file(source, iter([memoryview(content)]))
+
+
+def _conclude(
+    found: _Found,
+    writer: SnapshotWriter,
+    identity: SystemIdentity,
+    *,
+    started_at: datetime,
+    clock: Clock,
+    bad_pages: list[tuple[bytes, int]],
+) -> Captured:
+    label_raw = found.attachments.get("backup_label")
+    if label_raw is None or found.control is None or found.manifest is None:
+        raise CaptureError("the base backup lacks backup_label, pg_control or its manifest")
+    if found.control.system_id != identity.system_id:
+        raise CaptureError("the base backup is of another cluster than the one that was asked")
+    label = parse_backup_label(label_raw)
+    timeline, start, stop = _wal_range(found.manifest)
+    if start != label.start:
+        raise CaptureError(f"manifest ({start}) and backup_label ({label.start}) name different starts")
+    lost = writer.recheck()
+    if lost:
+        raise CaptureError(f"packs of {len(lost)} files vanished from the store while the backup ran")
+    return Captured(
+        method="pg_basebackup",
+        started_at=started_at,
+        stopped_at=clock.now(),
+        start_lsn=start,
+        stop_lsn=stop,
+        timeline=timeline,
+        control=found.control,
+        server_version=identity.server_version // 10000,
+        attachments=found.attachments,
+        bad_pages=bad_pages,
+        notes=(),
+    )
+
+
+def _wal_range(manifest: bytes) -> tuple[Timeline, Lsn, Lsn]:
+    """Return timeline, start and end of the WAL a backup needs (documentation 77, backup manifest format)."""
+    try:
+        ranges = json.loads(manifest)["WAL-Ranges"]
+        first, last = ranges[0], ranges[-1]
+        return Timeline(int(last["Timeline"])), Lsn.parse(first["Start-LSN"]), Lsn.parse(last["End-LSN"])
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise CaptureError(f"the backup manifest cannot be read: {error}") from error
+
+
+def _environment() -> Mapping[str, str]:
+    """Pass on what libpq reads (passfile, service file, certificates) and nothing else of the caller's."""
+    return processes.clean_environment({name: value for name, value in os.environ.items() if _PASSED_ON.match(name)})
+
+
+def _failure(text: str, cause: CaptureError | None) -> CaptureError | PostgresError:
+    lines = [line for line in text.splitlines() if "error:" in line or "FATAL" in line]
+    last = lines[-1].removeprefix("pg_basebackup: ") if lines else (cause.message if cause else "no message")
+    if "can only write single tablespace to stdout" in text:
+        return UnsupportedClusterError(
+            "the cluster has extra tablespaces, which pg_basebackup cannot stream",
+            hint="Move their tables into pg_default, or wait for the version that spools them.",
+        )
+    if "could not connect" in text or "connection to server" in text:
+        return PostgresUnreachableError(f"pg_basebackup: {last}")
+    return CaptureError(f"pg_basebackup failed: {last}")

@@ -1,0 +1,237 @@
+"""Capturing a cluster by reading its data directory (method ``local``), and what both methods share.
+
+The order is PostgreSQL's (documentation 26.3.4): start, copy, stop. The copy is worthless without its ``backup_label``,
+so ``pg_control`` is stored poisoned (trap T12), and nothing is a snapshot before its WAL is in the store.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from drservice.clock import Clock
+from drservice.components.postgres.connection import BackupSession, BackupStop, CheckpointSpeed
+from drservice.components.postgres.controlfile import (
+    CONTROL_PATH,
+    ControlFile,
+    poisoned_copy,
+    read_control,
+    require_checkpoint_of_start,
+)
+from drservice.components.postgres.layout import ClusterListing, FileRule, ListedFile, list_cluster
+from drservice.components.postgres.pages import PageChecker
+from drservice.components.postgres.recovery import parse_backup_label
+from drservice.errors import CaptureError, UnsupportedClusterError
+from drservice.model.ids import SystemId
+from drservice.model.snapshot import PostgresFacts
+from drservice.model.wal import Lsn, Timeline
+from drservice.repository.changes import ChangeRule, rule_for
+from drservice.repository.intake import SourceFile
+from drservice.repository.nodes import FileIdentity
+from drservice.repository.writer import ByteProgress, SnapshotWriter
+
+CHUNK_BYTES = 64 << 10
+LARGE_CLUSTER_BYTES = 2 << 40
+LARGE_CHUNK_BYTES = 128 << 10
+_RECHECKS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captured:
+    """What a capture found out, whatever its method."""
+
+    method: str
+    started_at: datetime
+    stopped_at: datetime
+    start_lsn: Lsn
+    stop_lsn: Lsn
+    timeline: Timeline
+    control: ControlFile
+    server_version: int
+    attachments: Mapping[str, bytes]
+    bad_pages: Sequence[tuple[bytes, int]]
+    """(path, block number within the file)."""
+    notes: tuple[str, ...]
+
+    def facts(self) -> PostgresFacts:
+        """Return what the snapshot says publicly."""
+        return PostgresFacts(
+            system_id=SystemId(self.control.system_id),
+            timeline=self.timeline,
+            start_lsn=self.start_lsn,
+            stop_lsn=self.stop_lsn,
+            server_version=self.server_version,
+            segment_bytes=self.control.wal_segment_bytes,
+            block_bytes=self.control.block_bytes,
+            data_checksums=self.control.has_checksums,
+            bad_pages=len(self.bad_pages),
+        )
+
+
+def capture_local(
+    session: BackupSession,
+    writer: SnapshotWriter,
+    *,
+    data_directory: Path,
+    server_version: int,
+    checkpoint: CheckpointSpeed,
+    clock: Clock,
+    progress: ByteProgress,
+) -> Captured:
+    """Read a running cluster's data directory into a snapshot.
+
+    Args:
+        session: an open backup session on the server of this very directory.
+        writer: takes the files; not committed here.
+        data_directory: readable by this process.
+        server_version: major version.
+        checkpoint: fast or spread.
+        clock: tells start and end.
+        progress: hears of source bytes.
+
+    Raises:
+        CaptureError: the session dropped, the directory is another server's, or a file cannot be read.
+        UnsupportedClusterError: the cluster has extra tablespaces.
+    """
+    started_at = clock.now()
+    start = session.start("drservice", checkpoint=checkpoint)
+    control, _ = read_control(lambda: _read_control_bytes(data_directory))
+    require_checkpoint_of_start(control, start=start.lsn, timeline=start.timeline)
+    listing = _list(data_directory)
+    for directory in listing.directories:
+        writer.add_directory(os.fsencode(directory.path), directory.mode)
+    sources = _sources(listing, data_directory, control, clock)
+    rule = _change_rule(writer.previous_meta(), control, data_directory)
+    writer.capture_files(sources, rule=rule, progress=progress)
+    session.check_alive()
+    _recapture_lost(writer, sources, progress)
+    control, raw = read_control(lambda: _read_control_bytes(data_directory))
+    writer.add_bytes(CONTROL_PATH.encode(), 0o600, poisoned_copy(raw))
+    stop = session.stop()
+    stopped_at = clock.now()
+    return Captured(
+        method="local",
+        started_at=started_at,
+        stopped_at=stopped_at,
+        start_lsn=start.lsn,
+        stop_lsn=stop.lsn,
+        timeline=start.timeline,
+        control=control,
+        server_version=server_version,
+        attachments=label_attachments(stop, start.lsn),
+        bad_pages=page_numbers(writer.bad_pages(), control.block_bytes),
+        notes=tuple(f"left out: {item.path} ({item.reason})" for item in listing.refused),
+    )
+
+
+def label_attachments(stop: BackupStop, start: Lsn) -> dict[str, bytes]:
+    """Return the label files to keep, byte for byte (trap T2).
+
+    Raises:
+        CaptureError: the label is not of this backup.
+    """
+    label = parse_backup_label(stop.label_file)
+    if label.start != start:
+        raise CaptureError(f"the server returned a backup_label for {label.start}, but this backup began at {start}")
+    attachments = {"backup_label": stop.label_file}
+    if stop.tablespace_map:
+        attachments["tablespace_map"] = stop.tablespace_map
+    return attachments
+
+
+def page_numbers(bad: Sequence[tuple[bytes, int]], block_bytes: int) -> list[tuple[bytes, int]]:
+    """Turn byte offsets into block numbers within their files."""
+    return [(path, offset // block_bytes) for path, offset in bad]
+
+
+def refuse_tablespaces(names: Sequence[str]) -> None:
+    """Refuse a cluster with extra tablespaces.
+
+    Raises:
+        UnsupportedClusterError: naming them.
+    """
+    if names:
+        raise UnsupportedClusterError(
+            f"the cluster has {len(names)} extra tablespace(s): {', '.join(names[:5])}",
+            hint="This version backs up clusters without extra tablespaces. Move their tables into pg_default"
+            " (ALTER DATABASE ... SET TABLESPACE), or wait for the version that supports them.",
+        )
+
+
+def _read_control_bytes(data_directory: Path) -> bytes:
+    try:
+        return (data_directory / CONTROL_PATH).read_bytes()
+    except OSError as error:
+        raise CaptureError(
+            f"cannot read {CONTROL_PATH} below {data_directory}: {error.strerror}",
+            hint="data_directory must be the server's, readable by this user; or use method: pg_basebackup.",
+        ) from error
+
+
+def _list(data_directory: Path) -> ClusterListing:
+    try:
+        listing = list_cluster(data_directory)
+    except OSError as error:
+        raise CaptureError(
+            f"cannot list {error.filename or data_directory}: {error.strerror}",
+            hint="Run as root or as the owner of the data directory; or use method: pg_basebackup.",
+        ) from error
+    refuse_tablespaces([f"{item.oid} at {item.target}" for item in listing.tablespaces])
+    return listing
+
+
+def _sources(listing: ClusterListing, root: Path, control: ControlFile, clock: Clock) -> list[SourceFile]:
+    chunk_bytes = LARGE_CHUNK_BYTES if listing.total_bytes >= LARGE_CLUSTER_BYTES else CHUNK_BYTES
+    listed_ns = int(clock.now().timestamp() * 1e9)
+    return [
+        SourceFile(
+            path=os.fsencode(item.path),
+            absolute=f"{root}/{item.path}",
+            mode=item.mode,
+            size=item.identity.size,
+            chunk_bytes=chunk_bytes,
+            identity=FileIdentity(
+                device=item.identity.device,
+                inode=item.identity.inode,
+                modified_ns=item.identity.mtime_ns,
+                changed_ns=item.identity.ctime_ns,
+                read_began_ns=listed_ns,
+            ),
+            check=_checker(item, control),
+        )
+        for item in listing.files
+        if item.rule is not FileRule.COPY_LAST
+    ]
+
+
+def _checker(item: ListedFile, control: ControlFile) -> PageChecker | None:
+    if item.relation is None or not control.has_checksums:
+        return None
+    return PageChecker(
+        first_block=item.relation.first_block(control.relation_segment_blocks), block_bytes=control.block_bytes
+    )
+
+
+def _change_rule(meta: Mapping[str, str], control: ControlFile, data_directory: Path) -> ChangeRule:
+    """Unchanged files may be passed over only within one life of one cluster on a local file system (T15)."""
+    same_life = (
+        meta.get("system_id") == str(control.system_id)
+        and meta.get("timeline") == str(int(control.timeline))
+        and meta.get("data_checksums") == str(control.has_checksums)
+    )
+    return rule_for(data_directory) if same_life else ChangeRule.READ_ALL
+
+
+def _recapture_lost(writer: SnapshotWriter, sources: Sequence[SourceFile], progress: ByteProgress) -> None:
+    """Read again what relied on packs that vanished meanwhile; it still lies before the stop position."""
+    for _ in range(_RECHECKS):
+        lost = writer.recheck()
+        if not lost:
+            return
+        writer.capture_files(
+            [source for source in sources if source.path in lost], rule=ChangeRule.READ_ALL, progress=progress
+        )
+    raise CaptureError("packs that this backup re-uses keep vanishing from the store; is a collection running?")

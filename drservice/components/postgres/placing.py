@@ -1,0 +1,123 @@
+"""Placing a snapshot of a cluster as a data directory that PostgreSQL will recover, and only so.
+
+Order: files, ``backup_label`` and ``tablespace_map``, ``recovery.signal``, everything durable, and last ``pg_control``
+under a temporary name and renamed: a directory without it does not start, so an interrupted restore can never be
+taken for a whole one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from drservice.components.postgres.controlfile import CONTROL_PATH, ControlFile, parse_control
+from drservice.components.postgres.recovery import strip_stale_settings
+from drservice.errors import FormatError, TargetDirectoryError
+from drservice.objectstore.interface import ObjectStore
+from drservice.processes import Account
+from drservice.repository.placing import Placed, PlacingProgress, place_files, sync_folder
+from drservice.repository.reader import SnapshotReader
+from drservice.repository.records import Scope
+
+_AUTO_CONF = "postgresql.auto.conf"
+
+
+def require_empty(target: Path) -> None:
+    """Refuse a target that is not a new or empty directory.
+
+    Raises:
+        TargetDirectoryError: naming what is in the way.
+    """
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise TargetDirectoryError(f"{target} is no directory")
+    if target.is_dir():
+        first = next(target.iterdir(), None)
+        if first is not None:
+            raise TargetDirectoryError(f"{target} is not empty (it holds {first.name})")
+
+
+def place_cluster(
+    reader: SnapshotReader,
+    target: Path,
+    *,
+    open_store: Callable[[], ObjectStore],
+    scope: Scope,
+    secrets: Sequence[tuple[str, bytes]],
+    account: Account | None,
+    workers: int,
+    progress: PlacingProgress,
+) -> tuple[ControlFile, Placed]:
+    """Restore a cluster's files into ``target`` (new or empty).
+
+    Raises:
+        TargetDirectoryError: it is not empty; nothing was written.
+        DamagedObjectError, MissingObjectError, RecoveryError: the directory is incomplete and has no ``pg_control``.
+    """
+    require_empty(target)
+    _make_target(target, account)
+    placed = place_files(
+        reader,
+        target,
+        open_store=open_store,
+        scope=scope,
+        secrets=secrets,
+        hold_back=frozenset({CONTROL_PATH.encode()}),
+        account=account,
+        workers=workers,
+        progress=progress,
+    )
+    raw = placed.held_back.get(CONTROL_PATH.encode())
+    if raw is None:
+        raise FormatError(f"snapshot {reader.record.id} has no pg_control")
+    return parse_control(raw), placed
+
+
+def finish_cluster(reader: SnapshotReader, target: Path, placed: Placed, *, account: Account | None) -> tuple[str, ...]:
+    """Add the label files and ``recovery.signal``, make all durable, and put ``pg_control`` in place last.
+
+    Returns:
+        Names of stale settings that were taken out of ``postgresql.auto.conf`` (trap T30).
+    """
+    attachments = reader.secret.attachments
+    if "backup_label" not in attachments:
+        raise FormatError(f"snapshot {reader.record.id} has no backup_label: starting it would corrupt the cluster")
+    for name in ("backup_label", "tablespace_map"):
+        if name in attachments:
+            _write(target / name, attachments[name], account)
+    _write(target / "recovery.signal", b"", account)
+    removed = _strip_auto_conf(target / _AUTO_CONF, account)
+    sync_folder(target)
+    control = target / CONTROL_PATH
+    temporary = control.with_name("pg_control.drservice")
+    _write(temporary, placed.held_back[CONTROL_PATH.encode()], account)
+    temporary.rename(control)
+    sync_folder(target)
+    return removed
+
+
+def _make_target(target: Path, account: Account | None) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    target.chmod(0o700)
+    if account is not None:
+        os.chown(target, account.uid, account.gid)
+
+
+def _strip_auto_conf(path: Path, account: Account | None) -> tuple[str, ...]:
+    if not path.is_file():
+        return ()
+    stripped = strip_stale_settings(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    if stripped.removed:
+        path.unlink()
+        _write(path, stripped.text.encode("utf-8", "surrogateescape"), account)
+    return stripped.removed
+
+
+def _write(path: Path, content: bytes, account: Account | None) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        if account is not None:
+            os.fchown(descriptor, account.uid, account.gid)
+        stream.write(content)
+        stream.flush()
+        os.fsync(descriptor)

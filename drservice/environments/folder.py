@@ -1,0 +1,321 @@
+"""The folder of a sandbox on the host: how it is made, described, read back and removed.
+
+The folder appears under its name in one rename, with ``environment.json`` inside from the first moment;
+``environment.json`` is the last thing removed. So whatever a crash leaves behind can be found and finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+from drservice import processes
+from drservice.clock import from_iso, to_iso
+from drservice.environments import keeper
+from drservice.environments.interface import EnvironmentSpec, Limits
+from drservice.environments.proc import ProcessIdentity, identity_of
+from drservice.errors import EnvironmentFailedError
+from drservice.model.ids import EnvironmentId, ServiceName, is_ulid
+from drservice.processes import Account
+
+DESCRIPTION = "environment.json"
+NEW_PREFIX = ".new-"
+KIND = "sandbox"
+
+_FORMAT = 1
+_CONFIGURATION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+_LONGEST_SOCKET_PATH = 107
+"""sun_path holds 108 bytes with the final zero (unix(7))."""
+_SOCKET_NAME = ".s.PGSQL.5432"
+_ETC_EXTRAS = ("alternatives", "ld.so.cache")
+"""What the dynamic loader needs beside the standard folders (extensions link to /etc/alternatives)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """The content of ``environment.json``."""
+
+    id: EnvironmentId
+    service: ServiceName
+    purpose: str
+    data: Path
+    owns_data: bool
+    sock: Path
+    account: Account | None
+    limits: Limits
+    maker: ProcessIdentity
+    created_at: datetime
+    expires_at: datetime
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values."""
+        return {
+            "format": _FORMAT,
+            "kind": KIND,
+            "id": self.id,
+            "service": self.service,
+            "purpose": self.purpose,
+            "data": str(self.data),
+            "owns_data": self.owns_data,
+            "sock": str(self.sock),
+            "account": asdict(self.account) if self.account else None,
+            "limits": asdict(self.limits),
+            "maker": asdict(self.maker),
+            "created_at": to_iso(self.created_at),
+            "expires_at": to_iso(self.expires_at),
+        }
+
+
+def read_description(root: Path) -> Description:
+    """Read ``environment.json``.
+
+    Raises:
+        EnvironmentFailedError: it is not there or not what this version writes.
+    """
+    path = root / DESCRIPTION
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        _require_own_format(value["format"], value["kind"])
+        return Description(
+            id=EnvironmentId(value["id"]),
+            service=ServiceName(value["service"]),
+            purpose=value["purpose"],
+            data=Path(value["data"]),
+            owns_data=value["owns_data"],
+            sock=Path(value["sock"]),
+            account=Account(**value["account"]) if value["account"] else None,
+            limits=Limits(**value["limits"]),
+            maker=ProcessIdentity(**value["maker"]),
+            created_at=from_iso(value["created_at"]),
+            expires_at=from_iso(value["expires_at"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EnvironmentFailedError(
+            f"{path} cannot be read: {error}",
+            hint="It is no environment of this version; look into the folder before you remove it by hand.",
+        ) from error
+
+
+def _require_own_format(number: object, kind: object) -> None:
+    if number != _FORMAT or kind != KIND:
+        raise ValueError(f"format {number} of kind {kind}")
+
+
+def make_folder(spec: EnvironmentSpec, *, environments_dir: Path, identifier: EnvironmentId, now: datetime) -> Path:
+    """Make the folder of a new sandbox and return its path.
+
+    Raises:
+        EnvironmentFailedError: it cannot be made there.
+    """
+    account = processes.server_account(spec.data_directory)
+    root = environments_dir / identifier
+    fresh = environments_dir / f"{NEW_PREFIX}{identifier}"
+    maker = identity_of(os.getpid())
+    assert maker is not None
+    description = Description(
+        id=identifier,
+        service=spec.service,
+        purpose=spec.purpose,
+        data=spec.data_directory.absolute() if spec.data_directory else root / "data",
+        owns_data=spec.data_directory is None,
+        sock=_socket_folder(root),
+        account=account,
+        limits=spec.limits,
+        maker=maker,
+        created_at=now,
+        expires_at=spec.expires_at,
+    )
+    try:
+        if not environments_dir.is_dir():
+            environments_dir.mkdir(parents=True)
+            environments_dir.chmod(0o711)
+        fresh.mkdir()
+        fresh.chmod(0o711)
+        keeper.write_durably(fresh / DESCRIPTION, description.to_json())
+        _fill(fresh, description)
+        fresh.rename(root)
+    except OSError as error:
+        raise EnvironmentFailedError(
+            f"the environment's folder {root} cannot be made: {error}",
+            hint="Check free space and rights of the environments folder (below state_dir).",
+        ) from error
+    return root
+
+
+def write_configuration(root: Path, name: str, content: str, *, account: Account | None) -> None:
+    """Write ``conf/NAME``, whole or not at all, readable by the server and by nobody else.
+
+    Raises:
+        EnvironmentFailedError: the name is none for a file here.
+    """
+    if not _CONFIGURATION_NAME.match(name) or name == "etc":
+        raise EnvironmentFailedError(
+            f"{name!r} cannot name a configuration file", hint="Use letters, digits, dot, dash, underscore."
+        )
+    temporary = root / "conf" / f".{name}.new"
+    _write_readable(temporary, content, account)
+    temporary.replace(root / "conf" / name)
+
+
+def own_socket_path(sock: Path) -> Path:
+    """Return where the server's socket lies."""
+    return sock / _SOCKET_NAME
+
+
+def folders(environments_dir: Path) -> Iterator[Path]:
+    """Yield the folders of whole environments, oldest first."""
+    if environments_dir.is_dir():
+        for path in sorted(environments_dir.iterdir()):
+            if is_ulid(path.name) and path.is_dir() and not path.is_symlink():
+                yield path
+
+
+def unfinished(environments_dir: Path) -> Iterator[Path]:
+    """Yield the folders that a crash left before they had their name."""
+    if environments_dir.is_dir():
+        for path in sorted(environments_dir.iterdir()):
+            if path.name.startswith(NEW_PREFIX) and is_ulid(path.name.removeprefix(NEW_PREFIX)):
+                yield path
+
+
+def remove_folder(root: Path, sock: Path | None) -> None:
+    """Remove a folder whose processes have ended; safe to repeat.
+
+    The content is hostile: ``shutil.rmtree`` works with directory descriptors and follows no link.
+
+    Raises:
+        EnvironmentFailedError: something cannot be removed.
+    """
+    try:
+        if sock is not None and sock.parent != root:
+            _remove_tree(sock)
+        for path in list(root.iterdir()) if root.is_dir() else []:
+            if path.name == DESCRIPTION:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                _remove_tree(path)
+            else:
+                path.unlink(missing_ok=True)
+        (root / DESCRIPTION).unlink(missing_ok=True)
+        if root.exists():
+            root.rmdir()
+    except FileNotFoundError:
+        if root.exists():  # two destroyers met: what one had removed is no error, what is left is
+            raise EnvironmentFailedError(f"{root} changed while it was removed", hint="Repeat it.") from None
+    except OSError as error:
+        raise EnvironmentFailedError(
+            f"{root} cannot be removed: {error}", hint="Remove it by hand; nothing runs inside any more."
+        ) from error
+
+
+def host_system() -> tuple[dict[str, str], list[str]]:
+    """Return which of /bin, /sbin and /lib* are links below /usr here, and which are folders of their own."""
+    merged: dict[str, str] = {}
+    separate: list[str] = []
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        path = Path("/") / name
+        if path.is_symlink():
+            merged[name] = str(path.readlink())
+        elif path.is_dir():
+            separate.append(name)
+    return merged, separate
+
+
+def etc_extras() -> list[str]:
+    """Return what of the host's /etc is bound read-only."""
+    return [name for name in _ETC_EXTRAS if Path("/etc", name).exists()]
+
+
+def _socket_folder(root: Path) -> Path:
+    usual = root / "sock"
+    if len(os.fsencode(own_socket_path(usual))) <= _LONGEST_SOCKET_PATH:
+        return usual
+    base = Path("/run/drservice") if os.geteuid() == 0 else Path(f"/tmp/drservice-{os.getuid()}")  # noqa: S108 - ownership is checked before use
+    return base / root.name
+
+
+def _fill(fresh: Path, description: Description) -> None:
+    account = description.account
+    (fresh / "keeper").mkdir(mode=0o700)
+    for name in ("data", "wal", "log", "sock"):
+        _make_owned(fresh / name, account)
+    if not description.owns_data and not description.data.exists():
+        _make_owned(description.data, account)
+    if description.sock.parent.name != description.id:
+        _require_private_base(description.sock.parent)
+        _make_owned(description.sock, account)
+    for path in (fresh / "conf", fresh / "conf" / "etc"):
+        path.mkdir()
+        _share_with(path, account, 0o750)
+    for name, content in _etc_files(account).items():
+        _write_readable(fresh / "conf" / "etc" / name, content, account)
+    (fresh / "conf" / "etc" / "localtime").symlink_to("/usr/share/zoneinfo/UTC")
+    for name in etc_extras():
+        # Only a place to bind to.
+        if Path("/etc", name).is_dir():
+            (fresh / "conf" / "etc" / name).mkdir()
+        else:
+            (fresh / "conf" / "etc" / name).touch()
+
+
+def _etc_files(account: Account | None) -> dict[str, str]:
+    uid = account.uid if account else os.getuid()
+    gid = account.gid if account else os.getgid()
+    name = account.name if account else processes.account_of(Path("/proc/self")).name
+    return {
+        "passwd": f"{name}:x:{uid}:{gid}::/tmp:/bin/sh\n",
+        "group": f"{name}:x:{gid}:\n",
+        "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+        "hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    }
+
+
+def _make_owned(path: Path, account: Account | None) -> None:
+    path.mkdir(mode=0o700, parents=False)
+    if account is not None:
+        os.chown(path, account.uid, account.gid)
+    path.chmod(0o700)
+
+
+def _share_with(path: Path, account: Account | None, mode: int) -> None:
+    if account is not None:
+        os.chown(path, 0, account.gid)
+    path.chmod(mode)
+
+
+def _write_readable(path: Path, content: str, account: Account | None) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(content)
+    _share_with(path, account, 0o640)
+
+
+def _require_private_base(base: Path) -> None:
+    """Make or check the folder for short socket paths: ours, and nobody else may write in it."""
+    base.mkdir(parents=True, exist_ok=True, mode=0o711)
+    facts = base.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
+        raise EnvironmentFailedError(
+            f"{base} is not a folder that only this user can write",
+            hint="Remove it, or set a shorter state_dir so that no short socket folder is needed.",
+        )
+
+
+def _remove_tree(path: Path) -> None:
+    if not path.exists():
+        return
+    if os.geteuid() != 0:
+        # A program inside may have closed folders against their owner; opening them again follows no link.
+        for folder, names, _ in os.walk(path, followlinks=False):
+            for name in names:
+                child = Path(folder, name)
+                if not child.is_symlink():
+                    child.chmod(0o700)
+    shutil.rmtree(path)

@@ -1,0 +1,162 @@
+"""The keeper: a small process that owns one sandbox, so that the caller may end or crash.
+
+``python -m drservice.environments.keeper ROOT`` reads ``ROOT/keeper/launch.json``, leaves the caller's session,
+starts bwrap and waits for it. bwrap runs with ``--die-with-parent``, which follows the starting *thread*; the
+keeper has only one, and nothing else to do. If the keeper dies, everything inside dies with it; if the caller
+dies, the keeper stays, and ``environment destroy`` or the reaper ends it.
+
+In ``ROOT/keeper/`` it leaves ``state.json`` (its identity, and the server's once that runs), ``exit.json``
+(how the server ended; durable) and ``server.log`` (what the server wrote). Signals to the keeper: SIGINT and
+SIGTERM ask the server for a fast shutdown, SIGQUIT for an immediate one (PostgreSQL's meaning of SIGINT and
+SIGQUIT).
+
+It starts fast: standard library only, besides ``processes``, which starts programs, and ``proc``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from drservice import processes
+from drservice.environments import proc
+
+LAUNCH = "launch.json"
+STATE = "state.json"
+EXIT = "exit.json"
+SERVER_LOG = "server.log"
+KEEPER_LOG = "keeper.log"
+
+_STARTED_DESCRIPTOR = 9
+"""The same number as in ``bubblewrap.STARTED_DESCRIPTOR`` (that module takes longer to load; a test compares)."""
+_START_SECONDS = 30.0
+_FORWARDED = {
+    signal.SIGINT: signal.SIGINT,
+    signal.SIGTERM: signal.SIGINT,
+    signal.SIGQUIT: signal.SIGQUIT,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Become the keeper of the environment in ``arguments[0]``; returns 0 to the caller once the server began."""
+    if len(arguments) != 1:
+        sys.stderr.write("usage: keeper ROOT\n")
+        return 2
+    folder = Path(arguments[0]) / "keeper"
+    read_end, write_end = os.pipe()
+    if os.fork() == 0:
+        os.close(read_end)
+        os._exit(_keep(folder, write_end))
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as stream:
+        report = stream.read()
+    if report == b"started":
+        return 0
+    sys.stderr.write(report.decode("utf-8", "replace") or "the keeper ended before the server began\n")
+    return 1
+
+
+def write_durably(path: Path, value: object) -> None:
+    """Write a JSON file so that after a crash it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump(value, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _keep(folder: Path, report: int) -> int:
+    os.setsid()
+    _leave_callers_streams(folder)
+    launch = json.loads((folder / LAUNCH).read_text(encoding="utf-8"))
+    own = proc.identity_of(os.getpid())
+    assert own is not None
+    _note(folder, {"keeper": dataclasses.asdict(own)})
+    # Only now: with neither note for a moment, a reaper could take a restart for a leftover.
+    (folder / EXIT).unlink(missing_ok=True)
+    read_end, write_end = os.pipe()
+    os.dup2(write_end, _STARTED_DESCRIPTOR)
+    os.close(write_end)
+    with (folder / SERVER_LOG).open("ab") as log:
+        bwrap = processes.start(launch["argv"], stdout=log, stderr=log, pass_fds=(_STARTED_DESCRIPTOR,))
+    os.close(_STARTED_DESCRIPTOR)
+    # Blocked only now: what is blocked before would stay blocked inside.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*_FORWARDED, signal.SIGCHLD, signal.SIGHUP})
+    if not _began(read_end):
+        _give_up(folder, bwrap, report)
+        return 1
+    os.close(read_end)
+    server = _server_of(bwrap.pid)
+    if server is not None:
+        _note(folder, {"keeper": dataclasses.asdict(own), "server": dataclasses.asdict(server)})
+    os.write(report, b"started")
+    os.close(report)
+    status = _wait(bwrap, server)
+    write_durably(folder / EXIT, {"status": status})
+    return 0
+
+
+def _leave_callers_streams(folder: Path) -> None:
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    log = os.open(folder / KEEPER_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(nothing, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(nothing)
+    os.close(log)
+
+
+def _note(folder: Path, state: dict[str, object]) -> None:
+    temporary = folder / f".{STATE}.new"
+    temporary.write_text(json.dumps(state), encoding="utf-8")
+    temporary.replace(folder / STATE)
+
+
+def _began(read_end: int) -> bool:
+    ready, _, _ = select.select([read_end], [], [], _START_SECONDS)
+    return bool(ready) and os.read(read_end, 1) == b"s"
+
+
+def _give_up(folder: Path, bwrap: subprocess.Popen[bytes], report: int) -> None:
+    bwrap.kill()
+    status = bwrap.wait()
+    tail = (folder / SERVER_LOG).read_bytes()[-2000:]
+    write_durably(folder / EXIT, {"status": 128 - status if status < 0 else status})
+    os.write(report, b"the sandbox could not be made: " + (tail.strip() or b"bwrap said nothing"))
+    os.close(report)
+
+
+def _server_of(bwrap_pid: int) -> proc.ProcessIdentity | None:
+    """Return the program's process: the only child of process 1 inside, which is the only child of bwrap."""
+    for first in proc.children_of(bwrap_pid):
+        for server in proc.children_of(first.pid):
+            return server
+    return None  # it has ended already
+
+
+def _wait(bwrap: subprocess.Popen[bytes], server: proc.ProcessIdentity | None) -> int:
+    """Wait for the end, passing signals on; returns the status, 128 + n for a death by signal n."""
+    while True:
+        status = bwrap.poll()
+        if status is not None:
+            return 128 - status if status < 0 else status
+        received = signal.sigwaitinfo({*_FORWARDED, signal.SIGCHLD, signal.SIGHUP})
+        forwarded = _FORWARDED.get(signal.Signals(received.si_signo))
+        if forwarded is not None and server is not None:
+            proc.send_signal(server, forwarded)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,365 @@
+"""Where a recovery can go, and from which snapshot: pure rules that explain themselves.
+
+Sources: PostgreSQL documentation, 26.3 "Continuous Archiving and Point-in-Time Recovery" and 20.5.6 "Recovery Target".
+A plan names the snapshot, the timelines and the WAL it needs; a refusal names the gap and the nearest reachable
+positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+from drservice.clock import to_iso
+from drservice.errors import TargetOutsideWindowError, UsageError, WalGapError
+from drservice.model.ids import SnapshotId, SystemId
+from drservice.model.snapshot import SnapshotRecord, SnapshotState
+from drservice.model.wal import (
+    HistoryEntry,
+    Lsn,
+    Timeline,
+    TimelineSpan,
+    segment_begin,
+    segment_name,
+    segments_between,
+    timeline_path,
+)
+
+
+class TargetKind(Enum):
+    """What kind of instant is asked for."""
+
+    LATEST = "latest"
+    TIME = "time"
+    LSN = "lsn"
+    XID = "xid"
+    NAME = "name"
+    SNAPSHOT = "snapshot"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The instant to recover to. Exactly the field of its kind is set."""
+
+    kind: TargetKind
+    time: datetime | None = None
+    lsn: Lsn | None = None
+    xid: int | None = None
+    name: str | None = None
+    snapshot: SnapshotId | None = None
+    timeline: Timeline | None = None
+    """``None`` = the latest that descends from the snapshot."""
+
+    def describe(self) -> str:
+        """Return the target in words."""
+        match self.kind:
+            case TargetKind.TIME:
+                assert self.time is not None
+                return f"time {to_iso(self.time)}"
+            case TargetKind.LSN:
+                return f"LSN {self.lsn}"
+            case TargetKind.XID:
+                return f"transaction {self.xid}"
+            case TargetKind.NAME:
+                return f"restore point {self.name}"
+            case TargetKind.SNAPSHOT:
+                return f"the end of snapshot {self.snapshot}"
+            case TargetKind.LATEST:
+                return "the latest archived position"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalInventory:
+    """Which whole segments are archived for one cluster, and its history files."""
+
+    system_id: SystemId
+    segment_bytes: int
+    segments: Mapping[Timeline, frozenset[int]]
+    histories: Mapping[Timeline, tuple[HistoryEntry, ...]]
+
+    def timelines(self) -> set[Timeline]:
+        """Return every timeline that has WAL or a history file."""
+        return set(self.segments) | set(self.histories)
+
+    def path_to(self, timeline: Timeline) -> tuple[TimelineSpan, ...]:
+        """Return the spans that lead to ``timeline``; timeline 1 needs no history file."""
+        return timeline_path(timeline, self.histories.get(timeline, ()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalGap:
+    """Segments that are missing although later ones are archived: positions ``[begin, end)``."""
+
+    timeline: Timeline
+    begin: Lsn
+    end: Lsn
+    first_name: str
+    segments: int
+
+    def describe(self) -> str:
+        """Return the gap in words."""
+        return f"{self.segments} WAL segment(s) from {self.first_name} on are missing ({self.begin} to {self.end})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How far one snapshot can be rolled forward along one path."""
+
+    path: tuple[TimelineSpan, ...]
+    end: Lsn
+    """Position behind the last segment that follows without a hole."""
+    segments: int
+    gap: WalGap | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Considered:
+    """A snapshot that was looked at and why it was not taken."""
+
+    snapshot: SnapshotId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryPlan:
+    """What a restore will do."""
+
+    snapshot: SnapshotRecord
+    target: Target
+    timeline: Timeline
+    reach: Reach
+    considered: tuple[Considered, ...]
+    reasons: tuple[str, ...]
+
+
+def timeline_for(snapshot: SnapshotRecord, inventory: WalInventory, target: Target) -> Timeline | str:
+    """Return the timeline a recovery ends on, or the reason why there is none.
+
+    ``latest`` is the highest timeline whose history passes through the snapshot's timeline at or after its end.
+    """
+    own = snapshot.postgres.timeline
+    if target.kind is TargetKind.SNAPSHOT:
+        return own
+    wanted = [target.timeline] if target.timeline is not None else sorted(inventory.timelines() | {own}, reverse=True)
+    for timeline in wanted:
+        if timeline != own and timeline not in inventory.histories:
+            continue
+        for span in inventory.path_to(timeline):
+            ends_later = span.end is None or span.end >= snapshot.postgres.stop_lsn
+            if span.timeline == own and ends_later:
+                return timeline
+    return f"timeline {target.timeline} does not descend from its timeline {own}"
+
+
+def measure_reach(snapshot: SnapshotRecord, inventory: WalInventory, timeline: Timeline) -> Reach:
+    """Follow the archived WAL from the start of a snapshot along a timeline until the first missing segment."""
+    size = inventory.segment_bytes
+    path = inventory.path_to(timeline)
+    first = snapshot.postgres.start_lsn.segment_number(size)
+    last = max(
+        (
+            number
+            for span in path
+            for number in inventory.segments.get(span.timeline, ())
+            if _lies_on(number, span, size)
+        ),
+        default=first - 1,
+    )
+    number = first
+    while number <= last and holder_of(number, path, inventory) is not None:
+        number += 1
+    gap = None
+    if number <= last:
+        after = number
+        while after <= last and holder_of(after, path, inventory) is None:
+            after += 1
+        owner = _owner(number, path, size)
+        gap = WalGap(
+            timeline=owner,
+            begin=segment_begin(number, size),
+            end=segment_begin(after, size),
+            first_name=segment_name(owner, number, size),
+            segments=after - number,
+        )
+    return Reach(path=path, end=segment_begin(number, size), segments=number - first, gap=gap)
+
+
+def _lies_on(number: int, span: TimelineSpan, size: int) -> bool:
+    """Tell whether segment ``number`` can hold WAL of a span (the segment of a switch lies on both timelines)."""
+    begins = number >= span.begin.segment_number(size)
+    return begins and (span.end is None or number <= span.end.segment_number(size))
+
+
+def holder_of(number: int, path: Sequence[TimelineSpan], inventory: WalInventory) -> Timeline | None:
+    """Return the timeline whose archive serves a segment: the newest that has it, as PostgreSQL looks for it."""
+    size = inventory.segment_bytes
+    for span in reversed(path):
+        if _lies_on(number, span, size):
+            if number in inventory.segments.get(span.timeline, ()):
+                return span.timeline
+            if number > span.begin.segment_number(size):
+                return None  # wholly on this timeline: an ancestor's file of this number is another history
+    return None
+
+
+def _owner(number: int, path: Sequence[TimelineSpan], size: int) -> Timeline:
+    for span in reversed(path):
+        if _lies_on(number, span, size):
+            return span.timeline
+    return path[-1].timeline
+
+
+def choose_plan(
+    target: Target, snapshots: Iterable[SnapshotRecord], inventory: WalInventory, *, located: Lsn | None = None
+) -> RecoveryPlan:
+    """Choose the snapshot to start from: the newest whose end lies at or before the target and whose WAL suffices.
+
+    Args:
+        target: where to go.
+        snapshots: all readable snapshots of the component.
+        inventory: the archived WAL of the cluster.
+        located: for ``xid`` and ``name``: the position of the record, found in the WAL beforehand.
+
+    Raises:
+        TargetOutsideWindowError: no snapshot reaches the target; says why for each, and what is reachable.
+        WalGapError: a hole lies between every usable snapshot and the target.
+        UsageError: ``xid`` or ``name`` without ``located``.
+    """
+    needed = _needed_position(target, located)
+    considered: list[Considered] = []
+    gaps: list[WalGap] = []
+    candidates = sorted(snapshots, key=lambda s: (s.postgres.stop_lsn, s.stopped_at), reverse=True)
+    for wish in (SnapshotState.COMPLETE, SnapshotState.DEGRADED):
+        for snapshot in (item for item in candidates if item.state is wish):
+            verdict = _try_snapshot(snapshot, target, needed, inventory)
+            if isinstance(verdict, RecoveryPlan):
+                return RecoveryPlan(
+                    snapshot=snapshot,
+                    target=target,
+                    timeline=verdict.timeline,
+                    reach=verdict.reach,
+                    considered=tuple(considered),
+                    reasons=verdict.reasons,
+                )
+            reason, gap = verdict
+            considered.append(Considered(snapshot=snapshot.id, reason=reason))
+            if gap is not None:
+                gaps.append(gap)
+    raise _refusal(target, candidates, inventory, considered, gaps)
+
+
+def _needed_position(target: Target, located: Lsn | None) -> Lsn | None:
+    if target.kind is TargetKind.LSN:
+        return target.lsn
+    if target.kind in {TargetKind.XID, TargetKind.NAME}:
+        if located is None:
+            raise UsageError(f"the position of {target.describe()} is not known")
+        return located
+    return None
+
+
+def _try_snapshot(
+    snapshot: SnapshotRecord, target: Target, needed: Lsn | None, inventory: WalInventory
+) -> RecoveryPlan | tuple[str, WalGap | None]:
+    unfit = _unfit(snapshot, target, needed, inventory)
+    if unfit is not None:
+        return unfit, None
+    timeline = timeline_for(snapshot, inventory, target)
+    if isinstance(timeline, str):
+        return timeline, None
+    reach = measure_reach(snapshot, inventory, timeline)
+    short = _falls_short(snapshot, target, needed, reach)
+    if short is not None:
+        return short, reach.gap
+    return RecoveryPlan(
+        snapshot=snapshot,
+        target=target,
+        timeline=timeline,
+        reach=reach,
+        considered=(),
+        reasons=_reasons(snapshot, target, reach, inventory.segment_bytes),
+    )
+
+
+def _unfit(snapshot: SnapshotRecord, target: Target, needed: Lsn | None, inventory: WalInventory) -> str | None:
+    """Return why a snapshot cannot be the start, whatever WAL there is."""
+    facts = snapshot.postgres
+    if facts.system_id != inventory.system_id:
+        return f"it is of another cluster ({facts.system_id})"
+    if target.kind is TargetKind.SNAPSHOT and snapshot.id != target.snapshot:
+        return "another snapshot is asked for"
+    if target.kind is TargetKind.TIME and target.time is not None and snapshot.stopped_at > target.time:
+        return f"it ends at {to_iso(snapshot.stopped_at)}, after the target"
+    if needed is not None and facts.stop_lsn > needed:
+        return f"it ends at {facts.stop_lsn}, after the target"
+    return None
+
+
+def _falls_short(snapshot: SnapshotRecord, target: Target, needed: Lsn | None, reach: Reach) -> str | None:
+    """Return why the WAL behind a snapshot does not lead to the target."""
+    hole = f": {reach.gap.describe()}" if reach.gap else ""
+    if reach.end < snapshot.postgres.stop_lsn:
+        return f"the WAL it needs to become consistent is not complete{hole}"
+    if needed is not None and reach.end < needed:
+        return f"its WAL ends at {reach.end}, before the target{hole}"
+    if target.kind is TargetKind.LATEST and reach.gap is not None:
+        return f"its WAL does not lead to the latest position{hole}"
+    return None
+
+
+def _reasons(snapshot: SnapshotRecord, target: Target, reach: Reach, segment_bytes: int) -> tuple[str, ...]:
+    facts = snapshot.postgres
+    span = segments_between(facts.start_lsn, facts.stop_lsn, segment_bytes)
+    reasons = [
+        f"snapshot {snapshot.id} is the newest that ends at or before {target.describe()}",
+        f"{len(span)} WAL segment(s) make it consistent, {reach.segments} in all follow without a hole",
+    ]
+    if snapshot.state is SnapshotState.DEGRADED:
+        reasons.append(f"it is DEGRADED: {facts.bad_pages} damaged page(s); no good snapshot reaches the target")
+    if reach.gap is not None:
+        reasons.append(f"{reach.gap.describe()}: nothing behind the gap can be reached from it")
+    return tuple(reasons)
+
+
+def _refusal(
+    target: Target,
+    snapshots: Sequence[SnapshotRecord],
+    inventory: WalInventory,
+    considered: Sequence[Considered],
+    gaps: Sequence[WalGap],
+) -> TargetOutsideWindowError | WalGapError:
+    what = f"{target.describe()} cannot be reached"
+    hint = (
+        "Reachable: "
+        + ("; ".join(reachable_windows(snapshots, inventory)) or "nothing, there is no usable snapshot")
+        + "."
+    )
+    why = "; ".join(f"{item.snapshot}: {item.reason}" for item in considered[:5])
+    if gaps:
+        return WalGapError(f"{what}: {gaps[0].describe()}. {why}", hint=hint)
+    return TargetOutsideWindowError(f"{what}. {why or 'There is no snapshot'}", hint=hint)
+
+
+def reachable_windows(snapshots: Iterable[SnapshotRecord], inventory: WalInventory) -> list[str]:
+    """Return the reachable stretches in words, oldest first, joined where one snapshot's WAL reaches the next."""
+    stretches: list[tuple[SnapshotRecord, Lsn]] = []
+    for snapshot in sorted(snapshots, key=lambda s: s.postgres.stop_lsn):
+        if snapshot.postgres.system_id != inventory.system_id:
+            continue
+        latest = Target(kind=TargetKind.LATEST)
+        timeline = timeline_for(snapshot, inventory, latest)
+        if isinstance(timeline, str):
+            continue
+        reach = measure_reach(snapshot, inventory, timeline)
+        if reach.end < snapshot.postgres.stop_lsn:
+            continue
+        if stretches and stretches[-1][1] >= snapshot.postgres.stop_lsn:
+            stretches[-1] = (stretches[-1][0], max(stretches[-1][1], reach.end))
+        else:
+            stretches.append((snapshot, reach.end))
+    return [
+        f"from {to_iso(snapshot.stopped_at)} ({snapshot.postgres.stop_lsn}, snapshot {snapshot.id}) to {end}"
+        for snapshot, end in stretches
+    ]

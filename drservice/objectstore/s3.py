@@ -1,0 +1,577 @@
+"""S3 buckets as object stores; the only importer of boto3 and botocore.
+
+One call of this module is one request or a short fixed sequence; nothing is retried here (``retrying`` does
+that, around calls that can be repeated). Every error of the library is translated once, here.
+
+How ``create`` excludes a second writer depends on what the store honours (:class:`CreateMode`), as found by
+``probing``. On a versioned bucket, listings and ``stat`` speak of the oldest version of a key, so that
+neither an overwrite nor a delete marker hides an object.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import boto3
+from botocore import exceptions as botocore_errors
+from botocore.config import Config
+from botocore.parsers import ResponseParserError
+
+from drservice.clock import Clock, SystemClock
+from drservice.errors import (
+    DamagedObjectError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    ObjectStoreError,
+    StoreDeniedError,
+    StoreUnreachableError,
+)
+from drservice.objectstore.bodies import BodyReader, PausingBody, md5_of, same_bytes, size_of
+from drservice.objectstore.interface import Body, Capabilities, CreateMode, ObjectInfo
+from drservice.objectstore.keys import is_key, split_key, split_prefix
+from drservice.objectstore.locks import host_lock
+from drservice.objectstore.s3answers import ConflictError, error_for
+
+CONNECT_SECONDS = 5
+READ_SECONDS = 60
+_LOCK_PATIENCE_SECONDS = 300.0
+_LOCK_STRIPES = 256
+
+Answer: TypeAlias = "dict[str, Any]"
+"""A parsed response; its shape is the service model's, which has no types. It does not leave this module."""
+
+
+class Checksum(Enum):
+    """What protects a PUT on its way."""
+
+    WHEN_REQUIRED = "when_required"
+    """``Content-MD5`` and a signed SHA-256 of the body: understood by every store."""
+
+    WHEN_SUPPORTED = "when_supported"
+    """The newer ``x-amz-checksum-*`` headers, which AWS also keeps with the object."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Location:
+    """Where a repository lies in S3 and how to reach it; holds no secret."""
+
+    bucket: str
+    prefix: str
+    """Without slashes at its ends; empty for the whole bucket."""
+    region: str | None = None
+    endpoint: str | None = None
+    ca_file: Path | None = None
+    path_style: bool = False
+    checksum: Checksum = Checksum.WHEN_SUPPORTED
+    profile: str | None = None
+
+    @property
+    def description(self) -> str:
+        """A printable address."""
+        where = f" at {self.endpoint}" if self.endpoint else ""
+        return f"s3://{self.bucket}/{self.prefix}{where}".rstrip("/")
+
+
+class S3Store:
+    """Objects in one bucket below one prefix; safe for threads.
+
+    Args:
+        location: bucket and way to it.
+        capabilities: what the store can do, as probed.
+        lock_folder: where this host's writers exclude each other (:attr:`CreateMode.SINGLE_WRITER`).
+        clock: measures how long a writer waits for the lock.
+    """
+
+    def __init__(
+        self,
+        location: S3Location,
+        *,
+        capabilities: Capabilities,
+        lock_folder: Path,
+        clock: Clock | None = None,
+    ) -> None:
+        self._location = location
+        self._capabilities = capabilities
+        self._lock_folder = lock_folder
+        self._clock = clock or SystemClock()
+        self._base = f"{location.prefix}/" if location.prefix else ""
+        with _translation("open a session", location.description):
+            self._client = _make_client(location)
+
+    @property
+    def description(self) -> str:
+        """A printable address without secrets."""
+        return self._location.description
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the store can do, as probed when it was opened."""
+        return self._capabilities
+
+    def create(self, key: str, body: Body) -> None:
+        """Store ``body`` under ``key``: durable on return, all or nothing.
+
+        Raises:
+            ObjectExistsError: the key is taken. After a lost reply that may be our own object: compare.
+            InvalidKeyError, StoreFullError, StoreDeniedError, StoreUnreachableError, BusyError.
+        """
+        match self._capabilities.create_mode:
+            case CreateMode.CONDITIONAL:
+                self.create_conditionally(key, body)
+            case CreateMode.FIRST_VERSION_WINS:
+                self._create_first_version(key, body)
+            case CreateMode.SINGLE_WRITER:
+                self._create_alone(key, body)
+
+    def read(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        """Return the object's bytes, or exactly ``length`` bytes from ``offset``.
+
+        With :attr:`CreateMode.FIRST_VERSION_WINS` the oldest version is read, because that one won. With
+        conditional creates the present version is read (one request); readers of signed objects on a
+        versioned bucket use :meth:`read_versions`. Behind a delete marker the oldest version is read.
+
+        Raises:
+            ObjectNotFoundError, DamagedObjectError, StoreDeniedError, StoreUnreachableError.
+        """
+        split_key(key)
+        if offset < 0 or (length is not None and length < 0):
+            raise ValueError(f"no range begins at {offset} with length {length}")
+        if self._capabilities.create_mode is CreateMode.FIRST_VERSION_WINS:
+            return self._get(key, offset=offset, length=length, version=self._oldest(key)["VersionId"])
+        try:
+            return self._get(key, offset=offset, length=length, version=None)
+        except ObjectNotFoundError:
+            if not self._capabilities.versioned:
+                raise
+            return self._get(key, offset=offset, length=length, version=self._oldest(key)["VersionId"])
+
+    def stat(self, key: str) -> ObjectInfo:
+        """Return size and store time of an object (of its oldest version on a versioned bucket).
+
+        Raises:
+            ObjectNotFoundError, StoreDeniedError, StoreUnreachableError.
+        """
+        split_key(key)
+        if self._capabilities.versioned:
+            return self._info(key, self._oldest(key))
+        answer = self._head(key)
+        return ObjectInfo(key=key, stored_bytes=answer["ContentLength"], modified_at=_instant(answer["LastModified"]))
+
+    def list(self, prefix: str, *, start_after: str = "") -> Iterator[ObjectInfo]:
+        """Yield every object whose key begins with ``prefix`` and is greater than ``start_after``, by key.
+
+        Names that no key can have are passed over. A store that lists out of order, repeats itself or ends
+        without saying so is an error, never a shorter list.
+
+        Raises:
+            StoreDeniedError, StoreUnreachableError, ObjectStoreError.
+        """
+        split_prefix(prefix)
+        entries = (
+            self._oldest_versions(prefix, start_after)
+            if self._capabilities.versioned
+            else self._objects(prefix, start_after)
+        )
+        return self._in_order(entries, start_after)
+
+    def read_versions(self, key: str) -> Iterator[bytes]:
+        """Yield the bodies of all versions of ``key``, oldest first; delete markers are passed over."""
+        split_key(key)
+        if self._capabilities.versioned:
+            for version in reversed(self._versions(key)):
+                yield self._get(key, offset=0, length=None, version=version["VersionId"])
+            return
+        try:
+            body = self._get(key, offset=0, length=None, version=None)
+        except ObjectNotFoundError:
+            return
+        yield body
+
+    def delete(self, key: str) -> None:
+        """Remove an object with all its versions and delete markers; an absent one is fine.
+
+        Raises:
+            StoreDeniedError: not allowed, or still locked.
+        """
+        split_key(key)
+        if self._capabilities.versioned:
+            self.delete_versions(key)
+        else:
+            self._call("delete_object", f"delete {key}", Key=self._base + key)
+
+    def server_time(self) -> datetime:
+        """Return the store's clock, from the ``Date`` header of an answer (whole seconds)."""
+        answer = self._call("head_bucket", "ask for the time")
+        return _date_of(answer, self.description)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    # --- what probing needs beside the contract -----------------------------------------------------------
+
+    def require_bucket(self) -> None:
+        """Make sure that the bucket is there and answers.
+
+        Raises:
+            ObjectStoreError: there is no such bucket.
+            StoreDeniedError, StoreUnreachableError.
+        """
+        try:
+            self._call("head_bucket", "open the bucket")
+        except ObjectNotFoundError as error:
+            raise self._no_bucket() from error
+
+    def is_versioned(self) -> bool:
+        """Tell whether the bucket keeps versions now.
+
+        Where asking is not allowed, a version with a real id in the listing is the answer.
+
+        Raises:
+            StoreDeniedError: neither question is allowed.
+        """
+        try:
+            answer = self._call("get_bucket_versioning", "ask whether versions are kept")
+        except StoreDeniedError:
+            page = self._call("list_object_versions", "list versions", Prefix=self._base, MaxKeys=1)
+            return any(entry["VersionId"] != "null" for entry in page.get("Versions", ()))
+        return bool(answer.get("Status") == "Enabled")
+
+    def create_conditionally(self, key: str, body: Body | PausingBody) -> None:
+        """Store ``body`` with ``If-None-Match: *``, whatever was probed.
+
+        Raises:
+            ObjectExistsError: the store says that the key is taken.
+            ConflictError: another request was in flight and no object is there: try again.
+        """
+        split_key(key)
+        try:
+            self._put(key, body, IfNoneMatch="*")
+        except ConflictError as error:
+            # A conflict says only that another request was in flight (Amazon S3 API, PutObject, 409
+            # ConditionalRequestConflict); whether it won is another question.
+            if self._is_taken(key):
+                raise ObjectExistsError(f"{key} exists in {self.description}") from error
+            raise
+
+    def put_version(self, key: str, body: Body | PausingBody) -> str:
+        """Store ``body`` as a further version of ``key`` and return the version's id.
+
+        Raises:
+            ObjectStoreError: the store keeps no versions.
+        """
+        split_key(key)
+        answer = self._put(key, body)
+        version = answer.get("VersionId")
+        if not version or version == "null":
+            raise ObjectStoreError(
+                f"{self.description} stored {key} without a version",
+                hint="Versioning was switched off. Switch it on again; `drservice check` probes the store.",
+            )
+        return str(version)
+
+    def version_ids(self, key: str) -> tuple[str, ...]:
+        """Return the ids of the versions of ``key``, oldest first, without delete markers."""
+        return tuple(str(version["VersionId"]) for version in reversed(self._versions(key)))
+
+    def delete_versions(self, key: str) -> None:
+        """Remove every version and delete marker of ``key``, by id.
+
+        Raises:
+            StoreDeniedError: not allowed, or still locked.
+        """
+        for version in self._all_versions(key):
+            self._call("delete_object", f"delete {key}", Key=self._base + key, VersionId=version["VersionId"])
+
+    # --- creating ---------------------------------------------------------------------------------------
+
+    def _create_first_version(self, key: str, body: Body) -> None:
+        split_key(key)
+        if self._versions(key):
+            raise ObjectExistsError(f"{key} exists in {self.description}")
+        mine = self.put_version(key, body)
+        versions = self.version_ids(key)
+        if mine not in versions:
+            raise StoreUnreachableError(f"the listing of {key} does not show the version just stored")
+        if versions[0] != mine:
+            raise ObjectExistsError(f"{key} exists in {self.description}: another writer was first")
+
+    def _create_alone(self, key: str, body: Body) -> None:
+        split_key(key)
+        with self._writer_lock(key):
+            if self._is_taken(key):
+                raise ObjectExistsError(f"{key} exists in {self.description}")
+            self._put(key, body)
+            if not same_bytes(body, self._get(key, offset=0, length=None, version=None)):
+                raise ObjectExistsError(
+                    f"{key} in {self.description} is not what was just stored: another host writes here",
+                    hint="This store cannot exclude a second host. Let one host alone write to it.",
+                )
+
+    def _writer_lock(self, key: str) -> contextlib.AbstractContextManager[None]:
+        digest = hashlib.sha256(f"{self.description}\n{key}".encode()).digest()
+        stripe = digest[0] % _LOCK_STRIPES
+        return host_lock(
+            self._lock_folder / f"{stripe:02x}.lock",
+            clock=self._clock,
+            patience_seconds=_LOCK_PATIENCE_SECONDS,
+        )
+
+    def _is_taken(self, key: str) -> bool:
+        try:
+            self._head(key)
+        except ObjectNotFoundError:
+            return False
+        return True
+
+    def _put(self, key: str, body: Body | PausingBody, **condition: str) -> Answer:
+        content = body.content if isinstance(body, PausingBody) else body
+        arguments: dict[str, object] = {"Key": self._base + key, **condition}
+        if self._location.checksum is Checksum.WHEN_REQUIRED:
+            arguments["ContentMD5"] = base64.b64encode(md5_of(content)).decode("ascii")
+        arguments["Body"] = body if isinstance(body, (bytes, PausingBody)) else BodyReader(body)
+        with contextlib.ExitStack() as cleanup:
+            if isinstance(body, PausingBody):
+                cleanup.callback(self._when_sent(key, body.arm))
+            return self._call("put_object", f"create {key} ({size_of(content)} bytes)", **arguments)
+
+    def _when_sent(self, key: str, notify: Callable[[], None]) -> Callable[[], None]:
+        """Call ``notify`` when a PUT of ``key`` is signed and about to go out; returns what undoes this.
+
+        A quick PUT of the same key may be the one that is seen; the slow one was seen before it then.
+        """
+        path = f"/{self._base}{key}"
+
+        def handler(request: Any, **_: Any) -> None:  # noqa: ANN401 - botocore's events have no types
+            if request.url.partition("?")[0].endswith(path):
+                notify()
+
+        events = self._client.meta.events
+        events.register("before-send.s3.PutObject", handler)
+        return lambda: events.unregister("before-send.s3.PutObject", handler)
+
+    # --- reading ----------------------------------------------------------------------------------------
+
+    def _get(self, key: str, *, offset: int, length: int | None, version: str | None) -> bytes:
+        if length == 0 or (offset and length is None):
+            # HTTP has no range of no bytes, and the store refuses one that begins at the end (RFC 9110, 14).
+            size = self._head(key, version=version)["ContentLength"]
+            length = size - offset if length is None else length
+            if length < 0 or offset + length > size:
+                raise self._too_short(key, size, offset, length)
+            if length == 0:
+                return b""
+        arguments: dict[str, str] = {"Key": self._base + key}
+        if version is not None:
+            arguments["VersionId"] = version
+        if length is not None:
+            arguments["Range"] = f"bytes={offset}-{offset + length - 1}"
+        answer = self._call("get_object", f"read {key}", **arguments)
+        with contextlib.closing(answer["Body"]) as stream, _translation(f"read {key}", self.description):
+            data: bytes = stream.read()
+        if length is not None and "ContentRange" not in answer:
+            # A store may ignore the range (RFC 9110, 14.2). The status does not tell: rclone says 200 to both.
+            data = data[offset : offset + length]
+        if length is not None and len(data) != length:
+            raise self._too_short(key, offset + len(data), offset, length)
+        return data
+
+    def _head(self, key: str, *, version: str | None = None) -> Answer:
+        arguments = {"Key": self._base + key}
+        if version is not None:
+            arguments["VersionId"] = version
+        try:
+            return self._call("head_object", f"stat {key}", **arguments)
+        except ObjectNotFoundError:
+            # A HEAD has no body that could tell a missing bucket from a missing object.
+            self.require_bucket()
+            raise
+
+    # --- listing ----------------------------------------------------------------------------------------
+
+    def _objects(self, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
+        start = {"StartAfter": self._base + start_after} if start_after else {}
+        token: str | None = None
+        while True:
+            follow = {"ContinuationToken": token} if token else start
+            page = self._call("list_objects_v2", f"list {prefix}", Prefix=self._base + prefix, **follow)
+            for entry in page.get("Contents", ()):
+                yield self._info(entry["Key"].removeprefix(self._base), entry)
+            if not page.get("IsTruncated"):
+                return
+            following = page.get("NextContinuationToken")
+            if not following or following == token:
+                raise self._broken_listing(prefix)
+            token = following
+
+    def _oldest_versions(self, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
+        oldest: Answer | None = None
+        for entry in self._version_entries(self._base + prefix, start_after=start_after):
+            if entry["IsDeleteMarker"]:
+                continue
+            if oldest is not None and oldest["Key"] != entry["Key"]:
+                yield self._info(oldest["Key"].removeprefix(self._base), oldest)
+            oldest = entry
+        if oldest is not None:
+            yield self._info(oldest["Key"].removeprefix(self._base), oldest)
+
+    def _version_entries(self, full_prefix: str, *, start_after: str = "") -> Iterator[Answer]:
+        """Yield versions and delete markers, by key; within a key its versions are newest first."""
+        marker = {"KeyMarker": self._base + start_after} if start_after else {}
+        while True:
+            page = self._call("list_object_versions", "list versions", Prefix=full_prefix, **marker)
+            entries = [{**entry, "IsDeleteMarker": False} for entry in page.get("Versions", ())]
+            entries += [{**entry, "IsDeleteMarker": True} for entry in page.get("DeleteMarkers", ())]
+            # A stable sort: the order within a key is the store's own.
+            yield from sorted(entries, key=lambda entry: str(entry["Key"]))
+            if not page.get("IsTruncated"):
+                return
+            following = {"KeyMarker": page.get("NextKeyMarker", "")}
+            if page.get("NextVersionIdMarker"):
+                following["VersionIdMarker"] = page["NextVersionIdMarker"]
+            if not following["KeyMarker"] or following == marker:
+                raise self._broken_listing(full_prefix)
+            marker = following
+
+    def _all_versions(self, key: str) -> tuple[Answer, ...]:
+        found = []
+        for entry in self._version_entries(self._base + key):
+            if entry["Key"] != self._base + key:
+                break  # the key itself sorts before everything it is a prefix of
+            found.append(entry)
+        return tuple(found)
+
+    def _versions(self, key: str) -> tuple[Answer, ...]:
+        """Return the versions of ``key``, newest first, without delete markers."""
+        return tuple(entry for entry in self._all_versions(key) if not entry["IsDeleteMarker"])
+
+    def _oldest(self, key: str) -> Answer:
+        versions = self._versions(key)
+        if not versions:
+            raise ObjectNotFoundError(f"there is no {key} in {self.description}")
+        return versions[-1]
+
+    def _in_order(self, entries: Iterator[ObjectInfo], start_after: str) -> Iterator[ObjectInfo]:
+        last = ""
+        for entry in entries:
+            if last and entry.key <= last:
+                raise self._broken_listing(entry.key)
+            last = entry.key
+            if is_key(entry.key) and entry.key > start_after:
+                yield entry
+
+    def _info(self, key: str, entry: Mapping[str, Any]) -> ObjectInfo:
+        return ObjectInfo(key=key, stored_bytes=entry["Size"], modified_at=entry["LastModified"].astimezone(UTC))
+
+    # --- calling ----------------------------------------------------------------------------------------
+
+    def _call(self, operation: str, action: str, **arguments: object) -> Answer:
+        with _translation(action, self.description):
+            answer: Answer = getattr(self._client, operation)(Bucket=self._location.bucket, **arguments)
+            return answer
+
+    def _too_short(self, key: str, size: int, offset: int, length: int) -> DamagedObjectError:
+        return DamagedObjectError(
+            f"{key} in {self.description} has {size} bytes; {length} bytes from {offset} were expected"
+        )
+
+    def _broken_listing(self, where: str) -> ObjectStoreError:
+        return ObjectStoreError(
+            f"{self.description} lists out of order or does not end, near {where}",
+            hint="The store does not follow the S3 interface; nothing that relies on this listing was done.",
+        )
+
+    def _no_bucket(self) -> ObjectStoreError:
+        # Not ObjectNotFoundError: a reader would take it for "this object was never written".
+        return ObjectStoreError(
+            f"there is no bucket {self._location.bucket} (asked for {self.description})",
+            hint="Check repository.url; drservice makes no buckets, because their settings are yours.",
+        )
+
+
+def _make_client(location: S3Location) -> Any:  # noqa: ANN401 - boto3's clients are made at run time
+    session = boto3.session.Session(profile_name=location.profile)
+    region = location.region or session.region_name or ("us-east-1" if location.endpoint else None)
+    return session.client(
+        "s3",
+        region_name=region,
+        endpoint_url=location.endpoint,
+        verify=str(location.ca_file) if location.ca_file else None,
+        config=Config(
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+            retries={"total_max_attempts": 1, "mode": "standard"},  # retrying.py retries, with a budget
+            signature_version="s3v4",
+            s3={"addressing_style": "path" if location.path_style else "auto"},
+            request_checksum_calculation=location.checksum.value,
+            response_checksum_validation=location.checksum.value,
+            max_pool_connections=32,
+            tcp_keepalive=True,
+        ),
+    )
+
+
+def _instant(modified_at: datetime) -> datetime:
+    """Return a store time in whole seconds: some stores tell fractions in listings only."""
+    return modified_at.astimezone(UTC).replace(microsecond=0)
+
+
+def _date_of(answer: Answer, description: str) -> datetime:
+    text = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+    try:
+        return parsedate_to_datetime(text).astimezone(UTC)
+    except ValueError as error:
+        raise ObjectStoreError(
+            f"{description} answers without a usable Date header ({text!r})",
+            hint="Ages are judged by the store's clock only; a proxy may be removing the header.",
+        ) from error
+
+
+_CREDENTIALS_HINT = "Give credentials by environment, profile or instance role; secrets never stand in the url."
+
+
+@contextlib.contextmanager
+def _translation(action: str, description: str) -> Iterator[None]:
+    """Say an error of the library in the words of the catalogue; programming errors pass unchanged."""
+    try:
+        yield
+    except botocore_errors.ClientError as error:
+        answer = error.response
+        code = str(answer.get("Error", {}).get("Code", ""))
+        reason = str(answer.get("Error", {}).get("Message", ""))
+        status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        message = f"cannot {action} in {description}: {status} {code} {reason}".rstrip()
+        raise error_for(status=status, code=code, message=message) from error
+    except (
+        botocore_errors.NoCredentialsError,
+        botocore_errors.PartialCredentialsError,
+        botocore_errors.CredentialRetrievalError,
+        botocore_errors.ProfileNotFound,
+        botocore_errors.TokenRetrievalError,
+    ) as error:
+        message = f"cannot {action} in {description}: {error}"
+        raise StoreDeniedError(message, hint=_CREDENTIALS_HINT) from error
+    except botocore_errors.NoRegionError as error:
+        message = f"cannot {action} in {description}: no region is known"
+        raise ObjectStoreError(message, hint="Add ?region=... to repository.url.") from error
+    except botocore_errors.SSLError as error:
+        message = f"cannot {action} in {description}: {error}"
+        raise ObjectStoreError(message, hint="A private certificate authority is named with ca=PATH.") from error
+    except botocore_errors.FlexibleChecksumError as error:
+        raise DamagedObjectError(f"cannot {action} in {description}: {error}") from error
+    except (
+        botocore_errors.ConnectionError,
+        botocore_errors.HTTPClientError,
+        botocore_errors.IncompleteReadError,
+        ResponseParserError,
+    ) as error:
+        raise StoreUnreachableError(f"cannot {action} in {description}: {error}") from error

@@ -1,0 +1,219 @@
+"""``backup``: one snapshot of one component, declared only when its WAL is in the store."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from drservice.clock import Clock
+from drservice.components.postgres.basebackup import capture_basebackup
+from drservice.components.postgres.capture import Captured, capture_local
+from drservice.components.postgres.connection import (
+    BackupSession,
+    CheckpointSpeed,
+    ClusterFacts,
+    archiver_status,
+    cluster_facts,
+    connect,
+)
+from drservice.components.postgres.replication import identify_system
+from drservice.components.postgres.server import require_supported
+from drservice.errors import CaptureError, PostgresError, UnsupportedClusterError, WalTimeoutError
+from drservice.model.estate import CaptureMethod, PostgresSettings, Service
+from drservice.model.ids import SystemId
+from drservice.model.snapshot import SnapshotRecord
+from drservice.model.wal import Timeline, WalFileName, segment_name, segments_between
+from drservice.operations.lineage import Lineage
+from drservice.operations.progress import Progress
+from drservice.repository.records import Scope
+from drservice.repository.repository import Repository
+from drservice.repository.writer import CommitFacts, SnapshotWriter
+
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupResult:
+    """What one backup brought."""
+
+    record: SnapshotRecord
+    reused_files: int
+    vanished_files: int
+    bad_pages: tuple[tuple[str, int], ...]
+    notes: tuple[str, ...]
+    seconds: float
+    phases: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupContext:
+    """What a backup works with."""
+
+    repository: Repository
+    state_dir: Path
+    clock: Clock
+    progress: Progress
+    checkpoint: CheckpointSpeed = CheckpointSpeed.FAST
+
+
+def run_backup(context: BackupContext, service: Service, component: PostgresSettings) -> BackupResult:
+    """Take a snapshot of a PostgreSQL cluster now.
+
+    The snapshot exists when this returns: whole, committed, with every WAL segment it needs in the store. A crash
+    before leaves no snapshot, and what was uploaded is re-used by the next run.
+
+    Raises:
+        BusyError: another backup of this component runs on this host.
+        SystemIdentifierError: it is not the cluster this component was created with.
+        CaptureError, PostgresError, WalTimeoutError, ObjectStoreError: nothing partial is visible.
+    """
+    began = context.clock.monotonic()
+    scope = context.repository.scope(service.name, component.name)
+    lineage = Lineage(context.repository, scope, context.state_dir)
+    context.progress.step(f"back up {service.name}/{component.name}")
+    phases: dict[str, float] = {}
+    with context.repository.writer(
+        scope, state_dir=context.state_dir, workers=component.workers, level=component.compression_level
+    ) as writer:
+        phases["prepare"] = context.clock.monotonic() - began
+        mark = context.clock.monotonic()
+        captured = _capture(context, component, writer, lineage)
+        phases["capture"] = context.clock.monotonic() - mark
+        mark = context.clock.monotonic()
+        _wait_for_wal(context, component, scope, captured)
+        phases["wal"] = context.clock.monotonic() - mark
+        mark = context.clock.monotonic()
+        record = writer.commit(
+            CommitFacts(
+                method=captured.method,
+                started_at=captured.started_at,
+                stopped_at=captured.stopped_at,
+                postgres=captured.facts(),
+                attachments=captured.attachments,
+                bad_pages=captured.bad_pages,
+            )
+        )
+        phases["commit"] = context.clock.monotonic() - mark
+        lineage.pin(record.postgres.system_id)
+    context.progress.done()
+    return BackupResult(
+        record=record,
+        reused_files=writer.reused_files,
+        vanished_files=writer.vanished,
+        bad_pages=tuple((os.fsdecode(path), block) for path, block in captured.bad_pages),
+        notes=captured.notes,
+        seconds=context.clock.monotonic() - began,
+        phases=phases,
+    )
+
+
+def choose_method(component: PostgresSettings) -> CaptureMethod:
+    """Return the method ``auto`` means here: ``local`` where the data directory is readable, else ``pg_basebackup``."""
+    if component.method is not CaptureMethod.AUTO:
+        return component.method
+    directory = component.data_directory
+    if directory is not None and os.access(directory / "global" / "pg_control", os.R_OK):
+        return CaptureMethod.LOCAL
+    return CaptureMethod.PG_BASEBACKUP
+
+
+def _capture(context: BackupContext, component: PostgresSettings, writer: SnapshotWriter, lineage: Lineage) -> Captured:
+    if choose_method(component) is CaptureMethod.PG_BASEBACKUP:
+        identity = identify_system(component.dsn, application_name="drservice backup")
+        require_supported(identity.server_version // 10000)
+        lineage.require(identity.system_id)
+        context.progress.step("base backup (pg_basebackup)")
+        return capture_basebackup(
+            writer,
+            dsn=component.dsn,
+            identity=identity,
+            checkpoint=context.checkpoint,
+            clock=context.clock,
+            progress=context.progress,
+        )
+    if component.data_directory is None:
+        raise UnsupportedClusterError("method local needs data_directory", hint="Set it, or use method: pg_basebackup.")
+    with BackupSession(connect(component.dsn, application_name="drservice backup")) as session:
+        facts = _server_facts(component)
+        lineage.require(facts.system_id)
+        context.progress.step("read the data directory", total_bytes=_size_hint(writer))
+        return capture_local(
+            session,
+            writer,
+            data_directory=component.data_directory,
+            server_version=facts.major,
+            checkpoint=context.checkpoint,
+            clock=context.clock,
+            progress=context.progress,
+        )
+
+
+def _size_hint(writer: SnapshotWriter) -> int | None:
+    """Return the last snapshot's size: near enough for a progress bar, and known before the checkpoint is done."""
+    known = writer.previous_meta().get("source_bytes")
+    return int(known) if known else None
+
+
+def _server_facts(component: PostgresSettings) -> ClusterFacts:
+    with connect(component.dsn, application_name="drservice backup facts") as session:
+        facts = cluster_facts(session)
+    require_supported(facts.major)
+    refuse_unrecoverable(facts)
+    return facts
+
+
+def refuse_unrecoverable(facts: ClusterFacts) -> None:
+    """Refuse a server whose backup could never be rolled forward (trap T6).
+
+    Raises:
+        CaptureError: naming the setting.
+    """
+    if facts.wal_level == "minimal":
+        raise CaptureError(
+            "wal_level is minimal: its WAL cannot be used for recovery",
+            hint="Set wal_level = replica in postgresql.conf and restart PostgreSQL.",
+        )
+    if facts.archive_mode == "off":
+        raise CaptureError(
+            "archive_mode is off: the WAL that makes a backup consistent would never reach the store",
+            hint="`drservice check` prints the lines for postgresql.conf; archive_mode needs a restart.",
+        )
+    if facts.in_recovery:
+        raise UnsupportedClusterError(
+            "the server is a standby", hint="Point dsn and data_directory at the primary; standbys come later."
+        )
+
+
+def _wait_for_wal(context: BackupContext, component: PostgresSettings, scope: Scope, captured: Captured) -> None:
+    """Wait until every segment from start to stop is in the store (trap T4): asked of the store, not the server."""
+    archive = context.repository.wal(scope)
+    system_id = SystemId(captured.control.system_id)
+    size = captured.control.wal_segment_bytes
+    names = [
+        WalFileName.parse(segment_name(Timeline(captured.timeline), number, size))
+        for number in segments_between(captured.start_lsn, captured.stop_lsn, size)
+    ]
+    context.progress.step("wait for the WAL of this backup", total_items=len(names))
+    deadline = context.clock.monotonic() + component.wal.archive_wait.total_seconds()
+    for name in names:
+        while not archive.exists(name, system_id=system_id):
+            if context.clock.monotonic() > deadline:
+                raise WalTimeoutError(
+                    f"{name.name} did not reach the store within {component.wal.archive_wait}"
+                    f"{_archiver_says(component)}; the backup needs it to be consistent"
+                )
+            time.sleep(_POLL_SECONDS)
+        context.progress.advance(1)
+
+
+def _archiver_says(component: PostgresSettings) -> str:
+    try:
+        with connect(component.dsn, application_name="drservice backup facts") as session:
+            status = archiver_status(session)
+    except PostgresError:
+        return ""  # a REPLICATION-only role may not look; the message is complete without
+    if status.failing:
+        return f" (the archiver failed {status.failed_count} times, last with {status.last_failed})"
+    return f" (the archiver reports {status.last_archived or 'nothing'} as its last success)"

@@ -1,0 +1,158 @@
+"""The feeder: answers, from outside, every WAL file that the server in an isolated environment asks for.
+
+It serves exactly what the plan names, reads ahead, and says "absent" only where the plan's complete listing proved
+it. Any error becomes a refusal (status 127 inside): PostgreSQL stops and never takes it for the end of WAL.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from drservice.environments.exchange import Exchange
+from drservice.errors import DrError, RecoveryError, SegmentAbsentError, WalGapError
+from drservice.model.ids import SystemId
+from drservice.model.recovery import RecoveryPlan, WalInventory
+from drservice.model.wal import WalFileKind, WalFileName, segment_number
+from drservice.operations.locate import plan_segments
+from drservice.operations.progress import Progress
+from drservice.repository.walarchive import WalArchive
+
+_AHEAD = 6
+_KEEP = 32
+_POLL_SECONDS = 0.02
+_BEAT_SECONDS = 1.0
+
+
+@dataclass(slots=True)
+class FeederState:
+    """What the feeder has seen so far; written by its thread, read by the restore."""
+
+    served: int = 0
+    asked_past_end: bool = False
+    problem: DrError | None = None
+    names: list[str] = field(default_factory=list)
+
+
+class Feeder:
+    """Runs in a thread of its own from :meth:`start` to :meth:`stop`."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        archive: WalArchive,
+        *,
+        plan: RecoveryPlan,
+        inventory: WalInventory,
+        progress: Progress,
+    ) -> None:
+        self._exchange = exchange
+        self._archive = archive
+        self._plan = plan
+        self._inventory = inventory
+        self._progress = progress
+        self._system_id: SystemId = inventory.system_id
+        self._names = plan_segments(plan, inventory)
+        self._index = {name: position for position, name in enumerate(self._names)}
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="wal-fetch")
+        self._ahead: dict[str, Future[bytes]] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="wal-feeder", daemon=True)
+        self._seen = -1
+        self.state = FeederState()
+
+    def start(self) -> None:
+        """Begin to answer; the heartbeat is there before the server can ask."""
+        self._exchange.clear()
+        self._exchange.beat()
+        self._read_ahead(0)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop answering."""
+        self._stop.set()
+        self._thread.join()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _run(self) -> None:
+        waited = 0.0
+        while not self._stop.wait(_POLL_SECONDS):
+            try:
+                waited += _POLL_SECONDS
+                if waited >= _BEAT_SECONDS:
+                    self._exchange.beat()
+                    waited = 0.0
+                for name in self._exchange.requests():
+                    self._answer(name)
+            except DrError as error:
+                # Without a heartbeat the server inside stops by itself; the restore reports this error.
+                self.state.problem = error
+                return
+
+    def _answer(self, name: str) -> None:
+        self.state.names.append(name)
+        try:
+            data = self._get(WalFileName.parse(name))
+        except SegmentAbsentError:
+            self._exchange.absent(name)
+        except DrError as error:
+            self.state.problem = self.state.problem or error
+            self._exchange.refuse(name, f"{error.code}: {error.message}")
+        else:
+            self._exchange.serve(name, data)
+            self.state.served += 1
+            self._after(name)
+
+    def _get(self, name: WalFileName) -> bytes:
+        if name.kind is WalFileKind.HISTORY:
+            return self._archive.fetch(name, system_id=self._system_id)
+        if name.kind is not WalFileKind.SEGMENT:
+            raise SegmentAbsentError(f"{name.name} is not part of the plan")
+        position = self._index.get(name.name)
+        if position is not None:
+            self._read_ahead(position)
+            return self._take(name.name)
+        self._judge_absence(name)
+        raise SegmentAbsentError(f"{name.name} is not part of the plan")
+
+    def _judge_absence(self, name: WalFileName) -> None:
+        """Return only where the plan's listing proves that ``name`` is no hole.
+
+        Raises:
+            WalGapError: the plan ends here because of a gap: whoever gets this far must not promote.
+        """
+        size = self._inventory.segment_bytes
+        number = segment_number(name.name, size)
+        end = self._plan.reach.end.segment_number(size)
+        if number >= end:
+            if self._plan.reach.gap is not None:
+                raise WalGapError(f"{name.name} lies in a gap: {self._plan.reach.gap.describe()}")
+            self.state.asked_past_end = True
+
+    def _take(self, name: str) -> bytes:
+        future = self._ahead.pop(name, None)
+        try:
+            if future is not None:
+                return future.result()
+            return self._archive.fetch(WalFileName.parse(name), system_id=self._system_id)
+        except SegmentAbsentError as error:
+            # It was listed when the plan was made: now it is a hole, never the end.
+            raise RecoveryError(
+                f"{name} vanished from the archive during the restore", hint="Is somebody deleting WAL? Try again."
+            ) from error
+
+    def _read_ahead(self, position: int) -> None:
+        for name in self._names[position : position + _AHEAD]:
+            if name not in self._ahead and not self._exchange.has(name):
+                parsed = WalFileName.parse(name)
+                self._ahead[name] = self._pool.submit(self._archive.fetch, parsed, system_id=self._system_id)
+
+    def _after(self, name: str) -> None:
+        position = self._index.get(name)
+        if position is None or position <= self._seen:
+            return
+        self._progress.advance(position - self._seen)
+        for old in range(max(0, self._seen - _KEEP), position - _KEEP):
+            self._exchange.forget(self._names[old])
+        self._seen = position

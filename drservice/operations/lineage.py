@@ -1,0 +1,89 @@
+"""Which PostgreSQL cluster a component is: pinned by its first snapshot, changed only on purpose.
+
+The truth is in the repository (the newest snapshot's system identifier). A small file in ``state_dir`` remembers it, so
+that a WAL push needs no listing; ``init --adopt`` writes there that the next cluster is to be believed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from drservice.errors import RepositoryError, SystemIdentifierError
+from drservice.model.ids import SystemId
+from drservice.processes import inherit_owner, make_folder
+from drservice.repository.records import Scope
+from drservice.repository.repository import Repository
+
+_ADOPT = "adopt"
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """The pin of one component on this host."""
+
+    repository: Repository
+    scope: Scope
+    state_dir: Path
+
+    @property
+    def _path(self) -> Path:
+        return self.state_dir / "pins" / f"{self.scope.service}-{self.scope.component}.json"
+
+    def pinned(self) -> SystemId | None:
+        """Return the system identifier that is believed, ``None`` before the first snapshot or after ``adopt``."""
+        known = self._read()
+        if known == _ADOPT:
+            return None
+        if known is not None:
+            return SystemId(known)
+        records = self.repository.snapshots(self.scope).records
+        if not records:
+            return None
+        newest = records[-1].postgres.system_id
+        self._write(newest)
+        return newest
+
+    def require(self, system_id: SystemId) -> None:
+        """Check that a cluster is the one this component was created with.
+
+        Raises:
+            SystemIdentifierError: it is another.
+        """
+        pinned = self.pinned()
+        if pinned is not None and pinned != system_id:
+            raise SystemIdentifierError(
+                f"{self.scope.service}/{self.scope.component} is cluster {pinned}, but this server is {system_id}"
+            )
+
+    def pin(self, system_id: SystemId) -> None:
+        """Remember the cluster; call it after its first snapshot is committed."""
+        if self._read() != system_id:
+            self._write(system_id)
+
+    def adopt(self) -> None:
+        """Believe whichever cluster comes next: a new lineage begins, the old one stays restorable."""
+        self._write(_ADOPT)
+
+    def _read(self) -> str | None:
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise RepositoryError(
+                f"cannot read {self._path}: {error}", hint="Remove the file; it is made anew."
+            ) from error
+        found = content.get("system_id") if isinstance(content, dict) else None
+        return found if isinstance(found, str) else None
+
+    def _write(self, system_id: str) -> None:
+        if self._path.parent != self.state_dir and not os.access(self.state_dir, os.W_OK):
+            return  # a reader without a state directory of its own asks the repository each time
+        make_folder(self._path.parent)
+        temporary = self._path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps({"system_id": system_id}), encoding="utf-8")
+        inherit_owner(temporary)
+        temporary.replace(self._path)

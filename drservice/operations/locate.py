@@ -1,0 +1,269 @@
+"""Finding a target in the archived WAL before anything is restored: a restore that cannot succeed is refused.
+
+Commit times are not monotonic and a server's clock says nothing about commits: proof is by records. ``pg_waldump``
+reads them inside a sandbox, because archived WAL of a hostile origin is hostile input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from drservice.clock import Clock, to_iso
+from drservice.components.postgres.recovery import ReplayTarget
+from drservice.components.postgres.server import find_programs
+from drservice.components.postgres.waldump import (
+    Dump,
+    EndKind,
+    Event,
+    Geometry,
+    RestorePoint,
+    TransactionEnd,
+    dump_segment,
+)
+from drservice.environments.exchange import Exchange
+from drservice.environments.interface import Environment, EnvironmentSpec
+from drservice.environments.sandbox import prepare_sandbox
+from drservice.errors import TargetOutsideWindowError, UsageError
+from drservice.model.ids import ServiceName, SystemId
+from drservice.model.recovery import (
+    RecoveryPlan,
+    Target,
+    TargetKind,
+    WalInventory,
+    choose_plan,
+    holder_of,
+    reachable_windows,
+)
+from drservice.model.snapshot import SnapshotRecord
+from drservice.model.wal import Lsn, WalFileName, segment_name
+from drservice.operations.progress import Progress
+from drservice.processes import Finished
+from drservice.repository.walarchive import WalArchive
+
+_WAL_BLOCK_BYTES = 8192
+_DUMP_SECONDS = 120.0
+_PROBE_LIFETIME = timedelta(hours=1)
+
+
+class RecoveryEnd(Enum):
+    """What recovery is expected to stop at."""
+
+    TARGET = "target"
+    END_OF_WAL = "end of WAL"
+    """Nothing was committed after the target, and the archive is proven complete past it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A plan whose target was found in the WAL, and how PostgreSQL is told."""
+
+    plan: RecoveryPlan
+    replay: ReplayTarget
+    ends: RecoveryEnd
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class WalScanner:
+    """Reads records of archived segments in a sandbox of its own. Use as a context manager."""
+
+    archive: WalArchive
+    system_id: SystemId
+    segment_bytes: int
+    major: int
+    service: ServiceName
+    environments_dir: Path
+    clock: Clock
+    progress: Progress
+    _environment: Environment | None = None
+    _exchange: Exchange | None = None
+    _dumps: dict[str, Dump] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._exchange is not None:
+            self._exchange.close()
+        if self._environment is not None:
+            self._environment.destroy()
+
+    def dump(self, name: str) -> Dump:
+        """Return what one archived segment tells."""
+        known = self._dumps.get(name)
+        if known is None:
+            known = self._dumps[name] = self._read(name)
+        return known
+
+    def _read(self, name: str) -> Dump:
+        environment, exchange = self._place()
+        data = self.archive.fetch(WalFileName.parse(name), system_id=self.system_id)
+        exchange.serve(name, data)
+        self.progress.advance(1)
+
+        def execute(argv: Sequence[str]) -> Finished:
+            return environment.execute(argv, timeout_seconds=_DUMP_SECONDS)
+
+        try:
+            return dump_segment(
+                execute,
+                program=str(find_programs(self.major, program="pg_waldump").path("pg_waldump")),
+                segment=f"/env/wal/{name}",
+                local=environment.wal / name,
+                geometry=Geometry(segment_bytes=self.segment_bytes, wal_block_bytes=_WAL_BLOCK_BYTES),
+            )
+        finally:
+            exchange.forget(name)
+
+    def _place(self) -> tuple[Environment, Exchange]:
+        if self._environment is None or self._exchange is None:
+            spec = EnvironmentSpec(service=self.service, purpose="probe", expires_at=self.clock.now() + _PROBE_LIFETIME)
+            self._environment = prepare_sandbox(spec, environments_dir=self.environments_dir, clock=self.clock)
+            self._exchange = Exchange(self._environment.wal)
+        return self._environment, self._exchange
+
+
+def resolve(
+    target: Target, records: Sequence[SnapshotRecord], inventory: WalInventory, scanner: WalScanner
+) -> Resolved:
+    """Plan a recovery and prove that its target exists in the archived WAL.
+
+    Raises:
+        TargetOutsideWindowError, WalGapError: it cannot be reached; names the gap and what is reachable.
+        DamagedObjectError, WalError: WAL on the way to the proof cannot be read.
+    """
+    match target.kind:
+        case TargetKind.TIME:
+            return _resolve_time(target, choose_plan(target, records, inventory), records, inventory, scanner)
+        case TargetKind.LSN:
+            plan = choose_plan(target, records, inventory)
+            assert target.lsn is not None
+            return _resolve_lsn(target.lsn, plan, records, inventory, scanner)
+        case TargetKind.XID | TargetKind.NAME:
+            event = _search(target, records, inventory, scanner)
+            plan = choose_plan(target, records, inventory, located=event.lsn)
+            note = f"{target.describe()} was found at {event.lsn}"
+            return Resolved(plan=plan, replay=ReplayTarget.at_lsn(event.lsn), ends=RecoveryEnd.TARGET, notes=(note,))
+        case TargetKind.SNAPSHOT:
+            plan = choose_plan(target, records, inventory)
+            return Resolved(plan=plan, replay=ReplayTarget.immediate(), ends=RecoveryEnd.TARGET)
+        case TargetKind.LATEST:
+            plan = choose_plan(target, records, inventory)
+            return Resolved(plan=plan, replay=ReplayTarget.latest(), ends=RecoveryEnd.END_OF_WAL)
+
+
+def plan_segments(plan: RecoveryPlan, inventory: WalInventory) -> list[str]:
+    """Return the names of the segments a plan may replay, in order, each on the timeline that serves it."""
+    size = inventory.segment_bytes
+    first = plan.snapshot.postgres.start_lsn.segment_number(size)
+    names: list[str] = []
+    for number in range(first, plan.reach.end.segment_number(size)):
+        timeline = holder_of(number, plan.reach.path, inventory)
+        assert timeline is not None, "measure_reach follows only what is there"
+        names.append(segment_name(timeline, number, size))
+    return names
+
+
+def _resolve_time(
+    target: Target,
+    plan: RecoveryPlan,
+    records: Sequence[SnapshotRecord],
+    inventory: WalInventory,
+    scanner: WalScanner,
+) -> Resolved:
+    instant = target.time
+    assert instant is not None
+    replay = ReplayTarget.at_time(instant)
+    newest: datetime | None = None
+    for name in reversed(plan_segments(plan, inventory)):
+        events = scanner.dump(name).events
+        ends = [event for event in events if isinstance(event, TransactionEnd)]
+        later = [event for event in ends if event.at > instant]
+        if later:
+            note = f"a transaction that ended at {to_iso(later[0].at)} ({later[0].lsn}) proves WAL past the target"
+            return Resolved(plan=plan, replay=replay, ends=RecoveryEnd.TARGET, notes=(note,))
+        stamps = [event.at for event in events if event.at is not None]
+        newest = max([*stamps, *([newest] if newest else [])], default=None)
+        if newest is not None and newest > instant:
+            note = f"nothing ended after the target; a record of {to_iso(newest)} proves the archive complete past it"
+            return Resolved(plan=plan, replay=ReplayTarget.latest(), ends=RecoveryEnd.END_OF_WAL, notes=(note,))
+        if ends:
+            break
+    known = f"the newest record in reach is of {to_iso(newest)}" if newest else "no record in reach has a time"
+    raise _outside(
+        target, f"{known}, so nothing proves that the archive is complete up to the target", records, inventory
+    )
+
+
+def _resolve_lsn(
+    lsn: Lsn,
+    plan: RecoveryPlan,
+    records: Sequence[SnapshotRecord],
+    inventory: WalInventory,
+    scanner: WalScanner,
+) -> Resolved:
+    size = inventory.segment_bytes
+    names = plan_segments(plan, inventory)
+    first = plan.snapshot.postgres.start_lsn.segment_number(size)
+    index = lsn.segment_number(size) - first
+    for name in names[index:]:
+        end = scanner.dump(name).end
+        if end.kind is not EndKind.STOPPED or (end.position is not None and end.position > lsn):
+            return Resolved(plan=plan, replay=ReplayTarget.at_lsn(lsn), ends=RecoveryEnd.TARGET)
+        if end.position is not None and end.position == lsn:
+            note = f"the archived WAL ends exactly at {lsn}"
+            return Resolved(plan=plan, replay=ReplayTarget.latest(), ends=RecoveryEnd.END_OF_WAL, notes=(note,))
+    raise _outside(plan.target, "the archived WAL ends before it", records, inventory)
+
+
+def _search(
+    target: Target, records: Sequence[SnapshotRecord], inventory: WalInventory, scanner: WalScanner
+) -> TransactionEnd | RestorePoint:
+    scanner.progress.step(f"search the WAL for {target.describe()}")
+    for name in _newest_first(target, records, inventory):
+        for event in reversed(scanner.dump(name).events):
+            if _matches(event, target):
+                assert isinstance(event, (TransactionEnd, RestorePoint))
+                if isinstance(event, TransactionEnd) and not event.outcome.committed:
+                    raise UsageError(
+                        f"transaction {target.xid} was rolled back at {to_iso(event.at)} ({event.lsn})",
+                        hint="There is nothing of it to recover; name another transaction, a time or an LSN.",
+                    )
+                return event
+    raise _outside(target, "it is not in the archived WAL", records, inventory)
+
+
+def _matches(event: Event, target: Target) -> bool:
+    if isinstance(event, TransactionEnd) and target.kind is TargetKind.XID and target.xid is not None:
+        return event.xid == target.xid & 0xFFFFFFFF
+    return isinstance(event, RestorePoint) and target.kind is TargetKind.NAME and event.name == target.name
+
+
+def _newest_first(target: Target, records: Sequence[SnapshotRecord], inventory: WalInventory) -> Iterator[str]:
+    """Yield the archived segments on the way to the newest timeline, newest first, across gaps."""
+    timelines = inventory.timelines()
+    if not timelines or not records:
+        return
+    latest = target.timeline if target.timeline is not None else max(timelines)
+    path = inventory.path_to(latest)
+    numbers = sorted({number for found in inventory.segments.values() for number in found}, reverse=True)
+    oldest = min(record.postgres.start_lsn for record in records).segment_number(inventory.segment_bytes)
+    for number in numbers:
+        timeline = holder_of(number, path, inventory)
+        if number >= oldest and timeline is not None:
+            yield segment_name(timeline, number, inventory.segment_bytes)
+
+
+def _outside(
+    target: Target, why: str, records: Sequence[SnapshotRecord], inventory: WalInventory
+) -> TargetOutsideWindowError:
+    windows = "; ".join(reachable_windows(records, inventory)) or "nothing"
+    return TargetOutsideWindowError(f"{target.describe()} cannot be reached: {why}", hint=f"Reachable: {windows}.")

@@ -1,0 +1,201 @@
+"""Starting PostgreSQL on placed files in an environment, replaying to the target, and proving that it was reached.
+
+What the server's log and catalogue say is compared with the plan: consistency, where recovery stopped, the timeline.
+What is not said is a failure, never assumed (traps T29, T32).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from drservice.clock import Clock, to_iso
+from drservice.components.postgres.connection import connect
+from drservice.components.postgres.controlfile import ControlFile
+from drservice.components.postgres.recovery import (
+    RecoveryLog,
+    StopKind,
+    TargetAction,
+    empty_ident,
+    interpret_log,
+    isolation_options,
+    local_trust_hba,
+    minimal_postgresql_conf,
+    recovery_options,
+)
+from drservice.components.postgres.server import PostgresPrograms
+from drservice.environments.exchange import RESTORE_COMMAND, SCRIPT_NAME, fetch_script
+from drservice.environments.interface import Environment
+from drservice.errors import PostgresError, ProofError, ReplayError
+from drservice.model.recovery import RecoveryPlan, TargetKind
+from drservice.model.wal import Lsn, Timeline
+from drservice.operations.feeder import Feeder
+from drservice.operations.locate import RecoveryEnd, Resolved
+
+_POLL_SECONDS = 0.05
+_CONNECT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reached:
+    """Where a recovery ended, as proven."""
+
+    lsn: Lsn
+    time: datetime | None
+    """Of the last transaction replayed; ``None`` if there was none after the snapshot."""
+    timeline: Timeline
+    """The new timeline the server promoted to."""
+    evidence: tuple[str, ...]
+
+
+def start_server(
+    environment: Environment, programs: PostgresPrograms, control: ControlFile, resolved: Resolved
+) -> None:
+    """Start PostgreSQL inside, set to replay to the target and promote there.
+
+    Raises:
+        EnvironmentFailedError, ProgramMissingError: it did not start.
+    """
+    environment.write_configuration(SCRIPT_NAME, fetch_script())
+    files = {
+        "config_file": environment.write_configuration("postgresql.conf", minimal_postgresql_conf({})),
+        "hba_file": environment.write_configuration("pg_hba.conf", local_trust_hba()),
+        "ident_file": environment.write_configuration("pg_ident.conf", empty_ident()),
+    }
+    timeline = None if resolved.plan.target.kind is TargetKind.SNAPSHOT else resolved.plan.timeline
+    options = (
+        *files.items(),
+        ("unix_socket_directories", "/env/sock"),
+        ("port", "5432"),
+        *isolation_options(control, major=programs.major),
+        *recovery_options(
+            resolved.replay, restore_command=RESTORE_COMMAND, action=TargetAction.PROMOTE, timeline=timeline
+        ),
+    )
+    arguments = [word for name, value in options for word in ("-c", f"{name}={value}")]
+    environment.start([str(programs.path("postgres")), "-D", "/env/data", *arguments])
+
+
+def await_recovery(environment: Environment, feeder: Feeder, *, clock: Clock, seconds: float) -> RecoveryLog:
+    """Wait until the server has promoted.
+
+    Raises:
+        DrError: the feeder's own problem, if it caused the end.
+        ReplayError: the server ended, or nothing happened for ``seconds``.
+    """
+    last_change = clock.monotonic()
+    seen = (-1, -1)
+    while True:
+        text = environment.server_log()
+        log = interpret_log(text)
+        if log.ready and log.new_timeline is not None:
+            return log
+        if not environment.running():
+            raise _ended(interpret_log(environment.server_log()), feeder, environment)
+        present = (feeder.state.served, len(text))
+        if present != seen:
+            seen, last_change = present, clock.monotonic()
+        if clock.monotonic() - last_change > seconds:
+            raise ReplayError(f"the server in {environment.id} made no progress for {seconds:.0f} s: {_tail(text)}")
+        clock.sleep(_POLL_SECONDS)
+
+
+def _ended(log: RecoveryLog, feeder: Feeder, environment: Environment) -> Exception:
+    if feeder.state.problem is not None:
+        return feeder.state.problem
+    if log.target_missed:
+        return ReplayError(
+            "the archived WAL ended before the target was reached", hint="`drservice info` shows the reachable window."
+        )
+    reason = log.fatal[-1] if log.fatal else _tail(environment.server_log())
+    return ReplayError(f"PostgreSQL ended during recovery: {reason}")
+
+
+def _tail(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1][-300:] if lines else "its log is empty"
+
+
+def prove(environment: Environment, log: RecoveryLog, feeder: Feeder, resolved: Resolved) -> Reached:
+    """Compare what was reached with what was planned.
+
+    Raises:
+        ProofError: they differ, or the server does not say.
+        PostgresError: the recovered server cannot be asked.
+    """
+    evidence: list[str] = []
+    if log.consistent_at is None:
+        raise ProofError("the server did not report a consistent state")
+    evidence.append(f"consistent at {log.consistent_at}")
+    evidence.append(_prove_stop(log, feeder, resolved))
+    environment.require_own_socket()
+    with connect(environment.dsn, application_name="drservice restore") as session:
+        in_recovery, replayed, last, walfile = session.row(
+            "select pg_is_in_recovery(), pg_last_wal_replay_lsn()::text, pg_last_xact_replay_timestamp(),"
+            " pg_walfile_name(pg_current_wal_lsn())"
+        )
+    if in_recovery:
+        raise ProofError("the server is still in recovery")
+    timeline = Timeline(int(walfile[:8], 16))
+    if timeline <= resolved.plan.timeline or timeline != log.new_timeline:
+        raise ProofError(f"the server is on timeline {timeline}, planned was a new one after {resolved.plan.timeline}")
+    evidence.append(f"promoted from timeline {resolved.plan.timeline} to {timeline}")
+    reached = Lsn.parse(replayed) if replayed else (log.redo_done_at or log.consistent_at)
+    _prove_position(reached, resolved.plan)
+    return Reached(lsn=reached, time=last, timeline=timeline, evidence=tuple(evidence))
+
+
+def _prove_stop(log: RecoveryLog, feeder: Feeder, resolved: Resolved) -> str:
+    stop, target = log.stop, resolved.plan.target
+    if resolved.ends is RecoveryEnd.END_OF_WAL:
+        if stop is not None:
+            raise ProofError(f"recovery stopped at {stop.kind.value} although it was to reach the end of the WAL")
+        if not feeder.state.asked_past_end:
+            raise ProofError(
+                "the server did not read the archived WAL to its end: a record in the middle is unreadable"
+            )
+        return "replayed to the proven end of the archived WAL"
+    if stop is None:
+        raise ProofError(f"the server does not say that it stopped at {target.describe()}")
+    match target.kind:
+        case TargetKind.TIME:
+            assert target.time is not None
+            late = stop.kind in {StopKind.BEFORE_COMMIT, StopKind.BEFORE_ABORT}
+            if not late or stop.at is None or stop.at <= target.time:
+                raise ProofError(f"recovery stopped at {stop.kind.value} {stop.at}, which is not {target.describe()}")
+            return f"stopped {stop.kind.value} of transaction {stop.xid} of {to_iso(stop.at)}"
+        case TargetKind.SNAPSHOT:
+            if stop.kind is not StopKind.AT_CONSISTENCY:
+                raise ProofError(f"recovery stopped at {stop.kind.value}, not at the snapshot's consistency")
+            return "stopped as soon as the snapshot was consistent"
+        case _:
+            wanted = Lsn.parse(resolved.replay.value)
+            if stop.kind is not StopKind.AFTER_LSN or stop.lsn is None or stop.lsn < wanted:
+                raise ProofError(f"recovery stopped at {stop.kind.value} {stop.lsn}, planned was {wanted}")
+            return f"stopped after the record at {stop.lsn}"
+
+
+def _prove_position(reached: Lsn, plan: RecoveryPlan) -> None:
+    if reached < plan.snapshot.postgres.stop_lsn:
+        raise ProofError(f"replay ended at {reached}, before the snapshot's end {plan.snapshot.postgres.stop_lsn}")
+    if reached > plan.reach.end:
+        raise ProofError(f"replay ended at {reached}, behind everything the plan provides ({plan.reach.end})")
+
+
+def await_connection(environment: Environment, *, clock: Clock) -> None:
+    """Wait until the server takes connections.
+
+    Raises:
+        PostgresError: it does not within a minute.
+    """
+    deadline = clock.monotonic() + _CONNECT_SECONDS
+    while True:
+        try:
+            environment.require_own_socket()
+            connect(environment.dsn, application_name="drservice restore").close()
+        except PostgresError:
+            if clock.monotonic() > deadline or not environment.running():
+                raise
+            clock.sleep(_POLL_SECONDS)
+        else:
+            return

@@ -1,0 +1,276 @@
+"""``restore``: plan, prove that the target exists, place, replay in isolation, prove that it was reached.
+
+Nothing is written before the plan stands. The recovered server runs in the sandbox whether it is kept or not; with
+``into`` its data directory is left behind, cleanly shut down, on a new timeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import Enum
+from pathlib import Path
+
+from drservice import processes
+from drservice.clock import Clock
+from drservice.components.postgres.placing import finish_cluster, place_cluster, require_empty
+from drservice.components.postgres.server import find_programs
+from drservice.environments.exchange import Exchange
+from drservice.environments.interface import Environment, EnvironmentDescription, EnvironmentSpec, Probe
+from drservice.environments.isolation import require_isolated
+from drservice.environments.sandbox import prepare_sandbox
+from drservice.errors import TargetOutsideWindowError, UnknownNameError, UsageError
+from drservice.model.estate import PostgresSettings, Service
+from drservice.model.recovery import Target, TargetKind
+from drservice.model.snapshot import SnapshotRecord
+from drservice.operations.feeder import Feeder
+from drservice.operations.inventory import Archived, archive_of, newest_lineage
+from drservice.operations.locate import Resolved, WalScanner, plan_segments, resolve
+from drservice.operations.progress import Progress
+from drservice.operations.replay import Reached, await_connection, await_recovery, prove, start_server
+from drservice.repository.records import Scope
+from drservice.repository.repository import Repository
+
+_KEPT = timedelta(days=7)
+_PASSING = timedelta(hours=12)
+_STALL_SECONDS = 300.0
+
+
+class Afterwards(Enum):
+    """What becomes of the recovered server."""
+
+    STOP = "stop"
+    LEAVE_RUNNING = "leave running"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreContext:
+    """What a restore works with."""
+
+    repository: Repository
+    state_dir: Path
+    clock: Clock
+    progress: Progress
+
+    @property
+    def environments_dir(self) -> Path:
+        """Where environments are made."""
+        return self.state_dir / "environments"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreRequest:
+    """What is asked for."""
+
+    service: Service
+    component: PostgresSettings
+    target: Target
+    into: Path | None
+    """A new or empty directory that keeps the cluster; ``None`` = inside the environment."""
+    afterwards: Afterwards
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A plan with all it was made from."""
+
+    resolved: Resolved
+    archived: Archived
+    scope: Scope
+    unreadable: tuple[str, ...]
+    """Snapshots that could not be considered, with the reason."""
+
+
+@dataclass(slots=True)
+class Phases:
+    """Seconds by phase, in the words of the command line contract."""
+
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("plan", "fetch", "place", "start", "replay", "check"), 0.0)
+    )
+    _clock: Clock | None = None
+    _mark: float = 0.0
+
+    def begin(self, clock: Clock) -> None:
+        """Start the watch."""
+        self._clock, self._mark = clock, clock.monotonic()
+
+    def end(self, name: str) -> None:
+        """Book the time since the last call to phase ``name``."""
+        assert self._clock is not None
+        now = self._clock.monotonic()
+        self.seconds[name] += now - self._mark
+        self._mark = now
+
+    def total(self) -> float:
+        """Return the sum of all phases."""
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreResult:
+    """What a restore brought."""
+
+    planned: Planned
+    reached: Reached
+    phases: dict[str, float]
+    rto_seconds: float
+    environment: EnvironmentDescription
+    kept: bool
+    """Whether the environment still runs."""
+    into: Path | None
+    isolation: Sequence[Probe]
+    restored_bytes: int
+    fetched_bytes: int
+    wal_segments: int
+    stripped_settings: tuple[str, ...]
+
+
+def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
+    """Choose snapshot and WAL and prove that the target exists; writes nothing but a probe environment.
+
+    Raises:
+        TargetOutsideWindowError, WalGapError: it cannot be reached.
+        NoIdentityError, WrongIdentityError: the WAL cannot be read here.
+    """
+    context.progress.step("plan")
+    scope = context.repository.scope(request.service.name, request.component.name)
+    listing = context.repository.snapshots(scope)
+    unreadable = tuple(f"{key}: {error.message}" for key, error in listing.unreadable.items())
+    newest = _lineage_of(request.target, listing.records)
+    if newest is None:
+        broken = f"; {len(unreadable)} cannot be read ({unreadable[0]})" if unreadable else ""
+        raise TargetOutsideWindowError(
+            f"{scope.service}/{scope.component} has no readable snapshot{broken}", hint="Take one: drservice backup."
+        )
+    archived = archive_of(context.repository, newest)
+    scanner = WalScanner(
+        archive=context.repository.wal(scope),
+        system_id=newest.postgres.system_id,
+        segment_bytes=newest.postgres.segment_bytes,
+        major=newest.postgres.server_version,
+        service=request.service.name,
+        environments_dir=context.environments_dir,
+        clock=context.clock,
+        progress=context.progress,
+    )
+    with scanner:
+        resolved = resolve(request.target, listing.records, archived.inventory, scanner)
+    return Planned(resolved=resolved, archived=archived, scope=scope, unreadable=unreadable)
+
+
+def _lineage_of(target: Target, records: tuple[SnapshotRecord, ...]) -> SnapshotRecord | None:
+    if target.kind is not TargetKind.SNAPSHOT:
+        return newest_lineage(records)
+    found = next((record for record in records if record.id == target.snapshot), None)
+    if found is None:
+        raise UnknownNameError(f"there is no readable snapshot {target.snapshot}")
+    return found
+
+
+def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResult:
+    """Restore a cluster to a target and prove it.
+
+    A failure leaves no running server and no environment; a directory given with ``into`` then holds an incomplete
+    copy that PostgreSQL refuses to start.
+
+    Raises:
+        UsageError: neither a directory nor a running server was asked for.
+        TargetDirectoryError: ``into`` is not empty.
+        TargetOutsideWindowError, WalGapError: it cannot be reached; nothing was written.
+        IsolationError: the environment leaks; nothing was started.
+        DamagedObjectError, MissingObjectError, RecoveryError, ReplayError, ProofError: see the message.
+    """
+    if request.into is None and request.afterwards is Afterwards.STOP:
+        raise UsageError("there would be nothing left to look at", hint="Give --into DIR, or --start, or both.")
+    if request.into is not None:
+        require_empty(request.into)
+    phases = Phases()
+    phases.begin(context.clock)
+    planned = plan_restore(context, request)
+    phases.end("plan")
+    lifetime = _KEPT if request.afterwards is Afterwards.LEAVE_RUNNING else _PASSING
+    spec = EnvironmentSpec(
+        service=request.service.name,
+        purpose="restore",
+        data_directory=request.into,
+        expires_at=context.clock.now() + lifetime,
+    )
+    environment = prepare_sandbox(spec, environments_dir=context.environments_dir, clock=context.clock)
+    try:
+        result = _recover(context, request, planned, environment, phases)
+    except BaseException:
+        environment.destroy()
+        raise
+    if request.afterwards is Afterwards.STOP:
+        environment.stop()
+        environment.destroy()
+    context.progress.done()
+    return result
+
+
+def _recover(
+    context: RestoreContext, request: RestoreRequest, planned: Planned, environment: Environment, phases: Phases
+) -> RestoreResult:
+    record = planned.resolved.plan.snapshot
+    context.progress.step("isolation self-test")
+    probes = environment.self_test()
+    require_isolated(probes)
+    programs = find_programs(record.postgres.server_version)
+    phases.end("start")
+    reader = context.repository.reader(planned.scope, record.id)
+    opened = context.repository.open_snapshot(planned.scope, record.id)
+    account = processes.server_account(None)
+    context.progress.step("fetch and place", total_bytes=record.source_bytes)
+    control, placed = place_cluster(
+        reader,
+        environment.data,
+        open_store=context.repository.open_store,
+        scope=planned.scope,
+        secrets=context.repository.secrets(planned.scope, opened),
+        account=account,
+        workers=request.component.workers,
+        progress=context.progress,
+    )
+    phases.end("fetch")
+    context.progress.step("make durable")
+    stripped = finish_cluster(reader, environment.data, placed, account=account)
+    phases.end("place")
+    segments = plan_segments(planned.resolved.plan, planned.archived.inventory)
+    context.progress.step("replay WAL", total_items=len(segments))
+    with Exchange(environment.wal) as exchange:
+        feeder = Feeder(
+            exchange,
+            context.repository.wal(planned.scope),
+            plan=planned.resolved.plan,
+            inventory=planned.archived.inventory,
+            progress=context.progress,
+        )
+        feeder.start()
+        try:
+            start_server(environment, programs, control, planned.resolved)
+            phases.end("start")
+            log = await_recovery(environment, feeder, clock=context.clock, seconds=_STALL_SECONDS)
+            await_connection(environment, clock=context.clock)
+            phases.end("replay")
+        finally:
+            feeder.stop()
+        context.progress.step("prove the target")
+        reached = prove(environment, log, feeder, planned.resolved)
+        exchange.clear()
+    phases.end("check")
+    return RestoreResult(
+        planned=planned,
+        reached=reached,
+        phases=dict(phases.seconds),
+        rto_seconds=phases.total(),
+        environment=environment.describe(),
+        kept=request.afterwards is Afterwards.LEAVE_RUNNING,
+        into=request.into,
+        isolation=probes,
+        restored_bytes=record.source_bytes,
+        fetched_bytes=placed.fetched_bytes,
+        wal_segments=feeder.state.served,
+        stripped_settings=stripped,
+    )

@@ -1,0 +1,152 @@
+"""``wal push`` and ``wal fetch``: what PostgreSQL's archive_command and restore_command call.
+
+Exit protocol (PostgreSQL documentation 26.3.1 and 26.3.5): push must exit 0 only when the file is durable. For
+fetch, PostgreSQL takes any status from 1 to 125 as "end of WAL" and would promote, so only *proven absence* may look
+like that.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from drservice.components.postgres.walfile import HEAD_BYTES, SMALL_FILE_BYTES, SegmentFacts, check_wal_file
+from drservice.errors import ForeignSegmentError, SegmentAbsentError, WalError, WalGapError
+from drservice.model.ids import SystemId
+from drservice.model.wal import Timeline, WalFileKind, WalFileName, parse_history
+from drservice.operations.lineage import Lineage
+from drservice.repository.records import Scope
+from drservice.repository.repository import Repository
+from drservice.repository.walarchive import ArchivedFile, PutOutcome, WalArchive, write_time
+
+PROVEN_ABSENT_STATUS = 44
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pushed:
+    """What a push did."""
+
+    name: str
+    outcome: PutOutcome
+    bytes: int
+
+
+def push_wal(repository: Repository, scope: Scope, path: Path, *, state_dir: Path) -> Pushed:
+    """Archive one WAL file; on return it is durable in the store, byte for byte.
+
+    Raises:
+        ForeignSegmentError: it is not what its name says, or of another cluster (trap T17); nothing was stored.
+        SegmentConflictError: other bytes are archived under this name (trap T16); nothing was overwritten.
+        DamagedObjectError, ObjectStoreError: not archived, or not known to be.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise WalError(
+            f"cannot read {path}: {error.strerror}",
+            hint="archive_command passes %p relative to the data directory; run it from there.",
+        ) from error
+    lineage = Lineage(repository, scope, state_dir)
+    pinned = lineage.pinned()
+    head = data if len(data) <= SMALL_FILE_BYTES else data[:HEAD_BYTES]
+    facts = check_wal_file(path.name, head, len(data), expected_system_id=pinned)
+    system_id = facts.system_id if isinstance(facts, SegmentFacts) else _owner(path, pinned)
+    outcome = repository.wal(scope).put(facts.name, data, system_id=system_id, last_write=write_time(path))
+    return Pushed(name=path.name, outcome=outcome, bytes=len(data))
+
+
+def _owner(path: Path, pinned: SystemId | None) -> SystemId:
+    """Return the cluster of a ``.history`` or ``.backup`` file, which does not carry it: the pin, or a neighbour's."""
+    if pinned is not None:
+        return pinned
+    for neighbour in sorted(path.parent.iterdir(), reverse=True):
+        try:
+            if WalFileName.parse(neighbour.name).kind is not WalFileKind.SEGMENT:
+                continue
+            with neighbour.open("rb") as stream:
+                facts = check_wal_file(neighbour.name, stream.read(HEAD_BYTES), neighbour.stat().st_size)
+        except (ValueError, OSError, ForeignSegmentError):
+            continue  # recycled segments are full of another position's bytes; the next one will do
+        if isinstance(facts, SegmentFacts):
+            return facts.system_id
+    raise ForeignSegmentError(
+        f"nothing beside {path} tells which cluster it belongs to",
+        hint="Take a backup first; then the cluster is known.",
+    )
+
+
+def fetch_wal(repository: Repository, scope: Scope, name: str, destination: Path, *, system_id: SystemId) -> int:
+    """Put one archived WAL file at ``destination``, complete or not at all; returns its size.
+
+    Raises:
+        SegmentAbsentError: proven: no such file, and no later segment on this timeline or one that descends from it.
+        WalGapError: no such file, but later ones exist: a hole, never the end.
+        WalError: no WAL file name; or a read, damage, key or store error of any kind.
+    """
+    try:
+        parsed = WalFileName.parse(name)
+    except ValueError as error:
+        raise WalError(str(error)) from error
+    archive = repository.wal(scope)
+    try:
+        data = archive.fetch(parsed, system_id=system_id)
+    except SegmentAbsentError:
+        prove_absent(archive, parsed, system_id=system_id)
+        raise
+    _place(data, destination)
+    return len(data)
+
+
+def prove_absent(archive: WalArchive, name: WalFileName, *, system_id: SystemId) -> None:
+    """Return only if ``name`` is proven to be beyond the end of the archive, by a complete listing.
+
+    Raises:
+        WalGapError: the file or a later one exists: this is a hole.
+        ObjectStoreError: the listing is not complete; nothing is proven.
+    """
+    if name.kind is WalFileKind.HISTORY:
+        return  # a missing history file has no successor that would make it a hole
+    files = list(archive.listing(system_id))
+    family = _descendants(name.timeline, files, archive, system_id)
+    later = [
+        item.name
+        for item in files
+        if WalFileName.parse(item.name).kind is WalFileKind.SEGMENT
+        and item.timeline in family
+        and _position(item.name) >= _position(name.name)
+    ]
+    if later:
+        raise WalGapError(f"{name.name} is missing in the middle: {later[0]} is archived")
+
+
+def _position(name: str) -> tuple[int, int]:
+    """Order segments of any size: log and segment part of the name compare like the positions they stand for."""
+    return int(name[8:16], 16), int(name[16:24], 16)
+
+
+def _descendants(
+    timeline: Timeline, files: list[ArchivedFile], archive: WalArchive, system_id: SystemId
+) -> set[Timeline]:
+    family = {timeline}
+    for item in files:
+        if item.timeline <= timeline or not item.name.endswith(".history"):
+            continue
+        text = archive.fetch(WalFileName.parse(item.name), system_id=system_id).decode("utf-8", "replace")
+        if any(entry.timeline == timeline for entry in parse_history(text)):
+            family.add(item.timeline)
+    return family
+
+
+def _place(data: bytes, destination: Path) -> None:
+    """Write beside the destination and rename: a half download is never served (trap T28)."""
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(destination)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise WalError(f"cannot write {destination}: {error.strerror}") from error

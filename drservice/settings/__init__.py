@@ -1,0 +1,1 @@
+"""The only reader of configuration: YAML in, values of ``model.estate`` out, every mistake with its place."""

@@ -1,0 +1,144 @@
+"""Makes the values of ``model.estate`` from a validated configuration, and tells what is not acted on yet.
+
+A setting that this version reads but does not act on is never dropped in silence: it becomes a notice, which
+``drservice check`` and ``drservice config show`` print.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+
+from drservice.model.estate import (
+    CaptureMethod,
+    Estate,
+    Objectives,
+    PostgresSettings,
+    RepositorySettings,
+    Service,
+    SignerSettings,
+    WalMode,
+    WalSettings,
+)
+from drservice.model.ids import ComponentName, ServiceName
+from drservice.settings import scalars, schema
+
+NOT_ACTED_ON = (
+    "repository.lock",
+    "repository.copies",
+    "catalogue",
+    "services.*.calendar",
+    "services.*.depends_on",
+    "services.*.objectives.documents_rpo",
+    "services.*.schedule",
+    "services.*.retention",
+    "services.*.checks",
+    "services.*.components.*.node",
+    "services.*.components.*.wal.interval",
+    "services.*.components.*.wal.idle_interval",
+    "services.*.components.*.wal.synchronous",
+    "calendars",
+    "dependencies",
+    "drills",
+    "access",
+    "notify",
+)
+"""Settings this version validates only; a line goes away with the feature that acts on it."""
+
+
+def build_estate(configuration: schema.Configuration, source: pathlib.Path) -> Estate:
+    """Return the estate: everything this version acts on."""
+    return Estate(
+        source=source,
+        state_dir=pathlib.Path(configuration.state_dir),
+        repository=_repository(configuration.repository),
+        services={ServiceName(name): _service(name, service) for name, service in configuration.services.items()},
+    )
+
+
+def notices(configuration: schema.Configuration) -> tuple[str, ...]:
+    """Return a sentence for each declared thing that this version does not act on."""
+    told = [_component_notice(path, entry) for path, entry in _foreign_components(configuration)]
+    for service_name, service in configuration.services.items():
+        for name, component in service.components.items():
+            if isinstance(component, schema.PostgresComponent) and component.wal.mode != "archive":
+                told.append(
+                    f"services.{service_name}.components.{name}.wal.mode is {component.wal.mode}: this version does"
+                    " not stream WAL; only what archive_command pushes is protected"
+                )
+    for pattern in NOT_ACTED_ON:
+        told += [
+            f"{path} is declared but not acted on by this version"
+            for path in _declared(configuration, pattern.split("."), "")
+        ]
+    return tuple(told)
+
+
+def _repository(repository: schema.Repository) -> RepositorySettings:
+    return RepositorySettings(
+        url=repository.url,
+        recipients=tuple(repository.recipients),
+        identities=tuple(repository.identity),
+        signers=tuple(
+            SignerSettings(
+                name=name,
+                public_key=scalars.parse_signer_key(signer.key),
+                services=tuple(ServiceName(service) for service in signer.services),
+            )
+            for name, signer in repository.signers.items()
+        ),
+    )
+
+
+def _service(name: str, service: schema.Service) -> Service:
+    return Service(
+        name=ServiceName(name),
+        tier=service.tier,
+        owner=service.owner,
+        objectives=Objectives(rpo=service.objectives.rpo, rto=service.objectives.rto),
+        components={
+            ComponentName(key): _postgres(key, component)
+            for key, component in service.components.items()
+            if isinstance(component, schema.PostgresComponent)
+        },
+    )
+
+
+def _postgres(name: str, component: schema.PostgresComponent) -> PostgresSettings:
+    directory = component.data_directory
+    return PostgresSettings(
+        name=ComponentName(name),
+        dsn=component.dsn,
+        data_directory=pathlib.Path(directory) if directory is not None else None,
+        method=CaptureMethod(component.method),
+        wal=WalSettings(mode=WalMode(component.wal.mode), archive_wait=component.wal.archive_wait),
+        node=component.node,
+        workers=component.workers,
+        compression_level=component.compression_level,
+    )
+
+
+def _foreign_components(configuration: schema.Configuration) -> Iterator[tuple[str, schema.Component]]:
+    for service_name, service in configuration.services.items():
+        for name, component in service.components.items():
+            if not isinstance(component, schema.PostgresComponent):
+                yield f"services.{service_name}.components.{name}", component
+
+
+def _component_notice(path: str, component: schema.Component) -> str:
+    return f"{path} ({component.kind}) is declared but not protected by this version: it is not backed up"
+
+
+def _declared(value: object, pattern: list[str], path: str) -> Iterator[str]:
+    """Yield the paths that match ``pattern`` and were written in the file."""
+    if not pattern:
+        yield path.removeprefix(".")
+        return
+    head, rest = pattern[0], pattern[1:]
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _declared(item, rest, f"{path}.{key}")
+    elif isinstance(value, BaseModel) and head in value.model_fields_set:
+        yield from _declared(getattr(value, head), rest, f"{path}.{head}")

@@ -1,0 +1,174 @@
+"""Rules that join two places of the file: names that must exist, settings that need each other, no secrets.
+
+They read the plain data, not the validated models, so that they are reported together with every other
+mistake; what is missing or of the wrong shape here is pydantic's to report and is passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from drservice.clock import from_iso
+from drservice.settings.positions import Document, Path, Plain, Problem, format_path
+
+_SECRET_WORDS = ("AGE-SECRET-KEY-", "PRIVATE KEY-----")
+
+
+def cross_check(document: Document) -> list[Problem]:
+    """Return every problem between the settings of a file."""
+    return [*_secrets(document), *_references(document), *_needs(document), *_cycles(document)]
+
+
+def _secrets(document: Document) -> Iterator[Problem]:
+    for path, value in _scalars(document.data, ()):
+        if isinstance(value, str) and any(word in value.upper() for word in _SECRET_WORDS):
+            message = (
+                "a secret key must not stand in the configuration; move it to a file (mode 0600), name it"
+                " as file:/absolute/path, and make a new key if this file was ever shared"
+            )
+            yield _problem(document, path, message)
+
+
+def _references(document: Document) -> Iterator[Problem]:
+    root = _mapping(document.data)
+    services, calendars = _mapping(root.get("services")), _mapping(root.get("calendars"))
+    dependencies = _mapping(root.get("dependencies"))
+    for name, service in services.items():
+        here: Path = ("services", name)
+        settings = _mapping(service)
+        calendar = settings.get("calendar")
+        yield from _known(document, (*here, "calendar"), calendar, calendars, "calendars")
+        for index, other in _items(settings.get("depends_on")):
+            known = {**services, **dependencies}
+            yield from _known(document, (*here, "depends_on", index), other, known, "services or dependencies")
+        components = _mapping(settings.get("components"))
+        for index, check in _items(settings.get("checks")):
+            asked = _mapping(check).get("component")
+            path = (*here, "checks", index, "component")
+            yield from _known(document, path, asked, components, "this service's components")
+            if isinstance(asked, str) and _mapping(components.get(asked)).get("kind", "postgres") != "postgres":
+                yield _problem(document, path, "expected a component of kind postgres; the check is a query")
+    for name, drill in _mapping(root.get("drills")).items():
+        path = ("drills", name, "service")
+        yield from _known(document, path, _mapping(drill).get("service"), services, "services")
+    for holder in (("repository", "signers"), ("access", "roles")):
+        for name, entry in _mapping(_mapping(root.get(holder[0])).get(holder[1])).items():
+            for index, service_name in _items(_mapping(entry).get("services")):
+                path = (*holder, name, "services", index)
+                yield from _known(document, path, service_name, services, "services")
+
+
+def _needs(document: Document) -> Iterator[Problem]:
+    root = _mapping(document.data)
+    for name, service in _mapping(root.get("services")).items():
+        for component_name, entry in _mapping(_mapping(service).get("components")).items():
+            component = _mapping(entry)
+            if component.get("method") == "local" and "data_directory" not in component:
+                path: Path = ("services", name, "components", component_name, "method")
+                yield _problem(document, path, "method local needs `data_directory`")
+    names: set[str] = set()
+    for index, copy in _items(_mapping(root.get("repository")).get("copies")):
+        copy_name = _mapping(copy).get("name")
+        if isinstance(copy_name, str) and copy_name in names:
+            path = ("repository", "copies", index, "name")
+            yield _problem(document, path, f"`{copy_name}` is the name of another copy; expected a new name")
+        names.add(str(copy_name))
+    for name, entry in _mapping(root.get("dependencies")).items():
+        yield from _dependency_needs(document, ("dependencies", name), _mapping(entry))
+    for name, entry in _mapping(root.get("drills")).items():
+        yield from _drill_needs(document, ("drills", name), _mapping(entry))
+
+
+def _dependency_needs(document: Document, here: Path, dependency: Mapping[str, Plain]) -> Iterator[Problem]:
+    wanted = {
+        "oidc": ("url",),
+        "https": ("url",),
+        "dns": ("host",),
+        "tls": ("host", "port"),
+        "tcp": ("host", "port"),
+    }
+    kind = dependency.get("kind")
+    for key in wanted.get(kind, ()) if isinstance(kind, str) else ():
+        if key not in dependency:
+            yield _problem(document, (*here, "kind"), f"a dependency of kind {kind} needs `{key}`")
+
+
+def _drill_needs(document: Document, here: Path, drill: Mapping[str, Plain]) -> Iterator[Problem]:
+    target = drill.get("target")
+    if target == "random" and "within" not in drill:
+        yield _problem(document, (*here, "target"), "a random target needs `within`, how far back it may be")
+    if isinstance(target, str) and target not in {"latest", "random"} and not _is_instant(target):
+        yield _problem(document, (*here, "target"), "expected latest, random or a time with its zone")
+
+
+def _is_instant(text: str) -> bool:
+    try:
+        from_iso(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _cycles(document: Document) -> Iterator[Problem]:
+    services = _mapping(_mapping(document.data).get("services"))
+    edges = {
+        name: [other for _, other in _items(_mapping(entry).get("depends_on")) if isinstance(other, str)]
+        for name, entry in services.items()
+    }
+    told: set[frozenset[str]] = set()
+    for start in edges:
+        cycle = _find_cycle(edges, start)
+        if cycle and frozenset(cycle) not in told:
+            told.add(frozenset(cycle))
+            message = f"services wait for each other: {' -> '.join([*cycle, start])}; no order of recovery exists"
+            yield _problem(document, ("services", start, "depends_on"), message)
+
+
+def _find_cycle(edges: Mapping[str, list[str]], start: str) -> list[str]:
+    """Return a shortest way from ``start`` back to itself; empty if there is none."""
+    ways = [[start]]
+    seen: set[str] = set()
+    for way in ways:
+        for other in edges.get(way[-1], ()):
+            if other == start:
+                return way
+            if other not in seen:
+                seen.add(other)
+                ways.append([*way, other])
+    return []
+
+
+def _known(document: Document, path: Path, name: Plain, known: Mapping[str, Plain], what: str) -> Iterator[Problem]:
+    if isinstance(name, str) and name not in known:
+        message = f"`{_shown(name)}` is not one of {what} ({', '.join(known) or 'there are none'})"
+        yield _problem(document, path, message)
+
+
+def _shown(name: str) -> str:
+    return ascii(name)[1:-1][:60]
+
+
+def _scalars(data: Plain, path: Path) -> Iterator[tuple[Path, Plain]]:
+    entries: Iterable[tuple[str | int, Plain]]
+    if isinstance(data, dict):
+        entries = data.items()
+    elif isinstance(data, list):
+        entries = enumerate(data)
+    else:
+        yield path, data
+        return
+    for part, value in entries:
+        yield from _scalars(value, (*path, part))
+
+
+def _items(value: Plain) -> Iterator[tuple[int, Plain]]:
+    if isinstance(value, list):
+        yield from enumerate(value)
+
+
+def _mapping(value: Plain) -> Mapping[str, Plain]:
+    return value if isinstance(value, dict) else {}
+
+
+def _problem(document: Document, path: Path, message: str) -> Problem:
+    return Problem(mark=document.value_mark(path), path=format_path(path), message=message)

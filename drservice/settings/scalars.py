@@ -1,0 +1,281 @@
+"""The scalar types of the configuration: durations, schedules, references, names, keys and addresses.
+
+Each parser takes the text from the file and returns the value or raises :class:`ValueError` with a sentence
+that says what was expected. A parser of something that may hold a secret never repeats its input.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from datetime import date, timedelta
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from drservice.model.ids import is_name
+
+_UNITS = {
+    "ms": timedelta(milliseconds=1),
+    "s": timedelta(seconds=1),
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "d": timedelta(days=1),
+    "w": timedelta(weeks=1),
+}
+_DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h|d|w)")
+_PERIOD = re.compile(r"([0-9]{1,5})(h|d|w|mo|y)")
+_BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+_RECIPIENT = re.compile(rf"age1[{_BECH32}]{{58}}")
+_SECRET_SCHEMES = ("file:", "env:", "command:")
+_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_CONNINFO_WORD = re.compile(r"\s*([A-Za-z_]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)(?=\s|\Z)")
+_SECRET_PARAMETERS = {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_CRON_FIELDS = (
+    ("minute", 0, 59, ()),
+    ("hour", 0, 23, ()),
+    ("day of the month", 1, 31, ()),
+    ("month", 1, 12, _MONTHS),
+    ("day of the week", 0, 7, _DAYS),
+)
+
+NO_LITERAL = (
+    "a password must not stand in the configuration; use a password file (passfile=... or PGPASSFILE),"
+    " a service file (service=...) or peer authentication"
+)
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read ``250ms``, ``5s``, ``30m``, ``2h``, ``14d`` or ``12w``."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"expected a duration such as 250ms, 5s, 30m, 2h, 14d or 12w, not {_shown(text)}")
+    value = int(match[1]) * _UNITS[match[2]]
+    if not value:
+        raise ValueError("expected a duration longer than zero")
+    return value
+
+
+def format_duration(value: timedelta) -> str:
+    """Write a duration with the largest unit that divides it, as :func:`parse_duration` reads it."""
+    for unit in reversed(_UNITS):
+        if value % _UNITS[unit] == timedelta(0):
+            return f"{value // _UNITS[unit]}{unit}"
+    raise ValueError(f"{value} is finer than a millisecond")
+
+
+def check_period(text: str) -> str:
+    """Accept a span of the calendar: ``36h``, ``14d``, ``12w``, ``24mo`` or ``7y``."""
+    match = _PERIOD.fullmatch(text)
+    if match is None or int(match[1]) == 0:
+        raise ValueError(f"expected a period such as 36h, 14d, 12w, 24mo or 7y, not {_shown(text)}")
+    return text
+
+
+def check_name(text: str) -> str:
+    """Accept a name of a service, component, host, calendar or drill."""
+    if not is_name(text):
+        raise ValueError(
+            f"expected a name of up to 63 of a-z, 0-9, - and _ that begins and ends with a letter or digit,"
+            f" not {_shown(text)}"
+        )
+    return text
+
+
+def check_schedule(text: str) -> str:
+    """Accept a cron expression: minute, hour, day of the month, month, day of the week."""
+    fields = text.split()
+    if len(fields) != len(_CRON_FIELDS):
+        raise ValueError(
+            f"expected a cron expression of 5 fields such as `0 1 * * *`, not {len(fields)} in {_shown(text)}"
+        )
+    for value, (name, low, high, words) in zip(fields, _CRON_FIELDS, strict=True):
+        for part in value.split(","):
+            _check_cron_part(part, name=name, low=low, high=high, words=words)
+    return text
+
+
+def _check_cron_part(part: str, *, name: str, low: int, high: int, words: tuple[str, ...]) -> None:
+    span, slash, step = part.partition("/")
+    first, dash, last = span.partition("-")
+    if slash and not (step.isascii() and step.isdigit() and 1 <= int(step) <= high):
+        raise ValueError(f"the {name} field has the step {_shown(step)}; expected 1 to {high}")
+    if span == "*":
+        return
+    numbers = [_cron_number(text, words) for text in ((first, last) if dash else (first,))]
+    if any(number is None or not low <= number <= high for number in numbers):
+        raise ValueError(f"the {name} field has {_shown(part)}; expected *, or {low} to {high}")
+    if dash and (numbers[0] or 0) > (numbers[1] or 0):
+        raise ValueError(f"the {name} field has the range {_shown(part)}, which runs backward")
+
+
+def _cron_number(text: str, words: tuple[str, ...]) -> int | None:
+    if text.isascii() and text.isdigit() and len(text) <= 2:
+        return int(text)
+    if text.lower() in words:
+        return words.index(text.lower()) + (1 if words is _MONTHS else 0)
+    return None
+
+
+def check_reference(text: str) -> str:
+    """Accept a reference to a secret. The text is never repeated: it may be the secret itself."""
+    if not text.startswith(_SECRET_SCHEMES):
+        raise ValueError(
+            "a secret must be a reference (file:/absolute/path, env:NAME or command:PROGRAM ARG ...),"
+            " never the secret itself"
+        )
+    scheme, _, rest = text.partition(":")
+    if scheme == "file" and not rest.startswith("/"):
+        raise ValueError("expected an absolute path after file: (programs run in different folders)")
+    if scheme == "env" and not _ENVIRONMENT_NAME.fullmatch(rest):
+        raise ValueError("expected the name of an environment variable after env:")
+    if scheme == "command" and not rest.strip():
+        raise ValueError("expected a program after command:")
+    return text
+
+
+def check_recipient(text: str) -> str:
+    """Accept an age X25519 recipient; its checksum is compared, so a mistyped letter is found here."""
+    if text.upper().startswith("AGE-SECRET-KEY-"):
+        raise ValueError("this is a secret identity; a recipient begins with age1 (`age-keygen -y` prints it)")
+    if text.startswith(("ssh-", "age1tag", "age1yubikey")) or text == "scrypt":
+        raise ValueError("only age X25519 recipients (age1...) are supported by this version")
+    if not _RECIPIENT.fullmatch(text) or not _bech32_holds(text):
+        raise ValueError(
+            "expected an age recipient: age1 and 58 letters and digits with a valid checksum, as `age-keygen` prints it"
+        )
+    return text
+
+
+def _bech32_holds(text: str) -> bool:
+    """Compare the checksum of BIP 173, which age's recipients carry."""
+    prefix, _, data = text.rpartition("1")
+    values = [ord(c) >> 5 for c in prefix] + [0] + [ord(c) & 31 for c in prefix]
+    values += [_BECH32.index(c) for c in data]
+    check = 1
+    for value in values:
+        top = check >> 25
+        check = (check & 0x1FFFFFF) << 5 ^ value
+        for bit, generator in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)):
+            check ^= generator if (top >> bit) & 1 else 0
+    return check == 1
+
+
+def parse_signer_key(text: str) -> bytes:
+    """Read ``ed25519:`` and 32 bytes in Base64 or hexadecimal."""
+    scheme, colon, encoded = text.partition(":")
+    key = _decode_key(encoded) if colon and scheme == "ed25519" else None
+    if key is None or len(key) != 32:
+        raise ValueError("expected ed25519: and the 32 bytes of a public key in Base64 or 64 hex digits")
+    return key
+
+
+def _decode_key(encoded: str) -> bytes | None:
+    if re.fullmatch(r"[0-9A-Fa-f]{64}", encoded):
+        return bytes.fromhex(encoded)
+    try:
+        return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def check_dsn(text: str) -> str:
+    """Accept a libpq connection string (words or URI) without a password; it is never repeated."""
+    if text.startswith(("postgresql://", "postgres://")):
+        return check_catalogue_url(text)
+    position = 0
+    while text[position:].strip():
+        match = _CONNINFO_WORD.match(text, position)
+        if match is None:
+            raise ValueError("expected libpq words such as `host=db1 dbname=plant user=drservice`")
+        if match[1].lower() in _SECRET_PARAMETERS:
+            raise ValueError(NO_LITERAL)
+        position = match.end()
+    return text
+
+
+def check_catalogue_url(text: str) -> str:
+    """Accept a ``postgresql://`` URI without a password."""
+    parts = _split_url(text)
+    if parts.scheme not in {"postgresql", "postgres"}:
+        raise ValueError("expected `embedded` or postgresql://USER@HOST/DATABASE")
+    if ":" in parts.netloc.rpartition("@")[0]:
+        raise ValueError(NO_LITERAL)
+    if any(name.lower() in _SECRET_PARAMETERS for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
+        raise ValueError(NO_LITERAL)
+    return text
+
+
+def check_repository_url(text: str) -> str:
+    """Accept ``s3://BUCKET/PREFIX?region=...`` or ``file:///PATH``, without credentials."""
+    parts = _split_url(text)
+    if "@" in parts.netloc or any(
+        "secret" in name.lower() or "key" in name.lower() or "token" in name.lower()
+        for name, _ in parse_qsl(parts.query, keep_blank_values=True)
+    ):
+        raise ValueError(
+            "credentials must not stand in the address; use the provider's environment variables,"
+            " profile or instance role"
+        )
+    if parts.scheme == "s3" and parts.netloc:
+        return text
+    if parts.scheme == "file" and not parts.netloc and unquote(parts.path).strip("/"):
+        return text
+    raise ValueError("expected s3://BUCKET/PREFIX?region=REGION or file:///ABSOLUTE/PATH")
+
+
+def check_web_url(text: str) -> str:
+    """Accept an https URL without a password."""
+    parts = _split_url(text)
+    if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc:
+        raise ValueError("expected https://HOST/... without user and password")
+    return text
+
+
+def check_redis_url(text: str) -> str:
+    """Accept a ``redis://`` or ``rediss://`` URL without a password."""
+    parts = _split_url(text)
+    if ":" in parts.netloc.rpartition("@")[0]:
+        raise ValueError("a password must not stand in the address; give a reference as `password`")
+    if parts.scheme not in {"redis", "rediss"} or not parts.hostname:
+        raise ValueError("expected redis://HOST:PORT/NUMBER")
+    return text
+
+
+def _split_url(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError as error:
+        raise ValueError("expected a URL") from error
+
+
+def check_absolute_path(text: str) -> str:
+    """Accept an absolute path without ``..``."""
+    if not text.startswith("/") or "\0" in text or ".." in text.split("/"):
+        raise ValueError(f"expected an absolute path, not {_shown(text)}")
+    return text
+
+
+def check_timezone(text: str) -> str:
+    """Accept a name of the IANA time zone database."""
+    try:
+        ZoneInfo(text)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"expected a time zone such as Europe/Berlin, not {_shown(text)}") from error
+    return text
+
+
+def check_date(text: str) -> str:
+    """Accept a day as YYYY-MM-DD."""
+    try:
+        date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"expected a day as YYYY-MM-DD, not {_shown(text)}") from error
+    return text
+
+
+def _shown(text: str) -> str:
+    """Quote what was found, shortened; control characters become escapes."""
+    return repr(text if len(text) <= 40 else text[:39] + "…")

@@ -1,0 +1,364 @@
+"""The configuration file as pydantic models: every setting, its type, default and meaning.
+
+The descriptions are the reference: ``docs/reference/configuration.md`` and the JSON Schema are generated from
+them. Models are strict (a number is no text) and closed (an unknown key is an error).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Annotated, Literal, TypeAlias, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+)
+
+from drservice.settings import scalars
+
+T = TypeVar("T")
+
+
+def _from_text(parse: Callable[[str], T], expected: str) -> BeforeValidator:
+    """Turn a parser of text into a validator that refuses everything else with the same words."""
+
+    def validate(value: object) -> T:
+        if not isinstance(value, str):
+            raise ValueError(f"expected {expected}")  # noqa: TRY004 - pydantic collects ValueError only
+        return parse(value)
+
+    return BeforeValidator(validate)
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Name: TypeAlias = Annotated[
+    str,
+    AfterValidator(scalars.check_name),
+    WithJsonSchema({"type": "string", "pattern": "^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$"}),
+]
+Duration: TypeAlias = Annotated[
+    timedelta,
+    _from_text(scalars.parse_duration, "a duration with its unit, such as 250ms, 5s, 30m, 2h or 14d"),
+    PlainSerializer(scalars.format_duration),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d|w)$"}),
+]
+Period: TypeAlias = Annotated[
+    str,
+    _from_text(scalars.check_period, "a period with its unit, such as 36h, 14d, 12w, 24mo or 7y"),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9]+(h|d|w|mo|y)$"}),
+]
+Schedule: TypeAlias = Annotated[
+    str,
+    _from_text(scalars.check_schedule, "a cron expression in quotes, such as '0 1 * * *'"),
+    WithJsonSchema({"type": "string", "description": "minute hour day month weekday"}),
+]
+SecretReference: TypeAlias = Annotated[
+    str,
+    _from_text(scalars.check_reference, "a reference: file:/absolute/path, env:NAME or command:PROGRAM"),
+    WithJsonSchema({"type": "string", "pattern": "^(file:/|env:|command:)"}),
+]
+Recipient: TypeAlias = Annotated[
+    str,
+    AfterValidator(scalars.check_recipient),
+    WithJsonSchema({"type": "string", "pattern": "^age1[02-9ac-hj-np-z]{58}$"}),
+]
+SignerKey: TypeAlias = Annotated[
+    str,
+    AfterValidator(lambda text: scalars.parse_signer_key(text) and text),
+    WithJsonSchema({"type": "string", "pattern": "^ed25519:"}),
+]
+AbsolutePath: TypeAlias = Annotated[
+    str, AfterValidator(scalars.check_absolute_path), WithJsonSchema({"type": "string", "pattern": "^/"})
+]
+RepositoryUrl: TypeAlias = Annotated[
+    str,
+    AfterValidator(scalars.check_repository_url),
+    WithJsonSchema({"type": "string", "pattern": "^(s3://|file:///)"}),
+]
+Dsn: TypeAlias = Annotated[str, AfterValidator(scalars.check_dsn)]
+WebUrl: TypeAlias = Annotated[str, AfterValidator(scalars.check_web_url)]
+RedisUrl: TypeAlias = Annotated[str, AfterValidator(scalars.check_redis_url)]
+Timezone: TypeAlias = Annotated[str, AfterValidator(scalars.check_timezone)]
+Day: TypeAlias = Annotated[
+    str,
+    _from_text(scalars.check_date, "a day as YYYY-MM-DD"),
+    WithJsonSchema({"type": "string", "format": "date"}),
+]
+Text: TypeAlias = Annotated[str, Field(min_length=1)]
+References: TypeAlias = Annotated[
+    list[SecretReference],
+    BeforeValidator(_as_list),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": "^(file:/|env:|command:)"},
+                {"type": "array", "items": {"type": "string", "pattern": "^(file:/|env:|command:)"}},
+            ]
+        }
+    ),
+]
+
+
+def _check_catalogue(text: str) -> str:
+    return text if text == "embedded" else scalars.check_catalogue_url(text)
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
+
+
+class Signer(_Closed):
+    """A host whose objects are believed."""
+
+    key: SignerKey = Field(description="public key of the host: ed25519: and 32 bytes in Base64 or hex")
+    services: list[Name] = Field(default=[], description="services it may write; empty means all")
+
+
+class Lock(_Closed):
+    """Object Lock of the bucket."""
+
+    mode: Literal["compliance", "governance"] = Field(description="compliance cannot be shortened by anybody")
+    days: int = Field(ge=1, le=3650, description="how long each object is locked")
+
+
+class Copy(_Closed):
+    """A second repository that is kept up to date."""
+
+    name: Name = Field(description="its name in messages")
+    url: RepositoryUrl = Field(description="its address, as repository.url")
+
+
+class Repository(_Closed):
+    """Where snapshots, WAL and evidence are, and who may read and write them."""
+
+    url: RepositoryUrl = Field(
+        description="s3://BUCKET/PREFIX?region=REGION (&endpoint=https://... for other stores) or file:///PATH"
+    )
+    recipients: list[Recipient] = Field(
+        default=[], description="age recipients: who can read what is written (recovery site, sealed escrow)"
+    )
+    identity: References = Field(
+        default=[],
+        description="secret identities as references, one or a list; only on hosts that restore",
+    )
+    signers: dict[Name, Signer] = Field(default={}, description="hosts whose objects are believed, by name")
+    lock: Lock | None = Field(default=None, description="Object Lock of the bucket")
+    copies: list[Copy] = Field(default=[], description="repositories kept as copies of this one")
+
+
+class Objectives(_Closed):
+    """What is promised."""
+
+    rpo: Duration | None = Field(default=None, description="most committed work that may be lost")
+    rto: Duration | None = Field(default=None, description="longest time from decision to checks passed")
+    documents_rpo: Duration | None = Field(default=None, description="the same as rpo, for documents")
+
+
+class Wal(_Closed):
+    """How the WAL of a cluster is shipped."""
+
+    mode: Literal["archive", "stream", "both"] = Field(
+        default="archive", description="archive_command, streaming replication, or both"
+    )
+    interval: Duration = Field(default="250ms", validate_default=True, description="longest wait of new WAL")
+    idle_interval: Duration = Field(default="60s", validate_default=True, description="the same while nothing happens")
+    synchronous: bool = Field(default=False, description="commits wait until their WAL is in the repository")
+    archive_wait: Duration = Field(
+        default="5m", validate_default=True, description="how long a backup waits for its WAL to be in the repository"
+    )
+
+
+class PostgresComponent(_Closed):
+    """A PostgreSQL cluster."""
+
+    kind: Literal["postgres"]
+    dsn: Dsn = Field(description="libpq connection string without a password")
+    data_directory: AbsolutePath | None = Field(default=None, description="the cluster's folder, for method local")
+    method: Literal["auto", "local", "pg_basebackup"] = Field(
+        default="auto", description="how it is read; auto takes local where the data directory is readable"
+    )
+    wal: Wal = Field(default_factory=Wal, description="how its WAL is shipped")
+    node: Name | None = Field(default=None, description="the host that runs its backups")
+    workers: int = Field(default=2, ge=1, le=64, description="processes that read, compress and encrypt")
+    compression_level: int = Field(default=1, ge=1, le=19, description="zstd level; higher is smaller and slower")
+
+
+class OdooFilestoreComponent(_Closed):
+    """The documents of an Odoo database."""
+
+    kind: Literal["odoo-filestore"]
+    path: AbsolutePath = Field(description="the filestore's folder")
+    database: Text = Field(description="the database whose rows refer to these files")
+    node: Name | None = Field(default=None, description="the host that runs its backups")
+
+
+class DirectoryComponent(_Closed):
+    """A folder."""
+
+    kind: Literal["directory"]
+    path: AbsolutePath = Field(description="the folder")
+    node: Name | None = Field(default=None, description="the host that runs its backups")
+
+
+class GitComponent(_Closed):
+    """Git clones with configuration and code."""
+
+    kind: Literal["git"]
+    clones: list[AbsolutePath] = Field(min_length=1, description="folders of the clones")
+    node: Name | None = Field(default=None, description="the host that runs its backups")
+
+
+class RedisComponent(_Closed):
+    """A Redis database."""
+
+    kind: Literal["redis"]
+    url: RedisUrl = Field(description="redis://HOST:PORT/NUMBER, without a password")
+    password: SecretReference | None = Field(default=None, description="the password, as a reference")
+    restore: Literal["flush", "load"] = Field(default="flush", description="what a restore does with its content")
+    node: Name | None = Field(default=None, description="the host that runs its backups")
+
+
+Component: TypeAlias = Annotated[
+    PostgresComponent | OdooFilestoreComponent | DirectoryComponent | GitComponent | RedisComponent,
+    Field(discriminator="kind"),
+]
+
+
+class Schedules(_Closed):
+    """When runs start, as cron expressions in the calendar's time zone."""
+
+    backup: Schedule | None = Field(default=None, description="when backups start")
+    verify: Schedule | None = Field(default=None, description="when stored data is verified")
+    drill: Schedule | None = Field(default=None, description="when drills start")
+
+
+class Retention(_Closed):
+    """How long snapshots are kept."""
+
+    within: Period | None = Field(default=None, description="keep every snapshot this young")
+    daily: Period | None = Field(default=None, description="keep one snapshot a day for this long")
+    weekly: Period | None = Field(default=None, description="keep one snapshot a week for this long")
+    monthly: Period | None = Field(default=None, description="keep one snapshot a month for this long")
+    yearly: Period | None = Field(default=None, description="keep one snapshot a year for this long")
+
+
+class Check(_Closed):
+    """A business question asked of a recovered service."""
+
+    name: Name = Field(description="its name in results")
+    component: Name = Field(description="the PostgreSQL component it is asked of")
+    database: Text | None = Field(default=None, description="the database; the one of dsn if absent")
+    sql: Text = Field(description="a query that returns one value")
+    expect: Text = Field(description="what the value must be, such as '= 0'")
+    severity: Literal["critical", "warning"] = Field(
+        default="critical", description="critical fails the drill, warning is reported"
+    )
+    owner: Text | None = Field(default=None, description="who is asked when it fails")
+
+
+class Service(_Closed):
+    """A business service with its own objectives."""
+
+    tier: int = Field(default=3, ge=1, le=5, description="1 is recovered first")
+    owner: str = Field(default="", description="who answers for it")
+    objectives: Objectives = Field(default_factory=Objectives, description="what is promised")
+    calendar: Name | None = Field(default=None, description="one of calendars")
+    depends_on: list[Name] = Field(default=[], description="services or dependencies it needs")
+    components: dict[Name, Component] = Field(min_length=1, description="what is captured and restored, by name")
+    schedule: Schedules = Field(default_factory=Schedules, description="when runs start")
+    retention: Retention = Field(default_factory=Retention, description="how long snapshots are kept")
+    checks: list[Check] = Field(default=[], description="business checks, beside the built-in ones")
+
+
+class Calendar(_Closed):
+    """The working time of a plant."""
+
+    timezone: Timezone = Field(description="IANA time zone, such as Europe/Berlin")
+    holidays: list[Day] = Field(default=[], description="days that count as Sundays")
+    avoid: list[Text] = Field(default=[], description="times without heavy work: 'Mon-Fri 05:30-22:30'")
+    periods: dict[Name, Text] = Field(default={}, description="named periods, such as month-close")
+
+
+class Dependency(_Closed):
+    """Something outside that a service needs."""
+
+    kind: Literal["oidc", "https", "dns", "tls", "tcp"] = Field(description="how it is probed")
+    url: WebUrl | None = Field(default=None, description="for oidc and https")
+    host: Text | None = Field(default=None, description="for dns, tls and tcp")
+    port: int | None = Field(default=None, ge=1, le=65535, description="for tls and tcp")
+    valid_days: int | None = Field(default=None, ge=1, description="least remaining validity of a certificate")
+
+
+class Drill(_Closed):
+    """A plan for a drill."""
+
+    service: Name = Field(description="the service that is recovered")
+    environment: Literal["sandbox", "docker", "kubernetes"] = Field(
+        default="sandbox", description="where it is recovered"
+    )
+    target: Text = Field(default="latest", description="latest, random, or a time")
+    within: Duration | None = Field(default=None, description="how far back a random target may be")
+    schedule: Schedule | None = Field(default=None, description="when it is due")
+    runbook: Name | None = Field(default=None, description="the runbook with its manual steps")
+    keep: bool = Field(default=False, description="leave the environment running afterwards")
+
+
+class Oidc(_Closed):
+    """Sign-in with an identity provider."""
+
+    issuer: WebUrl = Field(description="the provider's address")
+    client_id: Text = Field(description="how the provider knows us")
+    client_secret: SecretReference | None = Field(default=None, description="the client's secret, as a reference")
+    groups_claim: Text = Field(default="groups", description="the claim that lists a person's groups")
+
+
+class Role(_Closed):
+    """Who holds a role."""
+
+    groups: list[Text] = Field(default=[], description="groups of the identity provider")
+    services: list[Name] = Field(default=[], description="services it is limited to; empty means all")
+
+
+RoleName: TypeAlias = Literal["viewer", "auditor", "operator", "restorer", "approver", "admin"]
+
+
+class Access(_Closed):
+    """Who may use web and API."""
+
+    oidc: Oidc | None = Field(default=None, description="sign-in with an identity provider")
+    roles: dict[RoleName, Role] = Field(default={}, description="who holds which role")
+
+
+class Notification(_Closed):
+    """A place that is told."""
+
+    url: SecretReference = Field(description="the service's URL as a reference: it is a secret")
+    on: list[Literal["failure", "objective", "overdue"]] = Field(
+        default=["failure", "objective", "overdue"], min_length=1, description="what it is told about"
+    )
+
+
+class Configuration(_Closed):
+    """Everything one configuration file describes."""
+
+    version: Literal[1] = Field(description="version of this format")
+    state_dir: AbsolutePath = Field(default="/var/lib/drservice", description="where this host keeps its state")
+    repository: Repository = Field(description="where snapshots, WAL and evidence are")
+    catalogue: Annotated[str, AfterValidator(_check_catalogue)] = Field(
+        default="embedded", description="embedded or postgresql://USER@HOST/DATABASE"
+    )
+    services: dict[Name, Service] = Field(default={}, description="business services, by name")
+    calendars: dict[Name, Calendar] = Field(default={}, description="working times, by name")
+    dependencies: dict[Name, Dependency] = Field(default={}, description="things outside, by name")
+    drills: dict[Name, Drill] = Field(default={}, description="plans for drills, by name")
+    access: Access = Field(default_factory=Access, description="who may use web and API")
+    notify: list[Notification] = Field(default=[], description="who is told")

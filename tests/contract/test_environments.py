@@ -1,0 +1,218 @@
+"""What every kind of environment promises; one suite, run on each kind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from drservice.environments import proc
+from drservice.environments.interface import Environment, EnvironmentState
+from drservice.environments.isolation import require_isolated
+from drservice.environments.sandbox import Sandbox, list_sandboxes, open_sandbox
+from drservice.errors import EnvironmentFailedError, IsolationError, ProgramMissingError
+from tests.contract.env_fixtures import (
+    assert_nothing_left,
+    eventually,
+    init_cluster,
+    make_sandbox,
+    postgres_argv,
+    root_of,
+)
+
+Prepare = Callable[[], Sandbox]
+
+
+@pytest.fixture(params=["sandbox"])
+def prepare(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Prepare]:
+    assert request.param == "sandbox"
+    made: list[Sandbox] = []
+
+    def make() -> Sandbox:
+        made.append(make_sandbox(tmp_path / "environments"))
+        return made[-1]
+
+    yield make
+    for sandbox in made:
+        sandbox.destroy()
+
+
+@pytest.fixture
+def environment(prepare: Prepare) -> Sandbox:
+    return prepare()
+
+
+def test_a_prepared_environment_describes_itself(environment: Sandbox) -> None:
+    kept: Environment = environment
+    about = kept.describe()
+    assert (about.service, about.purpose, about.kind) == ("erp", "drill", "sandbox")
+    assert about.state is EnvironmentState.PREPARED
+    assert about.created_at <= datetime.now(UTC) < about.expires_at
+    assert about.dsn == kept.dsn
+    assert kept.data.is_dir()
+    assert kept.wal.is_dir()
+    assert not kept.running()
+    assert kept.exit_status() is None
+    assert kept.server_log() == ""
+
+
+def test_the_isolation_self_test_passes_and_is_quick(environment: Sandbox) -> None:
+    begin = time.monotonic()
+    probes = environment.self_test()
+    assert time.monotonic() - begin < 1.0
+    require_isolated(probes)
+    assert len(probes) >= 15
+
+
+def test_a_server_starts_within_a_second_and_stops_in_an_orderly_way(prepare: Prepare) -> None:
+    begin = time.monotonic()
+    environment = prepare()
+    environment.start(["sh", "-c", "trap 'echo asked; exit 7' INT; echo up; while :; do sleep 0.05; done"])
+    assert time.monotonic() - begin < 1.0
+    assert environment.running()
+    assert environment.describe().state is EnvironmentState.RUNNING
+    assert environment.exit_status() is None
+    eventually(lambda: "up" in environment.server_log())
+    environment.stop()
+    assert not environment.running()
+    assert environment.exit_status() == 7
+    assert environment.server_log() == "up\nasked\n"
+    assert environment.describe().state is EnvironmentState.STOPPED
+
+
+def test_a_real_postgresql_is_reached_over_its_socket_from_the_host(environment: Sandbox) -> None:
+    init_cluster(environment)
+    environment.start(postgres_argv())
+    eventually(lambda: _connects(environment))
+    environment.require_own_socket()
+    with psycopg.connect(environment.dsn) as connection:
+        row = connection.execute("select current_setting('data_directory'), inet_server_addr()").fetchone()
+    assert row == ("/env/data", None)
+    environment.stop()
+    assert environment.exit_status() == 0
+    assert "database system is shut down" in environment.server_log()
+
+
+def test_a_program_runs_beside_the_server_and_shares_its_files(environment: Sandbox) -> None:
+    finished = environment.execute(["sh", "-c", "cat > /env/data/seen; exit 3"], timeout_seconds=10, stdin=b"hello")
+    assert finished.status == 3
+    assert (environment.data / "seen").read_bytes() == b"hello"
+
+
+def test_a_program_that_does_not_end_is_killed_at_its_timeout(environment: Sandbox) -> None:
+    finished = environment.execute(["sleep", "600"], timeout_seconds=0.3)
+    assert finished.status == -signal.SIGKILL
+    eventually(lambda: not _inside(environment))
+
+
+def test_nothing_of_the_caller_is_inside(environment: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRSERVICE_TEST_SECRET", "s3cret")
+    with Path("/etc/hostname").open(encoding="utf-8") as leaked:
+        os.set_inheritable(leaked.fileno(), True)  # noqa: FBT003 - the os module's own signature
+        finished = environment.execute(
+            ["sh", "-c", "env; cat /proc/*/environ; echo; ls /proc/self/fd | wc -l; pwd; hostname"], timeout_seconds=10
+        )
+    text = finished.stdout.decode()
+    assert "s3cret" not in text
+    assert text.splitlines()[-3:] == ["4", "/", "drservice"]  # 0, 1, 2 and the one ls reads with
+
+
+def test_configuration_can_be_read_but_not_written_inside(environment: Sandbox) -> None:
+    path = environment.write_configuration("pg_hba.conf", "local all all trust\n")
+    finished = environment.execute(["sh", "-c", f"cat {path}; echo x >> {path}"], timeout_seconds=10)
+    assert finished.stdout == b"local all all trust\n"
+    assert finished.status != 0
+
+
+@pytest.mark.parametrize("name", ["../x", "etc", "", "a/b", ".hidden"])
+def test_a_configuration_name_that_leads_elsewhere_is_refused(environment: Sandbox, name: str) -> None:
+    with pytest.raises(EnvironmentFailedError, match="cannot name"):
+        environment.write_configuration(name, "x")
+
+
+def test_a_crashed_server_is_noticed_with_its_status(environment: Sandbox) -> None:
+    environment.start(["sh", "-c", "echo oops >&2; kill -SEGV $$"])
+    eventually(lambda: not environment.running())
+    assert environment.exit_status() == 128 + signal.SIGSEGV
+    assert "oops" in environment.server_log()
+    environment.stop()
+    assert environment.describe().state is EnvironmentState.STOPPED
+
+
+def test_a_server_that_ignores_requests_is_stopped_by_force(environment: Sandbox) -> None:
+    environment.start(["sh", "-c", "trap '' INT QUIT TERM; while :; do sleep 0.05; done"])
+    environment.stop(timeout_seconds=0.2)
+    assert not environment.running()
+    assert environment.exit_status() == 128 + signal.SIGKILL
+    assert environment.describe().state is EnvironmentState.STOPPED
+    assert not _inside(environment)
+
+
+def test_a_stopped_server_can_be_started_again_but_not_twice_at_once(environment: Sandbox) -> None:
+    environment.start(["sh", "-c", "exit 5"])
+    eventually(lambda: environment.exit_status() == 5)
+    environment.start(["sleep", "600"])
+    assert environment.running()
+    assert environment.exit_status() is None
+    with pytest.raises(EnvironmentFailedError, match="already"):
+        environment.start(["sleep", "600"])
+
+
+@pytest.mark.parametrize("program", ["no-such-program", "/opt/tool", "/usr/bin/no-such-program"])
+def test_a_program_that_is_not_inside_is_named(environment: Sandbox, program: str) -> None:
+    with pytest.raises(ProgramMissingError):
+        environment.start([program])
+    with pytest.raises(ProgramMissingError):
+        environment.execute([program], timeout_seconds=5)
+
+
+def test_a_link_in_place_of_the_socket_is_refused(environment: Sandbox) -> None:
+    with pytest.raises(EnvironmentFailedError, match="no socket yet"):
+        environment.require_own_socket()
+    environment.execute(["ln", "-s", "/run/postgresql/.s.PGSQL.5432", "/env/sock/.s.PGSQL.5432"], timeout_seconds=5)
+    with pytest.raises(IsolationError):
+        environment.require_own_socket()
+
+
+def test_two_environments_live_side_by_side(prepare: Prepare) -> None:
+    first, second = prepare(), prepare()
+    first.start(["sleep", "600"])
+    second.start(["sleep", "600"])
+    first.execute(["touch", "/env/data/mine"], timeout_seconds=5)
+    assert list(second.data.iterdir()) == []
+    assert {about.id for about in list_sandboxes(root_of(first).parent)} == {first.id, second.id}
+    first.destroy()
+    assert second.running()
+
+
+def test_destroy_leaves_nothing_and_may_be_repeated(environment: Sandbox) -> None:
+    root = root_of(environment)
+    environment.start(["sh", "-c", "trap '' INT TERM; setsid sleep 600 & sleep 600"])
+    environment.execute(
+        ["sh", "-c", "mkdir -p /env/data/a/b; chmod 000 /env/data/a; ln -s / /env/wal/host"], timeout_seconds=5
+    )
+    environment.destroy()
+    assert_nothing_left(root)
+    environment.destroy()
+    with pytest.raises(EnvironmentFailedError):
+        open_sandbox(root)
+    assert list_sandboxes(root.parent) == []
+
+
+def _connects(environment: Sandbox) -> bool:
+    try:
+        psycopg.connect(environment.dsn, connect_timeout=5).close()
+    except psycopg.OperationalError:
+        assert environment.running(), environment.server_log()
+        return False
+    return True
+
+
+def _inside(environment: Sandbox) -> bool:
+    return bool(proc.processes_of(root_of(environment)))

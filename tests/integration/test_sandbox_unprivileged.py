@@ -1,0 +1,94 @@
+"""The same sandbox made by an ordinary user, in a user namespace."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from drservice import processes
+
+_DRIVER = """
+import json, os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from drservice.clock import SystemClock
+from drservice.environments import keeper, proc
+from drservice.environments.sandbox import list_sandboxes, reap
+from tests.contract.env_fixtures import (
+    assert_nothing_left, eventually, init_cluster, make_sandbox, postgres_argv, ready, root_of)
+
+environments = Path(sys.argv[2])
+sandbox = make_sandbox(environments)
+root = root_of(sandbox)
+begin = time.monotonic()
+probes = sandbox.self_test()
+seconds = time.monotonic() - begin
+init_cluster(sandbox)
+sandbox.start(postgres_argv())
+eventually(lambda: ready(sandbox))
+sandbox.require_own_socket()
+status = sandbox.execute(
+    ["sh", "-c", "cat /proc/1/environ /proc/self/environ; chmod 000 /env/data/base; unshare -U true"],
+    timeout_seconds=10)
+sandbox.stop()
+stopped = sandbox.exit_status()
+sandbox.start(["sleep", "600"])
+noted = json.loads((root / "keeper" / keeper.STATE).read_text())
+proc.send_signal(proc.ProcessIdentity(**noted["keeper"]), signal.SIGKILL)
+eventually(lambda: proc.processes_of(root) == [], seconds=5)
+reaped = reap(environments, SystemClock())
+assert_nothing_left(root)
+print(json.dumps({
+    "uid": os.getuid(), "failed": [p.name + ": " + p.detail for p in probes if not p.isolated],
+    "probes": len(probes), "seconds": seconds, "stopped": stopped, "reaped": reaped == [sandbox.id],
+    "secret": "s3cret" in status.stdout.decode(),
+    "nested": status.status == 0, "left": len(list_sandboxes(environments)),
+}))
+"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that the user can reach (pytest's own are closed to others)."""
+    account = processes.account_named("postgres")
+    path = Path(tempfile.mkdtemp(prefix="drservice-test-"))
+    path.chmod(0o711)
+    environments = path / "environments"
+    environments.mkdir()
+    os.chown(environments, account.uid, account.gid)
+    yield environments
+    shutil.rmtree(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="as an ordinary user the whole suite takes this path")
+def test_an_ordinary_user_gets_the_same_isolation(open_folder: Path) -> None:
+    account = processes.account_named("postgres")
+    repository = Path(__file__).parents[2]
+    allowed = processes.run(["bwrap", "--unshare-user", "--ro-bind", "/", "/", "true"], account=account)
+    if allowed.status != 0:
+        pytest.skip(f"no unprivileged user namespaces here: {allowed.last_line()}")
+    reachable = processes.run(
+        [sys.executable, "-c", "import os, sys; os.listdir(sys.argv[1])", repository], account=account
+    )
+    if reachable.status != 0:
+        pytest.skip(f"the checkout is closed to {account.name}")
+    finished = processes.run(
+        [sys.executable, "-c", _DRIVER, repository, open_folder],
+        account=account,
+        environment=processes.clean_environment({"SECRET": "s3cret"}),
+        timeout_seconds=120,
+    )
+    assert finished.status == 0, finished.stderr.decode()
+    seen = json.loads(finished.stdout)
+    assert seen.pop("seconds") < 1.0
+    assert seen.pop("probes") >= 15
+    assert seen == {
+        "uid": account.uid, "failed": [], "stopped": 0, "reaped": True, "secret": False, "nested": False, "left": 0,
+    }  # fmt: skip

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # it has no types of its own
+
+from drservice.errors import ConfigurationError
+from drservice.model.estate import CaptureMethod, WalMode
+from drservice.settings import scalars
+from drservice.settings.loading import find_configuration, json_schema, load
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "configuration.schema.json"
+RECIPIENTS = (
+    "age162qqrrlwkkdq5p3c7jw8ppdfc3pguftpqs9gsj3lk50jegjq7grstj3aex",
+    "age1kwrdtzyswvnhjhly8mzxm3y6tgpwvak30n2hsmwr9fccf9ve7ykq62nea7",
+)
+KEY = bytes(range(32))
+WHOLE = f"""\
+version: 1
+state_dir: /var/lib/drservice
+repository:
+  url: s3://acme-dr/prod?region=eu-central-1
+  recipients: [{RECIPIENTS[0]}, {RECIPIENTS[1]}]
+  identity: file:/etc/drservice/identity.age
+  signers: {{db1: {{key: "ed25519:{KEY.hex()}", services: [erp]}}}}
+  lock: {{mode: compliance, days: 35}}
+  copies: [{{name: second-region, url: "s3://acme-dr-west/prod?region=eu-west-1"}}]
+catalogue: embedded
+services:
+  erp:
+    tier: 1
+    owner: plant-it@example.com
+    objectives: {{rpo: 5s, rto: 30m, documents_rpo: 60s}}
+    calendar: plant-a
+    depends_on: [identity, dns]
+    components:
+      database:
+        kind: postgres
+        dsn: "host=db1 dbname=plant user=drservice"
+        data_directory: /var/lib/postgresql/15/main
+        method: auto
+        wal: {{mode: stream, interval: 250ms, idle_interval: 60s, synchronous: false}}
+        node: db1
+      documents: {{kind: odoo-filestore, path: /var/lib/odoo/filestore/plant, database: plant, node: db1}}
+      configuration: {{kind: git, clones: [/srv/odoo-addons, /etc/drservice]}}
+      labels: {{kind: directory, path: /srv/labels}}
+      queue: {{kind: redis, url: "redis://cache:6379/0", restore: flush}}
+    schedule: {{backup: "0 1 * * *", verify: "30 3 * * *", drill: "0 6 1 1,4,7,10 *"}}
+    retention: {{within: 14d, daily: 30d, weekly: 12w, monthly: 24mo, yearly: 7y}}
+    checks:
+      - {{name: moves-balance, component: database, sql: "select 0", expect: "= 0", severity: critical, owner: finance}}
+calendars:
+  plant-a:
+    timezone: Europe/Berlin
+    holidays: [2026-12-25]
+    avoid: ["Mon-Fri 05:30-22:30"]
+    periods: {{month-close: "last 3 days"}}
+dependencies:
+  identity: {{kind: oidc, url: "https://id.example.com"}}
+  dns: {{kind: dns, host: erp.example.com}}
+drills:
+  erp-quarterly:
+    {{service: erp, environment: sandbox, target: random, within: 7d, schedule: "0 6 1 1,4,7,10 *",
+      runbook: quarterly-drill, keep: false}}
+access:
+  oidc: {{issuer: "https://id.example.com", client_id: drservice, client_secret: env:OIDC_SECRET}}
+  roles: {{restorer: {{groups: [dba], services: [erp]}}}}
+notify: [{{url: env:NOTIFY_URL, on: [failure, objective, overdue]}}]
+"""
+
+Write = Callable[[str], Path]
+
+
+def test_the_whole_contract_is_read(write: Write) -> None:
+    loaded = load(write(WHOLE))
+    estate = loaded.estate
+    assert estate.repository.recipients == RECIPIENTS
+    assert estate.repository.identities == ("file:/etc/drservice/identity.age",)
+    assert estate.repository.signers[0].public_key == KEY
+    erp = estate.service("erp")
+    assert (erp.objectives.rpo, erp.objectives.rto) == (timedelta(seconds=5), timedelta(minutes=30))
+    database = erp.component(None)
+    assert database.data_directory == Path("/var/lib/postgresql/15/main")
+    assert (database.method, database.wal.mode) == (CaptureMethod.AUTO, WalMode.STREAM)
+    assert (database.workers, database.compression_level) == (2, 1)
+    assert database.wal.archive_wait == timedelta(minutes=5)
+
+
+def test_what_is_declared_but_not_acted_on_is_told(write: Write) -> None:
+    notices = load(write(WHOLE)).notices
+    told = {notice.split()[0] for notice in notices}
+    assert told == {
+        *(f"services.erp.components.{name}" for name in ("documents", "configuration", "labels", "queue")),
+        *(f"services.erp.components.{name}.node" for name in ("database", "documents")),
+        *(f"services.erp.components.database.wal.{name}" for name in ("mode", "interval", "idle_interval")),
+        "services.erp.components.database.wal.synchronous",
+        *(f"services.erp.{name}" for name in ("calendar", "depends_on", "schedule", "retention", "checks")),
+        "services.erp.objectives.documents_rpo",
+        *("repository.lock", "repository.copies", "catalogue", "calendars", "dependencies"),
+        *("drills", "access", "notify"),
+    }
+    assert any("queue (redis) is declared but not protected" in notice for notice in notices)
+
+
+def test_a_file_with_only_what_is_acted_on_has_no_notices(write: Write) -> None:
+    text = (
+        "version: 1\nrepository: {url: 'file:///r'}\n"
+        "services: {erp: {components: {database: {kind: postgres, dsn: host=x}}}}\n"
+    )
+    assert load(write(text)).notices == ()
+
+
+def test_each_value_tells_its_line_or_that_it_is_the_default(write: Write) -> None:
+    values = {value.path: value for value in load(write(WHOLE)).values_with_origin}
+    rpo = values["services.erp.objectives.rpo"]
+    assert (rpo.value, rpo.line) == ("5s", 15)
+    wait = values["services.erp.components.database.wal.archive_wait"]
+    assert (wait.value, wait.line) == ("5m", None)
+    assert values["repository.recipients"].value == list(RECIPIENTS)
+    assert values["services.erp.checks[0].severity"].line == 33
+    assert values["drills.erp-quarterly.environment"].value == "sandbox"
+
+
+def test_the_json_schema_is_the_golden_one_and_accepts_the_whole_contract() -> None:
+    from ruamel.yaml import YAML  # noqa: PLC0415 - only this test reads YAML as an editor would
+
+    schema = json_schema()
+    Draft202012Validator.check_schema(schema)
+    data = YAML(typ="safe", pure=True).load(WHOLE.replace("[2026-12-25]", "['2026-12-25']"))
+    Draft202012Validator(schema).validate(data)
+    assert not Draft202012Validator(schema).is_valid({**data, "servces": {}})
+    assert schema == json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+
+def test_a_signer_key_may_be_base64_or_hex() -> None:
+    assert scalars.parse_signer_key("ed25519:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=") == KEY
+    assert scalars.parse_signer_key(f"ed25519:{KEY.hex()}") == KEY
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("250ms", timedelta(milliseconds=250)),
+        ("5s", timedelta(seconds=5)),
+        ("30m", timedelta(minutes=30)),
+        ("14d", timedelta(days=14)),
+        ("12w", timedelta(weeks=12)),
+    ],
+)
+def test_durations_are_read_and_written_alike(text: str, value: timedelta) -> None:
+    assert scalars.parse_duration(text) == value
+    assert scalars.parse_duration(scalars.format_duration(value)) == value
+
+
+@pytest.mark.parametrize("text", ["5", "-5s", "5 s", "0s", "1.5h", "٣s", "9999999999s", "1mo"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a duration"):
+        scalars.parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["*/5 * * * *", "0 1 * * MON-FRI", "0 0 1 jan,jul *", "0 6 1 1,4,7,10 *", "5-50/5 * * * 7"]
+)
+def test_a_cron_expression_is_accepted(text: str) -> None:
+    assert scalars.check_schedule(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "* * * *",
+        "60 * * * *",
+        "* * 0 * *",
+        "* * * 13 *",
+        "* * * * 8",
+        "5-1 * * * *",
+        "*/0 * * * *",
+        "x * * * *",
+        "1, * * * *",
+        "@daily",
+        "1-2-3 * * * *",
+        "*/ * * * *",
+    ],
+)
+def test_what_is_no_cron_expression_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"expected|runs backward"):
+        scalars.check_schedule(text)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "host=db1 PASSWORD=x",
+        "host=db1 password = 'a b'",
+        r"host='a\'b' password=x",
+        "postgres://:x@/db",
+        "postgresql://u@h/d?password=x",
+        "host=h sslpassword=x",
+    ],
+)
+def test_a_password_in_a_dsn_is_found_however_it_is_written(dsn: str) -> None:
+    with pytest.raises(ValueError, match="password must not stand"):
+        scalars.check_dsn(dsn)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    ["host=db1 passfile=/etc/pg.pass", "service=erp", "", r"host=/run user='o\'x'", "postgresql:///d?host=/run"],
+)
+def test_a_dsn_without_a_password_is_accepted(dsn: str) -> None:
+    assert scalars.check_dsn(dsn) == dsn
+
+
+def test_the_named_file_wins_over_the_variable_and_both_over_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").mkdir()
+    local = tmp_path / "config" / "drservice.yaml"
+    local.write_text("version: 1\n")
+    variable = {"DRSERVICE_CONFIG": str(tmp_path / "v.yaml")}
+    assert find_configuration(Path("/a.yaml"), variable) == Path("/a.yaml")
+    assert find_configuration(None, variable) == tmp_path / "v.yaml"
+    assert find_configuration(None, {}) == local
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_stranger_s_file_in_the_present_folder_is_not_taken_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").mkdir()
+    local = tmp_path / "config" / "drservice.yaml"
+    local.write_text("version: 1\n")
+    os.chown(local, 54321, 54321)
+    with pytest.raises(ConfigurationError, match="belongs to another user"):
+        find_configuration(None, {})
+    assert find_configuration(local, {}) == local
+
+
+def test_a_file_that_everybody_may_write_is_refused(write: Write) -> None:
+    path = write(WHOLE)
+    path.chmod(0o666)
+    with pytest.raises(ConfigurationError, match="everybody may write") as caught:
+        load(path)
+    assert "chmod o-w" in caught.value.hint
+
+
+def test_a_missing_file_is_told_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no configuration file at") as caught:
+        load(tmp_path / "none.yaml")
+    assert "drservice init" in caught.value.hint
+
+
+def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="cannot read"):
+        load(tmp_path)
