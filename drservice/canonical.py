@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-Json: TypeAlias = "str | int | bool | None | Sequence[Json] | Mapping[str, Json]"
+Json: TypeAlias = "str | int | bool | Sequence[Json] | Mapping[str, Json] | None"
 
 
 def canonical_bytes(value: Json) -> bytes:
@@ -21,6 +21,23 @@ def canonical_bytes(value: Json) -> bytes:
     """
     _require_plain(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+
+
+def parse_canonical(data: bytes | memoryview) -> Json:
+    """Read JSON that must be spelled the one way: two readers can never understand it differently.
+
+    Raises:
+        ValueError: it is not canonical JSON (a key twice, a float, other spacing, nested beyond reason).
+    """
+    raw = bytes(data)
+    try:
+        value: Json = json.loads(raw)
+        spelled = canonical_bytes(value)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"not canonical JSON: {error}") from error
+    if spelled != raw:
+        raise ValueError("not canonical JSON: another spelling, or a key twice")
+    return value
 
 
 def _require_plain(value: Json) -> None:

@@ -57,5 +57,5 @@ def resolve(reference: str) -> Secret:
             raise SecretError(f"cannot read the secret file {rest}: {error}") from error
     result = processes.run(shlex.split(rest), timeout_seconds=30)
     if result.status != 0:
-        raise SecretError(f"the command of {reference.split()[0]} ... ended with status {result.status}")
+        raise SecretError(f"the command of {reference.split(maxsplit=1)[0]} ... ended with status {result.status}")
     return Secret(result.stdout.decode("utf-8").strip())

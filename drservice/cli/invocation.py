@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from drservice import telemetry
 from drservice.cli.output import Output
 
 if TYPE_CHECKING:
@@ -79,8 +80,6 @@ class Invocation:
 
     def begin(self) -> None:
         """Set up logging; called once the command is about to run, never for ``--help``."""
-        from drservice import telemetry  # noqa: PLC0415 - structlog costs 150 ms
-
         telemetry.configure(level=self.log_level)
 
     def _colour(self) -> bool:

@@ -24,6 +24,13 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("wal push", "drservice.cli.wal:push", "archive one WAL file (for archive_command)"),
     Entry("wal fetch", "drservice.cli.wal:fetch", "bring one WAL file back (for restore_command)"),
     Entry("restore", "drservice.cli.restore:restore", "bring a service back to an instant, and prove it"),
+    Entry("info", "drservice.cli.info:info", "snapshots, reachable windows, what is at risk, what was proved"),
+    Entry("verify", "drservice.cli.verify:verify", "check that the repository is whole"),
+    Entry("check", "drservice.cli.check:check", "named yes/no checks, each failure with its remedy"),
+    Entry("environment list", "drservice.cli.environment:list_environments", "list environments on this host"),
+    Entry("environment destroy", "drservice.cli.environment:destroy", "end and remove an environment"),
+    Entry("keys list", "drservice.cli.keys:list_all", "data keys and who can open them"),
+    Entry("keys check", "drservice.cli.keys:check", "prove that each identity opens a recent key"),
     Entry("config show", "drservice.cli.config:show", "effective values with their origin"),
     Entry("config schema", "drservice.cli.config:schema", "JSON Schema of the configuration file, for editors"),
 )

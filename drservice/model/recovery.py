@@ -342,24 +342,62 @@ def _refusal(
     return TargetOutsideWindowError(f"{what}. {why or 'There is no snapshot'}", hint=hint)
 
 
-def reachable_windows(snapshots: Iterable[SnapshotRecord], inventory: WalInventory) -> list[str]:
-    """Return the reachable stretches in words, oldest first, joined where one snapshot's WAL reaches the next."""
-    stretches: list[tuple[SnapshotRecord, Lsn]] = []
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A stretch of positions that can be reached: from the end of ``first`` to ``end``, without a hole."""
+
+    first: SnapshotRecord
+    timeline: Timeline
+    end: Lsn
+    last_segment: str
+    """Name of the last archived segment in it."""
+
+    def describe(self) -> str:
+        """Return the window in words."""
+        begin = f"{to_iso(self.first.stopped_at)} ({self.first.postgres.stop_lsn}, snapshot {self.first.id})"
+        return f"from {begin} to {self.end}"
+
+
+def windows_of(snapshots: Iterable[SnapshotRecord], inventory: WalInventory) -> list[Window]:
+    """Return the reachable stretches, oldest first, joined where one snapshot's WAL reaches the next."""
+    windows: list[Window] = []
     for snapshot in sorted(snapshots, key=lambda s: s.postgres.stop_lsn):
         if snapshot.postgres.system_id != inventory.system_id:
             continue
-        latest = Target(kind=TargetKind.LATEST)
-        timeline = timeline_for(snapshot, inventory, latest)
+        timeline = timeline_for(snapshot, inventory, Target(kind=TargetKind.LATEST))
         if isinstance(timeline, str):
             continue
         reach = measure_reach(snapshot, inventory, timeline)
         if reach.end < snapshot.postgres.stop_lsn:
             continue
-        if stretches and stretches[-1][1] >= snapshot.postgres.stop_lsn:
-            stretches[-1] = (stretches[-1][0], max(stretches[-1][1], reach.end))
-        else:
-            stretches.append((snapshot, reach.end))
-    return [
-        f"from {to_iso(snapshot.stopped_at)} ({snapshot.postgres.stop_lsn}, snapshot {snapshot.id}) to {end}"
-        for snapshot, end in stretches
-    ]
+        first = snapshot
+        if windows and windows[-1].end >= snapshot.postgres.stop_lsn and windows[-1].timeline <= timeline:
+            first = windows.pop().first
+        number = reach.end.segment_number(inventory.segment_bytes) - 1
+        holder = holder_of(number, reach.path, inventory) or timeline
+        windows.append(
+            Window(
+                first=first,
+                timeline=timeline,
+                end=reach.end,
+                last_segment=segment_name(holder, number, inventory.segment_bytes),
+            )
+        )
+    return windows
+
+
+def gaps_of(snapshots: Iterable[SnapshotRecord], inventory: WalInventory) -> list[WalGap]:
+    """Return the holes behind the snapshots, each once."""
+    found: dict[str, WalGap] = {}
+    for snapshot in snapshots:
+        timeline = timeline_for(snapshot, inventory, Target(kind=TargetKind.LATEST))
+        if snapshot.postgres.system_id == inventory.system_id and not isinstance(timeline, str):
+            gap = measure_reach(snapshot, inventory, timeline).gap
+            if gap is not None:
+                found.setdefault(gap.first_name, gap)
+    return list(found.values())
+
+
+def reachable_windows(snapshots: Iterable[SnapshotRecord], inventory: WalInventory) -> list[str]:
+    """Return the reachable stretches in words, oldest first."""
+    return [window.describe() for window in windows_of(snapshots, inventory)]

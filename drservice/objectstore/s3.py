@@ -470,7 +470,7 @@ class S3Store:
                 yield entry
 
     def _info(self, key: str, entry: Mapping[str, Any]) -> ObjectInfo:
-        return ObjectInfo(key=key, stored_bytes=entry["Size"], modified_at=entry["LastModified"].astimezone(UTC))
+        return ObjectInfo(key=key, stored_bytes=entry["Size"], modified_at=_instant(entry["LastModified"]))
 
     # --- calling ----------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from drservice import telemetry
 from drservice.clock import Clock
 from drservice.components.postgres.basebackup import capture_basebackup
 from drservice.components.postgres.capture import Captured, capture_local
@@ -97,6 +98,7 @@ def run_backup(context: BackupContext, service: Service, component: PostgresSett
         )
         phases["commit"] = context.clock.monotonic() - mark
         lineage.pin(record.postgres.system_id)
+        telemetry.info("snapshot committed", snapshot=record.id, stored_bytes=record.stored_bytes)
     context.progress.done()
     return BackupResult(
         record=record,

@@ -13,20 +13,30 @@ from enum import Enum
 from pathlib import Path
 
 from drservice import processes
-from drservice.clock import Clock
+from drservice.clock import Clock, to_iso
 from drservice.components.postgres.placing import finish_cluster, place_cluster, require_empty
 from drservice.components.postgres.server import find_programs
 from drservice.environments.exchange import Exchange
 from drservice.environments.interface import Environment, EnvironmentDescription, EnvironmentSpec, Probe
 from drservice.environments.isolation import require_isolated
 from drservice.environments.sandbox import prepare_sandbox
-from drservice.errors import TargetOutsideWindowError, UnknownNameError, UsageError
+from drservice.errors import (
+    DrError,
+    ExitStatus,
+    RecoveryError,
+    TargetOutsideWindowError,
+    UnknownNameError,
+    UsageError,
+)
 from drservice.model.estate import PostgresSettings, Service
-from drservice.model.recovery import Target, TargetKind
+from drservice.model.ids import SnapshotId
+from drservice.model.recovery import Target, TargetKind, choose_plan
 from drservice.model.snapshot import SnapshotRecord
+from drservice.model.wal import Lsn
 from drservice.operations.feeder import Feeder
 from drservice.operations.inventory import Archived, archive_of, newest_lineage
 from drservice.operations.locate import Resolved, WalScanner, plan_segments, resolve
+from drservice.operations.measured import Measured, remember
 from drservice.operations.progress import Progress
 from drservice.operations.replay import Reached, await_connection, await_recovery, prove, start_server
 from drservice.repository.records import Scope
@@ -69,6 +79,8 @@ class RestoreRequest:
     into: Path | None
     """A new or empty directory that keeps the cluster; ``None`` = inside the environment."""
     afterwards: Afterwards
+    without: frozenset[SnapshotId] = frozenset()
+    """Snapshots not to start from, because they are known to be damaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +90,8 @@ class Planned:
     resolved: Resolved
     archived: Archived
     scope: Scope
+    records: tuple[SnapshotRecord, ...]
+    """The snapshots that were considered, oldest first."""
     unreadable: tuple[str, ...]
     """Snapshots that could not be considered, with the reason."""
 
@@ -138,7 +152,10 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
     scope = context.repository.scope(request.service.name, request.component.name)
     listing = context.repository.snapshots(scope)
     unreadable = tuple(f"{key}: {error.message}" for key, error in listing.unreadable.items())
-    newest = _lineage_of(request.target, listing.records)
+    for text in unreadable:
+        context.progress.note(f"WARNING: a snapshot cannot be read and is left out: {text}")
+    records = tuple(record for record in listing.records if record.id not in request.without)
+    newest = _lineage_of(request.target, records, unreadable)
     if newest is None:
         broken = f"; {len(unreadable)} cannot be read ({unreadable[0]})" if unreadable else ""
         raise TargetOutsideWindowError(
@@ -156,17 +173,48 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
         progress=context.progress,
     )
     with scanner:
-        resolved = resolve(request.target, listing.records, archived.inventory, scanner)
-    return Planned(resolved=resolved, archived=archived, scope=scope, unreadable=unreadable)
+        resolved = resolve(request.target, records, archived.inventory, scanner)
+    return Planned(resolved=resolved, archived=archived, scope=scope, records=records, unreadable=unreadable)
 
 
-def _lineage_of(target: Target, records: tuple[SnapshotRecord, ...]) -> SnapshotRecord | None:
+def _lineage_of(
+    target: Target, records: tuple[SnapshotRecord, ...], unreadable: tuple[str, ...]
+) -> SnapshotRecord | None:
     if target.kind is not TargetKind.SNAPSHOT:
         return newest_lineage(records)
     found = next((record for record in records if record.id == target.snapshot), None)
     if found is None:
-        raise UnknownNameError(f"there is no readable snapshot {target.snapshot}")
+        why = "; ".join(text for text in unreadable if str(target.snapshot) in text)
+        others = ", ".join(f"{record.id} of {to_iso(record.stopped_at)}" for record in reversed(records[-5:]))
+        raise UnknownNameError(
+            f"there is no readable snapshot {target.snapshot}{f' ({why})' if why else ''}",
+            hint=f"Readable: {others or 'none'}.",
+        )
     return found
+
+
+def _offering_another(error: DrError, planned: Planned) -> DrError:
+    """Return an integrity error of the chosen snapshot with a hint that names the one to use instead."""
+    target, used = planned.resolved.plan.target, planned.resolved.plan.snapshot
+    others = [record for record in planned.records if record.id != used.id]
+    inventory = planned.archived.inventory
+    hint = "No other snapshot reaches this target; `drservice verify` shows the extent."
+    try:
+        if target.kind is TargetKind.SNAPSHOT:
+            nearest = max(others, key=lambda record: (record.postgres.stop_lsn <= used.postgres.stop_lsn, record.id))
+            choose_plan(Target(kind=TargetKind.SNAPSHOT, snapshot=nearest.id), [nearest], inventory)
+            hint = f"The nearest other snapshot ended at {to_iso(nearest.stopped_at)}: --snapshot {nearest.id}."
+        else:
+            by_lsn = target.kind in {TargetKind.XID, TargetKind.NAME}
+            located = Lsn.parse(planned.resolved.replay.value) if by_lsn else None
+            other = choose_plan(target, others, inventory, located=located).snapshot
+            hint = (
+                f"Snapshot {other.id} of {to_iso(other.stopped_at)} reaches the same target: empty the target directory"
+                f" and run again with --without-snapshot {used.id}."
+            )
+    except (ValueError, RecoveryError, DrError):
+        pass
+    return type(error)(f"snapshot {used.id} cannot be restored: {error.message}", hint=hint)
 
 
 def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResult:
@@ -206,6 +254,20 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
     if request.afterwards is Afterwards.STOP:
         environment.stop()
         environment.destroy()
+    remember(
+        context.state_dir,
+        planned.scope,
+        Measured(
+            restored_at=to_iso(context.clock.now()),
+            snapshot=planned.resolved.plan.snapshot.id,
+            target=request.target.describe(),
+            restored_bytes=result.restored_bytes,
+            fetch_seconds=phases.seconds["fetch"],
+            wal_segments=result.wal_segments,
+            replay_seconds=phases.seconds["replay"],
+            other_seconds=phases.total() - phases.seconds["fetch"] - phases.seconds["replay"],
+        ),
+    )
     context.progress.done()
     return result
 

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from drservice import telemetry
 from drservice.components.postgres.walfile import HEAD_BYTES, SMALL_FILE_BYTES, SegmentFacts, check_wal_file
 from drservice.errors import ForeignSegmentError, SegmentAbsentError, WalError, WalGapError
 from drservice.model.ids import SystemId
@@ -53,6 +54,7 @@ def push_wal(repository: Repository, scope: Scope, path: Path, *, state_dir: Pat
     facts = check_wal_file(path.name, head, len(data), expected_system_id=pinned)
     system_id = facts.system_id if isinstance(facts, SegmentFacts) else _owner(path, pinned)
     outcome = repository.wal(scope).put(facts.name, data, system_id=system_id, last_write=write_time(path))
+    telemetry.info("wal file archived", name=path.name, outcome=outcome.value, bytes=len(data))
     return Pushed(name=path.name, outcome=outcome, bytes=len(data))
 
 

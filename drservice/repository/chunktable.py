@@ -64,9 +64,11 @@ class ChunkTable:
             raise FormatError(f"{what}: the chunk table is cut off")
         last = len(self) - 1
         for index, row in enumerate(self):
-            if row.plain_length > chunk_bytes or (index < last and row.plain_length != chunk_bytes):
+            if not 0 < row.plain_length <= chunk_bytes or (index < last and row.plain_length != chunk_bytes):
                 raise FormatError(f"{what}: chunk {index} has an impossible length")
             if row.codec == CODEC_ZERO:
+                if row != ChunkRow(NO_CHUNK, 0, 0, 0, 0, row.plain_length, CODEC_ZERO):
+                    raise FormatError(f"{what}: chunk {index} is all zero and yet refers to something")
                 continue
             if row.codec not in {CODEC_RAW, CODEC_ZSTD} or row.pack_index >= len(self.packs):
                 raise FormatError(f"{what}: chunk {index} refers to nothing")

@@ -7,7 +7,6 @@ from being moved, and the body's hash keeps it whole.
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from datetime import datetime
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from drservice.canonical import Json, canonical_bytes
+from drservice.canonical import Json, canonical_bytes, parse_canonical
 from drservice.clock import to_iso
 from drservice.errors import (
     BadSignatureError,
@@ -266,9 +265,9 @@ def read_object(
 
 def _parse(raw: bytes, what: str) -> Mapping[str, Json]:
     try:
-        header = json.loads(raw)
+        header = parse_canonical(raw)
     except ValueError as error:
-        raise FormatError(f"the header of {what} is not JSON") from error
+        raise FormatError(f"the header of {what} is unreadable: {error}") from error
     if not isinstance(header, dict):
         raise FormatError(f"the header of {what} is not an object")
     return header

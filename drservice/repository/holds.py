@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Iterable
 from datetime import datetime
 
-from drservice.canonical import Json, canonical_bytes
+from drservice.canonical import Json, canonical_bytes, parse_canonical
 from drservice.clock import to_iso
 from drservice.errors import FormatError
 from drservice.model.ids import make_ulid
 from drservice.objectstore.interface import ObjectStore
 from drservice.repository.envelope import HostKey, Trust, read_object, write_envelope
 from drservice.repository.records import Scope
+
+_PACK = re.compile("s/[^/]+/[^/]+/(?:packs|nodes)/[0-9a-f]{2}/[0-9a-f]{64}")
 
 
 def place_hold(
@@ -54,9 +56,12 @@ def condemned_packs(store: ObjectStore, *, trust: Trust, scope: Scope) -> set[st
             kind="condemned",
         )
         try:
-            condemned.update(str(name) for name in json.loads(bytes(body)))
+            names = parse_canonical(body)
         except ValueError as error:
-            raise FormatError(f"{key} holds no list") from error
+            raise FormatError(f"{key} holds no list: {error}") from error
+        if not isinstance(names, list) or not all(isinstance(name, str) and _PACK.fullmatch(name) for name in names):
+            raise FormatError(f"{key} holds something that is no list of pack keys")
+        condemned.update(str(name) for name in names)
     return condemned
 
 

@@ -17,6 +17,8 @@ from drservice.canonical import Json
 from drservice.credentials import resolve
 from drservice.errors import (
     ConfigurationError,
+    DamagedObjectError,
+    DrError,
     FormatError,
     KeyProblemError,
     MissingObjectError,
@@ -181,21 +183,21 @@ class Keyring:
         known = self._open.get(key_id)
         if known is not None:
             return known
-        problem: KeyProblemError | None = None
+        problem: DrError | None = None
         for info in self.store.list(layout.data_key_prefix(service, key_id)):
-            envelope, body = read_object(
-                lambda key=info.key: self.store.read_versions(key),  # type: ignore[misc]  # bound per loop
-                trust=self.trust,
-                repository=self.repository,
-                key=info.key,
-                kind="key",
-            )
-            if envelope.text("key_id") != key_id:
-                raise FormatError(f"{info.key} wraps another key ({envelope.text('key_id')})")
             try:
+                envelope, body = read_object(
+                    lambda key=info.key: self.store.read_versions(key),  # type: ignore[misc]  # bound per loop
+                    trust=self.trust,
+                    repository=self.repository,
+                    key=info.key,
+                    kind="key",
+                )
+                if (envelope.text("key_id"), envelope.text("service")) != (key_id, service):
+                    raise FormatError(f"{info.key} wraps another key ({envelope.text('key_id')})")  # noqa: TRY301 - like any other unusable wrapping, it leaves the next one its turn
                 secret = self.identities.unwrap(body, f"data key {key_id}")
-            except KeyProblemError as error:
-                problem = error
+            except (FormatError, DamagedObjectError, KeyProblemError) as error:
+                problem = problem or error  # any wrapping that opens counts: the next one may
                 continue
             self._open[key_id] = secret
             return secret

@@ -22,6 +22,8 @@ _MAX_ENTRIES = 512
 _MAX_REFS = 1024
 _MAX_NODE_BYTES = 64 << 20
 _MAX_DEPTH = 16
+RESERVED_PATHS = frozenset({b"backup_label", b"tablespace_map", b"RESTORE-INCOMPLETE", b"global/pg_control.withheld"})
+"""What a restore writes by itself; never entries of a tree (the label files are attachments)."""
 
 
 class EntryKind(Enum):
@@ -65,7 +67,9 @@ class NodeRef:
         """
         match items:
             case [bytes(node_id), bytes(pack), int(ordinal), int(offset), int(stored), int(plain), int(codec)]:
-                if len(node_id) == len(pack) == 32 and min(ordinal, offset, stored, plain, codec) >= 0:
+                numbers = (ordinal, offset, stored, plain)
+                fits = min(numbers) >= 0 and max(numbers) < 1 << 32 and plain <= _MAX_NODE_BYTES and 0 <= codec <= 255
+                if len(node_id) == len(pack) == 32 and fits:
                     return cls(node_id, pack, ordinal, offset, stored, plain, codec)
         raise FormatError(f"{what} holds something that is no reference to a node")
 
@@ -124,11 +128,14 @@ def decode_entry(raw: bytes | Mapping[str, object]) -> Entry:
         FormatError: it is none.
     """
     fields = raw if isinstance(raw, Mapping) else unpack_map(raw, "a tree entry")
-    path, letter, mode = fields.get("p"), fields.get("t"), fields.get("m")
-    if not isinstance(path, bytes) or not isinstance(mode, int) or letter not in {"d", "f", "l"}:
-        raise FormatError("a tree entry lacks path, type or mode")
+    path, letter = fields.get("p"), fields.get("t")
+    if not isinstance(path, bytes) or not isinstance(letter, str) or letter not in {"d", "f", "l"}:
+        raise FormatError("a tree entry lacks path or type")
     what = path.decode("utf-8", "backslashreplace")
     kind = EntryKind(letter)
+    mode = fields.get("m", 0o777 if kind is EntryKind.LINK else None)
+    if not isinstance(mode, int) or isinstance(mode, bool) or not 0 <= mode <= 0o7777:
+        raise FormatError(f"{what} has no mode")
     if kind is EntryKind.DIRECTORY:
         return Entry(path=path, kind=kind, mode=mode)
     if kind is EntryKind.LINK:
@@ -137,7 +144,7 @@ def decode_entry(raw: bytes | Mapping[str, object]) -> Entry:
             raise FormatError(f"the link {what} has no target")
         return Entry(path=path, kind=kind, mode=mode, target=target)
     size, chunk_bytes = fields.get("z"), fields.get("s")
-    if not isinstance(size, int) or not isinstance(chunk_bytes, int) or size < 0 or chunk_bytes < 1:
+    if not isinstance(size, int) or not isinstance(chunk_bytes, int) or not 0 <= size < 1 << 63 or chunk_bytes < 1:
         raise FormatError(f"the file {what} has no size")
     leaves: tuple[NodeRef, ...] = ()
     inline: ChunkTable | None = None
@@ -278,14 +285,20 @@ def walk(root: NodeRef, get: Callable[[NodeRef], bytes | memoryview]) -> Iterato
     """Yield all entries below ``root`` in order of path.
 
     Raises:
-        FormatError: a node has the wrong shape, or paths are not strictly increasing or not clean.
+        FormatError: a node has the wrong shape, or paths are not strictly increasing, not clean or reserved, or lie in
+            something that is not a folder of this tree.
     """
-    previous: bytes | None = None
+    previous = b""
+    folders = {b""}
     for entry in _walk(root, get, 0):
         check_path(entry.path)
-        if previous is not None and entry.path <= previous:
+        if entry.path <= previous:
             raise FormatError("the tree of this snapshot is not in order")
         previous = entry.path
+        if entry.path.rpartition(b"/")[0] not in folders:
+            raise FormatError(f"the snapshot puts {entry.path!r} below something that is no folder of it")
+        if entry.kind is EntryKind.DIRECTORY:
+            folders.add(entry.path)
         yield entry
 
 
@@ -316,10 +329,10 @@ def check_path(path: bytes) -> None:
     """Refuse a path that could lead out of the target.
 
     Raises:
-        FormatError: absolute, empty, with NUL, ``.`` or ``..`` or empty parts.
+        FormatError: absolute, empty, with NUL, ``.`` or ``..`` or empty parts, or a name that is reserved.
     """
     parts = path.split(b"/")
-    if not path or b"\0" in path or any(part in {b"", b".", b".."} for part in parts):
+    if path in RESERVED_PATHS or b"\0" in path or any(part in {b"", b".", b".."} for part in parts):
         raise FormatError(f"a snapshot holds the path {path!r}, which no restore may write")
 
 
@@ -339,9 +352,18 @@ def unpack_map(raw: bytes | memoryview, what: str) -> Mapping[str, object]:
     if len(raw) > _MAX_NODE_BYTES:
         raise FormatError(f"{what} is too large")
     try:
-        fields = msgpack.unpackb(raw, raw=False, strict_map_key=True)
+        fields = msgpack.unpackb(raw, raw=False, strict_map_key=True, object_pairs_hook=_map_of_pairs)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise FormatError(f"{what} is not readable msgpack") from error
     if not isinstance(fields, dict):
         raise FormatError(f"{what} is no map")
     return fields
+
+
+def _map_of_pairs(pairs: Iterable[tuple[object, object]]) -> dict[object, object]:
+    """Make a map and refuse a key that stands in it twice: readers would disagree about its value."""
+    items = list(pairs)
+    made = dict(items)
+    if len(made) != len(items):
+        raise ValueError("a map has a key twice")
+    return made

@@ -32,13 +32,14 @@ from drservice.repository.records import (
 
 MAGIC = b"DRSPACK1"
 END_MAGIC = b"DRSPEND1"
-HEADER = struct.Struct(">8s26sc5x32s32s")
+HEADER = struct.Struct(">8s26sc5s32s32s")
 TRAILER = struct.Struct(">III8s")
 TABLE_ROW = struct.Struct(">32sIIIB")
 DATA_KIND = b"d"
 NODE_KIND = b"n"
 DATA_PACK_BYTES = 32 << 20
 NODE_PACK_BYTES = 4 << 20
+_PADDING = bytes(5)
 _MAX_RECORDS = 1 << 20
 _KIND_NAMES = {DATA_KIND: ("data", "packs"), NODE_KIND: ("nodes", "nodes")}
 
@@ -91,7 +92,9 @@ class _OpenPack:
         self._kind = target.kind
         self._key = key
         self._compressor = compressor
-        self._buffer = bytearray(HEADER.pack(MAGIC, target.key_id.encode(), target.kind, salt, key.commitment))
+        self._buffer = bytearray(
+            HEADER.pack(MAGIC, target.key_id.encode(), target.kind, _PADDING, salt, key.commitment)
+        )
         self._table = bytearray()
 
     def __len__(self) -> int:
@@ -215,8 +218,8 @@ def read_head(head: bytes | memoryview, what: str) -> PackHead:
     """
     if len(head) < HEADER.size:
         raise FormatError(f"{what} is too short to be a pack")
-    magic, key_id, kind, salt, commitment = HEADER.unpack_from(head)
-    if magic != MAGIC or kind not in _KIND_NAMES:
+    magic, key_id, kind, padding, salt, commitment = HEADER.unpack_from(head)
+    if magic != MAGIC or kind not in _KIND_NAMES or padding != _PADDING:
         raise FormatError(f"{what} is no pack (bad magic)")
     return PackHead(key_id=KeyId(key_id.decode("ascii", "replace")), kind=kind, salt=salt, commitment=commitment)
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from drservice.errors import FormatError, RecoveryError
+from drservice.errors import RecoveryError
 from drservice.model.estate import SignerSettings
 from drservice.objectstore.interface import ObjectStore
 from drservice.processes import Account
@@ -200,7 +200,6 @@ def place_files(
         RecoveryError: the folder cannot be written.
     """
     entries = list(reader.entries())
-    _check_links(entries)
     files = [entry for entry in entries if entry.kind is EntryKind.FILE]
     _require_space(root, sum(entry.size for entry in files))
     directories = _make_skeleton(root, entries, hold_back, account)
@@ -305,21 +304,6 @@ def _merge(items: Sequence[tuple[int, int, ChunkRow]]) -> Iterator[list[tuple[in
         end = max(end, row.offset + row.stored_length)
     if group:
         yield group
-
-
-def _check_links(entries: Sequence[Entry]) -> None:
-    """Refuse a tree in which something lies below a link or a file: it would be written elsewhere.
-
-    Raises:
-        FormatError: such a tree.
-    """
-    closed = {entry.path for entry in entries if entry.kind is not EntryKind.DIRECTORY}
-    for entry in entries:
-        parent = entry.path.rpartition(b"/")[0]
-        while parent:
-            if parent in closed:
-                raise FormatError(f"the snapshot puts {entry.path!r} below something that is no folder")
-            parent = parent.rpartition(b"/")[0]
 
 
 def _require_space(root: Path, needed_bytes: int) -> None:

@@ -82,7 +82,10 @@ class Pool(Generic[Request, Reply]):
                 self._send_next(source, number, outstanding)
                 yield number, reply
         for number, connection in enumerate(self._connections):
-            connection.send(None)
+            try:
+                connection.send(None)
+            except OSError as error:
+                raise self._died(number) from error
             outstanding[number] = 1
         while any(outstanding):
             yield from self._receive(outstanding)

@@ -200,7 +200,7 @@ def open_body(
             raise FormatError(f"{where}: the sealed body ends inside a frame")
         codec, plain_length, stored_length = _FRAME_HEAD.unpack_from(view, position)
         position += _FRAME_HEAD.size
-        if plain_length > FRAME_BYTES or stored_length > len(view) - position:
+        if not 0 < plain_length <= FRAME_BYTES or not TAG_BYTES <= stored_length <= len(view) - position:
             raise FormatError(f"{where}: frame {ordinal} has an impossible length")
         yield open_record(
             key,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from drservice.canonical import Json, canonical_bytes
+from drservice.canonical import Json, canonical_bytes, parse_canonical
 from drservice.clock import Clock, to_iso
 from drservice.errors import (
     FormatError,
@@ -46,6 +46,7 @@ from drservice.repository.writer import SnapshotWriter, WriterContext
 
 FORMAT = 1
 _CONTEXT = b"drservice repository v1\n"
+_SIGNER_KEY = re.compile("ed25519:([0-9a-f]{64})")
 _ALGORITHMS: dict[str, Json] = {
     "cipher": "aes-256-gcm",
     "compression": "zstd",
@@ -246,9 +247,9 @@ def open_repository(
 
 def _parse(raw: bytes) -> Mapping[str, Json]:
     try:
-        document = json.loads(raw)
+        document = parse_canonical(raw)
     except ValueError as error:
-        raise FormatError(f"{layout.REPOSITORY_FILE} is not JSON") from error
+        raise FormatError(f"{layout.REPOSITORY_FILE} is unreadable: {error}") from error
     if not isinstance(document, dict) or not is_ulid(str(document.get("repository"))):
         raise FormatError(f"{layout.REPOSITORY_FILE} describes no repository")
     version = document.get("format")
@@ -289,16 +290,17 @@ def _listed_signers(document: Mapping[str, Json]) -> list[SignerSettings]:
     for item in items:
         if not isinstance(item, Mapping):
             raise FormatError(f"{layout.REPOSITORY_FILE} has an unreadable list of signers")
-        services = item.get("services")
-        try:
-            key = bytes.fromhex(str(item.get("key")).removeprefix("ed25519:"))
-        except ValueError as error:
-            raise FormatError(f"{layout.REPOSITORY_FILE} lists an unreadable key") from error
+        services, key = item.get("services"), _SIGNER_KEY.fullmatch(str(item.get("key")))
+        if key is None:
+            raise FormatError(f"{layout.REPOSITORY_FILE} lists an unreadable key")
+        if not isinstance(services, list) or not all(isinstance(service, str) for service in services):
+            # Never guessed: no list must not become the empty list, which means every service.
+            raise FormatError(f"{layout.REPOSITORY_FILE} does not say which services a signer may write for")
         found.append(
             SignerSettings(
                 name=str(item.get("name")),
-                public_key=key,
-                services=tuple(ServiceName(str(s)) for s in services) if isinstance(services, list) else (),
+                public_key=bytes.fromhex(key[1]),
+                services=tuple(ServiceName(str(service)) for service in services),
             )
         )
     return found

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 import msgpack
 
-from drservice.canonical import Json, canonical_bytes
+from drservice.canonical import Json, canonical_bytes, parse_canonical
 from drservice.clock import from_iso, to_iso
 from drservice.errors import DrError, FormatError, MissingObjectError, ObjectNotFoundError
 from drservice.model.ids import ComponentName, KeyId, ServiceName, SnapshotId, SystemId, is_ulid
@@ -34,6 +35,8 @@ from drservice.repository.nodes import NodeRef, unpack_map
 from drservice.repository.records import Scope, open_body, seal_body
 
 _LENGTH = struct.Struct(">I")
+_DECIMAL = re.compile("[1-9][0-9]{0,19}")
+_PACK_NAME = re.compile("[0-9a-f]{64}")
 VOID_AFTER = timedelta(hours=12)
 
 
@@ -121,6 +124,16 @@ def decode_header(envelope: Envelope) -> SnapshotRecord:
     previous = header.get("previous")
     if not isinstance(facts, Mapping) or not isinstance(key_ids, list):
         raise FormatError(f"{envelope.text('key')} lacks the facts of a PostgreSQL snapshot")
+    key = envelope.text("key")
+    own = layout.snapshot_key(
+        ServiceName(envelope.text("service")),
+        ComponentName(envelope.text("component")),
+        SnapshotId(envelope.text("id")),
+    )
+    if own != key:
+        raise FormatError(f"{key} describes another snapshot ({own})")
+    if envelope.text("sealed_key_id") not in key_ids:
+        raise FormatError(f"{key} names a key for its sealed part that is not among its keys")
     try:
         return SnapshotRecord(
             id=SnapshotId(envelope.text("id")),
@@ -144,18 +157,23 @@ def decode_header(envelope: Envelope) -> SnapshotRecord:
             header_sha256=envelope.header_sha256,
         )
     except (KeyError, ValueError, TypeError) as error:
-        raise FormatError(f"{envelope.text('key')} has an unreadable header: {error}") from error
+        raise FormatError(f"{key} has an unreadable header: {error}") from error
 
 
 def _decode_facts(facts: Mapping[str, Json]) -> PostgresFacts:
     def number(name: str) -> int:
         value = facts[name]
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise TypeError(f"{name} is no number")
         return value
 
+    system_id = facts["system_id"]
+    if not isinstance(system_id, str) or not _DECIMAL.fullmatch(system_id):
+        raise TypeError("system_id is no decimal text")
+    if not number("segment_bytes") or not number("block_bytes") or not number("timeline"):
+        raise ValueError("segment_bytes, block_bytes and timeline are never 0")
     return PostgresFacts(
-        system_id=SystemId(str(facts["system_id"])),
+        system_id=SystemId(system_id),
         timeline=Timeline(number("timeline")),
         start_lsn=Lsn.parse(str(facts["start_lsn"])),
         stop_lsn=Lsn.parse(str(facts["stop_lsn"])),
@@ -279,10 +297,15 @@ class OpenedSnapshot:
             raise FormatError(f"{what} lacks its attachments")
         if not all(isinstance(k, str) and isinstance(v, bytes) for k, v in attachments.items()):
             raise FormatError(f"{what} has unreadable attachments")
+        pages: list[tuple[bytes, int]] = []
+        for page in bad_pages:
+            match page:
+                case [bytes(path), int(block)]:
+                    pages.append((path, block))
+                case _:
+                    raise FormatError(f"{what} has an unreadable list of bad pages")
         return SnapshotSecret(
-            root=NodeRef.from_list(fields.get("root"), what),
-            attachments=dict(attachments),
-            bad_pages=tuple((bytes(path), int(block)) for path, block in bad_pages),
+            root=NodeRef.from_list(fields.get("root"), what), attachments=dict(attachments), bad_pages=tuple(pages)
         )
 
 
@@ -319,14 +342,27 @@ def open_snapshot(store: ObjectStore, snapshot: SnapshotId, *, trust: Trust, sco
 
 def _decode_packs(public: bytes, key_ids: Sequence[KeyId], what: str) -> PackTable:
     try:
-        fields = json.loads(public)
-        data, nodes = (
-            tuple(
-                PackUse(name=str(name), stored_bytes=int(stored), live_bytes=int(live), key_id=key_ids[int(index)])
-                for name, stored, live, index in fields[kind]
-            )
-            for kind in ("packs", "node_packs")
-        )
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise FormatError(f"{what} has an unreadable pack table") from error
+        fields = parse_canonical(public)
+    except ValueError as error:
+        raise FormatError(f"{what} has an unreadable pack table: {error}") from error
+    if not isinstance(fields, dict):
+        raise FormatError(f"{what} has an unreadable pack table")
+    data, nodes = (_decode_uses(fields.get(kind), key_ids, what) for kind in ("packs", "node_packs"))
     return PackTable(data=data, nodes=nodes)
+
+
+def _decode_uses(rows: Json, key_ids: Sequence[KeyId], what: str) -> tuple[PackUse, ...]:
+    if not isinstance(rows, list):
+        raise FormatError(f"{what} has an unreadable pack table")
+    uses: list[PackUse] = []
+    for row in rows:
+        match row:
+            case [str(name), int(stored), int(live), int(index)] if (
+                _PACK_NAME.fullmatch(name) and 0 <= live <= stored and 0 <= index < len(key_ids)
+            ):
+                uses.append(PackUse(name=name, stored_bytes=stored, live_bytes=live, key_id=key_ids[index]))
+            case _:
+                raise FormatError(f"{what} has an unreadable row in its pack table")
+    if any(first.name >= second.name for first, second in pairwise(uses)):
+        raise FormatError(f"the pack table of {what} is not in order")
+    return tuple(uses)

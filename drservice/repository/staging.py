@@ -10,7 +10,7 @@ from drservice.model.ids import KeyId
 from drservice.objectstore.interface import ObjectStore
 from drservice.repository.cache import StagedCache
 from drservice.repository.capture import RangeResult, RangeState
-from drservice.repository.chunktable import INLINE_CHUNKS, ChunkTable, live_bytes
+from drservice.repository.chunktable import INLINE_CHUNKS, LEAF_CHUNKS, ChunkTable, live_bytes
 from drservice.repository.keys import DataKey
 from drservice.repository.nodes import (
     Entry,
@@ -141,9 +141,11 @@ class FileAssembly:
             table, result = self.tables[number], self.results[number]
             if result.state is RangeState.VANISHED:
                 break
+            if parts and not result.plain_bytes:
+                break
             parts.append(table)
             size += result.plain_bytes
-            if result.plain_bytes % self.chunk_bytes or not result.plain_bytes:
+            if result.plain_bytes < LEAF_CHUNKS * self.chunk_bytes:
                 break  # the file ended here when it was read: what follows was cut off and comes back from WAL
         base = Entry(
             path=self.path,

@@ -287,8 +287,11 @@ class WalArchive:
             key=key,
             kind="wal",
         )
-        if envelope.text("name") != name.name:
-            raise DamagedObjectError(f"{key} holds {envelope.text('name')}")
+        facts = _facts(envelope)
+        if (facts.name, self._key(facts.system_id, facts.timeline, name.name)) != (name.name, key.split(_REPAIRED, maxsplit=1)[0]):
+            raise DamagedObjectError(
+                f"{key} holds {facts.name} of cluster {facts.system_id}, timeline {facts.timeline}"
+            )
         return envelope, body
 
     def _open(self, envelope: Envelope, body: bytes | memoryview, name: WalFileName, system_id: SystemId) -> bytes:

@@ -293,7 +293,10 @@ class SnapshotWriter:
         if entry.inline is not None and packs.intersection(entry.inline.packs):
             return True
         for leaf in entry.leaves:
-            if leaf.pack in packs or packs.intersection(self._staged.keep_leaf(leaf.node_id) or {}):
+            place = self._staged.node(leaf.node_id)  # a leaf of this run has no place of its own yet
+            if place is not None and place.pack in packs:
+                return True
+            if packs.intersection(self._staged.keep_leaf(leaf.node_id) or {}):
                 return True
         return False
 
@@ -309,6 +312,8 @@ class SnapshotWriter:
         root = build_root(final_entries(self._staged, self._nodes, usage), self._nodes)
         for node in self._nodes.used:
             usage.add_node(self._nodes.place(node))
+        # Asked before the look: a process that sleeps in between must not make the look seem younger than it is.
+        checked_at = self._context.store.server_time()
         gone = self._absent([*usage.data, *usage.nodes])
         if gone:
             raise CaptureError(f"{len(gone)} packs that this backup re-uses vanished from the store while it ran")
@@ -318,7 +323,7 @@ class SnapshotWriter:
             if not self._context.keyring.exists(key_id, service=self._scope.service):
                 raise MissingObjectError(f"data key {key_id} is needed by this backup and is not in the repository")
         meta = self.previous_meta()
-        record = self._record(facts, usage, tuple(key_ids), meta)
+        record = self._record(facts, usage, tuple(key_ids), meta, checked_at)
         header_sha256 = commit_snapshot(
             self._context.store,
             signer=self._context.signer,
@@ -334,7 +339,12 @@ class SnapshotWriter:
         return replace(record, header_sha256=header_sha256)
 
     def _record(
-        self, facts: CommitFacts, usage: PackUsage, key_ids: tuple[KeyId, ...], meta: Mapping[str, str]
+        self,
+        facts: CommitFacts,
+        usage: PackUsage,
+        key_ids: tuple[KeyId, ...],
+        meta: Mapping[str, str],
+        checked_at: datetime,
     ) -> SnapshotRecord:
         previous = meta.get("snapshot")
         return SnapshotRecord(
@@ -347,7 +357,7 @@ class SnapshotWriter:
             host=self._context.signer.host,
             started_at=facts.started_at,
             stopped_at=facts.stopped_at,
-            checked_at=self._context.store.server_time(),
+            checked_at=checked_at,
             key_ids=key_ids,
             sealed_key_id=self._key.id,
             previous=SnapshotId(previous) if previous else None,

@@ -123,6 +123,8 @@ def _take(stream: TarStream, writer: SnapshotWriter, progress: ByteProgress) -> 
         for member in stream.members():
             if member.path in {b"backup_label", b"tablespace_map"}:
                 found.attachments[member.path.decode()] = stream.read_all(1 << 20)
+            elif member.path == b"RESTORE-INCOMPLETE":
+                continue  # the break-glass script's mark of an unfinished restore: no part of the cluster
             elif member.path == b"backup_manifest":
                 found.manifest = stream.read_all(_LIMIT_BYTES)
             elif member.path == CONTROL_PATH.encode():

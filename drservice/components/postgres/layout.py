@@ -44,6 +44,7 @@ _ROOT_SKIPPED = frozenset(
         "tablespace_map",
         "tablespace_map.old",
         "backup_manifest",
+        "RESTORE-INCOMPLETE",
         "postmaster.pid",
         "postmaster.opts",
         "promote",

@@ -665,7 +665,7 @@ def place_cluster(component: Component, entries: list[Fields], attachments: Fiel
 
     def place(entry: Fields) -> None:
         path = into / os.fsdecode(WITHHELD if entry["p"] == CONTROL else entry["p"])
-        with reading(shown(entry["p"])), new_file(path, entry["m"]) as file:
+        with reading(shown(entry["p"])), new_file(path, entry["m"] & 0o777) as file:
             at = 0
             for piece in component.pieces(entry):
                 if piece.codec != 255:
@@ -688,7 +688,7 @@ def place_cluster(component: Component, entries: list[Fields], attachments: Fiel
                 file.write(attachments[name])
     for entry in reversed(folders):
         sync_folder(into / os.fsdecode(entry["p"]))
-        (into / os.fsdecode(entry["p"])).chmod(entry["m"])
+        (into / os.fsdecode(entry["p"])).chmod(entry["m"] & 0o777)
     return sum(not stays_inside(entry) for entry in links)
 
 

@@ -1,0 +1,63 @@
+"""``drservice environment``: what ``restore --start`` left running."""
+
+from __future__ import annotations
+
+import click
+
+from drservice.cli.formatting import format_table
+from drservice.cli.invocation import Invocation
+from drservice.clock import SystemClock, to_iso
+from drservice.environments.sandbox import list_sandboxes, open_sandbox, reap
+from drservice.errors import UnknownNameError, UsageError
+
+
+@click.command(name="list", help="List the environments on this host.")
+@click.pass_obj
+def list_environments(invocation: Invocation) -> None:
+    """List environments."""
+    estate = invocation.load().estate
+    found = list_sandboxes(estate.state_dir / "environments")
+    document = {
+        "environments": [
+            {
+                "id": item.id,
+                "kind": item.kind,
+                "service": item.service,
+                "purpose": item.purpose,
+                "state": item.state.value,
+                "path": str(item.path),
+                "dsn": item.dsn,
+                "created_at": to_iso(item.created_at),
+                "expires_at": to_iso(item.expires_at),
+            }
+            for item in found
+        ]
+    }
+    rows = [(i.id, i.service, i.purpose, i.state.value, to_iso(i.expires_at)[:19] + "Z") for i in found]
+    lines = format_table(("ENVIRONMENT", "SERVICE", "PURPOSE", "STATE", "EXPIRES"), rows) if rows else ["none"]
+    lines = [*lines, *(f'connect {item.id}: psql "{item.dsn}"' for item in found if item.state.value == "running")]
+    invocation.output.result("environment-list", document, lines)
+
+
+@click.command(help="End an environment and remove it; one with --into keeps its data directory.")
+@click.argument("environment", required=False)
+@click.option("--expired", is_flag=True, help="all that have expired or whose keeper died")
+@click.pass_obj
+def destroy(invocation: Invocation, environment: str | None, *, expired: bool) -> None:
+    """Destroy an environment."""
+    estate = invocation.load().estate
+    folder = estate.state_dir / "environments"
+    if expired == (environment is not None):
+        raise UsageError("name one environment, or give --expired", hint="`drservice environment list` shows them.")
+    if environment is None:
+        destroyed = [str(item) for item in reap(folder, SystemClock())]
+    else:
+        known = {str(item.id): item.path for item in list_sandboxes(folder)}
+        if environment not in known:
+            raise UnknownNameError(
+                f"there is no environment {environment}", hint="`drservice environment list` shows them."
+            )
+        open_sandbox(known[environment]).destroy()
+        destroyed = [environment]
+    lines = [f"destroyed {item}" for item in destroyed] or ["nothing to destroy"]
+    invocation.output.result("environment-destroy", {"destroyed": destroyed}, lines)

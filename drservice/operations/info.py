@@ -1,0 +1,128 @@
+"""``info``: what can be reached, what is at risk now, and what was proved. Needs no identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from drservice.clock import Clock
+from drservice.components.postgres.connection import cluster_facts, connect
+from drservice.errors import DrError, PostgresError
+from drservice.model.estate import PostgresSettings, Service
+from drservice.model.recovery import WalGap, Window, gaps_of, windows_of
+from drservice.model.snapshot import SnapshotRecord
+from drservice.operations.inventory import Archived, archive_of, newest_lineage
+from drservice.operations.measured import Measured, recall
+from drservice.repository.records import Scope
+from drservice.repository.repository import Repository
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowInfo:
+    """A reachable stretch with times; ``to_time`` is when its last segment was last written."""
+
+    window: Window
+    from_time: datetime
+    to_time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtRisk:
+    """What would be lost if the host burned now; ``None`` = production could not be asked."""
+
+    bytes: int | None
+    seconds: float | None
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentInfo:
+    """What is known of one component."""
+
+    scope: Scope
+    snapshots: tuple[SnapshotRecord, ...]
+    unreadable: dict[str, DrError]
+    windows: tuple[WindowInfo, ...]
+    gaps: tuple[WalGap, ...]
+    unread_histories: tuple[str, ...]
+    at_risk: AtRisk
+    measured: Measured | None
+    estimated_rto_seconds: float | None
+
+
+def component_info(
+    repository: Repository, service: Service, component: PostgresSettings, *, state_dir: Path, clock: Clock
+) -> ComponentInfo:
+    """Collect what is known of a component.
+
+    Raises:
+        ObjectStoreError: the store did not answer; an unknown window is not an empty one.
+    """
+    scope = repository.scope(service.name, component.name)
+    listing = repository.snapshots(scope)
+    newest = newest_lineage(listing.records)
+    measured = recall(state_dir, scope)
+    if newest is None:
+        nothing = AtRisk(bytes=None, seconds=None, problem="there is no snapshot: everything is at risk")
+        return ComponentInfo(
+            scope=scope,
+            snapshots=listing.records,
+            unreadable=dict(listing.unreadable),
+            windows=(),
+            gaps=(),
+            unread_histories=(),
+            at_risk=nothing,
+            measured=measured,
+            estimated_rto_seconds=None,
+        )
+    archived = archive_of(repository, newest)
+    windows = tuple(
+        _window_info(repository, scope, archived, window) for window in windows_of(listing.records, archived.inventory)
+    )
+    estimate = None
+    if measured is not None and windows:
+        behind = windows[-1].window.end.value - newest.postgres.start_lsn.value
+        estimate = measured.estimate(
+            source_bytes=newest.source_bytes, segments=max(0, behind) // newest.postgres.segment_bytes
+        )
+    return ComponentInfo(
+        scope=scope,
+        snapshots=listing.records,
+        unreadable=dict(listing.unreadable),
+        windows=windows,
+        gaps=tuple(gaps_of(listing.records, archived.inventory)),
+        unread_histories=archived.unread_histories,
+        at_risk=_at_risk(component, newest, windows, clock),
+        measured=measured,
+        estimated_rto_seconds=estimate,
+    )
+
+
+def _window_info(repository: Repository, scope: Scope, archived: Archived, window: Window) -> WindowInfo:
+    facts = repository.wal(scope).facts(archived.files[window.last_segment])
+    return WindowInfo(
+        window=window,
+        from_time=window.first.stopped_at,
+        to_time=max(facts.last_write, window.first.stopped_at),
+    )
+
+
+def _at_risk(
+    component: PostgresSettings, newest: SnapshotRecord, windows: tuple[WindowInfo, ...], clock: Clock
+) -> AtRisk:
+    """Compare production's flushed position with the durable one: an idle server risks nothing, however old its WAL."""
+    try:
+        with connect(component.dsn, application_name="drservice info") as session:
+            facts = cluster_facts(session)
+    except PostgresError as error:
+        return AtRisk(bytes=None, seconds=None, problem=error.message)
+    if facts.system_id != newest.postgres.system_id:
+        return AtRisk(bytes=None, seconds=None, problem="the server is another cluster than the newest snapshot's")
+    if not windows:
+        return AtRisk(bytes=None, seconds=None, problem="no archived WAL follows a snapshot")
+    behind = facts.current_lsn.value - windows[-1].window.end.value
+    if behind <= 0:
+        return AtRisk(bytes=0, seconds=0.0, problem=None)
+    seconds = (clock.now() - windows[-1].to_time).total_seconds()
+    return AtRisk(bytes=behind, seconds=max(0.0, seconds), problem=None)
