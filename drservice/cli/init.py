@@ -18,7 +18,7 @@ from drservice.repository.envelope import HostKey
 from drservice.repository.hostkey import make_host_key
 from drservice.repository.keys import make_identity
 from drservice.repository.repository import Created, create_repository
-from drservice.wiring.data_plane import make_location, open_data_plane, store_opener
+from drservice.wiring.data_plane import make_location, make_state_folder, open_data_plane, store_opener
 
 _DEFAULT_CONFIGURATION = Path("/etc/drservice/drservice.yaml")
 _DEFAULT_IDENTITY = Path("/etc/drservice/identity.age")
@@ -53,7 +53,7 @@ def _create(invocation: Invocation, path: Path) -> None:
         raise ConfigurationError(
             "repository.recipients is empty", hint=f"Fill it in {path}; `drservice init --write-config` makes a pair."
         )
-    make_folder(estate.state_dir)
+    make_state_folder(estate)
     key = make_host_key(estate.state_dir)
     make_location(estate)
     store = store_opener(estate)()

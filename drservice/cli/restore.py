@@ -10,6 +10,7 @@ from drservice.cli.formatting import format_bytes, format_seconds
 from drservice.cli.invocation import Invocation
 from drservice.cli.targets import parse_target
 from drservice.clock import to_iso
+from drservice.model.ids import SnapshotId
 from drservice.operations.restore import (
     Afterwards,
     Planned,
@@ -29,6 +30,9 @@ from drservice.wiring.data_plane import open_data_plane
 @click.option("--xid", type=int, help="a transaction (included)")
 @click.option("--name", help="a named restore point")
 @click.option("--snapshot", metavar="ID", help="the end of one snapshot")
+@click.option(
+    "--without-snapshot", "without", metavar="ID", multiple=True, help="do not start from this (damaged) snapshot"
+)
 @click.option("--component", help="which component, if the service has several")
 @click.option("--into", type=click.Path(path_type=Path), help="a new or empty directory that keeps the cluster")
 @click.option("--start", is_flag=True, help="leave the recovered server running in its sandbox")
@@ -43,6 +47,7 @@ def restore(
     xid: int | None,
     name: str | None,
     snapshot: str | None,
+    without: tuple[str, ...],
     component: str | None,
     into: Path | None,
     start: bool,
@@ -58,6 +63,7 @@ def restore(
         target=target,
         into=into.absolute() if into else None,
         afterwards=Afterwards.LEAVE_RUNNING if start else Afterwards.STOP,
+        without=frozenset(SnapshotId(item) for item in without),
     )
     with open_data_plane(estate) as plane, invocation.progress() as progress:
         context = RestoreContext(
@@ -124,6 +130,7 @@ def _document(result: RestoreResult, service: str) -> dict[str, object]:
             "timeline": int(result.reached.timeline),
         },
         "snapshot": plan.snapshot.id,
+        "unreadable": list(result.planned.unreadable),
         "evidence": list(result.reached.evidence),
         "phases": {name: round(seconds, 3) for name, seconds in result.phases.items()},
         "rto_seconds": round(result.rto_seconds, 3),
@@ -150,6 +157,7 @@ def _result_lines(result: RestoreResult) -> list[str]:
         f"  reached {result.reached.lsn}, last transaction {when}, now timeline {result.reached.timeline}",
     ]
     lines.extend(f"  - {text}" for text in result.reached.evidence)
+    lines.extend(f"  UNREADABLE: {text}" for text in result.planned.unreadable)
     lines.append("  " + ", ".join(f"{name} {format_seconds(s)}" for name, s in result.phases.items()))
     if result.into is not None:
         lines.append(f"  data directory: {result.into} (its own postgresql.conf decides what a start would do)")

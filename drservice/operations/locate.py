@@ -29,12 +29,13 @@ from drservice.components.postgres.waldump import (
 from drservice.environments.exchange import Exchange
 from drservice.environments.interface import Environment, EnvironmentSpec
 from drservice.environments.sandbox import prepare_sandbox
-from drservice.errors import TargetOutsideWindowError, UsageError
+from drservice.errors import TargetOutsideWindowError, UsageError, WalGapError
 from drservice.model.ids import ServiceName, SystemId
 from drservice.model.recovery import (
     RecoveryPlan,
     Target,
     TargetKind,
+    WalGap,
     WalInventory,
     choose_plan,
     holder_of,
@@ -192,15 +193,16 @@ def _resolve_time(
             return Resolved(plan=plan, replay=replay, ends=RecoveryEnd.TARGET, notes=(note,))
         stamps = [event.at for event in events if event.at is not None]
         newest = max([*stamps, *([newest] if newest else [])], default=None)
-        if newest is not None and newest > instant:
-            note = f"nothing ended after the target; a record of {to_iso(newest)} proves the archive complete past it"
-            return Resolved(plan=plan, replay=ReplayTarget.latest(), ends=RecoveryEnd.END_OF_WAL, notes=(note,))
-        if ends:
+        if ends and newest is not None and newest <= instant:
             break
+        # A checkpoint behind the target proves the archive complete, but says nothing about what was committed between
+        # them, and commit times are not monotonic: only the look at every segment allows a recovery without a stop.
+    if newest is not None and newest > instant:
+        note = f"nothing ended after the target; a record of {to_iso(newest)} proves the archive complete past it"
+        return Resolved(plan=plan, replay=ReplayTarget.latest(), ends=RecoveryEnd.END_OF_WAL, notes=(note,))
     known = f"the newest record in reach is of {to_iso(newest)}" if newest else "no record in reach has a time"
-    raise _outside(
-        target, f"{known}, so nothing proves that the archive is complete up to the target", records, inventory
-    )
+    why = f"{known}, so nothing proves that the archive is complete up to the target"
+    raise _outside(target, why, records, inventory, gap=plan.reach.gap)
 
 
 def _resolve_lsn(
@@ -221,7 +223,7 @@ def _resolve_lsn(
         if end.position is not None and end.position == lsn:
             note = f"the archived WAL ends exactly at {lsn}"
             return Resolved(plan=plan, replay=ReplayTarget.latest(), ends=RecoveryEnd.END_OF_WAL, notes=(note,))
-    raise _outside(plan.target, "the archived WAL ends before it", records, inventory)
+    raise _outside(plan.target, "the archived WAL ends before it", records, inventory, gap=plan.reach.gap)
 
 
 def _search(
@@ -238,7 +240,7 @@ def _search(
                         hint="There is nothing of it to recover; name another transaction, a time or an LSN.",
                     )
                 return event
-    raise _outside(target, "it is not in the archived WAL", records, inventory)
+    raise _outside(target, "it is not in the archived WAL", records, inventory, gap=None)
 
 
 def _matches(event: Event, target: Target) -> bool:
@@ -263,7 +265,10 @@ def _newest_first(target: Target, records: Sequence[SnapshotRecord], inventory: 
 
 
 def _outside(
-    target: Target, why: str, records: Sequence[SnapshotRecord], inventory: WalInventory
-) -> TargetOutsideWindowError:
+    target: Target, why: str, records: Sequence[SnapshotRecord], inventory: WalInventory, *, gap: WalGap | None
+) -> TargetOutsideWindowError | WalGapError:
     windows = "; ".join(reachable_windows(records, inventory)) or "nothing"
-    return TargetOutsideWindowError(f"{target.describe()} cannot be reached: {why}", hint=f"Reachable: {windows}.")
+    hint = f"Reachable: {windows}."
+    if gap is not None:
+        return WalGapError(f"{target.describe()} cannot be reached: {gap.describe()}; {why}", hint=hint)
+    return TargetOutsideWindowError(f"{target.describe()} cannot be reached: {why}", hint=hint)

@@ -14,31 +14,26 @@ from pathlib import Path
 
 from drservice import processes
 from drservice.clock import Clock, to_iso
+from drservice.components.postgres.controlfile import ControlFile
 from drservice.components.postgres.placing import finish_cluster, place_cluster, require_empty
 from drservice.components.postgres.server import find_programs
 from drservice.environments.exchange import Exchange
 from drservice.environments.interface import Environment, EnvironmentDescription, EnvironmentSpec, Probe
 from drservice.environments.isolation import require_isolated
 from drservice.environments.sandbox import prepare_sandbox
-from drservice.errors import (
-    DrError,
-    ExitStatus,
-    RecoveryError,
-    TargetOutsideWindowError,
-    UnknownNameError,
-    UsageError,
-)
+from drservice.errors import DrError, ExitStatus, TargetOutsideWindowError, UnknownNameError, UsageError
 from drservice.model.estate import PostgresSettings, Service
 from drservice.model.ids import SnapshotId
-from drservice.model.recovery import Target, TargetKind, choose_plan
+from drservice.model.recovery import Target, TargetKind
 from drservice.model.snapshot import SnapshotRecord
-from drservice.model.wal import Lsn
+from drservice.operations.alternatives import offering_another
 from drservice.operations.feeder import Feeder
 from drservice.operations.inventory import Archived, archive_of, newest_lineage
 from drservice.operations.locate import Resolved, WalScanner, plan_segments, resolve
 from drservice.operations.measured import Measured, remember
 from drservice.operations.progress import Progress
 from drservice.operations.replay import Reached, await_connection, await_recovery, prove, start_server
+from drservice.repository.placing import Placed
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
 
@@ -193,30 +188,6 @@ def _lineage_of(
     return found
 
 
-def _offering_another(error: DrError, planned: Planned) -> DrError:
-    """Return an integrity error of the chosen snapshot with a hint that names the one to use instead."""
-    target, used = planned.resolved.plan.target, planned.resolved.plan.snapshot
-    others = [record for record in planned.records if record.id != used.id]
-    inventory = planned.archived.inventory
-    hint = "No other snapshot reaches this target; `drservice verify` shows the extent."
-    try:
-        if target.kind is TargetKind.SNAPSHOT:
-            nearest = max(others, key=lambda record: (record.postgres.stop_lsn <= used.postgres.stop_lsn, record.id))
-            choose_plan(Target(kind=TargetKind.SNAPSHOT, snapshot=nearest.id), [nearest], inventory)
-            hint = f"The nearest other snapshot ended at {to_iso(nearest.stopped_at)}: --snapshot {nearest.id}."
-        else:
-            by_lsn = target.kind in {TargetKind.XID, TargetKind.NAME}
-            located = Lsn.parse(planned.resolved.replay.value) if by_lsn else None
-            other = choose_plan(target, others, inventory, located=located).snapshot
-            hint = (
-                f"Snapshot {other.id} of {to_iso(other.stopped_at)} reaches the same target: empty the target directory"
-                f" and run again with --without-snapshot {used.id}."
-            )
-    except (ValueError, RecoveryError, DrError):
-        pass
-    return type(error)(f"snapshot {used.id} cannot be restored: {error.message}", hint=hint)
-
-
 def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResult:
     """Restore a cluster to a target and prove it.
 
@@ -281,24 +252,13 @@ def _recover(
     require_isolated(probes)
     programs = find_programs(record.postgres.server_version)
     phases.end("start")
-    reader = context.repository.reader(planned.scope, record.id)
-    opened = context.repository.open_snapshot(planned.scope, record.id)
     account = processes.server_account(None)
-    context.progress.step("fetch and place", total_bytes=record.source_bytes)
-    control, placed = place_cluster(
-        reader,
-        environment.data,
-        open_store=context.repository.open_store,
-        scope=planned.scope,
-        secrets=context.repository.secrets(planned.scope, opened),
-        account=account,
-        workers=request.component.workers,
-        progress=context.progress,
-    )
-    phases.end("fetch")
-    context.progress.step("make durable")
-    stripped = finish_cluster(reader, environment.data, placed, account=account)
-    phases.end("place")
+    try:
+        control, placed, stripped = _place(context, request, planned, environment, phases, account)
+    except DrError as error:
+        if error.exit_status is not ExitStatus.INTEGRITY:
+            raise
+        raise offering_another(error, planned.resolved, planned.records, planned.archived.inventory) from error
     segments = plan_segments(planned.resolved.plan, planned.archived.inventory)
     context.progress.step("replay WAL", total_items=len(segments))
     with Exchange(environment.wal) as exchange:
@@ -336,3 +296,32 @@ def _recover(
         wal_segments=feeder.state.served,
         stripped_settings=stripped,
     )
+
+
+def _place(
+    context: RestoreContext,
+    request: RestoreRequest,
+    planned: Planned,
+    environment: Environment,
+    phases: Phases,
+    account: processes.Account | None,
+) -> tuple[ControlFile, Placed, tuple[str, ...]]:
+    record = planned.resolved.plan.snapshot
+    reader = context.repository.reader(planned.scope, record.id)
+    opened = context.repository.open_snapshot(planned.scope, record.id)
+    context.progress.step("fetch and place", total_bytes=record.source_bytes)
+    control, placed = place_cluster(
+        reader,
+        environment.data,
+        open_store=context.repository.open_store,
+        scope=planned.scope,
+        secrets=context.repository.secrets(planned.scope, opened),
+        account=account,
+        workers=request.component.workers,
+        progress=context.progress,
+    )
+    phases.end("fetch")
+    context.progress.step("make durable")
+    stripped = finish_cluster(reader, environment.data, placed, account=account)
+    phases.end("place")
+    return control, placed, stripped

@@ -72,41 +72,44 @@ def make_identity() -> tuple[str, str]:
     return str(identity), str(identity.to_public())
 
 
-@dataclass(frozen=True, slots=True)
 class Identities:
-    """Loaded age identities. Without any, nothing can be read."""
+    """The age identities configured here. Without any, nothing can be read.
 
-    _items: tuple[object, ...] = ()
-    recipients: tuple[str, ...] = ()
+    They are loaded when something is to be read for the first time: a WAL push runs as PostgreSQL's user, who must not
+    need the identity file to write.
+    """
+
+    def __init__(self, references: Iterable[str] = ()) -> None:
+        self._references = tuple(references)
+        self._items: list[object] | None = None
+        self._recipients: list[str] = []
 
     @classmethod
     def load(cls, references: Iterable[str]) -> Identities:
-        """Load identities from secret references; a file may hold several, with comments.
+        """Load identities from secret references now; a file may hold several, with comments.
 
         Raises:
             SecretError: a reference cannot be resolved.
             KeyProblemError: the content is no age identity.
         """
-        items: list[object] = []
-        recipients: list[str] = []
-        for reference in references:
-            lines = [
-                line.strip()
-                for line in resolve(reference).reveal().splitlines()
-                if line.strip() and not line.startswith("#")
-            ]
-            if not lines:
-                raise KeyProblemError(f"{reference} holds no age identity")
-            for line in lines:
-                try:
-                    identity = pyrage.x25519.Identity.from_str(line)
-                except pyrage.IdentityError as error:
-                    raise KeyProblemError(
-                        f"{reference} holds a line that is no age identity (AGE-SECRET-KEY-1...)"
-                    ) from error
-                items.append(identity)
-                recipients.append(str(identity.to_public()))
-        return cls(tuple(items), tuple(recipients))
+        made = cls(references)
+        made._loaded()
+        return made
+
+    @property
+    def configured(self) -> bool:
+        """Whether this host is meant to read."""
+        return bool(self._references)
+
+    @property
+    def recipients(self) -> tuple[str, ...]:
+        """The recipients these identities open for.
+
+        Raises:
+            SecretError, KeyProblemError: they cannot be loaded.
+        """
+        self._loaded()
+        return tuple(self._recipients)
 
     def unwrap(self, wrapped: bytes | memoryview, what: str) -> bytes:
         """Open a wrapped data key.
@@ -115,16 +118,46 @@ class Identities:
             NoIdentityError: no identity here.
             WrongIdentityError: none of them opens it.
             FormatError: it opens, but is no data key.
+            SecretError, KeyProblemError: they cannot be loaded.
         """
-        if not self._items:
+        items = self._loaded()
+        if not items:
             raise NoIdentityError(f"{what} can only be read with an identity, and none is configured here")
         try:
-            secret: bytes = pyrage.decrypt(bytes(wrapped), list(self._items))
+            secret: bytes = pyrage.decrypt(bytes(wrapped), items)
         except pyrage.DecryptError as error:
-            raise WrongIdentityError(f"none of the {len(self._items)} identities here opens {what}") from error
+            raise WrongIdentityError(f"none of the {len(items)} identities here opens {what}") from error
         if len(secret) != DATA_KEY_BYTES:
             raise FormatError(f"{what} holds {len(secret)} bytes instead of a 32-byte data key")
         return secret
+
+    def _loaded(self) -> list[object]:
+        if self._items is None:
+            items: list[object] = []
+            for reference in self._references:
+                items.extend(self._load_one(reference))
+            self._items = items
+        return self._items
+
+    def _load_one(self, reference: str) -> list[object]:
+        lines = [
+            line.strip()
+            for line in resolve(reference).reveal().splitlines()
+            if line.strip() and not line.startswith("#")
+        ]
+        if not lines:
+            raise KeyProblemError(f"{reference} holds no age identity")
+        found: list[object] = []
+        for line in lines:
+            try:
+                identity = pyrage.x25519.Identity.from_str(line)
+            except pyrage.IdentityError as error:
+                raise KeyProblemError(
+                    f"{reference} holds a line that is no age identity (AGE-SECRET-KEY-1...)"
+                ) from error
+            found.append(identity)
+            self._recipients.append(str(identity.to_public()))
+        return found
 
 
 @dataclass(slots=True)

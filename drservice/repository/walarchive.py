@@ -288,7 +288,8 @@ class WalArchive:
             kind="wal",
         )
         facts = _facts(envelope)
-        if (facts.name, self._key(facts.system_id, facts.timeline, name.name)) != (name.name, key.split(_REPAIRED, maxsplit=1)[0]):
+        plain_key = key.split(_REPAIRED, maxsplit=1)[0]
+        if facts.name != name.name or self._key(facts.system_id, facts.timeline, facts.name) != plain_key:
             raise DamagedObjectError(
                 f"{key} holds {facts.name} of cluster {facts.system_id}, timeline {facts.timeline}"
             )

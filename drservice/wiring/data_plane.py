@@ -49,6 +49,21 @@ def make_location(estate: Estate) -> None:
     prepare_location(estate.repository.url)
 
 
+def make_state_folder(estate: Estate) -> None:
+    """Make ``state_dir`` and the folder of its locks.
+
+    Raises:
+        ConfigurationError: this user may not.
+    """
+    try:
+        make_folder(estate.state_dir / "run")
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot make {error.filename or estate.state_dir}: {error.strerror}",
+            hint="state_dir must belong to the user that runs PostgreSQL's archive_command; root may use it too.",
+        ) from error
+
+
 @contextmanager
 def open_data_plane(estate: Estate, *, clock: Clock | None = None) -> Iterator[DataPlane]:
     """Open store and repository with everything the configuration names; closed at the end.
@@ -62,7 +77,7 @@ def open_data_plane(estate: Estate, *, clock: Clock | None = None) -> Iterator[D
             "repository.recipients is empty", hint="`drservice init` makes a key pair and says where."
         )
     chosen = clock or SystemClock()
-    make_folder(estate.state_dir / "run")
+    make_state_folder(estate)
     opener = store_opener(estate)
     store = opener()
     try:
@@ -73,7 +88,7 @@ def open_data_plane(estate: Estate, *, clock: Clock | None = None) -> Iterator[D
                 open_store=opener,
                 signers=estate.repository.signers,
                 host_key=load_host_key(estate.state_dir),
-                identities=Identities.load(estate.repository.identities),
+                identities=Identities(estate.repository.identities),
                 recipients=estate.repository.recipients,
                 clock=chosen,
             ),

@@ -101,9 +101,10 @@ def test_opening_for_reading_writes_nothing_and_reads_the_first_version(tmp_path
         assert store.read("k") == b"first"
         assert list(store.read_versions("k")) == [b"first", b"an attacker's"]
         assert store.stat("k").stored_bytes == 5
-        for refused in (lambda: store.create("z", b""), lambda: store.delete("k")):
-            with pytest.raises(StoreDeniedError):
-                refused()
+        with pytest.raises(StoreDeniedError):
+            store.create("z", b"")
+        with pytest.raises(StoreDeniedError):
+            store.delete("k")
         store.close()
         assert list(tmp_path.iterdir()) == []
 

@@ -33,6 +33,9 @@ from typing import Any
 from unittest import mock
 from urllib.parse import parse_qs, quote, urlencode
 
+import boto3
+from botocore.config import Config
+
 ACCESS_KEY = "AKIAIOSFODNN7TESTING"
 SECRET_KEY = "wJalrXUtnFEMI7K7MDENGbPxRfiCYTESTINGKEY0"  # 20 and 40 characters: servers check the lengths
 REGION = "us-east-1"
@@ -108,7 +111,7 @@ def rclone_server(folder: Path) -> Iterator[S3Server]:
         _wait_until_it_answers(port, is_alive=lambda: process.poll() is None, log=log)
         yield S3Server(
             endpoint=f"http://127.0.0.1:{port}",
-            make_bucket=lambda bucket: (folder / bucket).mkdir(exist_ok=True),
+            make_bucket=lambda bucket: _make_bucket(f"http://127.0.0.1:{port}", folder, bucket),
             plant=lambda bucket, key, body: _plant_file(folder / bucket / key, body),
         )
     finally:
@@ -118,6 +121,17 @@ def rclone_server(folder: Path) -> Iterator[S3Server]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _make_bucket(endpoint: str, folder: Path, bucket: str) -> None:
+    """Make a bucket through the server: rclone sees a directory made behind its back only later."""
+    if (folder / bucket).is_dir():
+        return
+    client = boto3.session.Session(ACCESS_KEY, SECRET_KEY, region_name=REGION).client(
+        "s3", endpoint_url=endpoint, config=Config(s3={"addressing_style": "path"})
+    )
+    with contextlib.closing(client):
+        client.create_bucket(Bucket=bucket)
 
 
 def _plant_file(path: Path, body: bytes) -> None:

@@ -1,0 +1,332 @@
+"""The demo's plant: a PostgreSQL cluster with a manufacturer's tables, and people who enter orders all the time.
+
+Everything lives in one folder and is ended by its own pid. The people remember each commit the server acknowledged;
+what they remember is the oracle a recovery is compared with.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import LiteralString
+
+from drservice import processes
+from drservice.cli.oracle import Order
+from drservice.components.postgres.connection import Session, connect
+from drservice.components.postgres.server import SUPPORTED_MAJORS, PostgresPrograms, find_programs
+from drservice.errors import DrError, PostgresError, PostgresUnreachableError, ProgramMissingError
+from drservice.model.wal import Lsn
+
+DATABASE = "plant"
+SEEDED_ORDERS = 10_000
+SEEDED_WORK_ORDERS = 15_000
+SEGMENT_MIB = 4
+ARCHIVE_SECONDS = 1
+
+_READY_SECONDS = 60.0
+_STOP_SECONDS = 15.0
+_POLL_SECONDS = 0.02
+_PAUSE_SECONDS = 0.02
+
+_SCHEMA: LiteralString = """
+create table customer (id int primary key, name text not null, country text not null);
+create table product (id int primary key, code text not null unique, name text not null, price numeric(12,2) not null);
+create table sale_order (
+    id bigint generated always as identity primary key, number text not null unique,
+    customer_id int not null references customer, ordered_at timestamptz not null, state text not null, note text);
+create table sale_order_line (
+    id bigint generated always as identity primary key, order_id bigint not null references sale_order,
+    product_id int not null references product, quantity int not null, price numeric(12,2) not null);
+create index on sale_order_line (order_id);
+create table work_order (
+    id bigint generated always as identity primary key, number text not null unique,
+    product_id int not null references product, quantity int not null, planned_at timestamptz not null,
+    state text not null, instructions text);
+"""
+_FILL: Sequence[LiteralString] = (
+    "insert into customer select i, 'Customer ' || i, (array['DE','FR','IT','PL','US'])[1 + i % 5]"
+    " from generate_series(1, 500) i",
+    "insert into product select i, 'P-' || lpad(i::text, 5, '0'), 'Gearbox ' || md5(i::text), 10 + i % 990"
+    " from generate_series(1, 2000) i",
+    "insert into sale_order (number, customer_id, ordered_at, state, note)"
+    " select 'S' || lpad(i::text, 6, '0'), 1 + i % 500, timestamptz '2026-01-01Z' + i * interval '7 minutes', 'done',"
+    " repeat(md5(i::text), 4) from generate_series(1, %s) i",
+    "insert into sale_order_line (order_id, product_id, quantity, price)"
+    " select o.id, 1 + (o.id * 7 + j * 13) %% 2000, 1 + (o.id + j) %% 20, 10 + (o.id * j) %% 500"
+    " from sale_order o, generate_series(1, %s) j",
+    "insert into work_order (number, product_id, quantity, planned_at, state, instructions)"
+    " select 'W' || lpad(i::text, 6, '0'), 1 + i % 2000, 1 + i % 50, timestamptz '2026-01-01Z' + i * interval '5 minutes',"
+    " 'done', repeat(md5((i * 3)::text), 6) from generate_series(1, %s) i",
+)
+_DIGEST: LiteralString = """
+select count(*), md5(string_agg(line, E'\\n' order by line)) from (
+    select 'customer' || c::text from customer c
+    union all select 'product' || p::text from product p
+    union all select 'sale_order' || o::text from sale_order o where o.state = 'done'
+    union all select 'line' || l::text from sale_order_line l join sale_order o on o.id = l.order_id
+        where o.state = 'done'
+    union all select 'work_order' || w::text from work_order w where w.state = 'done') as rows(line)
+"""
+_SALE: LiteralString = """
+with o as (
+    insert into sale_order (number, customer_id, ordered_at, state)
+    values (%s, 1 + floor(random() * 500)::int, clock_timestamp(), 'sale') returning id)
+insert into sale_order_line (order_id, product_id, quantity, price)
+select o.id, 1 + floor(random() * 2000)::int, 1 + j, 10 * j from o, generate_series(1, %s) j
+"""
+_WORK: LiteralString = """
+insert into work_order (number, product_id, quantity, planned_at, state)
+values (%s, 1 + floor(random() * 2000)::int, 1 + %s, clock_timestamp(), 'planned')
+"""
+_FOUND: LiteralString = """
+select o.number, count(l.id) from sale_order o left join sale_order_line l on l.order_id = o.id
+where o.state = 'sale' group by o.number
+union all select number, 0 from work_order where state = 'planned'
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digest:
+    """Rows that were there before the demo began, and a hash over all of them."""
+
+    rows: int
+    md5: str
+
+
+def digest_of(session: Session) -> Digest:
+    """Hash every row that the plant was filled with."""
+    rows, md5 = session.row(_DIGEST)
+    return Digest(rows=int(rows), md5=str(md5))
+
+
+def orders_in(session: Session) -> dict[str, int]:
+    """Return every order entered by the people of the demo, with its number of lines."""
+    return {str(number): int(lines) for number, lines in session.rows(_FOUND)}
+
+
+def installed_postgres() -> PostgresPrograms:
+    """Return the newest supported PostgreSQL server on this machine.
+
+    Raises:
+        ProgramMissingError: there is none.
+    """
+    for major in reversed(SUPPORTED_MAJORS):
+        try:
+            return find_programs(major)
+        except ProgramMissingError:
+            continue
+    raise ProgramMissingError(
+        f"no PostgreSQL server program of versions {SUPPORTED_MAJORS[0]} to {SUPPORTED_MAJORS[-1]} is installed",
+        hint="`make setup` installs one, or: apt-get install postgresql. The demo makes a cluster of its own.",
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class Plant:
+    """The cluster in ``folder``: ``data/``, ``sock/``, ``log``. ``account``: who runs it, ``None`` = this user."""
+
+    folder: Path
+    programs: PostgresPrograms
+    account: processes.Account | None
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def data(self) -> Path:
+        """The data directory."""
+        return self.folder / "data"
+
+    @property
+    def dsn(self) -> str:
+        """A libpq string that reaches the plant's database."""
+        return f"host={self.folder / 'sock'} dbname={DATABASE} user=postgres"
+
+    def create(self) -> None:
+        """Make the cluster, its tables and some history; the server is stopped again at the end.
+
+        Raises:
+            PostgresError: a program failed; the message has its last line.
+        """
+        for name, mode in (("data", 0o700), ("sock", 0o755)):
+            (self.folder / name).mkdir(mode=mode)
+            processes.inherit_owner(self.folder / name)
+        argv = ["-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-k", "--no-sync"]
+        made = processes.run(
+            [self.programs.path("initdb"), *argv, f"--wal-segsize={SEGMENT_MIB}"],
+            account=self.account,
+            timeout_seconds=120,
+        )
+        if made.status != 0:
+            raise PostgresError(f"initdb failed: {made.last_line()}", hint="Is there space left in the folder?")
+        self.configure(
+            {
+                "listen_addresses": "",
+                "unix_socket_directories": str(self.folder / "sock"),
+                "shared_buffers": "64MB",
+                "max_connections": "20",
+                "log_destination": "stderr",
+                "logging_collector": "off",
+                "timezone": "UTC",
+            }
+        )
+        # The history is no news for anybody: written without WAL to archive.
+        self.start(("wal_level=minimal", "max_wal_senders=0", "archive_mode=off", "fsync=off"))
+        with connect(f"{self.dsn} dbname=postgres") as session:
+            session.rows("create database plant")
+        with connect(self.dsn) as session:
+            for statement in _SCHEMA.split(";"):
+                if statement.strip():
+                    session.rows(statement)
+            counts = (None, None, SEEDED_ORDERS, 4, SEEDED_WORK_ORDERS)
+            for statement, count in zip(_FILL, counts, strict=True):
+                session.rows(statement.replace("% ", "%% ") if count else statement, (count,) if count else None)
+            session.rows("vacuum analyze")
+        self.stop()
+
+    def configure(self, settings: dict[str, str]) -> None:
+        """Append settings to postgresql.conf; values are quoted here."""
+        with (self.data / "postgresql.conf").open("a", encoding="utf-8") as stream:
+            stream.writelines(f"{name} = '{value.replace(chr(39), chr(39) * 2)}'\n" for name, value in settings.items())
+
+    def start(self, options: Sequence[str] = ()) -> None:
+        """Start the server with ``name=value`` options and wait until it takes connections.
+
+        Raises:
+            PostgresError: it ended, or is not ready within a minute.
+        """
+        argv: list[str | Path] = [self.programs.path("postgres"), "-D", self.data]
+        argv += [word for option in options for word in ("-c", option)]
+        with (self.folder / "log").open("ab") as log:
+            self._process = processes.start(argv, account=self.account, stdout=log, stderr=log)
+        deadline = time.monotonic() + _READY_SECONDS
+        while True:
+            try:
+                connect(f"{self.dsn} dbname=postgres").close()
+            except PostgresError as error:
+                ended = self._process.poll() is not None
+                if ended or time.monotonic() > deadline:
+                    raise PostgresError(f"the plant's server did not start: {self._last_words()}") from error
+                time.sleep(_POLL_SECONDS)
+            else:
+                return
+
+    def stop(self) -> None:
+        """Stop the server in an orderly way, by force if it does not; one that does not run is fine."""
+        process = self._process
+        if process is None:
+            return
+        for number in (signal.SIGINT, signal.SIGQUIT):
+            if process.poll() is None:
+                process.send_signal(number)
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+            break
+        else:
+            processes.kill_group(process)
+            process.wait()
+        self._process = None
+
+    def stop_archiving(self) -> None:
+        """Tell the server to archive no more, so that it need not finish that before it stops."""
+        with connect(f"{self.dsn} dbname=postgres") as session:
+            session.rows("alter system set archive_command = ''")
+            session.rows("select pg_reload_conf()")
+
+    def _last_words(self) -> str:
+        lines = (self.folder / "log").read_text(encoding="utf-8", errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "its log is empty")
+
+
+class People:
+    """Order entry: threads that commit one order after the other and remember what was acknowledged."""
+
+    def __init__(self, dsn: str, *, clerks: int = 2) -> None:
+        self._dsn = dsn
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._work, args=(f"SO-{clerk}-", _SALE, 3), name=f"clerk-{clerk}", daemon=True)
+            for clerk in range(1, clerks + 1)
+        ]
+        self._threads.append(
+            threading.Thread(target=self._work, args=("WO-1-", _WORK, 0), name="shop-floor", daemon=True)
+        )
+        self._orders: list[Order] = []
+        self.complaints: list[tuple[datetime, str, str]] = []
+        """When, who, and what the server said: each ended that person's work."""
+
+    def start(self) -> None:
+        """Begin to enter orders."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Let everybody finish the order in hand."""
+        self._stop.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    def orders(self) -> list[Order]:
+        """Return what was sent so far, as remembered by those who sent it."""
+        return list(self._orders)
+
+    def _work(self, prefix: str, statement: LiteralString, lines: int) -> None:
+        number = ""
+        begun = datetime.now(UTC)
+        try:
+            with connect(self._dsn, application_name=prefix) as session:
+                for count in range(1, 1_000_000):
+                    if self._stop.wait(_PAUSE_SECONDS):
+                        return
+                    number, begun = f"{prefix}{count:05d}", datetime.now(UTC)
+                    session.rows(statement, (number, lines))
+                    acknowledged = datetime.now(UTC)
+                    flushed = Lsn.parse(session.row("select pg_current_wal_flush_lsn()::text")[0])
+                    self._orders.append(
+                        Order(number=number, lines=lines, begun=begun, acknowledged=acknowledged, flushed=flushed)
+                    )
+                    number = ""
+        except DrError as error:
+            if number and isinstance(error, PostgresUnreachableError):
+                # Nobody knows whether it was committed: it may or may not be there later.
+                self._orders.append(Order(number=number, lines=lines, begun=begun, acknowledged=None, flushed=None))
+            self.complaints.append((datetime.now(UTC), threading.current_thread().name, error.message))
+
+
+def end_processes_of(folder: Path, *, seconds: float = 10.0) -> list[int]:
+    """Wait for every process that names ``folder`` on its command line; kill by pid what does not end.
+
+    Returns:
+        The pids that had to be killed.
+    """
+    deadline = time.monotonic() + seconds
+    while (left := _processes_naming(folder)) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    for pid in left:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # it ended just now
+    return left
+
+
+def _processes_naming(folder: Path) -> list[int]:
+    wanted = os.fsencode(folder)
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if wanted in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it ended, or belongs to somebody else
+    return found
