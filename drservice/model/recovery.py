@@ -8,7 +8,7 @@ positions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
@@ -78,6 +78,8 @@ class WalInventory:
     segment_bytes: int
     segments: Mapping[Timeline, frozenset[int]]
     histories: Mapping[Timeline, tuple[HistoryEntry, ...]]
+    stored_at: Mapping[str, datetime] = field(default_factory=dict)
+    """When each segment reached the store, by name and by the store's clock, as far as known."""
 
     def timelines(self) -> set[Timeline]:
         """Return every timeline that has WAL or a history file."""
@@ -351,11 +353,14 @@ class Window:
     end: Lsn
     last_segment: str
     """Name of the last archived segment in it."""
+    stored_at: datetime | None
+    """When that segment reached the store."""
 
     def describe(self) -> str:
         """Return the window in words."""
         begin = f"{to_iso(self.first.stopped_at)} ({self.first.postgres.stop_lsn}, snapshot {self.first.id})"
-        return f"from {begin} to {self.end}"
+        stored = f", archived at {to_iso(self.stored_at)}" if self.stored_at else ""
+        return f"from {begin} to {self.end}{stored}"
 
 
 def windows_of(snapshots: Iterable[SnapshotRecord], inventory: WalInventory) -> list[Window]:
@@ -375,12 +380,14 @@ def windows_of(snapshots: Iterable[SnapshotRecord], inventory: WalInventory) -> 
             first = windows.pop().first
         number = reach.end.segment_number(inventory.segment_bytes) - 1
         holder = holder_of(number, reach.path, inventory) or timeline
+        last = segment_name(holder, number, inventory.segment_bytes)
         windows.append(
             Window(
                 first=first,
                 timeline=timeline,
                 end=reach.end,
-                last_segment=segment_name(holder, number, inventory.segment_bytes),
+                last_segment=last,
+                stored_at=inventory.stored_at.get(last),
             )
         )
     return windows

@@ -126,7 +126,7 @@ def _capture(context: BackupContext, component: PostgresSettings, writer: Snapsh
         identity = identify_system(component.dsn, application_name="drservice backup")
         require_supported(identity.server_version // 10000)
         lineage.require(identity.system_id)
-        context.progress.step("base backup (pg_basebackup)")
+        context.progress.step("base backup (pg_basebackup)", total_bytes=_size_hint(writer))
         return capture_basebackup(
             writer,
             dsn=component.dsn,

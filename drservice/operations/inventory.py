@@ -51,6 +51,7 @@ def read_archive(archive: WalArchive, *, system_id: SystemId, segment_bytes: int
         segment_bytes=segment_bytes,
         segments={timeline: frozenset(numbers) for timeline, numbers in segments.items()},
         histories=histories,
+        stored_at={name: item.modified_at for name, item in files.items()},
     )
     return Archived(inventory=inventory, files=files, unread_histories=tuple(unread))
 
