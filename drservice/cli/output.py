@@ -89,6 +89,14 @@ class Output:
         if not self.quiet:
             self._print(line, self.stderr)
 
+    def tell(self, line: Line) -> None:
+        """Tell a part of the result as it happens: on stdout, on stderr beside ``--json``; silent under ``--quiet``."""
+        if not self.quiet:
+            stream = self.stderr if self.json_document else self.stdout
+            self._print(line, stream)
+            with _telling_what_failed():
+                stream.flush()
+
     def warn(self, text: str) -> None:
         """Tell something a person should look at, on stderr, also under ``--quiet``."""
         self._print((Span("warning", Colour.WARNING), f": {text}"), self.stderr)

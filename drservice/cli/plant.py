@@ -6,7 +6,6 @@ what they remember is the oracle a recovery is compared with.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import threading
@@ -21,15 +20,17 @@ from drservice import processes
 from drservice.cli.oracle import Order
 from drservice.components.postgres.connection import Session, connect
 from drservice.components.postgres.server import SUPPORTED_MAJORS, PostgresPrograms, find_programs
+from drservice.environments.proc import ProcessIdentity, children_of, is_alive, send_signal
 from drservice.errors import DrError, PostgresError, PostgresUnreachableError, ProgramMissingError
 from drservice.model.wal import Lsn
 
 DATABASE = "plant"
-SEEDED_ORDERS = 10_000
-SEEDED_WORK_ORDERS = 15_000
 SEGMENT_MIB = 4
-ARCHIVE_SECONDS = 1
+ARCHIVE_SECONDS = 2
 
+_INITDB = (
+    "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-k", "--no-sync", f"--wal-segsize={SEGMENT_MIB}"
+)  # fmt: skip
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.02
@@ -50,21 +51,21 @@ create table work_order (
     product_id int not null references product, quantity int not null, planned_at timestamptz not null,
     state text not null, instructions text);
 """
-_FILL: Sequence[LiteralString] = (
-    "insert into customer select i, 'Customer ' || i, (array['DE','FR','IT','PL','US'])[1 + i % 5]"
-    " from generate_series(1, 500) i",
-    "insert into product select i, 'P-' || lpad(i::text, 5, '0'), 'Gearbox ' || md5(i::text), 10 + i % 990"
-    " from generate_series(1, 2000) i",
-    "insert into sale_order (number, customer_id, ordered_at, state, note)"
-    " select 'S' || lpad(i::text, 6, '0'), 1 + i % 500, timestamptz '2026-01-01Z' + i * interval '7 minutes', 'done',"
-    " repeat(md5(i::text), 4) from generate_series(1, %s) i",
-    "insert into sale_order_line (order_id, product_id, quantity, price)"
-    " select o.id, 1 + (o.id * 7 + j * 13) %% 2000, 1 + (o.id + j) %% 20, 10 + (o.id * j) %% 500"
-    " from sale_order o, generate_series(1, %s) j",
-    "insert into work_order (number, product_id, quantity, planned_at, state, instructions)"
-    " select 'W' || lpad(i::text, 6, '0'), 1 + i % 2000, 1 + i % 50, timestamptz '2026-01-01Z' + i * interval '5 minutes',"
-    " 'done', repeat(md5((i * 3)::text), 6) from generate_series(1, %s) i",
-)
+_HISTORY: LiteralString = """
+insert into customer select i, 'Customer ' || i, (array['DE','FR','IT','PL','US'])[1 + i % 5]
+    from generate_series(1, 500) i;
+insert into product select i, 'P-' || lpad(i::text, 5, '0'), 'Gearbox ' || md5(i::text), 10 + i % 990
+    from generate_series(1, 2000) i;
+insert into sale_order (number, customer_id, ordered_at, state, note)
+    select 'S' || lpad(i::text, 6, '0'), 1 + i % 500, timestamptz '2026-01-01Z' + i * interval '7 minutes', 'done',
+    repeat(md5(i::text), 4) from generate_series(1, 10000) i;
+insert into sale_order_line (order_id, product_id, quantity, price)
+    select o.id, 1 + (o.id * 7 + j * 13) % 2000, 1 + (o.id + j) % 20, 10 + (o.id * j) % 500
+    from sale_order o, generate_series(1, 4) j;
+insert into work_order (number, product_id, quantity, planned_at, state, instructions)
+    select 'W' || lpad(i::text, 6, '0'), 1 + i % 2000, 1 + i % 50, timestamptz '2026-01-01Z' + i * interval '5 minutes',
+    'done', repeat(md5((i * 3)::text), 6) from generate_series(1, 15000) i
+"""
 _DIGEST: LiteralString = """
 select count(*), md5(string_agg(line, E'\\n' order by line)) from (
     select 'customer' || c::text from customer c
@@ -156,11 +157,8 @@ class Plant:
         for name, mode in (("data", 0o700), ("sock", 0o755)):
             (self.folder / name).mkdir(mode=mode)
             processes.inherit_owner(self.folder / name)
-        argv = ["-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-k", "--no-sync"]
         made = processes.run(
-            [self.programs.path("initdb"), *argv, f"--wal-segsize={SEGMENT_MIB}"],
-            account=self.account,
-            timeout_seconds=120,
+            [self.programs.path("initdb"), "-D", self.data, *_INITDB], account=self.account, timeout_seconds=120
         )
         if made.status != 0:
             raise PostgresError(f"initdb failed: {made.last_line()}", hint="Is there space left in the folder?")
@@ -180,12 +178,9 @@ class Plant:
         with connect(f"{self.dsn} dbname=postgres") as session:
             session.rows("create database plant")
         with connect(self.dsn) as session:
-            for statement in _SCHEMA.split(";"):
+            for statement in (*_SCHEMA.split(";"), *_HISTORY.split(";")):
                 if statement.strip():
                     session.rows(statement)
-            counts = (None, None, SEEDED_ORDERS, 4, SEEDED_WORK_ORDERS)
-            for statement, count in zip(_FILL, counts, strict=True):
-                session.rows(statement.replace("% ", "%% ") if count else statement, (count,) if count else None)
             session.rows("vacuum analyze")
         self.stop()
 
@@ -211,16 +206,23 @@ class Plant:
             except PostgresError as error:
                 ended = self._process.poll() is not None
                 if ended or time.monotonic() > deadline:
-                    raise PostgresError(f"the plant's server did not start: {self._last_words()}") from error
+                    raise PostgresError(f"the plant's server did not start: {self.last_words()}") from error
                 time.sleep(_POLL_SECONDS)
             else:
                 return
 
     def stop(self) -> None:
-        """Stop the server in an orderly way, by force if it does not; one that does not run is fine."""
+        """Stop the server in an orderly way, by force if it does not; one that does not run is fine.
+
+        What is not archived yet stays so: a server that stops would archive all of it first.
+        """
         process = self._process
         if process is None:
             return
+        family = _family(process.pid)
+        if process.poll() is None:
+            self.configure({"archive_command": ""})
+            process.send_signal(signal.SIGHUP)
         for number in (signal.SIGINT, signal.SIGQUIT):
             if process.poll() is None:
                 process.send_signal(number)
@@ -233,16 +235,26 @@ class Plant:
             processes.kill_group(process)
             process.wait()
         self._process = None
+        # A push that the archiver had started may outlive it for a moment.
+        deadline = time.monotonic() + _STOP_SECONDS
+        while (left := [member for member in family if is_alive(member)]) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        for member in left:
+            send_signal(member, signal.SIGKILL)
 
-    def stop_archiving(self) -> None:
-        """Tell the server to archive no more, so that it need not finish that before it stops."""
-        with connect(f"{self.dsn} dbname=postgres") as session:
-            session.rows("alter system set archive_command = ''")
-            session.rows("select pg_reload_conf()")
-
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """Return the last line of the server's log."""
         lines = (self.folder / "log").read_text(encoding="utf-8", errors="replace").split("\n")
         return next((line for line in reversed(lines) if line.strip()), "its log is empty")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Complaint:
+    """Somebody cannot go on: when, who, and what the server said."""
+
+    at: datetime
+    who: str
+    what: str
 
 
 class People:
@@ -259,8 +271,7 @@ class People:
             threading.Thread(target=self._work, args=("WO-1-", _WORK, 0), name="shop-floor", daemon=True)
         )
         self._orders: list[Order] = []
-        self.complaints: list[tuple[datetime, str, str]] = []
-        """When, who, and what the server said: each ended that person's work."""
+        self.complaints: list[Complaint] = []
 
     def start(self) -> None:
         """Begin to enter orders."""
@@ -279,54 +290,32 @@ class People:
         return list(self._orders)
 
     def _work(self, prefix: str, statement: LiteralString, lines: int) -> None:
-        number = ""
-        begun = datetime.now(UTC)
+        number, begun, acknowledged = "", datetime.now(UTC), None
         try:
             with connect(self._dsn, application_name=prefix) as session:
                 for count in range(1, 1_000_000):
                     if self._stop.wait(_PAUSE_SECONDS):
                         return
-                    number, begun = f"{prefix}{count:05d}", datetime.now(UTC)
+                    number, begun, acknowledged = f"{prefix}{count:05d}", datetime.now(UTC), None
                     session.rows(statement, (number, lines))
                     acknowledged = datetime.now(UTC)
                     flushed = Lsn.parse(session.row("select pg_current_wal_flush_lsn()::text")[0])
-                    self._orders.append(
-                        Order(number=number, lines=lines, begun=begun, acknowledged=acknowledged, flushed=flushed)
-                    )
-                    number = ""
+                    self._remember(number, lines, begun, acknowledged, flushed)
         except DrError as error:
-            if number and isinstance(error, PostgresUnreachableError):
-                # Nobody knows whether it was committed: it may or may not be there later.
-                self._orders.append(Order(number=number, lines=lines, begun=begun, acknowledged=None, flushed=None))
-            self.complaints.append((datetime.now(UTC), threading.current_thread().name, error.message))
+            if acknowledged is not None or isinstance(error, PostgresUnreachableError):
+                # Without an answer nobody knows whether it was committed: it may or may not be there later.
+                self._remember(number, lines, begun, acknowledged, None)
+            self.complaints.append(Complaint(at=datetime.now(UTC), who=prefix.strip("-"), what=error.message))
+
+    def _remember(
+        self, number: str, lines: int, begun: datetime, acknowledged: datetime | None, flushed: Lsn | None
+    ) -> None:
+        self._orders.append(Order(number=number, lines=lines, begun=begun, acknowledged=acknowledged, flushed=flushed))
 
 
-def end_processes_of(folder: Path, *, seconds: float = 10.0) -> list[int]:
-    """Wait for every process that names ``folder`` on its command line; kill by pid what does not end.
-
-    Returns:
-        The pids that had to be killed.
-    """
-    deadline = time.monotonic() + seconds
-    while (left := _processes_naming(folder)) and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
-    for pid in left:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue  # it ended just now
-    return left
-
-
-def _processes_naming(folder: Path) -> list[int]:
-    wanted = os.fsencode(folder)
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            if wanted in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # it ended, or belongs to somebody else
+def _family(pid: int) -> list[ProcessIdentity]:
+    """Return the live descendants of a process: the server's children, and the pushes its archiver started."""
+    found: list[ProcessIdentity] = []
+    for child in children_of(pid):
+        found += [child, *_family(child.pid)]
     return found

@@ -31,6 +31,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("environment destroy", "drservice.cli.environment:destroy", "end and remove an environment"),
     Entry("keys list", "drservice.cli.keys:list_all", "data keys and who can open them"),
     Entry("keys check", "drservice.cli.keys:check", "prove that each identity opens a recent key"),
+    Entry("demo", "drservice.cli.demo:demo", "the whole story on this machine, in about a minute"),
     Entry("config show", "drservice.cli.config:show", "effective values with their origin"),
     Entry("config schema", "drservice.cli.config:schema", "JSON Schema of the configuration file, for editors"),
 )

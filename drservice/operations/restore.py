@@ -15,7 +15,7 @@ from pathlib import Path
 from drservice import processes
 from drservice.clock import Clock, to_iso
 from drservice.components.postgres.controlfile import ControlFile
-from drservice.components.postgres.placing import finish_cluster, place_cluster, require_empty
+from drservice.components.postgres.placing import announce_history, finish_cluster, place_cluster, require_empty
 from drservice.components.postgres.server import find_programs
 from drservice.environments.exchange import Exchange
 from drservice.environments.interface import Environment, EnvironmentDescription, EnvironmentSpec, Probe
@@ -225,6 +225,8 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
     if request.afterwards is Afterwards.STOP:
         environment.stop()
         environment.destroy()
+    if request.into is not None:
+        announce_history(request.into, result.reached.timeline, account=processes.server_account(None))
     remember(
         context.state_dir,
         planned.scope,

@@ -34,6 +34,8 @@ _ITEM = _PLACE.size + ROW.size
 _ROUND_ROWS = 1 << 18
 """Chunks planned at once (16 GiB of data at 64 KiB): bounds memory at any size."""
 _INLINE_BYTES = 24 << 20
+_PIECE_BYTES = 48 << 20
+"""Plain bytes a worker takes on at once."""
 _MERGE_GAP_BYTES = 256 << 10
 _WHOLE_PACK_SHARE = 0.5
 _OPEN_FILES = 128
@@ -119,7 +121,7 @@ class FetchWorker:
         self._store.close()
 
     def _fetch(self, task: PackFetch) -> tuple[int, int]:
-        items = sorted(_unpack_items(task.items), key=lambda item: item[2].offset)
+        items = list(_unpack_items(task.items))  # in order of their offset in the pack
         wanted = sum(row.stored_length for _, _, row in items)
         written = 0
         fetched = 0
@@ -280,10 +282,27 @@ def _batches(
     reader: SnapshotReader,
     rounds: Iterator[dict[bytes, tuple[dict[bytes, int], bytearray]]],
 ) -> Iterator[Sequence[PackFetch]]:
+    """Cut each pack's share into pieces small enough that no worker is left with a long one at the end."""
     for groups in rounds:
         for pack, (paths, items) in groups.items():
             size = reader.pack_bytes(pack)
-            yield [PackFetch(pack=pack, pack_bytes=size, files=tuple(paths), items=bytes(items))]
+            ordered = sorted(_unpack_items(bytes(items)), key=lambda item: item[2].offset)
+            for piece in _pieces(ordered):
+                packed = b"".join(_PLACE.pack(number, offset) + ROW.pack(*row) for number, offset, row in piece)
+                yield [PackFetch(pack=pack, pack_bytes=size, files=tuple(paths), items=packed)]
+
+
+def _pieces(items: Sequence[tuple[int, int, ChunkRow]]) -> Iterator[list[tuple[int, int, ChunkRow]]]:
+    piece: list[tuple[int, int, ChunkRow]] = []
+    plain = 0
+    for item in items:
+        piece.append(item)
+        plain += item[2].plain_length
+        if plain >= _PIECE_BYTES:
+            yield piece
+            piece, plain = [], 0
+    if piece:
+        yield piece
 
 
 def _unpack_items(items: bytes) -> Iterator[tuple[int, int, ChunkRow]]:

@@ -291,7 +291,7 @@ class WalArchive:
         plain_key = key.split(_REPAIRED, maxsplit=1)[0]
         if facts.name != name.name or self._key(facts.system_id, facts.timeline, facts.name) != plain_key:
             raise DamagedObjectError(
-                f"{key} holds {facts.name} of cluster {facts.system_id}, timeline {facts.timeline}"
+                f"{key} holds {facts.name} of {facts.system_id}, timeline {facts.timeline}"
             )
         return envelope, body
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from drservice.components.postgres.controlfile import CONTROL_PATH, ControlFile, parse_control
 from drservice.components.postgres.recovery import strip_stale_settings
-from drservice.errors import FormatError, TargetDirectoryError
+from drservice.errors import FormatError, RecoveryError, TargetDirectoryError
+from drservice.model.wal import Timeline
 from drservice.objectstore.interface import ObjectStore
 from drservice.processes import Account
 from drservice.repository.placing import Placed, PlacingProgress, place_files, sync_folder
@@ -94,6 +95,40 @@ def finish_cluster(reader: SnapshotReader, target: Path, placed: Placed, *, acco
     temporary.rename(control)
     sync_folder(target)
     return removed
+
+
+def announce_history(target: Path, timeline: Timeline, *, account: Account | None) -> None:
+    """Have the history of the timeline that recovery promoted to archived as soon as this cluster archives again.
+
+    It promoted with ``archive_mode=off``, so PostgreSQL noted nothing (``XLogArchiveNotify`` in xlogarchive.c); without
+    the history in the archive, WAL of the new timeline leads nowhere. The folder belonged to a server that may be
+    hostile: no link is followed.
+
+    Raises:
+        RecoveryError: it cannot be noted.
+    """
+    name = f"{timeline:08X}.history.ready"
+    folders = [os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+    try:
+        for step in ("pg_wal", "archive_status"):
+            folders.append(
+                os.open(step, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folders[-1])
+            )
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(name, flags, 0o600, dir_fd=folders[-1])
+        try:
+            if account is not None:
+                os.fchown(descriptor, account.uid, account.gid)
+        finally:
+            os.close(descriptor)
+        os.fsync(folders[-1])
+    except OSError as error:
+        raise RecoveryError(
+            f"cannot note in {target} that the history of timeline {timeline} is to be archived: {error.strerror}"
+        ) from error
+    finally:
+        for descriptor in folders:
+            os.close(descriptor)
 
 
 def _make_target(target: Path, account: Account | None) -> None:
