@@ -30,6 +30,7 @@ from drservice.wiring.data_plane import open_data_plane
 @click.option("--xid", type=int, help="a transaction (included)")
 @click.option("--name", help="a named restore point")
 @click.option("--snapshot", metavar="ID", help="the end of one snapshot")
+@click.option("--timeline", type=int, metavar="N", help="follow the WAL to this timeline (default: the latest)")
 @click.option(
     "--without-snapshot", "without", metavar="ID", multiple=True, help="do not start from this (damaged) snapshot"
 )
@@ -47,6 +48,7 @@ def restore(
     xid: int | None,
     name: str | None,
     snapshot: str | None,
+    timeline: int | None,
     without: tuple[str, ...],
     component: str | None,
     into: Path | None,
@@ -54,7 +56,7 @@ def restore(
     dry_run: bool,
 ) -> None:
     """Restore a service."""
-    target = parse_target(to=to, lsn=lsn, xid=xid, name=name, snapshot=snapshot)
+    target = parse_target(to=to, lsn=lsn, xid=xid, name=name, snapshot=snapshot, timeline=timeline)
     estate = invocation.load().estate
     chosen = estate.service(service)
     request = RestoreRequest(

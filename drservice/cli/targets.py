@@ -9,13 +9,15 @@ from drservice.clock import from_iso
 from drservice.errors import UsageError
 from drservice.model.ids import SnapshotId
 from drservice.model.recovery import Target, TargetKind
-from drservice.model.wal import Lsn
+from drservice.model.wal import Lsn, Timeline
 
 _NEAREST = "Write it as 2026-11-23T02:09:57Z, with Z or an offset, or `latest`."
 
 
-def parse_target(*, to: str | None, lsn: str | None, xid: int | None, name: str | None, snapshot: str | None) -> Target:
-    """Return the one target that was given.
+def parse_target(
+    *, to: str | None, lsn: str | None, xid: int | None, name: str | None, snapshot: str | None, timeline: int | None
+) -> Target:
+    """Return the one target that was given, on the timeline that was given (``None`` = the latest).
 
     Raises:
         UsageError: none, several, or one that cannot be read.
@@ -23,19 +25,22 @@ def parse_target(*, to: str | None, lsn: str | None, xid: int | None, name: str 
     given = [value for value in (to, lsn, xid, name, snapshot) if value is not None]
     if len(given) != 1:
         raise UsageError("give exactly one target", hint="One of --to TIME|latest, --lsn, --xid, --name, --snapshot.")
+    if timeline is not None and (timeline < 1 or snapshot is not None):
+        raise UsageError("--timeline takes a number from 1 and no --snapshot, which has a timeline of its own")
+    way = Timeline(timeline) if timeline is not None else None
     if to is not None:
         if to == "latest":
-            return Target(kind=TargetKind.LATEST)
-        return Target(kind=TargetKind.TIME, time=parse_time(to))
+            return Target(kind=TargetKind.LATEST, timeline=way)
+        return Target(kind=TargetKind.TIME, time=parse_time(to), timeline=way)
     if lsn is not None:
         try:
-            return Target(kind=TargetKind.LSN, lsn=Lsn.parse(lsn))
+            return Target(kind=TargetKind.LSN, lsn=Lsn.parse(lsn), timeline=way)
         except ValueError as error:
             raise UsageError(str(error)) from error
     if xid is not None:
-        return Target(kind=TargetKind.XID, xid=xid)
+        return Target(kind=TargetKind.XID, xid=xid, timeline=way)
     if name is not None:
-        return Target(kind=TargetKind.NAME, name=name)
+        return Target(kind=TargetKind.NAME, name=name, timeline=way)
     return Target(kind=TargetKind.SNAPSHOT, snapshot=SnapshotId(str(snapshot)))
 
 

@@ -39,6 +39,8 @@ from drservice.objectstore.s3answers import ConflictError
 
 T = TypeVar("T")
 
+_ORDER_RACES = 3
+"""A busy server may take up the slow upload late and so look right by chance once; not three times."""
 _RACES = 3
 _CONFLICTS = 4
 _PATIENCE_SECONDS = 20.0
@@ -88,7 +90,7 @@ def capabilities_for_reading(*, versioned: bool, warning: str = "") -> Capabilit
 def _probe_writing(store: S3Store, *, versioned: bool, new_key: Callable[[], str]) -> Capabilities:
     if _honours_conditions(store, new_key):
         return Capabilities(create_mode=CreateMode.CONDITIONAL, versioned=versioned, writable=True)
-    if versioned and _version_order_is_link_order(store, new_key()):
+    if versioned and all(_version_order_is_link_order(store, new_key()) for _ in range(_ORDER_RACES)):
         return Capabilities(
             create_mode=CreateMode.FIRST_VERSION_WINS,
             versioned=True,

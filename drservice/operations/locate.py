@@ -197,11 +197,14 @@ def _resolve_time(
             break
         # A checkpoint behind the target proves the archive complete, but says nothing about what was committed between
         # them, and commit times are not monotonic: only the look at every segment allows a recovery without a stop.
-    if newest is not None and newest > instant:
+    if newest is not None and newest > instant and plan.reach.gap is None:
         note = f"nothing ended after the target; a record of {to_iso(newest)} proves the archive complete past it"
         return Resolved(plan=plan, replay=ReplayTarget.latest(), ends=RecoveryEnd.END_OF_WAL, notes=(note,))
-    known = f"the newest record in reach is of {to_iso(newest)}" if newest else "no record in reach has a time"
-    why = f"{known}, so nothing proves that the archive is complete up to the target"
+    if newest is not None and newest > instant:
+        why = "no transaction before the gap ended after the target, so recovery would run into it; name an LSN instead"
+    else:
+        known = f"the newest record in reach is of {to_iso(newest)}" if newest else "no record in reach has a time"
+        why = f"{known}, so nothing proves that the archive is complete up to the target"
     raise _outside(target, why, records, inventory, gap=plan.reach.gap)
 
 

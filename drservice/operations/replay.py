@@ -72,6 +72,9 @@ def start_server(
             resolved.replay, restore_command=RESTORE_COMMAND, action=TargetAction.PROMOTE, timeline=timeline
         ),
     )
+    if resolved.plan.reach.gap is not None and programs.major >= 15:
+        # Reading ahead (since version 15) would ask for the missing segment before the target is reached.
+        options = (*options, ("recovery_prefetch", "off"))
     arguments = [word for name, value in options for word in ("-c", f"{name}={value}")]
     environment.start([str(programs.path("postgres")), "-D", "/env/data", *arguments])
 

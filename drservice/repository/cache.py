@@ -2,18 +2,20 @@
 
 One SQLite file per component below ``state_dir/cache``. It holds plain metadata (paths, chunk ids, places), never
 file content, and may be deleted at the price of a full upload. A run reads the old file and stages a new one beside
-it, which replaces the old one only after the snapshot is committed.
+it, which replaces the old one only after the snapshot is committed. A file whose BLAKE3 is not the one it was published
+with counts as absent: a rotten place in it would end up in a snapshot that cannot be restored.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import msgpack
+from blake3 import blake3
 
 from drservice.model.ids import KeyId
 from drservice.processes import inherit_owner, make_folder
@@ -39,8 +41,8 @@ class SnapshotCache:
 
     @classmethod
     def open(cls, path: Path, *, identity: Mapping[str, str]) -> SnapshotCache | None:
-        """Open the cache if it exists, is readable and was made for the same repository and component."""
-        if not path.exists():
+        """Open the cache if it exists, is whole and was made for the same repository and component."""
+        if not path.exists() or _sum_of(path) not in _published_sums(path):
             return None
         try:
             cache = cls(path)
@@ -162,6 +164,8 @@ class StagedCache:
         finally:
             os.close(descriptor)
         inherit_owner(self._path)
+        # Both sums count while the file is exchanged, so a crash in between costs nothing.
+        _publish_sums(self._final, [_sum_of(self._path), *_published_sums(self._final)[:1]])
         self._path.replace(self._final)
 
     def discard(self) -> None:
@@ -172,3 +176,28 @@ class StagedCache:
     def _remove(self) -> None:
         with suppress(FileNotFoundError):
             self._path.unlink()
+
+
+def _sum_of(path: Path) -> str:
+    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+
+
+def _sums_path(cache: Path) -> Path:
+    return cache.with_suffix(".sums")
+
+
+def _published_sums(cache: Path) -> list[str]:
+    try:
+        return _sums_path(cache).read_text(encoding="ascii").split()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return []  # without its sum the cache is not used
+
+
+def _publish_sums(cache: Path, sums: Sequence[str]) -> None:
+    temporary = cache.with_suffix(".sums.staged")
+    with temporary.open("w", encoding="ascii") as stream:
+        stream.write("\n".join(sums))
+        stream.flush()
+        os.fsync(stream.fileno())
+    inherit_owner(temporary)
+    temporary.replace(_sums_path(cache))
