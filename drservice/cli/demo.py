@@ -36,9 +36,9 @@ from drservice.cli.plant import (
 from drservice.clock import to_iso
 from drservice.components.postgres.connection import connect
 from drservice.environments.sandbox import open_sandbox
-from drservice.errors import ExitStatus, WalTimeoutError
+from drservice.errors import ExitStatus, NoIdentityError, WalTimeoutError
 from drservice.model.recovery import Target, TargetKind
-from drservice.model.wal import Lsn
+from drservice.model.wal import Lsn, WalFileName
 from drservice.operations.backup import BackupContext, BackupResult, run_backup
 from drservice.operations.progress import SilentProgress
 from drservice.operations.restore import Afterwards, RestoreContext, RestoreRequest, RestoreResult, run_restore
@@ -193,10 +193,18 @@ class Stage:
             looks.keep_looking(_WORK_SECONDS)
             dropped_at = self._drop(looks)
             decision = self._decide(people, looks)
+            unreadable = self._host_cannot_read(looks)
         target = dropped_at - _BEFORE
         restored = self._restore(target)
         return self._check(
-            digest, [first, second], looks.seen, restored, dropped_at=dropped_at, target=target, decision=decision
+            digest,
+            [first, second],
+            looks.seen,
+            restored,
+            dropped_at=dropped_at,
+            target=target,
+            decision=decision,
+            unreadable=unreadable,
         )
 
     def close(self) -> None:
@@ -289,6 +297,17 @@ class Stage:
         decision.wal_seconds = time.monotonic() - decision.clock
         return decision
 
+    def _host_cannot_read(self, looks: Looks) -> bool:
+        """Tell whether the production host fails to open even the WAL that it wrote itself."""
+        system_id = looks.backup.record.postgres.system_id
+        newest = max(item.name for item in looks.archive.listing(system_id))
+        try:
+            looks.archive.fetch(WalFileName.parse(newest), system_id=system_id)
+        except NoIdentityError as error:
+            self.story.aside(f"the production host tries to read its own WAL: error[{error.code}], it has no identity")
+            return True
+        return False
+
     def _restore(self, target: datetime) -> RestoreResult:
         self.story.chapter("The recovery")
         self.story.line(f"$ drservice restore {demosite.SERVICE} --to {to_iso(target)} --start")
@@ -320,11 +339,13 @@ class Stage:
         dropped_at: datetime,
         target: datetime,
         decision: Decision,
+        unreadable: bool,
     ) -> Facts:
         mark = time.monotonic()
         environment = restored.environment
         open_sandbox(environment.path).require_own_socket()
-        with connect(f"{environment.dsn} dbname={DATABASE}", application_name="drservice demo") as session:
+        dsn = environment.dsn.replace("dbname=postgres", f"dbname={DATABASE}")
+        with connect(dsn, application_name="drservice demo") as session:
             found = orders_in(session)
             same = digest_of(session) == digest
         checked = time.monotonic()
@@ -347,6 +368,7 @@ class Stage:
             history_rows=digest.rows,
             history_is_the_same=same,
             mistake_is_real=gone,
+            host_cannot_read=unreadable,
             target=target,
             dropped_at=dropped_at,
             decided_at=decision.at,
@@ -360,7 +382,7 @@ class Stage:
             rto_promised_seconds=objectives.rto.total_seconds(),
             repository_bytes=self.site.repository_bytes(),
             environment=environment.id,
-            dsn=f"{environment.dsn} dbname={DATABASE}",
+            dsn=dsn,
         )
         self.story.line(
             f"isolation: {facts.probes} probes from inside found no way out; the server inside is on"

@@ -52,6 +52,8 @@ class Facts:
     history_is_the_same: bool
     mistake_is_real: bool
     """Production has lost the table."""
+    host_cannot_read: bool
+    """The production host could not open what it had written."""
     target: datetime
     dropped_at: datetime
     decided_at: datetime
@@ -93,6 +95,8 @@ def problems_of(facts: Facts) -> tuple[str, ...]:
         found.append("rows that were there from the beginning have changed or are missing")
     if not facts.mistake_is_real:
         found.append("production still has the table: there was nothing to recover from")
+    if not facts.host_cannot_read:
+        found.append("the production host can read what it wrote, although it has no identity")
     if facts.reached is None or facts.reached > facts.target:
         found.append(f"the last transaction replayed is of {facts.reached}, not before the target")
     if facts.backups[-1].stored_bytes >= facts.backups[0].stored_bytes:

@@ -127,14 +127,18 @@ def _capture(context: BackupContext, component: PostgresSettings, writer: Snapsh
         require_supported(identity.server_version // 10000)
         lineage.require(identity.system_id)
         context.progress.step("base backup (pg_basebackup)", total_bytes=_size_hint(writer))
-        return capture_basebackup(
-            writer,
-            dsn=component.dsn,
-            identity=identity,
-            checkpoint=context.checkpoint,
-            clock=context.clock,
-            progress=context.progress,
-        )
+        try:
+            return capture_basebackup(
+                writer,
+                dsn=component.dsn,
+                identity=identity,
+                checkpoint=context.checkpoint,
+                silence_seconds=component.wal.archive_wait.total_seconds(),
+                clock=context.clock,
+                progress=context.progress,
+            )
+        except WalTimeoutError as error:
+            raise WalTimeoutError(f"{error.message}{_archiver_says(component)}") from error
     if component.data_directory is None:
         raise UnsupportedClusterError("method local needs data_directory", hint="Set it, or use method: pg_basebackup.")
     with BackupSession(connect(component.dsn, application_name="drservice backup")) as session:

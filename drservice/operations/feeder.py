@@ -59,6 +59,7 @@ class Feeder:
         self._ahead: dict[str, Future[bytes]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="wal-feeder", daemon=True)
+        self._heart = threading.Thread(target=self._beat, name="wal-feeder-heart", daemon=True)
         self._seen = -1
         self.state = FeederState()
 
@@ -66,27 +67,37 @@ class Feeder:
         """Begin to answer; the heartbeat is there before the server can ask."""
         self._exchange.clear()
         self._exchange.beat()
-        self._read_ahead(0)
         self._thread.start()
+        self._heart.start()
 
     def stop(self) -> None:
-        """Stop answering."""
+        """Stop answering; safe also if :meth:`start` was interrupted."""
         self._stop.set()
-        self._thread.join()
+        for thread in (self._thread, self._heart):
+            if thread.ident is not None:
+                thread.join()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def _beat(self) -> None:
+        """Show that somebody answers, also while an answer waits for a store that is away for a moment."""
+        while not self._stop.wait(_BEAT_SECONDS) and self._thread.is_alive():
+            try:
+                self._exchange.beat()
+            except DrError as error:
+                self.state.problem = self.state.problem or error
+                return
+
     def _run(self) -> None:
-        waited = 0.0
+        # Not in start(): a signal that interrupts the main thread while the pool makes a thread leaves one that nobody
+        # knows of, and the process would wait for it for ever at its end.
+        self._read_ahead(0)
         while not self._stop.wait(_POLL_SECONDS):
             try:
-                waited += _POLL_SECONDS
-                if waited >= _BEAT_SECONDS:
-                    self._exchange.beat()
-                    waited = 0.0
                 for name in self._exchange.requests():
                     self._answer(name)
             except DrError as error:
-                # Without a heartbeat the server inside stops by itself; the restore reports this error.
+                # Without this thread there is no heartbeat, and the server inside stops by itself; the restore reports
+                # this error.
                 self.state.problem = error
                 return
 

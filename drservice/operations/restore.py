@@ -271,8 +271,8 @@ def _recover(
             inventory=planned.archived.inventory,
             progress=context.progress,
         )
-        feeder.start()
         try:
+            feeder.start()
             start_server(environment, programs, control, planned.resolved)
             phases.end("start")
             log = await_recovery(environment, feeder, clock=context.clock, seconds=_STALL_SECONDS)

@@ -103,12 +103,18 @@ def fetch_wal(repository: Repository, scope: Scope, name: str, destination: Path
 def prove_absent(archive: WalArchive, name: WalFileName, *, system_id: SystemId) -> None:
     """Return only if ``name`` is proven to be beyond the end of the archive, by a complete listing.
 
+    The two names that can follow are also asked for directly: a listing behind a cache may lag.
+
     Raises:
         WalGapError: the file or a later one exists: this is a hole.
         ObjectStoreError: the listing is not complete; nothing is proven.
     """
     if name.kind is WalFileKind.HISTORY:
         return  # a missing history file has no successor that would make it a hole
+    if name.kind is WalFileKind.SEGMENT:
+        for follower in _followers(name):
+            if archive.exists(follower, system_id=system_id):
+                raise WalGapError(f"{name.name} is missing in the middle: {follower.name} is archived")
     files = list(archive.listing(system_id))
     family = _descendants(name.timeline, files, archive, system_id)
     later = [
@@ -120,6 +126,17 @@ def prove_absent(archive: WalArchive, name: WalFileName, *, system_id: SystemId)
     ]
     if later:
         raise WalGapError(f"{name.name} is missing in the middle: {later[0]} is archived")
+
+
+def _followers(name: WalFileName) -> tuple[WalFileName, ...]:
+    """Return the names that can come after a segment's, whatever the segment size is."""
+    log, number = _position(name.name)
+    following = ((log, number + 1), (log + 1, 0))
+    return tuple(
+        WalFileName.parse(f"{name.timeline:08X}{high:08X}{low:08X}")
+        for high, low in following
+        if max(high, low) < 1 << 32
+    )
 
 
 def _position(name: str) -> tuple[int, int]:

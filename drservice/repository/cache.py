@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgpack
 from blake3 import blake3
 
+from drservice.errors import CaptureError
 from drservice.model.ids import KeyId
 from drservice.processes import inherit_owner, make_folder
 from drservice.repository.chunktable import ChunkTable, live_bytes
@@ -98,16 +99,17 @@ class StagedCache:
         make_folder(final.parent)
         self._remove()
         # Nothing here must survive a crash before publish(), which makes the file durable as a whole.
-        self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-        self._db.executescript("pragma journal_mode = off; pragma synchronous = off; begin;" + _SCHEMA)
+        with self._translation():
+            self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            self._db.executescript("pragma journal_mode = off; pragma synchronous = off; begin;" + _SCHEMA)
 
     def put_entry(self, path: bytes, body: bytes) -> None:
         """Stage an entry; a later one for the same path replaces it."""
-        self._db.execute("insert or replace into entries values (?, ?)", (path, body))
+        self._write("insert or replace into entries values (?, ?)", (path, body))
 
     def drop_entry(self, path: bytes) -> None:
         """Forget an entry (the file vanished)."""
-        self._db.execute("delete from entries where path = ?", (path,))
+        self._write("delete from entries where path = ?", (path,))
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield (path, body) in order of path."""
@@ -116,7 +118,7 @@ class StagedCache:
     def put_leaf(self, node_id: bytes, body: bytes, table: ChunkTable) -> None:
         """Stage a leaf whose place is not known yet."""
         usage = msgpack.packb(list(live_bytes(table).items()))
-        self._db.execute(
+        self._write(
             "insert into nodes values (?, null, ?, ?)"
             " on conflict (id) do update set leaf = excluded.leaf, usage = excluded.usage",
             (node_id, body, usage),
@@ -125,7 +127,7 @@ class StagedCache:
     def put_place(self, ref: NodeRef) -> None:
         """Record where a node is stored."""
         packed = msgpack.packb(ref.to_list())
-        self._db.execute(
+        self._write(
             "insert into nodes values (?, ?, null, null) on conflict (id) do update set ref = excluded.ref",
             (ref.node_id, packed),
         )
@@ -138,7 +140,7 @@ class StagedCache:
                 "select id, ref, leaf, usage from nodes where id = ? and leaf is not null", (node_id,)
             ).fetchone()
             if old is not None:
-                self._db.execute("insert or replace into nodes values (?, ?, ?, ?)", old)
+                self._write("insert or replace into nodes values (?, ?, ?, ?)", old)
                 row = (old[3],)
         return dict(msgpack.unpackb(row[0])) if row and row[0] is not None else None
 
@@ -151,27 +153,44 @@ class StagedCache:
 
     def put_pack(self, name: bytes, kind: str, key_id: KeyId, stored_bytes: int) -> None:
         """Record a pack the snapshot uses."""
-        self._db.execute("insert or replace into packs values (?, ?, ?, ?)", (name, kind, key_id, stored_bytes))
+        self._write("insert or replace into packs values (?, ?, ?, ?)", (name, kind, key_id, stored_bytes))
 
     def publish(self, meta: Mapping[str, str]) -> None:
         """Replace the old cache, durably; call it after the snapshot is committed."""
-        self._db.executemany("insert or replace into meta values (?, ?)", [*meta.items(), ("format", _FORMAT)])
-        self._db.execute("commit")
-        self._db.close()
-        descriptor = os.open(self._path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        inherit_owner(self._path)
-        # Both sums count while the file is exchanged, so a crash in between costs nothing.
-        _publish_sums(self._final, [_sum_of(self._path), *_published_sums(self._final)[:1]])
-        self._path.replace(self._final)
+        with self._translation():
+            self._db.executemany("insert or replace into meta values (?, ?)", [*meta.items(), ("format", _FORMAT)])
+            self._db.execute("commit")
+            self._db.close()
+            descriptor = os.open(self._path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            inherit_owner(self._path)
+            # Both sums count while the file is exchanged, so a crash in between costs nothing.
+            _publish_sums(self._final, [_sum_of(self._path), *_published_sums(self._final)[:1]])
+            self._path.replace(self._final)
 
     def discard(self) -> None:
         """Throw the staged file away."""
         self._db.close()
         self._remove()
+
+    def _write(self, statement: str, values: Sequence[object]) -> None:
+        with self._translation():
+            self._db.execute(statement, values)
+
+    @contextmanager
+    def _translation(self) -> Iterator[None]:
+        """Say in words that this host's disk is full or broken: the store has nothing to do with it."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise CaptureError(
+                f"cannot write {self._path}: {error}",
+                hint="Free space below state_dir and run the backup again; what was uploaded is re-used, and a snapshot"
+                " that `drservice info` shows is whole.",
+            ) from error
 
     def _remove(self) -> None:
         with suppress(FileNotFoundError):

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from drservice.errors import CaptureError
 from drservice.model.ids import KeyId
 from drservice.processes import inherit_owner, make_folder
 from drservice.repository.chunktable import ChunkRow
@@ -34,13 +35,26 @@ class JournalWriter:
 
     def __init__(self, path: Path, key_id: KeyId) -> None:
         self._key_id = key_id
+        self._path = path
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         inherit_owner(path)
 
     def append(self, pack: ClosedPack) -> None:
-        """Record one pack."""
+        """Record one pack.
+
+        Raises:
+            CaptureError: this host's disk does not take it.
+        """
         payload = _FACTS.pack(pack.name, self._key_id.encode(), pack.stored_bytes) + pack.table
-        os.write(self._descriptor, _FRAME.pack(_MAGIC, zlib.crc32(payload), len(payload)) + payload)
+        frame = memoryview(_FRAME.pack(_MAGIC, zlib.crc32(payload), len(payload)) + payload)
+        try:
+            while frame:
+                frame = frame[os.write(self._descriptor, frame) :]
+        except OSError as error:
+            raise CaptureError(
+                f"cannot write {self._path}: {error.strerror}",
+                hint="Free space below state_dir and run the backup again; what was uploaded is re-used.",
+            ) from error
 
     def close(self) -> None:
         """Release the file."""

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from drservice.errors import DamagedObjectError, FormatError, ObjectExistsError
-from drservice.model.ids import KeyId
+from drservice.model.ids import KeyId, is_ulid
 from drservice.objectstore.interface import ObjectStore
 from drservice.repository import layout
 from drservice.repository.records import (
@@ -219,9 +219,10 @@ def read_head(head: bytes | memoryview, what: str) -> PackHead:
     if len(head) < HEADER.size:
         raise FormatError(f"{what} is too short to be a pack")
     magic, key_id, kind, padding, salt, commitment = HEADER.unpack_from(head)
-    if magic != MAGIC or kind not in _KIND_NAMES or padding != _PADDING:
+    name = key_id.decode("ascii", "replace")
+    if magic != MAGIC or kind not in _KIND_NAMES or padding != _PADDING or not is_ulid(name):
         raise FormatError(f"{what} is no pack (bad magic)")
-    return PackHead(key_id=KeyId(key_id.decode("ascii", "replace")), kind=kind, salt=salt, commitment=commitment)
+    return PackHead(key_id=KeyId(name), kind=kind, salt=salt, commitment=commitment)
 
 
 def pack_record_key(head: PackHead, data_key: bytes, scope: Scope, what: str) -> RecordKey:

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from drservice.errors import DamagedObjectError, MissingObjectError, ObjectNotFoundError
+from drservice.errors import (
+    DamagedObjectError,
+    FormatError,
+    KeyProblemError,
+    MissingObjectError,
+    ObjectNotFoundError,
+)
 from drservice.model.snapshot import SnapshotRecord
 from drservice.objectstore.interface import ObjectStore
 from drservice.repository import layout
@@ -163,8 +169,16 @@ def load_pack(store: ObjectStore, name: bytes, *, kind: str, scope: Scope, keyri
             f"pack {text[:16]} was changed: its bytes do not have the hash that is its name ({key})"
         )
     head = read_head(data, key)
-    secret = keyring.secret(head.key_id, service=scope.service)
+    secret = _secret(keyring, head, scope, f"pack {text[:16]}")
     return PackBody(head=head, key=pack_record_key(head, secret, scope, key), data=data)
+
+
+def _secret(keyring: Keyring, head: PackHead, scope: Scope, what: str) -> bytes:
+    """Return the data key of a pack; a problem with it names the pack as well: its key id may be what is damaged."""
+    try:
+        return keyring.secret(head.key_id, service=scope.service)
+    except (MissingObjectError, DamagedObjectError, FormatError, KeyProblemError) as error:
+        raise type(error)(f"{what}: {error.message}", hint=error.hint) from error
 
 
 class PackOpener:
@@ -182,7 +196,7 @@ class PackOpener:
         if known is None:
             what = f"pack {pack.hex()[:16]}"
             parsed = read_head(head if head is not None else self.read(pack, 0, 104), what)
-            secret = self._keyring.secret(parsed.key_id, service=self._scope.service)
+            secret = _secret(self._keyring, parsed, self._scope, what)
             known = self._keys[pack] = pack_record_key(parsed, secret, self._scope, what)
         return known
 

@@ -13,7 +13,7 @@ import msgpack
 
 from drservice.canonical import Json, canonical_bytes, parse_canonical
 from drservice.clock import from_iso, to_iso
-from drservice.errors import DrError, FormatError, MissingObjectError, ObjectNotFoundError
+from drservice.errors import DrError, FormatError, MissingObjectError, ObjectNotFoundError, StoreUnreachableError
 from drservice.model.ids import ComponentName, KeyId, ServiceName, SnapshotId, SystemId, is_ulid
 from drservice.model.snapshot import PostgresFacts, SnapshotRecord, SnapshotState
 from drservice.model.wal import Lsn, Timeline
@@ -239,6 +239,9 @@ def list_snapshots(store: ObjectStore, *, trust: Trust, scope: Scope) -> Snapsho
 
     A snapshot that cannot be read is reported, never passed over in silence; a void one (its object is far younger than
     its last check of re-used packs) counts as unreadable.
+
+    Raises:
+        ObjectStoreError: the listing is not complete, or the store did not answer for one of them.
     """
     records: list[SnapshotRecord] = []
     unreadable: dict[str, DrError] = {}
@@ -249,6 +252,8 @@ def list_snapshots(store: ObjectStore, *, trust: Trust, scope: Scope) -> Snapsho
             record = decode_header(_read_head(store, info.key, info.stored_bytes, trust=trust, scope=scope))
             if info.modified_at - record.checked_at > VOID_AFTER:
                 raise FormatError(f"{info.key} was committed more than 12 hours after its packs were checked: void")
+        except StoreUnreachableError:
+            raise  # no answer says nothing about the snapshot: the list would not be complete
         except DrError as error:
             unreadable[info.key] = error
         else:

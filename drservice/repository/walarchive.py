@@ -266,18 +266,26 @@ class WalArchive:
 
     def exists(self, name: WalFileName, *, system_id: SystemId) -> bool:
         """Tell whether a file of this name is archived (damaged or not)."""
+        return self._is_there(self._key(system_id, name.timeline, name.name))
+
+    def _candidates(self, key: str) -> Iterator[str]:
+        """Yield the key itself, then repaired copies, as far as they exist.
+
+        The object is asked for by name first: a listing behind a cache may lag, and a lagging one must not make a
+        segment that is there look absent.
+        """
+        if self._is_there(key):
+            yield key
+        for info in self._store.list(key):
+            if info.key[len(key) :].startswith(_REPAIRED):
+                yield info.key
+
+    def _is_there(self, key: str) -> bool:
         try:
-            self._store.stat(self._key(system_id, name.timeline, name.name))
+            self._store.stat(key)
         except ObjectNotFoundError:
             return False
         return True
-
-    def _candidates(self, key: str) -> Iterator[str]:
-        """Yield the key itself, then repaired copies, as far as they exist."""
-        for info in self._store.list(key):
-            rest = info.key[len(key) :]
-            if not rest or rest.startswith(_REPAIRED):
-                yield info.key
 
     def _read(self, key: str, name: WalFileName) -> tuple[Envelope, bytes | memoryview]:
         envelope, body = read_object(
@@ -290,9 +298,7 @@ class WalArchive:
         facts = _facts(envelope)
         plain_key = key.split(_REPAIRED, maxsplit=1)[0]
         if facts.name != name.name or self._key(facts.system_id, facts.timeline, facts.name) != plain_key:
-            raise DamagedObjectError(
-                f"{key} holds {facts.name} of {facts.system_id}, timeline {facts.timeline}"
-            )
+            raise DamagedObjectError(f"{key} holds {facts.name} of {facts.system_id}, timeline {facts.timeline}")
         return envelope, body
 
     def _open(self, envelope: Envelope, body: bytes | memoryview, name: WalFileName, system_id: SystemId) -> bytes:

@@ -98,7 +98,7 @@ class SnapshotWriter:
             "service": str(self._scope.service),
             "component": str(self._scope.component),
         }
-        self._cache = SnapshotCache.open(self._cache_path, identity=self._identity)
+        self._cache: SnapshotCache | None = None
         self._key = make_data_key(now)
         self._bad_pages: list[tuple[bytes, int]] = []
         self.read_bytes = 0
@@ -106,7 +106,12 @@ class SnapshotWriter:
         self._streams = 0
         self.reused_files = 0
         self._published = False
-        self._begin(now)
+        try:
+            self._cache = SnapshotCache.open(self._cache_path, identity=self._identity)
+            self._begin(now)
+        except BaseException:
+            self._release()  # or no later run of this process could begin
+            raise
 
     def _begin(self, now: datetime) -> None:
         context = self._context
@@ -142,6 +147,9 @@ class SnapshotWriter:
         self._nodes.close()
         if not self._published:
             self._staged.discard()
+        self._release()
+
+    def _release(self) -> None:
         if self._cache is not None:
             self._cache.close()
         os.close(self._lock)
@@ -246,10 +254,10 @@ class SnapshotWriter:
             return False
         used: set[bytes] = set(previous.inline.packs) if previous.inline is not None else set()
         for leaf in previous.leaves:
-            usage = self._staged.keep_leaf(leaf.node_id)
-            if usage is None:
+            usage, place = self._staged.keep_leaf(leaf.node_id), self._staged.node(leaf.node_id)
+            if usage is None or place is None:
                 return False
-            used.update(usage, [leaf.pack])
+            used.update(usage, [place.pack])  # cached entries do not know the places of their leaves
         if used & self._missing:
             return False
         self._staged.put_entry(source.path, encode_entry(previous))

@@ -25,8 +25,15 @@ from drservice.components.postgres.controlfile import CONTROL_PATH, ControlFile,
 from drservice.components.postgres.recovery import parse_backup_label
 from drservice.components.postgres.replication import SystemIdentity
 from drservice.components.postgres.server import find_programs
+from drservice.components.postgres.silence import WatchedPipe
 from drservice.components.postgres.tarstream import TarKind, TarMember, TarStream
-from drservice.errors import CaptureError, PostgresError, PostgresUnreachableError, UnsupportedClusterError
+from drservice.errors import (
+    CaptureError,
+    PostgresError,
+    PostgresUnreachableError,
+    UnsupportedClusterError,
+    WalTimeoutError,
+)
 from drservice.model.wal import Lsn, Timeline
 from drservice.repository.intake import SourceFile, StreamCapture
 from drservice.repository.nodes import FileIdentity
@@ -53,6 +60,7 @@ def capture_basebackup(
     dsn: str,
     identity: SystemIdentity,
     checkpoint: CheckpointSpeed,
+    silence_seconds: float,
     clock: Clock,
     progress: ByteProgress,
 ) -> Captured:
@@ -63,28 +71,19 @@ def capture_basebackup(
         dsn: of a role with REPLICATION.
         identity: what the server says about itself.
         checkpoint: fast or spread.
+        silence_seconds: how long the stream may pause; at its end the server waits for the archive.
         clock: tells start and end.
         progress: hears of source bytes.
 
     Raises:
+        WalTimeoutError: the stream paused for longer.
         CaptureError: the program failed or the stream is not whole.
         UnsupportedClusterError: extra tablespaces.
         PostgresError, PostgresUnreachableError: the server refused or was not reached.
     """
     major = identity.server_version // 10000
     program = find_programs(major, program="pg_basebackup").path("pg_basebackup")
-    argv: list[str | Path] = [
-        program,
-        f"--dbname={dsn}",
-        "--pgdata=-",
-        "--format=tar",
-        "--wal-method=none",
-        f"--checkpoint={checkpoint.value}",
-        "--label=drservice",
-        "--manifest-checksums=none",
-        "--no-password",
-        "--verbose",
-    ]
+    argv = _argv(program, dsn, checkpoint)
     started_at = clock.now()
     process = processes.start(argv, environment=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     messages: list[bytes] = []
@@ -92,10 +91,18 @@ def capture_basebackup(
     assert process.stderr is not None
     listener = threading.Thread(target=messages.extend, args=(process.stderr,), daemon=True)
     listener.start()
+    pipe = WatchedPipe(
+        process.stdout, limit_seconds=silence_seconds, clock=clock, end=lambda: processes.kill_group(process)
+    )
     try:
         try:
-            found = _take(TarStream(process.stdout), writer, progress)
+            with pipe:
+                found = _take(TarStream(pipe), writer, progress)
         except CaptureError as error:
+            if pipe.fell_silent:
+                raise WalTimeoutError(
+                    f"the server was silent for {silence_seconds:g} s: it waits for this backup's WAL to be archived"
+                ) from error
             # The program's own message says more than "the stream ended early".
             process.stdout.close()
             process.wait(60)
@@ -115,6 +122,21 @@ def capture_basebackup(
     if status != 0 and not (bad_pages and "checksum error occurred" in text):
         raise _failure(text, None)
     return _conclude(found, writer, identity, started_at=started_at, clock=clock, bad_pages=bad_pages)
+
+
+def _argv(program: Path, dsn: str, checkpoint: CheckpointSpeed) -> list[str | Path]:
+    return [
+        program,
+        f"--dbname={dsn}",
+        "--pgdata=-",
+        "--format=tar",
+        "--wal-method=none",
+        f"--checkpoint={checkpoint.value}",
+        "--label=drservice",
+        "--manifest-checksums=none",
+        "--no-password",
+        "--verbose",
+    ]
 
 
 def _take(stream: TarStream, writer: SnapshotWriter, progress: ByteProgress) -> _Found:

@@ -25,7 +25,7 @@ class PageChecker:
         and WAL replay repairs the copy; if it stays wrong, it is damaged on disk.
         """
         # numpy comes only into the processes that check pages; it costs a tenth of a second to load
-        from drservice.components.postgres.pagechecksum import verify_pages  # noqa: PLC0415
+        from drservice.components.postgres.pagechecksum import verify_pages  # noqa: PLC0415  # see above
 
         first = self.first_block + offset // self.block_bytes
         suspects = verify_pages(data, first_block=first, block_bytes=self.block_bytes).bad_blocks

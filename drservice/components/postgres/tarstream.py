@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import IO
+from typing import Protocol
 
 from drservice.errors import CaptureError
 
@@ -35,10 +35,22 @@ class TarMember:
     target: bytes
 
 
+class ByteSource(Protocol):
+    """Where the stream comes from."""
+
+    def readinto(self, view: memoryview, /) -> int:
+        """Fill ``view`` as far as there is something; 0 at the end."""
+        ...
+
+    def read(self, amount: int, /) -> bytes:
+        """Return up to ``amount`` bytes; none at the end."""
+        ...
+
+
 class TarStream:
     """Walks members; the content of each must be read before the next header."""
 
-    def __init__(self, source: IO[bytes]) -> None:
+    def __init__(self, source: ByteSource) -> None:
         self._source = source
         self._left = 0
         self._padding = 0
@@ -117,7 +129,7 @@ class TarStream:
         view = self._buffer[:length]
         done = 0
         while done < length:
-            count = self._source.readinto(view[done:])  # type: ignore[attr-defined]  # raw pipes have it
+            count = self._source.readinto(view[done:])
             if not count:
                 raise CaptureError("the base backup's tar stream ended early")
             done += count

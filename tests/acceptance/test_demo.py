@@ -1,0 +1,206 @@
+"""``drservice demo`` as a process: it proves what it says, it can fail, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import psycopg
+import pytest
+
+from drservice import processes
+
+PROGRAM = (sys.executable, "-m", "drservice")
+CONTRACT = {
+    "commits_acknowledged",
+    "commits_lost",
+    "rpo_seconds",
+    "rto_seconds",
+    "documents_expected",
+    "documents_missing",
+    "drill_verdict",
+    "evidence_verified",
+    "repository_bytes",
+    "source_bytes",
+}
+
+
+def start_demo(*arguments: str, user: str | None = None) -> subprocess.Popen[str]:
+    account = processes.account_named(user) if user else None
+    return subprocess.Popen(
+        [*PROGRAM, "demo", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
+        env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
+        start_new_session=True,
+        user=account.uid if account else None,
+        group=account.gid if account else None,
+        extra_groups=[] if account else None,
+    )
+
+
+def read_until(stream: IO[str] | None, wanted: str, told: list[str]) -> None:
+    assert stream is not None
+    for line in stream:
+        told.append(line)
+        if wanted in line:
+            return
+    pytest.fail(f"{wanted!r} was never told:\n{''.join(told)}")
+
+
+def folder_in(told: str) -> Path:
+    found = re.search(r"everything is in (\S+)", told)
+    assert found is not None, told
+    return Path(found[1])
+
+
+def naming(folder: Path) -> Mapping[int, str]:
+    found: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            inside = str((entry / "cwd").readlink())
+        except OSError:
+            continue
+        if str(folder) in words or inside.startswith(str(folder)):
+            found[int(entry.name)] = words
+    return found
+
+
+def assert_nothing_left(folder: Path) -> None:
+    assert naming(folder) == {}  # at once: a server whose files are gone would end by itself a moment later
+    assert not folder.exists()
+    assert str(folder) not in Path("/proc/self/mountinfo").read_text()
+    for process in Path("/proc").glob("[0-9]*/mountinfo"):
+        try:
+            assert str(folder) not in process.read_text(), process
+        except OSError:
+            continue
+
+
+def test_the_demo_recovers_every_acknowledged_order_and_leaves_nothing() -> None:
+    process = start_demo("--json")
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stdout + stderr
+    assert len(stdout.splitlines()) == 1
+    answer: dict[str, Any] = json.loads(stdout)
+    assert answer["schema"] == "drservice/demo/v1"
+    assert set(answer) >= CONTRACT
+    assert answer["state"] == "passed"
+    assert answer["problems"] == []
+    assert answer["commits_acknowledged"] > 100
+    assert answer["commits_after_target"] > 10
+    assert (answer["commits_lost"], answer["commits_unwanted"]) == (0, 0)
+    assert 0 < answer["rpo_seconds"] <= answer["rpo_promised_seconds"]
+    assert answer["rpo_looks"] > 10
+    assert 0 < answer["rto_seconds"] <= answer["rto_promised_seconds"]
+    assert sum(answer["phases"].values()) == pytest.approx(answer["rto_seconds"], abs=1.0)
+    assert [answer[name] for name in ("documents_expected", "documents_missing", "drill_verdict")] == [None] * 3
+    assert answer["evidence_verified"] is None
+    assert 0 < answer["repository_bytes"] < answer["source_bytes"]
+    first, second = answer["snapshots"]
+    assert second["stored_bytes"] < first["stored_bytes"] / 2
+    assert answer["reached_time"] <= answer["target"] < answer["dropped_at"] < answer["decided_at"]
+    assert answer["isolation_probes"] > 10
+    assert (answer["folder"], answer["environment"]) == (None, None)
+    assert_nothing_left(folder_in(stderr))
+
+
+def test_an_ordinary_user_can_keep_the_recovered_database_and_destroy_it_later() -> None:
+    process = start_demo("--keep", "--no-color", user="postgres" if os.geteuid() == 0 else None)
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stdout + stderr
+    folder = folder_in(stdout)
+    try:
+        assert "PASSED" in stdout
+        assert "\x1b" not in stdout
+        dsn = re.search(r'^connect: psql "(.*)"$', stdout, re.MULTILINE)
+        destroy = re.search(r"^destroy: (.*) && rm -r (\S+)$", stdout, re.MULTILINE)
+        assert dsn is not None
+        assert destroy is not None
+        with psycopg.connect(dsn[1]) as connection:
+            row = connection.execute("select count(*) from work_order").fetchone()
+            assert row is not None
+            assert row[0] > 15_000
+        assert destroy[2] == str(folder)
+        assert not any("plant/data" in words for words in naming(folder).values()), "production still runs"
+        account = processes.account_named("postgres") if os.geteuid() == 0 else None
+        done = processes.run(shlex.split(destroy[1]), account=account, timeout_seconds=60)
+        assert done.status == 0, done.stderr
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    assert_nothing_left(folder)
+
+
+@pytest.mark.parametrize(("number", "when"), [(signal.SIGINT, "3. Two backups"), (signal.SIGTERM, "- replay WAL")])
+def test_an_interrupted_demo_leaves_nothing(number: signal.Signals, when: str) -> None:
+    process = start_demo()
+    told: list[str] = []
+    read_until(process.stdout, when, told)
+    folder = folder_in("".join(told))
+    assert any("postgres" in words for words in naming(folder).values()), "nothing runs that could be left"
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "error[DR130]" in stderr
+    assert_nothing_left(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="PostgreSQL runs as the same user")
+def test_a_program_that_postgres_cannot_run_is_told_at_once(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", closed / "venv"], check=True)
+    (site,) = (closed / "venv" / "lib").glob("*/site-packages")
+    here = Path(processes.__file__).parents[1]
+    (site / "all.pth").write_text(f"{here}\n" + "".join(f"{p}\n" for p in sys.path if p.endswith("site-packages")))
+    done = subprocess.run(
+        [closed / "venv" / "bin" / "python", "-m", "drservice", "demo", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd="/",
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "DR602"
+    assert "postgres cannot run" in error["message"]
+    assert "every user can reach" in error["hint"]
+    assert_nothing_left(folder_in(done.stderr))
+
+
+def damage_packs(folder: Path) -> None:
+    shutil.rmtree(folder / "repository" / "s" / "erp" / "database" / "packs")
+
+
+def damage_wal(folder: Path) -> None:
+    for segment in (folder / "repository" / "s" / "erp" / "database" / "wal").glob("*/*/*"):
+        segment.write_bytes(segment.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(("damage", "status"), [(damage_packs, 5), (damage_wal, 5)])
+def test_a_damaged_repository_fails_the_demo(damage: Callable[[Path], None], status: int) -> None:
+    process = start_demo()
+    told: list[str] = []
+    read_until(process.stdout, "5. The recovery", told)
+    folder = folder_in("".join(told))
+    damage(folder)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == status, stdout + stderr
+    assert "PASSED" not in stdout
+    assert_nothing_left(folder)

@@ -1,0 +1,33 @@
+"""One world per test process; each test damages a copy of its repository."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.doubles.cluster import ClusterMaker
+from tests.faults.world import Site, World, make_world
+
+
+@pytest.fixture(scope="session")
+def maker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterMaker]:
+    """Makes clusters; all of them end with the session."""
+    base = tmp_path_factory.getbasetemp()
+    made = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def world(maker: ClusterMaker, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A cluster and a repository with two snapshots; the cluster goes on running and changing."""
+    return make_world(maker, tmp_path_factory.mktemp("world") / "template")
+
+
+@pytest.fixture
+def site(world: World, tmp_path: Path) -> Site:
+    """A repository of one's own to damage, with the two snapshots of the world."""
+    return world.site(tmp_path / "site")

@@ -1,0 +1,26 @@
+"""docs/faults.md names a test for every fault, and every test of this folder stands there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+DOCUMENT = FOLDER.parents[1] / "docs" / "faults.md"
+
+
+def defined() -> set[str]:
+    return {
+        node.name
+        for path in FOLDER.glob("test_faults_*.py")
+        if path != Path(__file__)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+
+
+def test_the_document_and_the_tests_name_each_other() -> None:
+    named = set(re.findall(r"`(test_\w+)`", DOCUMENT.read_text(encoding="utf-8")))
+    assert named - defined() == set(), "the document names tests that do not exist"
+    assert defined() - named == set(), "these tests are missing in docs/faults.md"

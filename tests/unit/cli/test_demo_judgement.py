@@ -1,0 +1,168 @@
+"""The demo's judgement: a lost, a torn, a late and an invented order are each found, and every problem is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from drservice.cli.demoreport import BackupFacts, Facts, document, problems_of, report
+from drservice.cli.oracle import Exposure, Moment, Order, compare, exposure, picture
+from drservice.model.wal import Lsn
+
+T0 = datetime(2026, 11, 23, 2, 9, 0, tzinfo=UTC)
+TARGET = T0 + timedelta(seconds=10)
+
+
+def at(seconds: float) -> datetime:
+    return T0 + timedelta(seconds=seconds)
+
+
+def order(number: str, begun: float, acknowledged: float | None, *, lines: int = 3, flushed: int = 100) -> Order:
+    return Order(
+        number=number,
+        lines=lines,
+        begun=at(begun),
+        acknowledged=at(acknowledged) if acknowledged is not None else None,
+        flushed=Lsn(flushed) if acknowledged is not None else None,
+    )
+
+
+ORDERS = (
+    order("before", 1, 2),
+    order("just before", 9, 10),
+    order("in flight", 9.9, 10.1),
+    order("unanswered", 9.5, None),
+    order("after", 10.1, 10.2),
+)
+
+
+def test_a_true_recovery_has_nothing_lost_and_nothing_unwanted() -> None:
+    for found in ({"before": 3, "just before": 3}, {"before": 3, "just before": 3, "in flight": 3, "unanswered": 3}):
+        seen = compare(ORDERS, found, TARGET)
+        assert (seen.lost, seen.unwanted) == ((), ())
+        assert (seen.acknowledged, seen.recovered, seen.after_target, seen.in_flight) == (2, 2, 1, 2)
+
+
+def test_a_lost_order_is_found() -> None:
+    seen = compare(ORDERS, {"before": 3}, TARGET)
+    assert seen.lost == ("just before",)
+    assert seen.recovered == 1
+
+
+def test_an_order_without_all_of_its_lines_counts_as_lost() -> None:
+    assert compare(ORDERS, {"before": 2, "just before": 3}, TARGET).lost == ("before",)
+    assert compare(ORDERS, {"before": 3, "just before": 3, "in flight": 1}, TARGET).unwanted == ("in flight",)
+
+
+def test_an_order_of_after_the_target_and_an_invented_one_are_unwanted() -> None:
+    seen = compare(ORDERS, {"before": 3, "just before": 3, "after": 3, "phantom": 3}, TARGET)
+    assert seen.lost == ()
+    assert seen.unwanted == ("after", "phantom")
+
+
+def test_work_at_risk_is_counted_from_the_newest_order_that_is_safe() -> None:
+    orders = [order("a", 0, 1, flushed=10), order("b", 2, 3, flushed=20), order("c", 4, 5, flushed=30)]
+    assert exposure(orders, durable=Lsn(30), at=at(9)) == Exposure(at=at(9), orders=0, seconds=0.0)
+    assert exposure(orders, durable=Lsn(20), at=at(9)) == Exposure(at=at(9), orders=1, seconds=6.0)
+    assert exposure(orders, durable=Lsn(0), at=at(9)) == Exposure(at=at(9), orders=3, seconds=8.0)
+    assert exposure(orders, durable=Lsn(20), at=at(4)).orders == 0, "not acknowledged by then"
+
+
+def test_an_order_of_unknown_position_is_never_called_safe() -> None:
+    unknown = dataclasses.replace(order("a", 0, 1), flushed=None)
+    assert exposure([unknown], durable=Lsn(1 << 60), at=at(2)).orders == 1
+
+
+def facts() -> Facts:
+    backup = BackupFacts(
+        snapshot="S", started_at=at(0), stopped_at=at(1), source_bytes=50, read_bytes=50, stored_bytes=9, seconds=1.0
+    )
+    found = {"before": 3, "just before": 3}
+    return Facts(
+        backups=(backup, dataclasses.replace(backup, stored_bytes=1)),
+        exposures=(Exposure(at=at(5), orders=2, seconds=1.5), Exposure(at=at(6), orders=0, seconds=0.0)),
+        orders=ORDERS,
+        found=frozenset(found),
+        comparison=compare(ORDERS, found, TARGET),
+        history_rows=100,
+        history_is_the_same=True,
+        mistake_is_real=True,
+        host_cannot_read=True,
+        target=TARGET,
+        dropped_at=at(11),
+        decided_at=at(12),
+        used_snapshot="S",
+        used_from=at(0),
+        reached=at(9.99),
+        probes=17,
+        phases={"wal": 1.0, "check": 1.0},
+        rto_seconds=2.0,
+        rpo_promised_seconds=30.0,
+        rto_promised_seconds=120.0,
+        repository_bytes=10,
+        environment="E",
+        dsn="host=/x",
+    )
+
+
+def test_a_good_run_passes_and_reports_the_worst_look() -> None:
+    seen = facts()
+    assert problems_of(seen) == ()
+    answer = document(seen, (), seconds=3.0, kept=None)
+    assert (answer["state"], answer["rpo_seconds"], answer["commits_lost"]) == ("passed", 1.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"comparison": compare(ORDERS, {"before": 3}, TARGET)}, "1 acknowledged orders are lost: just before"),
+        ({"comparison": compare(ORDERS, {"before": 3, "just before": 3, "x": 0}, TARGET)}, "must not be: x"),
+        ({"comparison": compare((), {}, TARGET)}, "proves nothing"),
+        ({"comparison": compare(ORDERS[:2], {"before": 3, "just before": 3}, TARGET)}, "proves nothing"),
+        ({"history_is_the_same": False}, "from the beginning"),
+        ({"mistake_is_real": False}, "still has the table"),
+        ({"host_cannot_read": False}, "can read what it wrote"),
+        ({"reached": None}, "last transaction"),
+        ({"reached": at(10.5)}, "last transaction"),
+        ({"backups": (facts().backups[0], facts().backups[0])}, "re-used nothing"),
+    ],
+)
+def test_each_problem_fails_the_run(change: dict[str, object], words: str) -> None:
+    seen = dataclasses.replace(facts(), **change)  # type: ignore[arg-type]  # the cases name their fields
+    problems = problems_of(seen)
+    assert len(problems) == 1
+    assert words in problems[0]
+    assert document(seen, problems, seconds=3.0, kept=None)["state"] == "failed"
+    told = [
+        "".join(p if isinstance(p, str) else p.text for p in line)
+        for line in report(seen, problems, blocks=True, seconds=3)
+    ]
+    assert any(words in line for line in told)
+    assert told[-1].startswith("FAILED")
+
+
+@pytest.mark.parametrize("change", [{"rto_promised_seconds": 1.9}, {"rpo_promised_seconds": 1.4}])
+def test_a_promise_that_is_not_kept_is_a_breach(change: dict[str, float]) -> None:
+    seen = dataclasses.replace(facts(), **change)  # type: ignore[arg-type]  # the cases name their fields
+    assert seen.breached()
+    assert document(seen, (), seconds=3.0, kept=None)["state"] == "breached"
+
+
+def test_the_picture_shows_where_the_recovered_orders_end() -> None:
+    entered = [at(second) for second in range(20)]
+    rows = picture(
+        moments=[Moment(mark="T", at=at(9), text="target")],
+        entered=entered,
+        recovered=entered[:10],
+        used=(at(2), at(9)),
+        width=20,
+        blocks=False,
+    )
+    assert rows == [
+        "orders entered    ####################",
+        "snapshot and WAL    =======|",
+        "orders recovered  ##########",
+        "                           T",
+    ]

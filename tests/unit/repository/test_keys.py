@@ -1,0 +1,157 @@
+"""Data keys: any wrapping that opens counts; without an identity nothing can be read."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pyrage
+import pytest
+
+from drservice.errors import (
+    ConfigurationError,
+    DrError,
+    FormatError,
+    KeyProblemError,
+    MissingObjectError,
+    NoIdentityError,
+    UnknownSignerError,
+    WrongIdentityError,
+)
+from drservice.model.ids import ServiceName
+from drservice.repository.envelope import HostKey, write_envelope
+from drservice.repository.keys import DataKey, Identities, make_data_key, make_identity, wrap
+from tests.doubles.repositories import Site, flipped, new_host
+
+ERP = ServiceName("erp")
+
+
+@pytest.fixture
+def key(site: Site) -> DataKey:
+    return make_data_key(site.clock.now())
+
+
+def publish(site: Site, key: DataKey, *recipients: str) -> str:
+    before = set(site.keys("keys/"))
+    site.repository().keyring.publish(
+        key, service=ERP, recipients=recipients or (site.recipient,), signer=site.host, now=site.clock.now()
+    )
+    [made] = set(site.keys("keys/")) - before
+    return made
+
+
+def plant(site: Site, key: DataKey, body: bytes, number: int, *, signer: HostKey | None = None, **fields: str) -> str:
+    """Store a wrapping with another content, as a trusted host or a given one could."""
+    place = f"keys/erp/{key.id}/{number:026d}.age"
+    pieces = write_envelope(
+        signer=signer or site.host,
+        repository=site.repository().id,
+        key=place,
+        kind="key",
+        fields={"key_id": key.id, "service": "erp", "recipients": [], **fields},
+        body=[body],
+        now=site.clock.now(),
+    )
+    site.store.create(place, pieces)
+    return place
+
+
+def test_a_published_key_opens_with_the_identity_and_only_with_it(site: Site, key: DataKey, tmp_path: Path) -> None:
+    publish(site, key)
+    assert site.repository().keyring.secret(key.id, service=ERP) == key.secret
+    with pytest.raises(NoIdentityError, match=str(key.id)):
+        site.repository(identities=Identities()).keyring.secret(key.id, service=ERP)
+    (tmp_path / "other").write_text(make_identity()[0])
+    other = Identities.load([f"file:{tmp_path / 'other'}"])
+    with pytest.raises(WrongIdentityError, match="none of the 1 identities"):
+        site.repository(identities=other).keyring.secret(key.id, service=ERP)
+
+
+def test_a_key_without_any_wrapping_is_missing_by_name(site: Site, key: DataKey) -> None:
+    assert not site.repository().keyring.exists(key.id, service=ERP)
+    with pytest.raises(MissingObjectError, match=str(key.id)):
+        site.repository().keyring.secret(key.id, service=ERP)
+
+
+def test_of_two_wrappings_any_that_opens_counts(site: Site, key: DataKey) -> None:
+    stranger = make_identity()[1]
+    publish(site, key, stranger)
+    with pytest.raises(WrongIdentityError):
+        site.repository().keyring.secret(key.id, service=ERP)
+    publish(site, key)
+    assert site.repository().keyring.secret(key.id, service=ERP) == key.secret
+
+
+def test_two_recipients_can_each_open_a_key(site: Site, key: DataKey, tmp_path: Path) -> None:
+    secret, escrow = make_identity()
+    publish(site, key, site.recipient, escrow)
+    (tmp_path / "escrow").write_text(f"# created by hand\n\n{secret}\n")
+    assert site.repository().keyring.secret(key.id, service=ERP) == key.secret
+    reader = site.repository(identities=Identities.load([f"file:{tmp_path / 'escrow'}"]))
+    assert reader.keyring.secret(key.id, service=ERP) == key.secret
+
+
+@pytest.mark.parametrize("spoil", ["flipped", "cut", "stranger", "not a key", "another key"])
+def test_a_wrapping_that_is_damaged_or_planted_does_not_hide_a_good_one(site: Site, key: DataKey, spoil: str) -> None:
+    good = wrap(key.secret, [site.recipient])
+    if spoil == "flipped":
+        site.replace(plant(site, key, good, 0), flipped(-1))
+    elif spoil == "cut":
+        site.replace(plant(site, key, good, 0), lambda data: data[:-1])
+    elif spoil == "stranger":
+        plant(site, key, good, 0, signer=new_host("stranger"))
+    elif spoil == "not a key":
+        plant(site, key, wrap(b"short", [site.recipient]), 0)
+    else:
+        plant(site, key, wrap(bytes(32), [site.recipient]), 0, key_id="01ARZ3NDEKTSV4RRFFQ69G5FAV")
+    with pytest.raises(DrError):
+        site.repository().keyring.secret(key.id, service=ERP)
+    plant(site, key, good, 1)
+    assert site.repository().keyring.secret(key.id, service=ERP) == key.secret
+
+
+def test_the_first_problem_is_told_if_nothing_opens(site: Site, key: DataKey) -> None:
+    site.replace(publish(site, key), flipped(20))
+    with pytest.raises((FormatError, UnknownSignerError, KeyProblemError)):
+        site.repository().keyring.secret(key.id, service=ERP)
+
+
+def test_a_key_travels_in_an_object_of_its_own(site: Site, key: DataKey) -> None:
+    keyring = site.repository().keyring
+    encoded = base64.b64encode(wrap(key.secret, [site.recipient])).decode()
+    assert keyring.unwrap_inline(encoded, "it") == key.secret
+    with pytest.raises(FormatError, match="unreadable wrapped key"):
+        keyring.unwrap_inline("not base64!", "it")
+
+
+def test_keys_are_never_wrapped_for_nobody(site: Site, key: DataKey) -> None:
+    with pytest.raises(ConfigurationError, match="no recipients"):
+        wrap(key.secret, [])
+    with pytest.raises(ConfigurationError, match="no age recipient"):
+        wrap(key.secret, ["age1nonsense"])
+    assert site.keys("keys/") == []
+
+
+def test_an_identity_file_with_anything_else_in_it_is_refused(tmp_path: Path) -> None:
+    for content in ("", "# only a comment\n", "AGE-SECRET-KEY-1NONSENSE"):
+        (tmp_path / "identity").write_text(content)
+        with pytest.raises(KeyProblemError, match="age identity"):
+            Identities.load([f"file:{tmp_path / 'identity'}"])
+
+
+def test_a_wrapping_is_an_ordinary_age_file(site: Site, key: DataKey) -> None:
+    identity = pyrage.x25519.Identity.from_str(site.secret_identity)
+    assert pyrage.decrypt(wrap(key.secret, [site.recipient]), [identity]) == key.secret
+
+
+def test_a_host_without_an_identity_writes_and_cannot_read_what_it_wrote(site: Site) -> None:
+    site.write({"f": b"content"})
+    record = site.capture()
+    blind = site.repository(identities=Identities())
+    with pytest.raises(NoIdentityError):
+        blind.reader(site.scope, record.id)
+    assert len(blind.snapshots(site.scope).records) == 1
+
+
+def test_a_key_id_is_never_shown_with_its_secret(key: DataKey) -> None:
+    assert key.secret.hex() not in repr(key)
