@@ -343,11 +343,8 @@ class Stage:
     ) -> Facts:
         mark = time.monotonic()
         environment = restored.environment
-        open_sandbox(environment.path).require_own_socket()
         dsn = environment.dsn.replace("dbname=postgres", f"dbname={DATABASE}")
-        with connect(dsn, application_name="drservice demo") as session:
-            found = orders_in(session)
-            same = digest_of(session) == digest
+        found, same = _ask(restored, dsn, digest)
         checked = time.monotonic()
         assert self.people is not None
         orders = self.people.orders()
@@ -391,6 +388,13 @@ class Stage:
         for text in restored.reached.evidence:
             self.story.aside(f"- {text}")
         return facts
+
+
+def _ask(restored: RestoreResult, dsn: str, digest: Digest) -> tuple[dict[str, int], bool]:
+    """Ask the recovered database for its orders, and whether the rows from before the demo are as they were."""
+    open_sandbox(restored.environment.path).require_own_socket()
+    with connect(dsn, application_name="drservice demo") as session:
+        return orders_in(session), digest_of(session) == digest
 
 
 def _backup_facts(result: BackupResult) -> BackupFacts:

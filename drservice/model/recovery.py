@@ -232,7 +232,7 @@ def choose_plan(
     needed = _needed_position(target, located)
     considered: list[Considered] = []
     gaps: list[WalGap] = []
-    candidates = sorted(snapshots, key=lambda s: (s.postgres.stop_lsn, s.stopped_at), reverse=True)
+    candidates = sorted(snapshots, key=lambda s: _newness(s, target, inventory), reverse=True)
     for wish in (SnapshotState.COMPLETE, SnapshotState.DEGRADED):
         for snapshot in (item for item in candidates if item.state is wish):
             verdict = _try_snapshot(snapshot, target, needed, inventory)
@@ -250,6 +250,18 @@ def choose_plan(
             if gap is not None:
                 gaps.append(gap)
     raise _refusal(target, candidates, inventory, considered, gaps)
+
+
+def _newness(snapshot: SnapshotRecord, target: Target, inventory: WalInventory) -> tuple[int, float, int]:
+    """Order snapshots by how near they come to a target.
+
+    Positions of different timelines do not compare: a branch that was left (recovery went back and promoted) may hold
+    higher ones than the present history. So the latest position is looked for on the highest timeline, and an
+    instant from the snapshot that ended last before it.
+    """
+    timeline = timeline_for(snapshot, inventory, target) if target.kind is TargetKind.LATEST else 0
+    ended = snapshot.stopped_at.timestamp() if target.kind is TargetKind.TIME else 0.0
+    return (0 if isinstance(timeline, str) else timeline, ended, snapshot.postgres.stop_lsn.value)
 
 
 def _needed_position(target: Target, located: Lsn | None) -> Lsn | None:

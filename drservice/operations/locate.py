@@ -18,6 +18,7 @@ from drservice.clock import Clock, to_iso
 from drservice.components.postgres.recovery import ReplayTarget
 from drservice.components.postgres.server import find_programs
 from drservice.components.postgres.waldump import (
+    Checkpoint,
     Dump,
     EndKind,
     Event,
@@ -42,7 +43,7 @@ from drservice.model.recovery import (
     reachable_windows,
 )
 from drservice.model.snapshot import SnapshotRecord
-from drservice.model.wal import Lsn, WalFileName, segment_name
+from drservice.model.wal import Lsn, WalFileName, segment_name, segments_between
 from drservice.operations.progress import Progress
 from drservice.processes import Finished
 from drservice.repository.walarchive import WalArchive
@@ -143,7 +144,8 @@ def resolve(
     """
     match target.kind:
         case TargetKind.TIME:
-            return _resolve_time(target, choose_plan(target, records, inventory), records, inventory, scanner)
+            plan = _plan_by_server_clock(target, records, inventory, scanner)
+            return _resolve_time(target, plan, records, inventory, scanner)
         case TargetKind.LSN:
             plan = choose_plan(target, records, inventory)
             assert target.lsn is not None
@@ -171,6 +173,36 @@ def plan_segments(plan: RecoveryPlan, inventory: WalInventory) -> list[str]:
         assert timeline is not None, "measure_reach follows only what is there"
         names.append(segment_name(timeline, number, size))
     return names
+
+
+def _plan_by_server_clock(
+    target: Target, records: Sequence[SnapshotRecord], inventory: WalInventory, scanner: WalScanner
+) -> RecoveryPlan:
+    """Choose a plan whose snapshot began before the target by the server's own clock.
+
+    A snapshot is dated by the host that took it, commits by the server. Where the host's clock was behind, a snapshot
+    may hold commits from after the target, and nothing in the WAL behind it would tell. The checkpoint that every
+    backup begins with carries the server's time.
+    """
+    assert target.time is not None
+    usable = list(records)
+    while True:
+        plan = choose_plan(target, usable, inventory)
+        began = _began(plan, inventory, scanner)
+        if began is None or began <= target.time:
+            return plan
+        usable.remove(plan.snapshot)
+
+
+def _began(plan: RecoveryPlan, inventory: WalInventory, scanner: WalScanner) -> datetime | None:
+    """Return the time of the checkpoint a snapshot began with; ``None`` where the WAL does not tell."""
+    facts = plan.snapshot.postgres
+    count = len(segments_between(facts.start_lsn, facts.stop_lsn, inventory.segment_bytes))
+    for name in plan_segments(plan, inventory)[:count]:
+        for event in scanner.dump(name).events:
+            if isinstance(event, Checkpoint) and event.redo == facts.start_lsn:
+                return event.at
+    return None
 
 
 def _resolve_time(

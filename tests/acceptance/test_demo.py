@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -184,23 +184,13 @@ def test_a_program_that_postgres_cannot_run_is_told_at_once(tmp_path: Path) -> N
     assert_nothing_left(folder_in(done.stderr))
 
 
-def damage_packs(folder: Path) -> None:
-    shutil.rmtree(folder / "repository" / "s" / "erp" / "database" / "packs")
-
-
-def damage_wal(folder: Path) -> None:
-    for segment in (folder / "repository" / "s" / "erp" / "database" / "wal").glob("*/*/*"):
-        segment.write_bytes(segment.read_bytes()[:-1])
-
-
-@pytest.mark.parametrize(("damage", "status"), [(damage_packs, 5), (damage_wal, 5)])
-def test_a_damaged_repository_fails_the_demo(damage: Callable[[Path], None], status: int) -> None:
+def test_a_damaged_repository_fails_the_demo() -> None:
     process = start_demo()
     told: list[str] = []
     read_until(process.stdout, "5. The recovery", told)
     folder = folder_in("".join(told))
-    damage(folder)
+    shutil.rmtree(folder / "repository" / "s" / "erp" / "database" / "packs")
     stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == status, stdout + stderr
+    assert process.returncode == 5, stdout + stderr
     assert "PASSED" not in stdout
     assert_nothing_left(folder)

@@ -16,8 +16,8 @@ from tests.faults.triggers import TriggerStore
 from tests.faults.world import LATEST, Site, World, empty
 
 
-def faulty(site: Site, at: int, when: When) -> TriggerStore:
-    error = StoreFullError if at % 2 else StoreUnreachableError
+def faulty(site: Site, at: int, when: When, *, error: type[DrError] = StoreUnreachableError) -> TriggerStore:
+    """A store whose call number ``at`` fails."""
 
     def fail(key: str) -> NoReturn:
         raise error(f"injected at call {at} for {key}")
@@ -30,7 +30,7 @@ def every_backup(site: Site, when: When, *, step: int) -> int:
     failed = 0
     for at in itertools.count(1, step):
         before = len(site.snapshots())
-        store = faulty(site, at, when)
+        store = faulty(site, at, when, error=StoreFullError if at % 2 else StoreUnreachableError)
         try:
             site.backup(store)
         except DrError:

@@ -14,7 +14,6 @@ import json
 import os
 import sys
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ sys.path.insert(0, str(ROOT))
 
 from drservice.model.ids import ComponentName, KeyId, RepositoryId, ServiceName, SystemId  # noqa: E402 - after the path
 from drservice.model.wal import WalFileName  # noqa: E402
-from drservice.objectstore.directory import DirectoryStore  # noqa: E402
 from drservice.objectstore.memory import MemoryStore  # noqa: E402
 from drservice.repository.changes import ChangeRule  # noqa: E402
 from drservice.repository.chunktable import TableBuilder  # noqa: E402

@@ -81,14 +81,11 @@ def capture_basebackup(
         UnsupportedClusterError: extra tablespaces.
         PostgresError, PostgresUnreachableError: the server refused or was not reached.
     """
-    major = identity.server_version // 10000
-    program = find_programs(major, program="pg_basebackup").path("pg_basebackup")
-    argv = _argv(program, dsn, checkpoint)
     started_at = clock.now()
-    process = processes.start(argv, environment=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    messages: list[bytes] = []
+    process = _start(identity.server_version // 10000, dsn, checkpoint)
     assert process.stdout is not None
     assert process.stderr is not None
+    messages: list[bytes] = []
     listener = threading.Thread(target=messages.extend, args=(process.stderr,), daemon=True)
     listener.start()
     pipe = WatchedPipe(
@@ -100,9 +97,7 @@ def capture_basebackup(
                 found = _take(TarStream(pipe), writer, progress)
         except CaptureError as error:
             if pipe.fell_silent:
-                raise WalTimeoutError(
-                    f"the server was silent for {silence_seconds:g} s: it waits for this backup's WAL to be archived"
-                ) from error
+                raise _silence(silence_seconds) from error
             # The program's own message says more than "the stream ended early".
             process.stdout.close()
             process.wait(60)
@@ -117,16 +112,25 @@ def capture_basebackup(
         process.stdout.close()
         listener.join(10)
         process.stderr.close()
-    text = b"".join(messages).decode("utf-8", "replace")
+    bad = _bad_pages(b"".join(messages).decode("utf-8", "replace"), status)
+    return _conclude(found, writer, identity, started_at=started_at, clock=clock, bad_pages=bad)
+
+
+def _silence(seconds: float) -> WalTimeoutError:
+    return WalTimeoutError(f"the server was silent for {seconds:g} s: it waits for this backup's WAL to be archived")
+
+
+def _bad_pages(text: str, status: int) -> list[tuple[bytes, int]]:
+    """Return the damaged pages the server named; they alone excuse a status that is not 0."""
     bad_pages = [(match[1].encode(), int(match[2])) for match in _BAD_PAGE.finditer(text)]
     if status != 0 and not (bad_pages and "checksum error occurred" in text):
         raise _failure(text, None)
-    return _conclude(found, writer, identity, started_at=started_at, clock=clock, bad_pages=bad_pages)
+    return bad_pages
 
 
-def _argv(program: Path, dsn: str, checkpoint: CheckpointSpeed) -> list[str | Path]:
-    return [
-        program,
+def _start(major: int, dsn: str, checkpoint: CheckpointSpeed) -> subprocess.Popen[bytes]:
+    argv: list[str | Path] = [
+        find_programs(major, program="pg_basebackup").path("pg_basebackup"),
         f"--dbname={dsn}",
         "--pgdata=-",
         "--format=tar",
@@ -137,6 +141,7 @@ def _argv(program: Path, dsn: str, checkpoint: CheckpointSpeed) -> list[str | Pa
         "--no-password",
         "--verbose",
     ]
+    return processes.start(argv, environment=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def _take(stream: TarStream, writer: SnapshotWriter, progress: ByteProgress) -> _Found:

@@ -231,6 +231,38 @@ def test_t32_nothing_is_reported_before_consistency(make: Callable[..., TempEsta
         assert estate.environments() == []
 
 
+class SlowClock(SystemClock):
+    """The clock of a backup host that is an hour behind the server's."""
+
+    def now(self) -> datetime:
+        return super().now() - timedelta(hours=1)
+
+
+def test_t29_a_snapshot_dated_by_a_clock_that_is_behind_is_not_taken_for_an_earlier_one(
+    make: Callable[..., TempEstate],
+) -> None:
+    estate = make()
+    cluster = estate.cluster
+    cluster.start()
+    cluster.sql("create table t as select 1 as i")
+    with Pusher(estate) as pusher, estate.plane() as plane:
+        honest = estate.backup(plane).record
+        processes.run(["sleep", "1.1"])  # checkpoints carry whole seconds
+        instant = cluster.value("select clock_timestamp()")
+        cluster.sql("insert into t values (2)")
+        processes.run(["sleep", "1.1"])
+        context = BackupContext(
+            repository=plane.repository, state_dir=estate.state, clock=SlowClock(), progress=SilentProgress()
+        )
+        misdated = run_backup(context, *estate.parts()).record
+        assert misdated.stopped_at < instant, "nothing was misdated, so this proves nothing"
+        finish_wal(cluster, pusher)
+        target = Target(kind=TargetKind.TIME, time=instant)
+        planned = plan_restore(estate.restore_context(plane), estate.request(target))
+        assert planned.resolved.plan.snapshot.id == honest.id
+        assert rows(estate, target, plane, "select i from t") == [(1,)]
+
+
 # --- files that change while they are read ----------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from drservice.objectstore.directory import DirectoryStore
 from drservice.repository import placing
 from drservice.repository.chunktable import ChunkRow
 from drservice.repository.placing import write_error
+from tests.doubles import formatwriter
 from tests.doubles.formatwriter import Signer, Writer
 from tests.doubles.repositories import CHUNK, Site, content_of, noise
 from tests.doubles.stores import MissingStore, RecordingStore, bit_flipping_store, truncating_store
@@ -120,6 +121,16 @@ def test_a_record_that_lies_about_its_length_is_refused_by_name(hostile: Hostile
     packs, table = hostile.writer.chunk_table(b"x" * 100, 8192, lengths=[99])
     with pytest.raises(FormatError):
         hostile.restore({**entry, "k": packs, "c": table, "z": 99})
+
+
+def test_a_record_that_is_not_the_chunk_its_id_says_is_refused(
+    hostile: Hostile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(formatwriter, "chunk_id", lambda _plain: b"?" * 32)
+        entry = hostile.writer.file(b"a", b"x" * 100)
+    with pytest.raises(DamagedObjectError, match="is not the chunk it should be"):
+        hostile.restore(entry)
 
 
 def test_special_mode_bits_are_dropped(hostile: Hostile) -> None:
