@@ -6,6 +6,7 @@ The folder appears under its name in one rename, with ``environment.json`` insid
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -32,6 +33,7 @@ KIND = "sandbox"
 _FORMAT = 1
 _CONFIGURATION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 _LONGEST_SOCKET_PATH = 107
+_REMOVALS = 5
 """sun_path holds 108 bytes with the final zero (unix(7))."""
 _SOCKET_NAME = ".s.PGSQL.5432"
 _ETC_EXTRAS = ("alternatives", "ld.so.cache")
@@ -318,4 +320,18 @@ def _remove_tree(path: Path) -> None:
                 child = Path(folder, name)
                 if not child.is_symlink():
                     child.chmod(0o700)
-    shutil.rmtree(path)
+    _remove_again_and_again(path)
+
+
+def _remove_again_and_again(path: Path) -> None:
+    """Remove a folder that a keeper may still add a last note to after it was read."""
+    for attempt in range(_REMOVALS):
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            return  # another destroyer was faster
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY or attempt + 1 == _REMOVALS:
+                raise
+        else:
+            return

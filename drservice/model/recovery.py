@@ -137,9 +137,9 @@ class RecoveryPlan:
 
 
 def timeline_for(snapshot: SnapshotRecord, inventory: WalInventory, target: Target) -> Timeline | str:
-    """Return the timeline a recovery ends on, or the reason why there is none.
+    """Return the timeline that leads furthest from a snapshot (or the one the target names), or why there is none.
 
-    ``latest`` is the highest timeline whose history passes through the snapshot's timeline at or after its end.
+    It is the highest whose history passes through the snapshot's own timeline at or after its end.
     """
     own = snapshot.postgres.timeline
     if target.kind is TargetKind.SNAPSHOT:
@@ -153,6 +153,32 @@ def timeline_for(snapshot: SnapshotRecord, inventory: WalInventory, target: Targ
             if span.timeline == own and ends_later:
                 return timeline
     return f"timeline {target.timeline} does not descend from its timeline {own}"
+
+
+def present_timeline(snapshots: Iterable[SnapshotRecord], inventory: WalInventory) -> Timeline:
+    """Return the timeline of the present history: the highest that anything is archived of."""
+    own = {item.postgres.timeline for item in snapshots if item.postgres.system_id == inventory.system_id}
+    return max(inventory.timelines() | own, default=Timeline(1))
+
+
+def planned_timeline(
+    snapshot: SnapshotRecord, inventory: WalInventory, target: Target, present: Timeline
+) -> Timeline | str:
+    """Return the timeline a recovery ends on, or the reason why it cannot start from this snapshot.
+
+    Without a named timeline only the present history is meant, as with PostgreSQL's ``latest``: a branch that was left
+    when recovery went back and promoted is never taken silently.
+    """
+    timeline = timeline_for(snapshot, inventory, target)
+    if isinstance(timeline, str) or target.timeline is not None or target.kind is TargetKind.SNAPSHOT:
+        return timeline
+    if timeline == present:
+        return timeline
+    if present != snapshot.postgres.timeline and present not in inventory.histories:
+        why = f"the history file of timeline {present} is not archived, so how it descends is not known"
+    else:
+        why = f"the present history (timeline {present}) left timeline {snapshot.postgres.timeline} before its end"
+    return f"{why}; --timeline {timeline} reaches the end of that branch"
 
 
 def measure_reach(snapshot: SnapshotRecord, inventory: WalInventory, timeline: Timeline) -> Reach:
@@ -232,10 +258,12 @@ def choose_plan(
     needed = _needed_position(target, located)
     considered: list[Considered] = []
     gaps: list[WalGap] = []
-    candidates = sorted(snapshots, key=lambda s: _newness(s, target, inventory), reverse=True)
+    known = list(snapshots)
+    present = present_timeline(known, inventory)
+    candidates = sorted(known, key=lambda s: _newness(s, target), reverse=True)
     for wish in (SnapshotState.COMPLETE, SnapshotState.DEGRADED):
         for snapshot in (item for item in candidates if item.state is wish):
-            verdict = _try_snapshot(snapshot, target, needed, inventory)
+            verdict = _try_snapshot(snapshot, target, needed, inventory, present)
             if isinstance(verdict, RecoveryPlan):
                 return RecoveryPlan(
                     snapshot=snapshot,
@@ -252,16 +280,10 @@ def choose_plan(
     raise _refusal(target, candidates, inventory, considered, gaps)
 
 
-def _newness(snapshot: SnapshotRecord, target: Target, inventory: WalInventory) -> tuple[int, float, int]:
-    """Order snapshots by how near they come to a target.
-
-    Positions of different timelines do not compare: a branch that was left (recovery went back and promoted) may hold
-    higher ones than the present history. So the latest position is looked for on the highest timeline, and an
-    instant from the snapshot that ended last before it.
-    """
-    timeline = timeline_for(snapshot, inventory, target) if target.kind is TargetKind.LATEST else 0
+def _newness(snapshot: SnapshotRecord, target: Target) -> tuple[float, int]:
+    """Order snapshots by how near they come to a target: an instant from the one that ended last before it."""
     ended = snapshot.stopped_at.timestamp() if target.kind is TargetKind.TIME else 0.0
-    return (0 if isinstance(timeline, str) else timeline, ended, snapshot.postgres.stop_lsn.value)
+    return (ended, snapshot.postgres.stop_lsn.value)
 
 
 def _needed_position(target: Target, located: Lsn | None) -> Lsn | None:
@@ -275,12 +297,12 @@ def _needed_position(target: Target, located: Lsn | None) -> Lsn | None:
 
 
 def _try_snapshot(
-    snapshot: SnapshotRecord, target: Target, needed: Lsn | None, inventory: WalInventory
+    snapshot: SnapshotRecord, target: Target, needed: Lsn | None, inventory: WalInventory, present: Timeline
 ) -> RecoveryPlan | tuple[str, WalGap | None]:
     unfit = _unfit(snapshot, target, needed, inventory)
     if unfit is not None:
         return unfit, None
-    timeline = timeline_for(snapshot, inventory, target)
+    timeline = planned_timeline(snapshot, inventory, target, present)
     if isinstance(timeline, str):
         return timeline, None
     reach = measure_reach(snapshot, inventory, timeline)

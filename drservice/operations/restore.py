@@ -149,7 +149,8 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
     unreadable = tuple(f"{key}: {error.message}" for key, error in listing.unreadable.items())
     for text in unreadable:
         context.progress.note(f"WARNING: a snapshot cannot be read and is left out: {text}")
-    records = tuple(record for record in listing.records if record.id not in request.without)
+    known = (*listing.records, *(listing.void if request.target.kind is TargetKind.SNAPSHOT else ()))
+    records = tuple(record for record in known if record.id not in request.without)
     newest = _lineage_of(request.target, records, unreadable)
     if newest is None:
         broken = f"; {len(unreadable)} cannot be read ({unreadable[0]})" if unreadable else ""

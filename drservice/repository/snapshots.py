@@ -38,6 +38,10 @@ _LENGTH = struct.Struct(">I")
 _DECIMAL = re.compile("[1-9][0-9]{0,19}")
 _PACK_NAME = re.compile("[0-9a-f]{64}")
 VOID_AFTER = timedelta(hours=12)
+_VOID = (
+    "is void: it was stored more than 12 hours after its packs were checked (or copied here without its time);"
+    " it can be restored by name"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,9 @@ class SnapshotListing:
 
     records: tuple[SnapshotRecord, ...]
     unreadable: Mapping[str, DrError]
+    void: tuple[SnapshotRecord, ...] = ()
+    """Readable, but committed too long after their packs were checked (or copied here without their times): counted as
+    unreadable, and restored only if asked for by name, because every pack is checked on the way."""
 
 
 def encode_header(record: SnapshotRecord, previous_sha256: str | None) -> dict[str, Json]:
@@ -244,21 +251,26 @@ def list_snapshots(store: ObjectStore, *, trust: Trust, scope: Scope) -> Snapsho
         ObjectStoreError: the listing is not complete, or the store did not answer for one of them.
     """
     records: list[SnapshotRecord] = []
+    void: list[SnapshotRecord] = []
     unreadable: dict[str, DrError] = {}
     for info in store.list(layout.snapshot_prefix(scope.service, scope.component)):
         if not is_ulid(info.key.rsplit("/", 1)[-1]):
             continue  # foreign objects beside ours are not ours to judge
         try:
             record = decode_header(_read_head(store, info.key, info.stored_bytes, trust=trust, scope=scope))
-            if info.modified_at - record.checked_at > VOID_AFTER:
-                raise FormatError(f"{info.key} was committed more than 12 hours after its packs were checked: void")
         except StoreUnreachableError:
             raise  # no answer says nothing about the snapshot: the list would not be complete
         except DrError as error:
             unreadable[info.key] = error
         else:
-            records.append(record)
-    return SnapshotListing(records=tuple(sorted(records, key=lambda r: (r.stopped_at, r.id))), unreadable=unreadable)
+            if info.modified_at - record.checked_at > VOID_AFTER:
+                unreadable[info.key] = FormatError(f"{info.key} {_VOID}", hint=f"Try --snapshot {record.id}.")
+                void.append(record)
+            else:
+                records.append(record)
+    return SnapshotListing(
+        records=tuple(sorted(records, key=lambda r: (r.stopped_at, r.id))), unreadable=unreadable, void=tuple(void)
+    )
 
 
 def _read_head(store: ObjectStore, key: str, stored_bytes: int, *, trust: Trust, scope: Scope) -> Envelope:

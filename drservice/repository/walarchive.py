@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -208,26 +208,46 @@ class WalArchive:
         raise problem or SegmentAbsentError(f"{name.name} is not in the archive")
 
     def facts(self, archived: ArchivedFile) -> WalFacts:
-        """Return the signed header of a file that a listing showed (no identity needed).
+        """Return the signed header of a file that a listing showed (no identity needed), a repaired copy's if need be.
 
         Raises:
-            FormatError, DamagedObjectError, KeyProblemError, ObjectStoreError.
+            FormatError, DamagedObjectError, KeyProblemError, ObjectStoreError: no copy has a good one.
         """
-        head = self._store.read(archived.key, length=min(archived.stored_bytes, HEAD_READ_BYTES))
-        extent = header_extent(head, archived.key)
-        if extent > len(head):
-            head = self._store.read(archived.key, length=extent)
-        envelope = read_envelope(
-            head, trust=self._trust, repository=self._scope.repository, key=archived.key, kind="wal"
-        )
-        return _facts(envelope)
+        return self._first_good(archived, lambda key: self._head_facts(key, archived))
 
     def check(self, archived: ArchivedFile) -> WalFacts:
-        """Read a file as a whole and check signature and hashes; with an identity also its plain bytes."""
+        """Read a file as a whole and check signature and hashes; with an identity also its plain bytes.
+
+        Raises:
+            FormatError, DamagedObjectError, KeyProblemError, ObjectStoreError: no copy is whole.
+        """
+        return self._first_good(archived, lambda key: self._whole_facts(key, archived))
+
+    def _first_good(self, archived: ArchivedFile, read: Callable[[str], WalFacts]) -> WalFacts:
+        problem: DrError | None = None
+        for key in self._candidates(archived.key.split(_REPAIRED, maxsplit=1)[0]):
+            try:
+                return read(key)
+            except (FormatError, DamagedObjectError, KeyProblemError) as error:
+                problem = problem or error
+        raise problem or DamagedObjectError(f"{archived.key} vanished while it was looked at")
+
+    def _head_facts(self, key: str, archived: ArchivedFile) -> WalFacts:
+        if self._store.capabilities.versioned:
+            return self._whole_facts(key, archived)  # the oldest valid version is the object, so all are read
+        size = archived.stored_bytes if key == archived.key else self._store.stat(key).stored_bytes
+        head = self._store.read(key, length=min(size, HEAD_READ_BYTES))
+        extent = header_extent(head, key)
+        if extent > len(head):
+            head = self._store.read(key, length=extent)
+        envelope = read_envelope(head, trust=self._trust, repository=self._scope.repository, key=key, kind="wal")
+        return _facts(envelope)
+
+    def _whole_facts(self, key: str, archived: ArchivedFile) -> WalFacts:
         name = WalFileName.parse(archived.name)
-        envelope, body = self._read(archived.key, name)
+        envelope, body = self._read(key, name)
         facts = _facts(envelope)
-        if self._keyring.identities.recipients:
+        if self._keyring.identities.configured:
             self._open(envelope, body, name, facts.system_id)
         return facts
 

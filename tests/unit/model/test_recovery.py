@@ -264,7 +264,9 @@ def test_a_snapshot_taken_behind_the_switch_does_not_lead_to_the_new_timeline() 
     late = snapshot("LATE", 5.6, 6.2, minute=30)
     with pytest.raises(TargetOutsideWindowError, match="timeline 2 does not descend"):
         choose_plan(to_lsn(8, timeline=2), [late], BRANCHED)
-    assert choose_plan(LATEST, [late], BRANCHED).timeline == 1
+    with pytest.raises(TargetOutsideWindowError, match="left timeline 1 before its end; --timeline 1 reaches"):
+        choose_plan(LATEST, [late], BRANCHED)
+    assert choose_plan(Target(kind=TargetKind.LATEST, timeline=Timeline(1)), [late], BRANCHED).timeline == 1
 
 
 def test_the_latest_position_lies_on_the_newest_timeline_even_if_a_branch_that_was_left_has_higher_ones() -> None:
@@ -275,7 +277,7 @@ def test_the_latest_position_lies_on_the_newest_timeline_even_if_a_branch_that_w
     newer = snapshot("NEWER", 6.5, 7.5, timeline=2, minute=90)
     assert choose_plan(LATEST, [MONDAY, left, newer], present).snapshot is newer
     assert choose_plan(to_time(100), [MONDAY, left, newer], present).snapshot is newer
-    assert choose_plan(to_time(70), [MONDAY, left, newer], present).snapshot is left
+    assert choose_plan(to_time(70), [MONDAY, left, newer], present).snapshot.id == "MONDAY"
 
 
 def test_grandchildren_are_followed_through_all_their_ancestors() -> None:
@@ -286,9 +288,11 @@ def test_grandchildren_are_followed_through_all_their_ancestors() -> None:
     assert choose_plan(LATEST, [on_two], three).timeline == 3
 
 
-def test_without_its_history_file_a_timeline_is_not_followed() -> None:
+def test_without_its_history_file_the_present_timeline_is_refused_and_the_old_one_must_be_named() -> None:
     lost = archive(*range(2, 7), also={2: range(5, 9)})
-    assert choose_plan(LATEST, [MONDAY], lost).timeline == 1
+    with pytest.raises(TargetOutsideWindowError, match="history file of timeline 2 is not archived"):
+        choose_plan(LATEST, [MONDAY], lost)
+    assert choose_plan(Target(kind=TargetKind.LATEST, timeline=Timeline(1)), [MONDAY], lost).timeline == 1
 
 
 # --- whatever is archived -----------------------------------------------------------------------------------

@@ -147,6 +147,7 @@ def test_a_snapshot_committed_12_hours_after_its_last_check_is_void(
     assert (listing.records == ()) is void
     if void:
         assert "void" in problem(site).message
+        assert [found.id for found in listing.void] == [record.id], "it can still be asked for by name"
 
 
 def test_an_unreadable_snapshot_is_listed_and_not_skipped(site: Site, record: SnapshotRecord) -> None:
