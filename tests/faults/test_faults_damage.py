@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from drservice.errors import (
     FormatError,
     MissingObjectError,
     RepositoryMissingError,
+    TargetOutsideWindowError,
     UnknownNameError,
     WalError,
 )
@@ -116,6 +119,15 @@ def test_the_end_of_a_damaged_snapshot_offers_the_end_of_the_nearest_other(world
         site.restore(end_of(world.newer))
     assert f"--snapshot {world.older.id}" in caught.value.hint
     site.require_not_restored()
+
+
+def test_a_repository_copied_without_its_times_is_restored_by_the_name_of_a_snapshot(world: World, site: Site) -> None:
+    later = time.time() + 13 * 3600
+    for path in site.objects():
+        os.utime(path, (later, later))
+    with pytest.raises(TargetOutsideWindowError, match="void"):
+        site.restore(LATEST)
+    assert site.restored_ids(end_of(world.newer))
 
 
 def test_without_any_other_snapshot_the_error_says_so(world: World, site: Site) -> None:
