@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from drservice.cli.invocation import Invocation
-from drservice.errors import DrError, SegmentAbsentError, UsageError
-from drservice.model.ids import SystemId
-from drservice.operations.lineage import Lineage
-from drservice.operations.wal import PROVEN_ABSENT_STATUS, Pushed, fetch_wal, push_wal
-from drservice.repository.records import Scope
-from drservice.wiring.data_plane import DataPlane, open_data_plane
+from drservice.errors import DrError, SegmentAbsentError
 
+if TYPE_CHECKING:
+    from drservice.operations.wal import Pushed
+
+PROVEN_ABSENT_STATUS = 44
 PUSH_FAILED_STATUS = 1
 FETCH_FAILED_STATUS = 127
 Answer = TypeVar("Answer")
@@ -34,16 +33,16 @@ def push(invocation: Invocation, service: str, path: Path) -> None:
     """Archive one WAL file; exit 0 only when it is durable."""
 
     def work() -> Pushed:
-        with open_data_plane(invocation.load().estate) as plane:
-            scope, state_dir = _scope(plane, service)
-            return push_wal(plane.repository, scope, path, state_dir=state_dir)
+        from drservice.cli.walwork import push_file  # noqa: PLC0415 - a failing import must end inside the guard
+
+        return push_file(invocation.load().estate, service, path)
 
     pushed = _guarded(invocation, work, failed=PUSH_FAILED_STATUS)
     document = {"name": pushed.name, "outcome": pushed.outcome.value, "bytes": pushed.bytes}
     invocation.output.result("wal-push", document, [f"{pushed.name}: {pushed.outcome.value}"])
 
 
-@click.command(help="Bring one WAL file back: for restore_command, in the shell line `drservice check` prints.")
+@click.command(help="Bring one WAL file back: for restore_command. Exit 44: proven absent; 127: any error.")
 @click.option("--service", metavar="S[/COMPONENT]", help="service (default: the only one)")
 @click.option("--system-id", metavar="ID", help="cluster lineage (default: the newest snapshot's)")
 @click.argument("name")
@@ -53,12 +52,9 @@ def fetch(invocation: Invocation, service: str | None, system_id: str | None, na
     """Fetch one WAL file."""
 
     def work() -> int:
-        with open_data_plane(invocation.load().estate) as plane:
-            scope, state_dir = _scope(plane, service)
-            cluster = SystemId(system_id) if system_id else Lineage(plane.repository, scope, state_dir).pinned()
-            if cluster is None:
-                raise UsageError("no snapshot tells which cluster is meant", hint="Name it with --system-id.")
-            return fetch_wal(plane.repository, scope, name, destination, system_id=cluster)
+        from drservice.cli.walwork import fetch_file  # noqa: PLC0415 - a failing import must end inside the guard
+
+        return fetch_file(invocation.load().estate, service, system_id, name, destination)
 
     size = _guarded(invocation, work, failed=FETCH_FAILED_STATUS, absent=PROVEN_ABSENT_STATUS)
     invocation.output.result("wal-fetch", {"name": name, "bytes": size}, [f"{name}: {size} bytes"])
@@ -78,15 +74,3 @@ def _guarded(invocation: Invocation, work: Callable[[], Answer], *, failed: int,
         # PostgreSQL must never read a defect of this program as "end of WAL" or as "archived".
         invocation.output.error(DrError(f"internal error: {type(error).__name__}: {error}"))
         raise click.exceptions.Exit(failed) from error
-
-
-def _scope(plane: DataPlane, service: str | None) -> tuple[Scope, Path]:
-    estate = plane.estate
-    if service is None:
-        if len(estate.services) != 1:
-            raise UsageError("the configuration has several services", hint="Name one with --service.")
-        service = next(iter(estate.services))
-    name, _, component = service.partition("/")
-    chosen = estate.service(name)
-    settings = chosen.component(component or None)
-    return plane.repository.scope(chosen.name, settings.name), estate.state_dir

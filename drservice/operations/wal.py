@@ -21,8 +21,6 @@ from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
 from drservice.repository.walarchive import ArchivedFile, PutOutcome, WalArchive, write_time
 
-PROVEN_ABSENT_STATUS = 44
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pushed:

@@ -285,3 +285,17 @@ def test_t17_t18_what_cannot_be_archived_is_1_and_leaves_no_object(world: World,
         assert time.monotonic() - began < 30
     assert world.estate.run("wal", "push", "--service", "nobody", segment, config=config).status == 1
     assert tree(folder) == before
+
+
+def test_t27_a_broken_installation_is_never_the_end_of_the_wal(tmp_path: Path) -> None:
+    (tmp_path / "pyrage.py").write_text('raise ImportError("half an upgrade")\n')
+    (tmp_path / "pydantic.py").write_text('raise ImportError("half an upgrade")\n')
+    environment = {**processes.clean_environment(), "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    segment = "000000010000000000000001"
+    program = [sys.executable, "-m", "drservice", "--config", "/nowhere.yaml", "wal"]
+    for words, status in (
+        (["fetch", "--service", "erp", segment, str(tmp_path / segment)], 127),
+        (["push", "--service", "erp", str(tmp_path / segment)], 1),
+    ):
+        done = subprocess.run([*program, *words], env=environment, capture_output=True, timeout=60, check=False)
+        assert (done.returncode, b"half an upgrade" in done.stderr) == (status, True), done.stderr
