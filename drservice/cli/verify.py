@@ -76,6 +76,7 @@ def _document(item: Verification) -> dict[str, object]:
         ],
         "condemned": list(item.condemned),
         "not_published": item.not_published,
+        "not_judged": list(item.not_judged),
     }
 
 
@@ -90,6 +91,8 @@ def _lines(item: Verification) -> list[str]:
     ]
     if not found.decrypted:
         lines.append("  without an identity: hashes and signatures were checked, content was not opened")
+    if item.not_judged:
+        lines.append(f"  not judged without an identity: whether WAL is missing behind {', '.join(item.not_judged)}")
     if not found.findings:
         lines.append("  everything that was looked at is whole")
     for finding in found.findings:

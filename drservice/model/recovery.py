@@ -111,9 +111,12 @@ class Reach:
 
     path: tuple[TimelineSpan, ...]
     end: Lsn
-    """Position behind the last segment that follows without a hole."""
+    """Position behind the last byte that follows without a hole; nothing behind it may be replayed."""
     segments: int
     gap: WalGap | None
+    fork: Lsn | None = None
+    """Set where the last segment is an ancestor's that runs on past the point where the path leaves it: recovery must
+    stop there, because what follows in that file is the history that was left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,28 +199,35 @@ def measure_reach(snapshot: SnapshotRecord, inventory: WalInventory, timeline: T
         default=first - 1,
     )
     number = first
-    while number <= last and holder_of(number, path, inventory) is not None:
+    fork: Lsn | None = None
+    while number <= last and fork is None:
+        holder = holder_of(number, path, inventory)
+        if holder is None:
+            break
+        fork = limit_of(number, path, holder, size)
         number += 1
+    missing = number if fork is None else number - 1  # the child's copy of the segment of the switch
     gap = None
     if number <= last:
         after = number
         while after <= last and holder_of(after, path, inventory) is None:
             after += 1
-        owner = _owner(number, path, size)
+        owner = _owner(missing, path, size)
         gap = WalGap(
             timeline=owner,
-            begin=segment_begin(number, size),
+            begin=fork or segment_begin(missing, size),
             end=segment_begin(after, size),
-            first_name=segment_name(owner, number, size),
-            segments=after - number,
+            first_name=segment_name(owner, missing, size),
+            segments=after - missing,
         )
-    return Reach(path=path, end=segment_begin(number, size), segments=number - first, gap=gap)
+    end = fork if fork is not None else segment_begin(number, size)
+    return Reach(path=path, end=end, segments=number - first, gap=gap, fork=fork)
 
 
 def _lies_on(number: int, span: TimelineSpan, size: int) -> bool:
     """Tell whether segment ``number`` can hold WAL of a span (the segment of a switch lies on both timelines)."""
     begins = number >= span.begin.segment_number(size)
-    return begins and (span.end is None or number <= span.end.segment_number(size))
+    return begins and (span.end is None or number <= (span.end.value - 1) // size)
 
 
 def holder_of(number: int, path: Sequence[TimelineSpan], inventory: WalInventory) -> Timeline | None:
@@ -229,6 +239,18 @@ def holder_of(number: int, path: Sequence[TimelineSpan], inventory: WalInventory
                 return span.timeline
             if number > span.begin.segment_number(size):
                 return None  # wholly on this timeline: an ancestor's file of this number is another history
+    return None
+
+
+def limit_of(number: int, path: Sequence[TimelineSpan], holder: Timeline, size: int) -> Lsn | None:
+    """Return where the path leaves a timeline inside its own segment ``number``; ``None`` if it goes on behind it.
+
+    The child's file of that segment begins with a copy of the ancestor's bytes; the ancestor's own file goes on with
+    the history that was left, and PostgreSQL would replay it.
+    """
+    for span in path:
+        if span.timeline == holder and span.end is not None and (span.end.value - 1) // size == number:
+            return span.end if span.end.value % size else None
     return None
 
 
@@ -412,7 +434,7 @@ def windows_of(snapshots: Iterable[SnapshotRecord], inventory: WalInventory) -> 
         first = snapshot
         if windows and windows[-1].end >= snapshot.postgres.stop_lsn and windows[-1].timeline <= timeline:
             first = windows.pop().first
-        number = reach.end.segment_number(inventory.segment_bytes) - 1
+        number = snapshot.postgres.start_lsn.segment_number(inventory.segment_bytes) + reach.segments - 1
         holder = holder_of(number, reach.path, inventory) or timeline
         last = segment_name(holder, number, inventory.segment_bytes)
         windows.append(

@@ -21,7 +21,16 @@ from drservice.components.postgres.connection import (
 )
 from drservice.components.postgres.replication import identify_system
 from drservice.components.postgres.server import require_supported
-from drservice.errors import CaptureError, PostgresError, UnsupportedClusterError, WalTimeoutError
+from drservice.errors import (
+    CaptureError,
+    DamagedObjectError,
+    FormatError,
+    KeyProblemError,
+    PostgresError,
+    SegmentAbsentError,
+    UnsupportedClusterError,
+    WalTimeoutError,
+)
 from drservice.model.estate import CaptureMethod, PostgresSettings, Service
 from drservice.model.ids import SystemId
 from drservice.model.snapshot import SnapshotRecord
@@ -30,9 +39,13 @@ from drservice.operations.lineage import Lineage
 from drservice.operations.progress import Progress
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
+from drservice.repository.walarchive import WalArchive
 from drservice.repository.writer import CommitFacts, SnapshotWriter
 
 _POLL_SECONDS = 0.1
+_DAMAGED_POLL_SECONDS = 1.0
+"""Looking at a segment that is there reads it as a whole."""
+_NOT_THERE = "it is not there"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +162,7 @@ def _capture(context: BackupContext, component: PostgresSettings, writer: Snapsh
             session,
             writer,
             data_directory=component.data_directory,
+            system_id=facts.system_id,
             server_version=facts.major,
             checkpoint=context.checkpoint,
             clock=context.clock,
@@ -193,7 +207,12 @@ def refuse_unrecoverable(facts: ClusterFacts) -> None:
 
 
 def _wait_for_wal(context: BackupContext, component: PostgresSettings, scope: Scope, captured: Captured) -> None:
-    """Wait until every segment from start to stop is in the store (trap T4): asked of the store, not the server."""
+    """Wait until every segment from start to stop is whole in the store (trap T4): asked of the store, not the server.
+
+    Raises:
+        WalTimeoutError: naming the segment, and what is wrong with it.
+        ObjectStoreError: the store did not answer.
+    """
     archive = context.repository.wal(scope)
     system_id = SystemId(captured.control.system_id)
     size = captured.control.wal_segment_bytes
@@ -204,14 +223,27 @@ def _wait_for_wal(context: BackupContext, component: PostgresSettings, scope: Sc
     context.progress.step("wait for the WAL of this backup", total_items=len(names))
     deadline = context.clock.monotonic() + component.wal.archive_wait.total_seconds()
     for name in names:
-        while not archive.exists(name, system_id=system_id):
+        while (problem := _why_not_whole(archive, name, system_id, size)) is not None:
             if context.clock.monotonic() > deadline:
                 raise WalTimeoutError(
-                    f"{name.name} did not reach the store within {component.wal.archive_wait}"
+                    f"{name.name} did not reach the store whole within {component.wal.archive_wait}: {problem}"
                     f"{_archiver_says(component)}; the backup needs it to be consistent"
                 )
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS if problem == _NOT_THERE else _DAMAGED_POLL_SECONDS)
         context.progress.advance(1)
+
+
+def _why_not_whole(archive: WalArchive, name: WalFileName, system_id: SystemId, plain_bytes: int) -> str | None:
+    """Return why a segment cannot be relied on, ``None`` if it can: an object of the right name proves nothing."""
+    if not archive.exists(name, system_id=system_id):
+        return _NOT_THERE
+    try:
+        archive.require_whole(name, system_id=system_id, plain_bytes=plain_bytes)
+    except SegmentAbsentError:
+        return _NOT_THERE
+    except (DamagedObjectError, FormatError, KeyProblemError) as error:
+        return error.message
+    return None
 
 
 def _archiver_says(component: PostgresSettings) -> str:

@@ -20,6 +20,7 @@ from drservice.operations.progress import Progress
 from drservice.repository.walarchive import WalArchive
 
 _AHEAD = 6
+_AHEAD_BYTES = 256 << 20
 _KEEP = 32
 _POLL_SECONDS = 0.02
 _BEAT_SECONDS = 1.0
@@ -95,10 +96,11 @@ class Feeder:
             try:
                 for name in self._exchange.requests():
                     self._answer(name)
-            except DrError as error:
+            except (DrError, OSError, ValueError) as error:
                 # Without this thread there is no heartbeat, and the server inside stops by itself; the restore reports
                 # this error.
-                self.state.problem = error
+                known = error if isinstance(error, DrError) else RecoveryError(f"feeding WAL failed: {error}")
+                self.state.problem = self.state.problem or known
                 return
 
     def _answer(self, name: str) -> None:
@@ -135,8 +137,8 @@ class Feeder:
         """
         size = self._inventory.segment_bytes
         number = segment_number(name.name, size)
-        end = self._plan.reach.end.segment_number(size)
-        if number >= end:
+        first = self._plan.snapshot.postgres.start_lsn.segment_number(size)
+        if number >= first + self._plan.reach.segments:
             if self._plan.reach.gap is not None:
                 raise WalGapError(f"{name.name} lies in a gap: {self._plan.reach.gap.describe()}")
             self.state.asked_past_end = True
@@ -154,7 +156,8 @@ class Feeder:
             ) from error
 
     def _read_ahead(self, position: int) -> None:
-        for name in self._names[position : position + _AHEAD]:
+        ahead = max(1, min(_AHEAD, _AHEAD_BYTES // self._inventory.segment_bytes))
+        for name in self._names[position : position + ahead]:
             if name not in self._ahead and not self._exchange.has(name):
                 parsed = WalFileName.parse(name)
                 self._ahead[name] = self._pool.submit(self._archive.fetch, parsed, system_id=self._system_id)

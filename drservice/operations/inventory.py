@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from drservice.errors import NoIdentityError
+from drservice.errors import FormatError, NoIdentityError
 from drservice.model.ids import SystemId
 from drservice.model.recovery import WalInventory
 from drservice.model.snapshot import SnapshotRecord
@@ -45,7 +45,7 @@ def read_archive(archive: WalArchive, *, system_id: SystemId, segment_bytes: int
             except NoIdentityError:
                 unread.append(item.name)
             else:
-                histories[name.timeline] = parse_history(text)
+                histories[name.timeline] = _parse(text, item.name)
     inventory = WalInventory(
         system_id=system_id,
         segment_bytes=segment_bytes,
@@ -54,6 +54,13 @@ def read_archive(archive: WalArchive, *, system_id: SystemId, segment_bytes: int
         stored_at={name: item.modified_at for name, item in files.items()},
     )
     return Archived(inventory=inventory, files=files, unread_histories=tuple(unread))
+
+
+def _parse(text: str, name: str) -> tuple[HistoryEntry, ...]:
+    try:
+        return parse_history(text)
+    except ValueError as error:
+        raise FormatError(f"{name} is no history file: {error}") from error
 
 
 def newest_lineage(records: tuple[SnapshotRecord, ...]) -> SnapshotRecord | None:

@@ -11,9 +11,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from drservice import telemetry
 from drservice.errors import RepositoryError, SystemIdentifierError
 from drservice.model.ids import SystemId
-from drservice.processes import inherit_owner, make_folder
+from drservice.processes import create_private, make_folder
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
 
@@ -43,7 +44,7 @@ class Lineage:
         if not records:
             return None
         newest = records[-1].postgres.system_id
-        self._write(newest)
+        self._remember(newest)
         return newest
 
     def require(self, system_id: SystemId) -> None:
@@ -61,11 +62,21 @@ class Lineage:
     def pin(self, system_id: SystemId) -> None:
         """Remember the cluster; call it after its first snapshot is committed."""
         if self._read() != system_id:
-            self._write(system_id)
+            self._remember(system_id)
 
     def adopt(self) -> None:
-        """Believe whichever cluster comes next: a new lineage begins, the old one stays restorable."""
-        self._write(_ADOPT)
+        """Believe whichever cluster comes next: a new lineage begins, the old one stays restorable.
+
+        Raises:
+            RepositoryError: it cannot be written down, so nothing changed.
+        """
+        try:
+            self._write(_ADOPT)
+        except OSError as error:
+            raise RepositoryError(
+                f"cannot write {self._path}: {error.strerror}",
+                hint="Run as the user that owns state_dir, and see that it has space left.",
+            ) from error
 
     def _read(self) -> str | None:
         try:
@@ -79,11 +90,22 @@ class Lineage:
         found = content.get("system_id") if isinstance(content, dict) else None
         return found if isinstance(found, str) else None
 
+    def _remember(self, system_id: str) -> None:
+        """Write the pin, if this host's disk takes it: without it the repository is asked each time."""
+        if not os.access(self.state_dir, os.W_OK):
+            return  # a reader without a state directory of its own
+        try:
+            self._write(system_id)
+        except OSError as error:
+            telemetry.warning("pin not written", path=str(self._path), problem=str(error))
+
     def _write(self, system_id: str) -> None:
-        if self._path.parent != self.state_dir and not os.access(self.state_dir, os.W_OK):
-            return  # a reader without a state directory of its own asks the repository each time
         make_folder(self._path.parent)
         temporary = self._path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps({"system_id": system_id}), encoding="utf-8")
-        inherit_owner(temporary)
-        temporary.replace(self._path)
+        try:
+            with os.fdopen(create_private(temporary), "w", encoding="utf-8") as stream:
+                stream.write(json.dumps({"system_id": system_id}))
+            temporary.replace(self._path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise

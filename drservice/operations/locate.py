@@ -6,6 +6,7 @@ reads them inside a sandbox, because archived WAL of a hostile origin is hostile
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -40,6 +41,7 @@ from drservice.model.recovery import (
     WalInventory,
     choose_plan,
     holder_of,
+    limit_of,
     reachable_windows,
 )
 from drservice.model.snapshot import SnapshotRecord
@@ -50,6 +52,8 @@ from drservice.repository.walarchive import WalArchive
 
 _WAL_BLOCK_BYTES = 8192
 _DUMP_SECONDS = 120.0
+_DUMPS_KEPT = 4
+"""A busy segment holds tens of thousands of commits: a search over many must not keep them all."""
 _PROBE_LIFETIME = timedelta(hours=1)
 
 
@@ -85,7 +89,7 @@ class WalScanner:
     progress: Progress
     _environment: Environment | None = None
     _exchange: Exchange | None = None
-    _dumps: dict[str, Dump] = field(default_factory=dict)
+    _dumps: OrderedDict[str, Dump] = field(default_factory=OrderedDict)
 
     def __enter__(self) -> Self:
         return self
@@ -103,6 +107,8 @@ class WalScanner:
         known = self._dumps.get(name)
         if known is None:
             known = self._dumps[name] = self._read(name)
+            while len(self._dumps) > _DUMPS_KEPT:
+                self._dumps.popitem(last=False)
         return known
 
     def _read(self, name: str) -> Dump:
@@ -159,8 +165,20 @@ def resolve(
             plan = choose_plan(target, records, inventory)
             return Resolved(plan=plan, replay=ReplayTarget.immediate(), ends=RecoveryEnd.TARGET)
         case TargetKind.LATEST:
-            plan = choose_plan(target, records, inventory)
-            return Resolved(plan=plan, replay=ReplayTarget.latest(), ends=RecoveryEnd.END_OF_WAL)
+            return _to_the_end(choose_plan(target, records, inventory), ())
+
+
+def _to_the_end(plan: RecoveryPlan, notes: tuple[str, ...]) -> Resolved:
+    """Return how to replay everything a plan reaches.
+
+    Where its last segment is an ancestor's that runs on past the fork, recovery is told to stop before the fork.
+    """
+    fork = plan.reach.fork
+    if fork is None:
+        return Resolved(plan=plan, replay=ReplayTarget.latest(), ends=RecoveryEnd.END_OF_WAL, notes=notes)
+    note = f"timeline {plan.timeline} has no WAL of its own here yet: recovery ends where it branched off, at {fork}"
+    replay = ReplayTarget.at_lsn(fork, inclusive=False)
+    return Resolved(plan=plan, replay=replay, ends=RecoveryEnd.TARGET, notes=(*notes, note))
 
 
 def plan_segments(plan: RecoveryPlan, inventory: WalInventory) -> list[str]:
@@ -168,7 +186,7 @@ def plan_segments(plan: RecoveryPlan, inventory: WalInventory) -> list[str]:
     size = inventory.segment_bytes
     first = plan.snapshot.postgres.start_lsn.segment_number(size)
     names: list[str] = []
-    for number in range(first, plan.reach.end.segment_number(size)):
+    for number in range(first, first + plan.reach.segments):
         timeline = holder_of(number, plan.reach.path, inventory)
         assert timeline is not None, "measure_reach follows only what is there"
         names.append(segment_name(timeline, number, size))
@@ -217,7 +235,7 @@ def _resolve_time(
     replay = ReplayTarget.at_time(instant)
     newest: datetime | None = None
     for name in reversed(plan_segments(plan, inventory)):
-        events = scanner.dump(name).events
+        events = [event for event in scanner.dump(name).events if event.lsn < plan.reach.end]
         ends = [event for event in events if isinstance(event, TransactionEnd)]
         later = [event for event in ends if event.at > instant]
         if later:
@@ -231,7 +249,7 @@ def _resolve_time(
         # them, and commit times are not monotonic: only the look at every segment allows a recovery without a stop.
     if newest is not None and newest > instant and plan.reach.gap is None:
         note = f"nothing ended after the target; a record of {to_iso(newest)} proves the archive complete past it"
-        return Resolved(plan=plan, replay=ReplayTarget.latest(), ends=RecoveryEnd.END_OF_WAL, notes=(note,))
+        return _to_the_end(plan, (note,))
     if newest is not None and newest > instant:
         why = "no transaction before the gap ended after the target, so recovery would run into it; name an LSN instead"
     else:
@@ -247,6 +265,8 @@ def _resolve_lsn(
     inventory: WalInventory,
     scanner: WalScanner,
 ) -> Resolved:
+    if plan.reach.fork is not None and lsn >= plan.reach.fork:
+        return _to_the_end(plan, ())
     size = inventory.segment_bytes
     names = plan_segments(plan, inventory)
     first = plan.snapshot.postgres.start_lsn.segment_number(size)
@@ -257,7 +277,7 @@ def _resolve_lsn(
             return Resolved(plan=plan, replay=ReplayTarget.at_lsn(lsn), ends=RecoveryEnd.TARGET)
         if end.position is not None and end.position == lsn:
             note = f"the archived WAL ends exactly at {lsn}"
-            return Resolved(plan=plan, replay=ReplayTarget.latest(), ends=RecoveryEnd.END_OF_WAL, notes=(note,))
+            return _to_the_end(plan, (note,))
     raise _outside(plan.target, "the archived WAL ends before it", records, inventory, gap=plan.reach.gap)
 
 
@@ -265,9 +285,9 @@ def _search(
     target: Target, records: Sequence[SnapshotRecord], inventory: WalInventory, scanner: WalScanner
 ) -> TransactionEnd | RestorePoint:
     scanner.progress.step(f"search the WAL for {target.describe()}")
-    for name in _newest_first(target, records, inventory):
+    for name, limit in _newest_first(target, records, inventory):
         for event in reversed(scanner.dump(name).events):
-            if _matches(event, target):
+            if _matches(event, target) and (limit is None or event.lsn < limit):
                 assert isinstance(event, (TransactionEnd, RestorePoint))
                 if isinstance(event, TransactionEnd) and not event.outcome.committed:
                     raise UsageError(
@@ -284,8 +304,13 @@ def _matches(event: Event, target: Target) -> bool:
     return isinstance(event, RestorePoint) and target.kind is TargetKind.NAME and event.name == target.name
 
 
-def _newest_first(target: Target, records: Sequence[SnapshotRecord], inventory: WalInventory) -> Iterator[str]:
-    """Yield the archived segments on the way to the newest timeline, newest first, across gaps."""
+def _newest_first(
+    target: Target, records: Sequence[SnapshotRecord], inventory: WalInventory
+) -> Iterator[tuple[str, Lsn | None]]:
+    """Yield the archived segments on the way to the newest timeline, newest first, across gaps.
+
+    With each the position from which on its records are of a history that was left, if it holds such.
+    """
     timelines = inventory.timelines()
     if not timelines or not records:
         return
@@ -296,7 +321,8 @@ def _newest_first(target: Target, records: Sequence[SnapshotRecord], inventory: 
     for number in numbers:
         timeline = holder_of(number, path, inventory)
         if number >= oldest and timeline is not None:
-            yield segment_name(timeline, number, inventory.segment_bytes)
+            limit = limit_of(number, path, timeline, inventory.segment_bytes)
+            yield segment_name(timeline, number, inventory.segment_bytes), limit
 
 
 def _outside(

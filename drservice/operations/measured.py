@@ -11,7 +11,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from drservice.processes import inherit_owner, make_folder
+from drservice import telemetry
+from drservice.processes import create_private, make_folder
 from drservice.repository.records import Scope
 
 
@@ -40,13 +41,20 @@ def _path(state_dir: Path, scope: Scope) -> Path:
 
 
 def remember(state_dir: Path, scope: Scope, measured: Measured) -> None:
-    """Keep the outcome of a proven restore."""
+    """Keep the outcome of a proven restore; a disk that does not take it costs the next estimate, never the restore."""
     path = _path(state_dir, scope)
-    make_folder(path.parent)
     temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(measured)), encoding="utf-8")
-    inherit_owner(temporary)
-    temporary.replace(path)
+    try:
+        make_folder(path.parent)
+        try:
+            with os.fdopen(create_private(temporary), "w", encoding="utf-8") as stream:
+                stream.write(json.dumps(asdict(measured)))
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        telemetry.warning("measured restore not kept", path=str(path), problem=str(error))
 
 
 def recall(state_dir: Path, scope: Scope) -> Measured | None:

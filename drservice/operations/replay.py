@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from drservice.clock import Clock, to_iso
 from drservice.components.postgres.connection import connect
 from drservice.components.postgres.controlfile import ControlFile
 from drservice.components.postgres.recovery import (
     RecoveryLog,
+    ReplayKind,
     StopKind,
     TargetAction,
     empty_ident,
@@ -27,7 +29,7 @@ from drservice.components.postgres.server import PostgresPrograms
 from drservice.environments.exchange import RESTORE_COMMAND, SCRIPT_NAME, fetch_script
 from drservice.environments.interface import Environment
 from drservice.errors import PostgresError, ProofError, ReplayError
-from drservice.model.recovery import RecoveryPlan, TargetKind
+from drservice.model.recovery import RecoveryPlan
 from drservice.model.wal import Lsn, Timeline
 from drservice.operations.feeder import Feeder
 from drservice.operations.locate import RecoveryEnd, Resolved
@@ -62,7 +64,9 @@ def start_server(
         "hba_file": environment.write_configuration("pg_hba.conf", local_trust_hba()),
         "ident_file": environment.write_configuration("pg_ident.conf", empty_ident()),
     }
-    timeline = None if resolved.plan.target.kind is TargetKind.SNAPSHOT else resolved.plan.timeline
+    plan = resolved.plan
+    own = plan.timeline == plan.snapshot.postgres.timeline
+    timeline: Timeline | Literal["current"] = "current" if own else plan.timeline
     options = (
         *files.items(),
         ("unix_socket_directories", "/env/sock"),
@@ -72,7 +76,7 @@ def start_server(
             resolved.replay, restore_command=RESTORE_COMMAND, action=TargetAction.PROMOTE, timeline=timeline
         ),
     )
-    if resolved.plan.reach.gap is not None and programs.major >= 15:
+    if plan.reach.gap is not None and programs.major >= 15:
         # Reading ahead (since version 15) would ask for the missing segment before the target is reached.
         options = (*options, ("recovery_prefetch", "off"))
     arguments = [word for name, value in options for word in ("-c", f"{name}={value}")]
@@ -160,22 +164,23 @@ def _prove_stop(log: RecoveryLog, feeder: Feeder, resolved: Resolved) -> str:
         return "replayed to the proven end of the archived WAL"
     if stop is None:
         raise ProofError(f"the server does not say that it stopped at {target.describe()}")
-    match target.kind:
-        case TargetKind.TIME:
+    match resolved.replay.kind:
+        case ReplayKind.TIME:
             assert target.time is not None
             late = stop.kind in {StopKind.BEFORE_COMMIT, StopKind.BEFORE_ABORT}
             if not late or stop.at is None or stop.at <= target.time:
                 raise ProofError(f"recovery stopped at {stop.kind.value} {stop.at}, which is not {target.describe()}")
             return f"stopped {stop.kind.value} of transaction {stop.xid} of {to_iso(stop.at)}"
-        case TargetKind.SNAPSHOT:
+        case ReplayKind.IMMEDIATE:
             if stop.kind is not StopKind.AT_CONSISTENCY:
                 raise ProofError(f"recovery stopped at {stop.kind.value}, not at the snapshot's consistency")
             return "stopped as soon as the snapshot was consistent"
         case _:
             wanted = Lsn.parse(resolved.replay.value)
-            if stop.kind is not StopKind.AFTER_LSN or stop.lsn is None or stop.lsn < wanted:
-                raise ProofError(f"recovery stopped at {stop.kind.value} {stop.lsn}, planned was {wanted}")
-            return f"stopped after the record at {stop.lsn}"
+            side = StopKind.AFTER_LSN if resolved.replay.inclusive else StopKind.BEFORE_LSN
+            if stop.kind is not side or stop.lsn is None or stop.lsn < wanted:
+                raise ProofError(f"recovery stopped at {stop.kind.value} {stop.lsn}, planned was {side.value} {wanted}")
+            return f"stopped {side.value.removesuffix(' LSN')} the record at {stop.lsn}"
 
 
 def _prove_position(reached: Lsn, plan: RecoveryPlan) -> None:

@@ -6,7 +6,9 @@ Nothing is written before the plan stands. The recovered server runs in the sand
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
@@ -173,9 +175,30 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
     return Planned(resolved=resolved, archived=archived, scope=scope, records=records, unreadable=unreadable)
 
 
+def _withhold(into: Path) -> None:
+    """Take ``pg_control`` out of a copy that was not proven: no server starts without it.
+
+    A failure after the promotion leaves a directory that was shut down cleanly and would start like a good one.
+    """
+    try:
+        folder = os.open(into / "global", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return  # nothing was placed that could start
+    try:
+        with suppress(FileNotFoundError):
+            os.rename("pg_control", "pg_control.unproven", src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def _lineage_of(
     target: Target, records: tuple[SnapshotRecord, ...], unreadable: tuple[str, ...]
 ) -> SnapshotRecord | None:
+    if target.kind is TargetKind.TIME and target.time is not None:
+        # After `init --adopt` an instant before the change of clusters belongs to the one that was there then.
+        before = tuple(record for record in records if record.stopped_at <= target.time)
+        return newest_lineage(before or records)
     if target.kind is not TargetKind.SNAPSHOT:
         return newest_lineage(records)
     found = next((record for record in records if record.id == target.snapshot), None)
@@ -193,7 +216,7 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
     """Restore a cluster to a target and prove it.
 
     A failure leaves no running server and no environment; a directory given with ``into`` then holds an incomplete
-    copy that PostgreSQL refuses to start.
+    copy that PostgreSQL refuses to start (``pg_control`` is not there, or set aside as ``pg_control.unproven``).
 
     Raises:
         UsageError: neither a directory nor a running server was asked for.
@@ -222,6 +245,8 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
         result = _recover(context, request, planned, environment, phases)
     except BaseException:
         environment.destroy()
+        if request.into is not None:
+            _withhold(request.into)
         raise
     if request.afterwards is Afterwards.STOP:
         environment.stop()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from drservice import telemetry
 from drservice.components.postgres.walfile import HEAD_BYTES, SMALL_FILE_BYTES, SegmentFacts, check_wal_file
-from drservice.errors import ForeignSegmentError, SegmentAbsentError, WalError, WalGapError
+from drservice.errors import ForeignSegmentError, FormatError, SegmentAbsentError, WalError, WalGapError
 from drservice.model.ids import SystemId
 from drservice.model.wal import Timeline, WalFileKind, WalFileName, parse_history
 from drservice.operations.lineage import Lineage
@@ -57,9 +57,23 @@ def push_wal(repository: Repository, scope: Scope, path: Path, *, state_dir: Pat
 
 
 def _owner(path: Path, pinned: SystemId | None) -> SystemId:
-    """Return the cluster of a ``.history`` or ``.backup`` file, which does not carry it: the pin, or a neighbour's."""
-    if pinned is not None:
-        return pinned
+    """Return the cluster of a ``.history`` or ``.backup`` file, which does not carry it: its neighbours'.
+
+    The pin alone is not enough: a copied ``archive_command`` on another server would be believed, and its history would
+    lead every restore onto a timeline that never was.
+    """
+    found = _neighbours_cluster(path)
+    if found is None:
+        raise ForeignSegmentError(
+            f"no readable segment beside {path} tells which cluster it belongs to",
+            hint="archive_command must name the file in the server's own pg_wal.",
+        )
+    if pinned is not None and found != pinned:
+        raise ForeignSegmentError(f"{path.name} lies beside segments of cluster {found}, this component is {pinned}")
+    return found
+
+
+def _neighbours_cluster(path: Path) -> SystemId | None:
     for neighbour in sorted(path.parent.iterdir(), reverse=True):
         try:
             if WalFileName.parse(neighbour.name).kind is not WalFileKind.SEGMENT:
@@ -70,10 +84,7 @@ def _owner(path: Path, pinned: SystemId | None) -> SystemId:
             continue  # recycled segments are full of another position's bytes; the next one will do
         if isinstance(facts, SegmentFacts):
             return facts.system_id
-    raise ForeignSegmentError(
-        f"nothing beside {path} tells which cluster it belongs to",
-        hint="Take a backup first; then the cluster is known.",
-    )
+    return None
 
 
 def fetch_wal(repository: Repository, scope: Scope, name: str, destination: Path, *, system_id: SystemId) -> int:
@@ -107,13 +118,14 @@ def prove_absent(archive: WalArchive, name: WalFileName, *, system_id: SystemId)
         WalGapError: the file or a later one exists: this is a hole.
         ObjectStoreError: the listing is not complete; nothing is proven.
     """
-    if name.kind is WalFileKind.HISTORY:
-        return  # a missing history file has no successor that would make it a hole
     if name.kind is WalFileKind.SEGMENT:
         for follower in _followers(name):
             if archive.exists(follower, system_id=system_id):
                 raise WalGapError(f"{name.name} is missing in the middle: {follower.name} is archived")
     files = list(archive.listing(system_id))
+    if name.kind is WalFileKind.HISTORY:
+        _require_no_later_timeline(name, files)
+        return
     family = _descendants(name.timeline, files, archive, system_id)
     later = [
         item.name
@@ -124,6 +136,23 @@ def prove_absent(archive: WalArchive, name: WalFileName, *, system_id: SystemId)
     ]
     if later:
         raise WalGapError(f"{name.name} is missing in the middle: {later[0]} is archived")
+
+
+def _require_no_later_timeline(name: WalFileName, files: list[ArchivedFile]) -> None:
+    """Refuse to call a history absent while its timeline or a later one is archived.
+
+    PostgreSQL probes histories upward and takes the last one before the first that is absent for the newest.
+
+    Raises:
+        WalGapError: naming what is there.
+    """
+    later = [item.name for item in files if item.timeline >= name.timeline]
+    if later:
+        raise WalGapError(
+            f"{name.name} is missing although {later[-1]} is archived",
+            hint="With recovery_target_timeline = latest a timeline would be left out silently; `drservice restore` and"
+            " its --timeline go along one whose history is lost.",
+        )
 
 
 def _followers(name: WalFileName) -> tuple[WalFileName, ...]:
@@ -150,7 +179,11 @@ def _descendants(
         if item.timeline <= timeline or not item.name.endswith(".history"):
             continue
         text = archive.fetch(WalFileName.parse(item.name), system_id=system_id).decode("utf-8", "replace")
-        if any(entry.timeline == timeline for entry in parse_history(text)):
+        try:
+            entries = parse_history(text)
+        except ValueError as error:
+            raise FormatError(f"{item.name} is no history file: {error}") from error
+        if any(entry.timeline == timeline for entry in entries):
             family.add(item.timeline)
     return family
 

@@ -26,7 +26,7 @@ from drservice.repository.envelope import Trust
 from drservice.repository.keys import Identities, Keyring
 from drservice.repository.nodes import Entry, EntryKind
 from drservice.repository.pool import Pool, run_inline
-from drservice.repository.reader import PackOpener, SnapshotReader, open_chunk
+from drservice.repository.reader import UNUSABLE_PACK, PackOpener, SnapshotReader, open_chunk
 from drservice.repository.records import CODEC_ZERO, Scope
 
 _PLACE = struct.Struct(">IQ")
@@ -121,6 +121,14 @@ class FetchWorker:
         self._store.close()
 
     def _fetch(self, task: PackFetch) -> tuple[int, int]:
+        try:
+            return self._fetch_once(task)
+        except UNUSABLE_PACK:
+            if not self._packs.recover(task.pack):
+                raise
+        return self._fetch_once(task)  # what was written before is written again, at the same places
+
+    def _fetch_once(self, task: PackFetch) -> tuple[int, int]:
         items = list(_unpack_items(task.items))  # in order of their offset in the pack
         wanted = sum(row.stored_length for _, _, row in items)
         written = 0
@@ -238,7 +246,10 @@ def sync_folder(root: Path) -> None:
         RecoveryError: the disk reports an error.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise write_error(os.fsencode(root), error) from error
     try:
         if libc.syncfs(descriptor) != 0:
             raise RecoveryError(f"writing {root} to disk failed: {os.strerror(ctypes.get_errno())}")

@@ -1,4 +1,8 @@
-"""Reading a snapshot: its tree, its files, and the plan of what to fetch from which pack."""
+"""Reading a snapshot: its tree, its files, and the plan of what to fetch from which pack.
+
+A pack is the bytes whose SHA-256 is its name. On a versioned store anybody with the store's credentials can put other
+bytes on top; readers then find the version that is the pack, wherever it lies.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,7 @@ from drservice.repository.records import CODEC_ZERO, RecordKey, Scope, open_reco
 from drservice.repository.snapshots import OpenedSnapshot, SnapshotSecret
 
 _NODE_PACKS_KEPT = 16
+_RECOVERED_PACKS_KEPT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +170,26 @@ def load_pack(store: ObjectStore, name: bytes, *, kind: str, scope: Scope, keyri
     except ObjectNotFoundError as error:
         raise MissingObjectError(f"pack {text[:16]} is not in the repository ({key})") from error
     if hashlib.sha256(data).digest() != name:
-        raise DamagedObjectError(
-            f"pack {text[:16]} was changed: its bytes do not have the hash that is its name ({key})"
-        )
+        good = version_of_pack(store, key, name)
+        if good is None:
+            raise DamagedObjectError(
+                f"pack {text[:16]} was changed: its bytes do not have the hash that is its name ({key})"
+            )
+        data = good
     head = read_head(data, key)
     secret = _secret(keyring, head, scope, f"pack {text[:16]}")
     return PackBody(head=head, key=pack_record_key(head, secret, scope, key), data=data)
+
+
+def version_of_pack(store: ObjectStore, key: str, name: bytes) -> bytes | None:
+    """Return the version of a pack that has the hash that is its name; ``None`` if the store keeps none.
+
+    Raises:
+        ObjectStoreError: the store did not answer.
+    """
+    if not store.capabilities.versioned:
+        return None
+    return next((body for body in store.read_versions(key) if hashlib.sha256(body).digest() == name), None)
 
 
 def _secret(keyring: Keyring, head: PackHead, scope: Scope, what: str) -> bytes:
@@ -181,14 +200,23 @@ def _secret(keyring: Keyring, head: PackHead, scope: Scope, what: str) -> bytes:
         raise type(error)(f"{what}: {error.message}", hint=error.hint) from error
 
 
+UNUSABLE_PACK = (DamagedObjectError, MissingObjectError, FormatError, KeyProblemError)
+"""What reading from a pack raises when its bytes are not the pack's: they may name keys that never existed."""
+
+
 class PackOpener:
-    """Reads single chunks from data packs by range; remembers the keys of the packs it met."""
+    """Reads single chunks from data packs by range; remembers the keys of the packs it met.
+
+    A range says nothing about the hash of the whole, so what is wrong shows only when a chunk does not open. Then
+    :meth:`recover` looks for another version; reading again gives its bytes.
+    """
 
     def __init__(self, store: ObjectStore, *, scope: Scope, keyring: Keyring) -> None:
         self._store = store
         self._scope = scope
         self._keyring = keyring
         self._keys: dict[bytes, RecordKey] = {}
+        self._recovered: OrderedDict[bytes, bytes] = OrderedDict()
 
     def record_key(self, pack: bytes, head: bytes | memoryview | None = None) -> RecordKey:
         """Return the key of a pack, from its first 104 bytes (read if not at hand)."""
@@ -205,17 +233,52 @@ class PackOpener:
 
         Raises:
             MissingObjectError: the pack is not in the store.
+            DamagedObjectError: it is shorter than that.
         """
-        name = pack.hex()
-        key = layout.pack_key(self._scope.service, self._scope.component, "packs", name)
+        recovered = self._recovered.get(pack)
+        if recovered is not None:
+            return recovered[offset : None if length is None else offset + length]
+        key = self._key(pack)
         try:
             return self._store.read(key, offset=offset, length=length)
         except ObjectNotFoundError as error:
-            raise MissingObjectError(f"pack {name[:16]} is not in the repository ({key})") from error
+            raise MissingObjectError(f"pack {pack.hex()[:16]} is not in the repository ({key})") from error
+
+    def recover(self, pack: bytes) -> bool:
+        """Find the version of a damaged pack whose hash is its name, and read from it from now on.
+
+        Returns:
+            False if there is none, or if it is what was read: reading again would not help.
+        """
+        if pack in self._recovered:
+            return False
+        body = version_of_pack(self._store, self._key(pack), pack)
+        if body is None:
+            return False
+        self._recovered[pack] = body
+        self._keys.pop(pack, None)
+        while len(self._recovered) > _RECOVERED_PACKS_KEPT:
+            self._recovered.popitem(last=False)
+        return True
 
     def chunk(self, pack: bytes, row: ChunkRow) -> bytes | memoryview:
-        """Return one chunk."""
+        """Return one chunk, from another version of its pack if need be.
+
+        Raises:
+            DamagedObjectError, MissingObjectError, FormatError, KeyProblemError: no version holds it.
+        """
+        try:
+            return self._chunk(pack, row)
+        except UNUSABLE_PACK:
+            if not self.recover(pack):
+                raise
+        return self._chunk(pack, row)
+
+    def _chunk(self, pack: bytes, row: ChunkRow) -> bytes | memoryview:
         return open_chunk(self.record_key(pack), self.read(pack, row.offset, row.stored_length), pack, row)
+
+    def _key(self, pack: bytes) -> str:
+        return layout.pack_key(self._scope.service, self._scope.component, "packs", pack.hex())
 
 
 def open_chunk(key: RecordKey, stored: bytes | memoryview, pack: bytes, row: ChunkRow) -> bytes | memoryview:

@@ -46,6 +46,8 @@ from drservice.repository.keys import Keyring, make_data_key, wrap
 from drservice.repository.records import Scope, open_body, seal_body
 
 _REPAIRED = ".r"
+_STEM = 24
+"""What a segment, its label, its partial file and repaired copies of them begin with; by key they lie side by side."""
 
 
 class PutOutcome(Enum):
@@ -223,6 +225,29 @@ class WalArchive:
         """
         return self._first_good(archived, lambda key: self._whole_facts(key, archived))
 
+    def require_whole(self, name: WalFileName, *, system_id: SystemId, plain_bytes: int) -> WalFacts:
+        """Make sure that a file is archived whole: a signature that is believed, the body it signs, the right length.
+
+        Needs no identity and opens nothing; reads the object once.
+
+        Raises:
+            SegmentAbsentError: the store answered that there is none under this name.
+            FormatError, DamagedObjectError, KeyProblemError: it is there, and no copy is whole.
+            ObjectStoreError: the store did not answer as it should.
+        """
+        problem: DrError | None = None
+        for candidate in self._candidates(self._key(system_id, name.timeline, name.name)):
+            try:
+                facts = _facts(self._read(candidate, name)[0])
+            except (FormatError, DamagedObjectError, KeyProblemError) as error:
+                problem = problem or error
+                continue
+            if facts.plain_bytes == plain_bytes:
+                return facts
+            cut = f"{name.name} was archived with {facts.plain_bytes} bytes instead of {plain_bytes}"
+            problem = problem or DamagedObjectError(cut)
+        raise problem or SegmentAbsentError(f"{name.name} is not in the archive")
+
     def _first_good(self, archived: ArchivedFile, read: Callable[[str], WalFacts]) -> WalFacts:
         problem: DrError | None = None
         for key in self._candidates(archived.key.split(_REPAIRED, maxsplit=1)[0]):
@@ -253,16 +278,18 @@ class WalArchive:
 
     def listing(self, system_id: SystemId) -> Iterator[ArchivedFile]:
         """Yield every archived file of one cluster, by key. Complete or raises; repaired copies count once."""
-        seen = ""
+        stem, seen = "", set[str]()
         for info in self._store.list(layout.wal_prefix(self._scope.service, self._scope.component, system_id)):
             name = info.key.rsplit("/", 1)[-1].split(_REPAIRED, 1)[0]
             try:
                 parsed = WalFileName.parse(name)
             except ValueError:
                 continue  # foreign objects beside ours are not ours to judge
-            if name == seen:
+            if name[:_STEM] != stem:
+                stem, seen = name[:_STEM], set()
+            if name in seen:
                 continue
-            seen = name
+            seen.add(name)
             yield ArchivedFile(
                 name=name,
                 timeline=parsed.timeline,

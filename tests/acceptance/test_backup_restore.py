@@ -11,9 +11,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from drservice.errors import ProofError
+from drservice.model.recovery import Target, TargetKind
+from drservice.operations import restore as restoring
 from tests.acceptance.conftest import World, archived, iso, order
 from tests.doubles.cluster import Cluster, ClusterMaker, hand_over
-from tests.doubles.estate import TempEstate, copy_tree, tree
+from tests.doubles.estate import TempEstate, copy_tree, tree, wait_for
 
 PROMISED = {
     "backup": {"schema", "service", "point", "state", "snapshots"},
@@ -329,3 +332,89 @@ def test_a_restored_cluster_goes_on_archiving_and_both_timelines_stay_reachable(
             assert document["target"]["timeline"] >= 2, (words, timeline)
         finally:
             estate.json("environment", "destroy", document["environment"]["id"])
+
+
+def test_an_error_that_was_undone_does_not_come_back_while_the_new_timeline_has_no_segment_yet(
+    estate: TempEstate, clusters: ClusterMaker
+) -> None:
+    cluster = estate.cluster
+    estate.json("backup", "erp")
+    order(cluster, 2, "commit")
+    before_loss = cluster.value("select clock_timestamp()")
+    cluster.sql("drop table orders")
+    archived(cluster, cluster.switch_wal())
+    cluster.stop()
+
+    data = cluster.root / "second-life"
+    estate.json("restore", "erp", "--to", iso(before_loss), "--into", data)
+    second = clusters.over(data)
+    second.configure(unix_socket_directories=f"'{second.sock}'")
+    second.start()
+    archived(second, "00000002.history")
+    second.kill9()
+
+    latest = estate.json("restore", "erp", "--to", "latest", "--start")
+    try:
+        assert orders_of(latest["environment"]["dsn"]) == [1, 2]
+        assert any("stopped before" in line for line in latest["evidence"])
+    finally:
+        estate.json("environment", "destroy", latest["environment"]["id"])
+
+
+def test_a_cluster_on_a_later_timeline_whose_history_was_never_archived_is_restorable(estate: TempEstate) -> None:
+    cluster = estate.cluster
+    cluster.stop()
+    (cluster.data / "standby.signal").touch()
+    cluster.configure(archive_command="'true'")
+    cluster.start()
+    cluster.run("pg_ctl", "promote", "-D", cluster.data, "-w")
+    wait_for(lambda: not cluster.value("select pg_is_in_recovery()"), "the promotion")
+    estate.archive_with_the_program()
+    cluster.restart()
+    estate.json("backup", "erp")
+    order(cluster, 2, "commit")
+    archived(cluster, cluster.switch_wal())
+    latest = estate.json("restore", "erp", "--to", "latest", "--start")
+    try:
+        assert (orders_of(latest["environment"]["dsn"]), latest["target"]["timeline"]) == ([1, 2], 3)
+    finally:
+        estate.json("environment", "destroy", latest["environment"]["id"])
+
+
+def test_a_copy_that_was_not_proven_does_not_start(estate: TempEstate, monkeypatch: pytest.MonkeyPatch) -> None:
+    def disbelieve(*_: object) -> None:
+        raise ProofError("not what was planned")
+
+    monkeypatch.setattr(restoring, "prove", disbelieve)
+    estate.json("backup", "erp")
+    into = estate.cluster.root / "unproven"
+    with estate.plane() as plane, pytest.raises(ProofError):
+        restoring.run_restore(estate.restore_context(plane), estate.request(Target(kind=TargetKind.LATEST), into=into))
+    assert sorted(path.name for path in (into / "global").glob("pg_control*")) == ["pg_control.unproven"]
+
+
+def test_a_history_file_of_a_foreign_cluster_is_refused_and_leads_nobody_astray(
+    estate: TempEstate, clusters: ClusterMaker, tmp_path: Path
+) -> None:
+    estate.json("backup", "erp")
+    stranger = clusters.make(fresh=True)
+    copied = copy_tree(stranger.data / "pg_wal", tmp_path / "pg_wal")
+    history = copied / "00000007.history"
+    history.write_text("1\t0/3000000\tno recovery target specified\n")
+    refused = estate.refusal("wal", "push", "--service", "erp", history, status=1)
+    assert "beside segments of cluster" in refused["message"]
+    alone = tmp_path / "alone" / "00000007.history"
+    alone.parent.mkdir()
+    alone.write_bytes(history.read_bytes())
+    assert "no readable segment beside" in estate.refusal("wal", "push", "--service", "erp", alone, status=1)["message"]
+
+
+def test_a_missing_history_is_no_end_while_its_timeline_is_archived(estate: TempEstate) -> None:
+    estate.json("backup", "erp")
+    target = estate.root / "RECOVERYHISTORY"
+    fetch = ("wal", "fetch", "--service", "erp")
+    # Nothing of timeline 2 is there, so its history is proven absent; timeline 1 is there, its history is not.
+    estate.refusal(*fetch, "00000002.history", target, status=44)
+    refused = estate.refusal(*fetch, "00000001.history", target, status=127)
+    assert "missing although" in refused["message"]
+    assert not target.exists()

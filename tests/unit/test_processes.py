@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from drservice import processes
-from drservice.errors import ProgramMissingError
+from drservice.errors import ConfigurationError, ProgramMissingError
 
 AS_ROOT = os.geteuid() == 0
 
@@ -114,6 +114,96 @@ def test_what_root_makes_in_the_state_folder_belongs_to_its_owner(tmp_path: Path
     for path in (state / "cache", state / "cache" / "erp"):
         assert (path.stat().st_uid, path.stat().st_gid) == (nobody.uid, nobody.gid)
     assert (state / "cache" / "erp").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_private_file_is_new_and_what_stood_there_stays_as_it_was(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "file"
+    victim.write_bytes(b"kept")
+    for plant in (path.symlink_to, path.hardlink_to):
+        plant(victim)
+        descriptor = processes.create_private(path)
+        os.write(descriptor, b"new")
+        os.close(descriptor)
+        assert (path.read_bytes(), path.is_symlink(), path.stat().st_mode & 0o777) == (b"new", False, 0o600)
+        assert victim.read_bytes() == b"kept"
+        path.unlink()
+
+
+def test_a_private_file_is_opened_as_it_is_or_made(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    first, second = processes.open_private(path), processes.open_private(path)
+    assert os.path.samestat(os.fstat(first), os.fstat(second))
+    os.close(first)
+    os.close(second)
+    with pytest.raises(FileNotFoundError):
+        processes.open_private(tmp_path / "absent" / "lock")
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder"])
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+    path, target = tmp_path / "lock", tmp_path / "target"
+    if kind == "link":
+        target.write_bytes(b"")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(target)
+    with pytest.raises(ConfigurationError, match="not what it should be"):
+        processes.open_private(path)
+    assert target.exists() == (kind == "link")
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root can give files away")
+def test_root_gives_away_what_it_made_and_nothing_that_was_put_in_its_place(tmp_path: Path) -> None:
+    nobody = processes.account_named("nobody")
+    state, victim = tmp_path / "state", tmp_path / "victim"
+    state.mkdir()
+    victim.write_bytes(b"")
+    os.chown(state, nobody.uid, nobody.gid)
+    made = state / "made"
+    made.write_bytes(b"")
+    processes.inherit_owner(made)
+    assert made.stat().st_uid == nobody.uid
+    for plant in ((state / "soft").symlink_to, (state / "hard").hardlink_to):
+        plant(victim)
+    for name in ("soft", "hard"):
+        with pytest.raises(ConfigurationError):
+            processes.inherit_owner(state / name)
+    assert victim.stat().st_uid == 0
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="others are not endangered by where they may write anyway")
+@pytest.mark.parametrize("planted_by", ["nobody", "root in a folder of nobody's", "root"])
+def test_root_goes_through_links_only_where_root_alone_could_put_them(tmp_path: Path, planted_by: str) -> None:
+    nobody = processes.account_named("nobody")
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "folder"
+    elsewhere.mkdir()
+    folder.mkdir()
+    link = folder / "link"
+    link.symlink_to(elsewhere)
+    if planted_by != "root":
+        os.chown(folder, nobody.uid, nobody.gid)
+    if planted_by == "nobody":
+        os.chown(link, nobody.uid, nobody.gid, follow_symlinks=False)
+    if planted_by == "root":
+        processes.make_folder(link / "inner")
+        assert (elsewhere / "inner").is_dir()
+        return
+    for act in (processes.make_folder, processes.create_private, processes.open_private):
+        with pytest.raises(ConfigurationError, match="symbolic link"):
+            act(link / "inner")
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_folder_is_made_once_and_a_file_in_its_place_is_an_error(tmp_path: Path) -> None:
+    processes.make_folder(tmp_path / "a/b", mode=0o700)
+    processes.make_folder(tmp_path / "a/b")
+    assert (tmp_path / "a/b").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="Not a directory"):
+        processes.make_folder(tmp_path / "file")
 
 
 def test_a_started_program_can_be_waited_for() -> None:

@@ -76,6 +76,7 @@ def capture_local(
     writer: SnapshotWriter,
     *,
     data_directory: Path,
+    system_id: SystemId,
     server_version: int,
     checkpoint: CheckpointSpeed,
     clock: Clock,
@@ -87,6 +88,7 @@ def capture_local(
         session: an open backup session on the server of this very directory.
         writer: takes the files; not committed here.
         data_directory: readable by this process.
+        system_id: the server's; the directory must be of the same cluster.
         server_version: major version.
         checkpoint: fast or spread.
         clock: tells start and end.
@@ -96,6 +98,7 @@ def capture_local(
         CaptureError: the session dropped, the directory is another server's, or a file cannot be read.
         UnsupportedClusterError: the cluster has extra tablespaces.
     """
+    _require_cluster(read_control(lambda: _read_control_bytes(data_directory))[0], system_id, data_directory)
     started_at = clock.now()
     start = session.start("drservice", checkpoint=checkpoint)
     control, _ = read_control(lambda: _read_control_bytes(data_directory))
@@ -109,6 +112,7 @@ def capture_local(
     session.check_alive()
     _recapture_lost(writer, sources, progress)
     control, raw = read_control(lambda: _read_control_bytes(data_directory))
+    _require_cluster(control, system_id, data_directory)
     writer.add_bytes(CONTROL_PATH.encode(), 0o600, poisoned_copy(raw))
     stop = session.stop()
     stopped_at = clock.now()
@@ -169,6 +173,15 @@ def _read_control_bytes(data_directory: Path) -> bytes:
             f"cannot read {CONTROL_PATH} below {data_directory}: {error.strerror}",
             hint="data_directory must be the server's, readable by this user; or use method: pg_basebackup.",
         ) from error
+
+
+def _require_cluster(control: ControlFile, system_id: SystemId, data_directory: Path) -> None:
+    """Refuse the directory of another cluster: its files under this server's label would restore to garbage."""
+    if control.system_id != system_id:
+        raise CaptureError(
+            f"{data_directory} belongs to cluster {control.system_id}, but the server is {system_id}",
+            hint="data_directory and dsn must be of one cluster: `SHOW data_directory` on the server tells its own.",
+        )
 
 
 def _list(data_directory: Path) -> ClusterListing:

@@ -8,7 +8,8 @@ taken for a whole one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from drservice.components.postgres.controlfile import CONTROL_PATH, ControlFile, parse_control
@@ -17,7 +18,7 @@ from drservice.errors import FormatError, RecoveryError, TargetDirectoryError
 from drservice.model.wal import Timeline
 from drservice.objectstore.interface import ObjectStore
 from drservice.processes import Account
-from drservice.repository.placing import Placed, PlacingProgress, place_files, sync_folder
+from drservice.repository.placing import Placed, PlacingProgress, place_files, sync_folder, write_error
 from drservice.repository.reader import SnapshotReader
 from drservice.repository.records import Scope
 
@@ -28,14 +29,18 @@ def require_empty(target: Path) -> None:
     """Refuse a target that is not a new or empty directory.
 
     Raises:
-        TargetDirectoryError: naming what is in the way.
+        TargetDirectoryError: naming what is in the way, or why it cannot be looked at.
     """
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise TargetDirectoryError(f"{target} is no directory")
-    if target.is_dir():
-        first = next(target.iterdir(), None)
-        if first is not None:
-            raise TargetDirectoryError(f"{target} is not empty (it holds {first.name})")
+    try:
+        if target.is_symlink() or (target.exists() and not target.is_dir()):
+            raise TargetDirectoryError(f"{target} is no directory")
+        first = next(target.iterdir(), None) if target.is_dir() else None
+    except OSError as error:
+        raise TargetDirectoryError(
+            f"cannot look at {target}: {error.strerror}", hint="Give --into a folder that this user may read and write."
+        ) from error
+    if first is not None:
+        raise TargetDirectoryError(f"{target} is not empty (it holds {first.name})")
 
 
 def place_cluster(
@@ -79,6 +84,10 @@ def finish_cluster(reader: SnapshotReader, target: Path, placed: Placed, *, acco
 
     Returns:
         Names of stale settings that were taken out of ``postgresql.auto.conf`` (trap T30).
+
+    Raises:
+        FormatError: the snapshot has no ``backup_label``.
+        RecoveryError: the folder cannot be written; it has no ``pg_control``.
     """
     attachments = reader.secret.attachments
     if "backup_label" not in attachments:
@@ -92,7 +101,8 @@ def finish_cluster(reader: SnapshotReader, target: Path, placed: Placed, *, acco
     control = target / CONTROL_PATH
     temporary = control.with_name("pg_control.drservice")
     _write(temporary, placed.held_back[CONTROL_PATH.encode()], account)
-    temporary.rename(control)
+    with _writing(control):
+        temporary.rename(control)
     sync_folder(target)
     return removed
 
@@ -132,27 +142,39 @@ def announce_history(target: Path, timeline: Timeline, *, account: Account | Non
 
 
 def _make_target(target: Path, account: Account | None) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    target.chmod(0o700)
-    if account is not None:
-        os.chown(target, account.uid, account.gid)
+    with _writing(target):
+        target.mkdir(parents=True, exist_ok=True)
+        target.chmod(0o700)
+        if account is not None:
+            os.chown(target, account.uid, account.gid)
 
 
 def _strip_auto_conf(path: Path, account: Account | None) -> tuple[str, ...]:
-    if not path.is_file():
-        return ()
-    stripped = strip_stale_settings(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    with _writing(path):
+        if not path.is_file():
+            return ()
+        stripped = strip_stale_settings(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        if stripped.removed:
+            path.unlink()
     if stripped.removed:
-        path.unlink()
         _write(path, stripped.text.encode("utf-8", "surrogateescape"), account)
     return stripped.removed
 
 
 def _write(path: Path, content: bytes, account: Account | None) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with _writing(path), os.fdopen(os.open(path, flags, 0o600), "wb") as stream:
         if account is not None:
-            os.fchown(descriptor, account.uid, account.gid)
+            os.fchown(stream.fileno(), account.uid, account.gid)
         stream.write(content)
         stream.flush()
-        os.fsync(descriptor)
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Translate what the system refuses while ``path`` is made: no space, read-only, not permitted."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(os.fsencode(path), error) from error

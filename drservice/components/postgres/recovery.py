@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
+from typing import Literal
 
 from drservice.components.postgres.controlfile import ControlFile
 from drservice.errors import FormatError
@@ -150,7 +151,7 @@ def recovery_options(
     *,
     restore_command: str,
     action: TargetAction,
-    timeline: Timeline | None = None,
+    timeline: Timeline | Literal["current"] | None = None,
 ) -> Options:
     """Return the options that make a server replay to ``target`` and stop there.
 
@@ -162,8 +163,9 @@ def recovery_options(
         target: the one target.
         restore_command: the shell line with %f and %p.
         action: what to do at the target; with LATEST the server always promotes.
-        timeline: the planned one. ``None``: ``current`` for IMMEDIATE (no timeline beyond the backup's may
-            be looked at), else ``latest``.
+        timeline: the planned one; for that of the backup itself say ``current``, because PostgreSQL refuses a
+            number whose history file it cannot get. ``None``: ``current`` for IMMEDIATE (no timeline beyond the
+            backup's may be looked at), else ``latest``.
     """
     default = "current" if target.kind is ReplayKind.IMMEDIATE else "latest"
     chosen = _TARGET_SETTINGS.get(target.kind)

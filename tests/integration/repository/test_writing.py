@@ -16,7 +16,7 @@ import pytest
 
 from drservice.errors import BusyError, RecoveryError, WorkerDiedError
 from drservice.model.ids import SnapshotId
-from drservice.objectstore.opening import open_store
+from drservice.objectstore.opening import open_store, open_store_readonly
 from drservice.repository.changes import ChangeRule
 from drservice.repository.placing import sync_folder
 from tests.doubles.repositories import Heard, Site, content_of, noise
@@ -184,4 +184,24 @@ def test_a_bucket_is_as_good_as_a_folder(tmp_path: Path, buckets: MotoBuckets) -
         listing = site.repository().snapshots(site.scope)
         assert ([one.id for one in listing.records], listing.unreadable) == ([first.id, second.id], {})
         assert site.restore(second.id, tmp_path / "out") == content_of(site.source)
+        site.store.close()
+
+
+def test_packs_overwritten_in_a_versioned_bucket_are_read_from_the_version_with_their_hash(tmp_path: Path) -> None:
+    (tmp_path / "locks").mkdir()
+    with moto_server(MotoBehaviour.CONDITIONAL, MotoBuckets.VERSIONED) as server, server.credentials():
+        url = server.url_for("overwritten", "prod")
+        site = Site.create(tmp_path / "site", store=open_store(url, lock_dir=tmp_path / "locks"))
+        site.write({"base/1": noise(MIB), "base/2": noise(MIB, 1)})
+        record = site.capture()
+        overwritten = [*site.keys(PACKS), *site.keys("s/erp/database/nodes/")]
+        for key in overwritten:
+            body = site.store.read(key)
+            server.plant("overwritten", f"prod/{key}", bytes(len(body)))
+            assert site.store.read(key) == bytes(len(body)), "or this tests nothing"
+        for open_again in (open_store, open_store_readonly):
+            site.store.close()
+            site.store = open_again(url, lock_dir=tmp_path / "locks")
+            site.open_store = partial(open_again, url, lock_dir=tmp_path / "locks")
+            assert site.restore(record.id, tmp_path / open_again.__name__) == content_of(site.source)
         site.store.close()

@@ -345,3 +345,30 @@ def test_targets_are_told_in_words() -> None:
     assert Target(kind=TargetKind.NAME, name="x").describe() == "restore point x"
     assert Target(kind=TargetKind.SNAPSHOT, snapshot=SnapshotId("X")).describe() == "the end of snapshot X"
     assert LATEST.describe() == "the latest archived position"
+
+
+# --- where the present history branched off and has no segment of its own yet ---------------------------------
+
+
+FORKED = archive(*range(2, 9), also={2: []}, branches={2: [(1, 5.5)]})
+
+
+def test_an_ancestors_segment_is_followed_to_the_fork_and_not_one_byte_further() -> None:
+    plan = choose_plan(LATEST, [MONDAY], FORKED)
+    assert (plan.timeline, plan.reach.end, plan.reach.fork, plan.reach.gap) == (2, at(5.5), at(5.5), None)
+    with pytest.raises(TargetOutsideWindowError, match="WAL ends at"):
+        choose_plan(to_lsn(5.75), [MONDAY], FORKED)
+
+
+def test_a_fork_at_the_border_of_segments_gives_nothing_of_the_left_history() -> None:
+    border = archive(*range(2, 9), also={2: []}, branches={2: [(1, 5)]})
+    plan = choose_plan(LATEST, [MONDAY], border)
+    assert (plan.timeline, plan.reach.end, plan.reach.fork) == (2, at(5), None)
+    assert holder_of(5, border.path_to(Timeline(2)), border) is None
+
+
+def test_a_missing_first_segment_of_the_present_timeline_is_a_gap_if_later_ones_are_there() -> None:
+    holed = archive(*range(2, 9), also={2: [6, 7]}, branches={2: [(1, 5.5)]})
+    with pytest.raises(WalGapError, match="000000020000000000000005"):
+        choose_plan(LATEST, [MONDAY], holed)
+    assert choose_plan(to_lsn(5.25), [MONDAY], holed).reach.end == at(5.5)

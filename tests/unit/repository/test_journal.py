@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,45 @@ def test_nothing_behind_a_damaged_frame_is_believed(folder: JournalFolder) -> No
 def test_an_empty_journal_is_no_problem(folder: JournalFolder) -> None:
     written(folder)
     assert found(folder) == []
+
+
+def test_a_frame_that_claims_more_than_memory_is_not_read(folder: JournalFolder) -> None:
+    path = written(folder, 1)
+    with path.open("ab") as stream:
+        stream.write(b"DRJ1" + bytes(4) + (0xFFFFFFF0).to_bytes(4, "big"))
+        stream.truncate(1 << 33)  # sparse: the claim is true, and still nothing of it is read
+    tracemalloc.start()
+    try:
+        assert found(folder) == [1]
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_long_journal_is_read_frame_by_frame(folder: JournalFolder) -> None:
+    writer = folder.writer("run-worker-0", KEY)
+    for number in range(100):
+        writer.append(pack(number, chunks=250))
+    writer.close()
+    size = (folder.folder / "run-worker-0.journal").stat().st_size
+    tracemalloc.start()
+    try:
+        assert folder.begin() is not None
+        assert tracemalloc.get_traced_memory()[1] < size // 2
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_is_no_regular_file_is_no_journal(folder: JournalFolder, kind: str, tmp_path: Path) -> None:
+    written(folder, 1)
+    odd = folder.folder / "odd.journal"
+    if kind == "link":
+        elsewhere = JournalFolder(tmp_path / "elsewhere")
+        elsewhere.begin()
+        odd.symlink_to(written(elsewhere, 2))
+    elif kind == "pipe":
+        os.mkfifo(odd)
+    else:
+        odd.mkdir()
+    assert found(folder) == [1]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyrage
 import pytest
 
+from drservice.canonical import Json
 from drservice.errors import (
     ConfigurationError,
     DrError,
@@ -40,7 +41,7 @@ def publish(site: Site, key: DataKey, *recipients: str) -> str:
     return made
 
 
-def plant(site: Site, key: DataKey, body: bytes, number: int, *, signer: HostKey | None = None, **fields: str) -> str:
+def plant(site: Site, key: DataKey, body: bytes, number: int, *, signer: HostKey | None = None, **fields: Json) -> str:
     """Store a wrapping with another content, as a trusted host or a given one could."""
     place = f"keys/erp/{key.id}/{number:026d}.age"
     pieces = write_envelope(
@@ -108,6 +109,32 @@ def test_a_wrapping_that_is_damaged_or_planted_does_not_hide_a_good_one(site: Si
         site.repository().keyring.secret(key.id, service=ERP)
     plant(site, key, good, 1)
     assert site.repository().keyring.secret(key.id, service=ERP) == key.secret
+
+
+def test_the_recipients_of_a_key_are_those_of_all_its_good_wrappings(site: Site, key: DataKey) -> None:
+    keyring = site.repository().keyring
+    assert keyring.recipients_of(key.id, service=ERP) == frozenset()
+    other, third = make_identity()[1], make_identity()[1]
+    publish(site, key, site.recipient, other)
+    publish(site, key, third)
+    assert keyring.recipients_of(key.id, service=ERP) == {site.recipient, other, third}
+    assert site.repository(identities=Identities()).keyring.recipients_of(key.id, service=ERP) >= {third}
+
+
+@pytest.mark.parametrize("spoil", ["flipped", "stranger", "another key", "no list"])
+def test_a_wrapping_that_cannot_be_believed_promises_nothing(site: Site, key: DataKey, spoil: str) -> None:
+    good = wrap(key.secret, [site.recipient])
+    if spoil == "flipped":
+        site.replace(publish(site, key), flipped(-1))
+    elif spoil == "stranger":
+        plant(site, key, good, 0, signer=new_host("stranger"), recipients=[site.recipient])
+    elif spoil == "another key":
+        plant(site, key, good, 0, key_id="01ARZ3NDEKTSV4RRFFQ69G5FAV", recipients=[site.recipient])
+    else:
+        plant(site, key, good, 0, recipients=site.recipient)
+    assert site.repository().keyring.recipients_of(key.id, service=ERP) == frozenset()
+    publish(site, key)
+    assert site.repository().keyring.recipients_of(key.id, service=ERP) == {site.recipient}
 
 
 def test_the_first_problem_is_told_if_nothing_opens(site: Site, key: DataKey) -> None:

@@ -176,6 +176,31 @@ def test_a_host_added_later_is_believed_through_the_configuration(site: Site, tm
     assert [one.id for one in listing.records] == [record.id]
 
 
+def test_the_host_that_made_the_repository_may_write_without_being_configured() -> None:
+    store, host = MemoryStore(), new_host()
+    create_repository(store, signer=host, signers=[], clock=SystemClock())
+    [listed] = json.loads(store.read(FILE))["signers"]
+    assert listed == {"name": host.host, "key": f"ed25519:{host.public_key.hex()}", "services": []}
+    repository = open_repository(
+        store,
+        open_store=lambda: store,
+        signers=[],
+        host_key=host,
+        identities=Identities(),
+        recipients=(),
+        clock=SystemClock(),
+    )
+    assert repository.host_key == host
+
+
+def test_a_host_that_no_list_names_has_no_key_to_write_with(site: Site) -> None:
+    second = new_host("db2")
+    with pytest.raises(KeyProblemError, match=second.fingerprint) as caught:
+        _ = site.repository(host=second).host_key
+    assert second.signer_line in caught.value.hint
+    assert site.repository(host=second, signers=[trusted(second)]).host_key == second
+
+
 # --- the host's key -----------------------------------------------------------------------------------------
 
 

@@ -132,6 +132,46 @@ def test_repaired_copies_count_once_in_a_listing(site: Site) -> None:
     assert [file.name for file in listed(site)] == [NAME, "000000010000000000000004"]
 
 
+def test_repaired_copies_count_once_whatever_lies_between_by_key(site: Site) -> None:
+    names = [NAME, f"{NAME}.00000028.backup", f"{NAME}.partial"]
+    for name in names:
+        site.put_wal(name, SEGMENT)
+    for name in names:
+        site.replace(f"{KEY.removesuffix(NAME)}{name}", flipped(-1))
+        with pytest.raises(DamagedObjectError):
+            site.put_wal(name, SEGMENT)
+    assert len(site.keys("s/")) == 6
+    assert [file.name for file in listed(site)] == names
+    assert [file.key.rsplit("/", 1)[-1] for file in listed(site)] == names
+
+
+def test_whole_is_a_good_signature_a_whole_body_and_the_right_length_without_an_identity(site: Site) -> None:
+    blind = site.repository(identities=Identities()).wal(site.scope)
+    name = WalFileName.parse(NAME)
+    with pytest.raises(SegmentAbsentError):
+        blind.require_whole(name, system_id=SYSTEM_ID, plain_bytes=len(SEGMENT))
+    site.put_wal(NAME, SEGMENT)
+    facts = blind.require_whole(name, system_id=SYSTEM_ID, plain_bytes=len(SEGMENT))
+    assert (facts.name, facts.system_id) == (NAME, SYSTEM_ID)
+    with pytest.raises(DamagedObjectError, match=f"{len(SEGMENT)} bytes instead of 5"):
+        blind.require_whole(name, system_id=SYSTEM_ID, plain_bytes=5)
+    with pytest.raises(SegmentAbsentError):
+        blind.require_whole(name, system_id=SystemId("1"), plain_bytes=len(SEGMENT))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_is_not_whole_until_a_repaired_copy_is_there(site: Site, damage: str) -> None:
+    archive, name = site.repository().wal(site.scope), WalFileName.parse(NAME)
+    site.put_wal(NAME, SEGMENT)
+    site.replace(KEY, DAMAGE[damage])
+    with pytest.raises((DamagedObjectError, DrError)) as caught:
+        archive.require_whole(name, system_id=SYSTEM_ID, plain_bytes=len(SEGMENT))
+    assert not isinstance(caught.value, SegmentAbsentError)
+    with pytest.raises(DamagedObjectError):
+        site.put_wal(NAME, SEGMENT)
+    assert archive.require_whole(name, system_id=SYSTEM_ID, plain_bytes=len(SEGMENT)).name == NAME
+
+
 def test_the_object_of_an_unknown_signer_is_not_ours(site: Site) -> None:
     stranger = new_host("stranger")
     theirs = site.repository(host=stranger, signers=[trusted(stranger)]).wal(site.scope)
