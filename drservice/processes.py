@@ -1,4 +1,4 @@
-"""The only place that starts programs.
+"""The only place that starts programs, and the one that makes files where another user may plant links.
 
 Programs start from argv lists, never through a shell, with the environment the caller names. PostgreSQL
 refuses to run as root, so :func:`account_of` and ``account=`` drop to the owner of a data directory.
@@ -6,17 +6,20 @@ refuses to run as root, so :func:`account_of` and ``account=`` drop to the owner
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from drservice.errors import ProgramMissingError
+from drservice.errors import ConfigurationError, ProgramMissingError
 
 _SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -84,19 +87,153 @@ def inherit_owner(path: Path) -> None:
 
     ``state_dir`` belongs to one user (often PostgreSQL's, whose archive_command works in it); a backup run as root must
     not leave files there that this user cannot use.
+
+    Raises:
+        ConfigurationError: it is a symbolic link, or has another name somewhere (a hard link): not what was made.
     """
-    if os.geteuid() == 0:
-        facts = path.parent.stat()
-        os.chown(path, facts.st_uid, facts.st_gid, follow_symlinks=False)
+    if os.geteuid() != 0:
+        return
+    folder = _open_folder(path.parent)
+    try:
+        descriptor = _open_entry(path, folder, os.O_RDONLY)
+        try:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISDIR(facts.st_mode) and (not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1):
+                raise _planted(path)
+            _give(descriptor, folder)
+        finally:
+            os.close(descriptor)
+    finally:
+        os.close(folder)
+
+
+def create_private(path: Path, mode: int = 0o600) -> int:
+    """Make a new, empty file and return its descriptor (read and write); what stood there is unlinked, never opened.
+
+    For files below ``state_dir``: it belongs to the database's user, who could have planted a link under a name that
+    root is about to write. As root the file gets the owner of its folder.
+
+    Raises:
+        OSError: it cannot be made.
+        ConfigurationError: a folder on the way is a link that somebody other than root may have planted.
+    """
+    folder = _open_folder(path.parent)
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(path.name, dir_fd=folder)
+        return _create(path.name, folder, mode)
+    finally:
+        os.close(folder)
+
+
+def open_private(path: Path, mode: int = 0o600) -> int:
+    """Open a regular file for reading and writing, made if it is absent; links are never followed.
+
+    For locks: unlike :func:`create_private` it keeps what is there.
+
+    Raises:
+        OSError: it can be neither opened nor made.
+        ConfigurationError: there is a link or something else that is no regular file.
+    """
+    folder = _open_folder(path.parent)
+    try:
+        while True:
+            try:
+                descriptor = _open_entry(path, folder, os.O_RDWR)
+            except FileNotFoundError:
+                with suppress(FileExistsError):  # another process was faster: open what it made
+                    return _create(path.name, folder, mode)
+                continue
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return descriptor
+            os.close(descriptor)
+            raise _planted(path)
+    finally:
+        os.close(folder)
 
 
 def make_folder(path: Path, *, mode: int = 0o755) -> None:
-    """Make a folder and its missing parents, each with the owner of the folder above it."""
-    if path.is_dir():
+    """Make a folder and its missing parents, each with the owner of the folder above it.
+
+    Raises:
+        OSError: it cannot be made.
+        ConfigurationError: as root, a folder on the way is a link that somebody other than root may have planted.
+    """
+    with suppress(FileNotFoundError):
+        os.close(_open_folder(path))
         return
     make_folder(path.parent)
-    path.mkdir(mode=mode, exist_ok=True)
-    inherit_owner(path)
+    folder = _open_folder(path.parent)
+    try:
+        with suppress(FileExistsError):
+            os.mkdir(path.name, mode, dir_fd=folder)
+            if os.geteuid() == 0:
+                descriptor = _open_entry(path, folder, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    _give(descriptor, folder)
+                finally:
+                    os.close(descriptor)
+    finally:
+        os.close(folder)
+
+
+def _open_folder(path: Path) -> int:
+    """Open a folder to work in; as root, one step at a time and through no link that others may have planted.
+
+    A link is followed where only root could have put it: it is root's own and stands in a folder of root's.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    absolute = path.absolute()
+    if os.geteuid() != 0:
+        return os.open(absolute, flags)
+    folder = os.open("/", flags)
+    for name in absolute.parts[1:]:
+        try:
+            facts = os.lstat(name, dir_fd=folder)
+            trusted = not stat.S_ISLNK(facts.st_mode) or (facts.st_uid == 0 and os.fstat(folder).st_uid == 0)
+            if not trusted:
+                raise _planted(absolute)
+            follow = os.O_NOFOLLOW if not stat.S_ISLNK(facts.st_mode) else 0
+            inner = os.open(name, flags | follow, dir_fd=folder)
+        finally:
+            os.close(folder)
+        folder = inner
+    return folder
+
+
+def _open_entry(path: Path, folder: int, flags: int) -> int:
+    """Open what stands under a name without following it, and without waiting for a pipe's other end."""
+    try:
+        return os.open(path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENOTDIR}:
+            raise _planted(path) from error
+        raise
+
+
+def _create(name: str, folder: int, mode: int) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(name, flags, mode, dir_fd=folder)
+    try:
+        if os.geteuid() == 0:
+            _give(descriptor, folder)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _give(descriptor: int, folder: int) -> None:
+    facts = os.fstat(folder)
+    os.fchown(descriptor, facts.st_uid, facts.st_gid)
+
+
+def _planted(path: Path) -> ConfigurationError:
+    return ConfigurationError(
+        f"{path} is a symbolic link, or behind one, or not what it should be: it is not used",
+        hint="Links below state_dir are not followed, because its owner could lead root anywhere with them. Look who"
+        " made it; name the real folder in state_dir.",
+    )
 
 
 def find_program(name: str, *, package: str) -> Path:

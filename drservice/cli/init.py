@@ -10,7 +10,7 @@ import click
 
 from drservice.cli.invocation import Invocation
 from drservice.clock import SystemClock
-from drservice.errors import ConfigurationError, UsageError
+from drservice.errors import ConfigurationError, KeyProblemError, RepositoryError, RepositoryExistsError, UsageError
 from drservice.model.estate import Estate, SignerSettings
 from drservice.operations.lineage import Lineage
 from drservice.processes import make_folder
@@ -60,7 +60,16 @@ def _create(invocation: Invocation, path: Path) -> None:
     try:
         own = SignerSettings(name=key.host, public_key=key.public_key)
         others = [s for s in estate.repository.signers if s.public_key != key.public_key]
-        created = create_repository(store, signer=key, signers=[own, *others], clock=SystemClock())
+        try:
+            created = create_repository(store, signer=key, signers=[own, *others], clock=SystemClock())
+        except RepositoryExistsError as error:
+            if _is_listed(estate, key):
+                raise
+            raise RepositoryExistsError(
+                f"{error.message}, and this host ({key.host}) may not write there yet",
+                hint="Nothing was changed in it. To write to it, add to repository.signers on every host that reads or"
+                f" writes there: {key.signer_line}",
+            ) from error
         warnings = store.capabilities.warnings
     finally:
         store.close()
@@ -83,6 +92,18 @@ def _create(invocation: Invocation, path: Path) -> None:
         )
 
 
+def _is_listed(estate: Estate, key: HostKey) -> bool:
+    """Tell whether others believe this host: by the configuration, or by the repository that is there."""
+    if any(signer.public_key == key.public_key for signer in estate.repository.signers):
+        return True
+    try:
+        with open_data_plane(estate) as plane:
+            plane.repository.host_key.require_listed()
+    except (KeyProblemError, RepositoryError):
+        return False  # it is not, or the repository is none that this host could believe in
+    return True
+
+
 def _escrow_sheet(estate: Estate, key: HostKey, created: Created) -> list[str]:
     return [
         f"repository {created.repository} created at {estate.repository.url}",
@@ -94,7 +115,7 @@ def _escrow_sheet(estate: Estate, key: HostKey, created: Created) -> list[str]:
         f"  RESTORE.md SHA-256:   {created.text_sha256}",
         "",
         "For other hosts that read or write here, add to repository.signers:",
-        f'  {key.host}: {{key: "ed25519:{key.public_key.hex()}"}}',
+        f"  {key.signer_line}",
         "next: drservice check",
     ]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -23,6 +24,7 @@ from drservice.objectstore.directory import DirectoryStore, make_directory
 from drservice.objectstore.interface import Capabilities, CreateMode, ObjectStore
 from drservice.objectstore.keys import is_key
 from drservice.objectstore.readonly import ReadOnlyStore
+from drservice.processes import create_private
 
 if TYPE_CHECKING:
     from drservice.objectstore.retrying import RetryBudget
@@ -288,8 +290,8 @@ def _remember(memory: Path, probed: Probed, *, url: str) -> Capabilities:
     temporary = memory.with_name(f"{memory.name}.{secrets.token_hex(6)}")
     try:
         memory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(record), encoding="utf-8")
-        temporary.chmod(0o644)
+        with os.fdopen(create_private(temporary, 0o644), "w", encoding="utf-8") as stream:
+            stream.write(json.dumps(record))
         temporary.replace(memory)
     except OSError as error:
         warning = (

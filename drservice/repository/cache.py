@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from drservice.errors import CaptureError
 from drservice.model.ids import KeyId
-from drservice.processes import inherit_owner, make_folder
+from drservice.processes import create_private, make_folder
 from drservice.repository.chunktable import ChunkTable, live_bytes
 from drservice.repository.nodes import NodeRef, decode_leaf
 
@@ -100,7 +100,7 @@ class StagedCache:
         self._remove()
         # Nothing here must survive a crash before publish(), which makes the file durable as a whole.
         with self._translation():
-            self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            self._db = private_database(self._path)
             self._db.executescript("pragma journal_mode = off; pragma synchronous = off; begin;" + _SCHEMA)
 
     def put_entry(self, path: bytes, body: bytes) -> None:
@@ -161,12 +161,11 @@ class StagedCache:
             self._db.executemany("insert or replace into meta values (?, ?)", [*meta.items(), ("format", _FORMAT)])
             self._db.execute("commit")
             self._db.close()
-            descriptor = os.open(self._path, os.O_RDONLY)
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            inherit_owner(self._path)
             # Both sums count while the file is exchanged, so a crash in between costs nothing.
             _publish_sums(self._final, [_sum_of(self._path), *_published_sums(self._final)[:1]])
             self._path.replace(self._final)
@@ -197,6 +196,25 @@ class StagedCache:
             self._path.unlink()
 
 
+def private_database(path: Path) -> sqlite3.Connection:
+    """Make a new SQLite file, of this user or of the folder's owner, and open it; whatever stood there is unlinked.
+
+    Raises:
+        OSError, sqlite3.Error: it cannot be made.
+        CaptureError: somebody exchanged it between making and opening.
+    """
+    descriptor = create_private(path)
+    try:
+        database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        # SQLite opens by name and follows links: nothing is written before it is known to be the file just made.
+        if not os.path.samestat(os.fstat(descriptor), path.lstat()):
+            database.close()
+            raise CaptureError(f"{path} was exchanged while it was made", hint="Look who else writes below state_dir.")
+    finally:
+        os.close(descriptor)
+    return database
+
+
 def _sum_of(path: Path) -> str:
     return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
 
@@ -214,9 +232,8 @@ def _published_sums(cache: Path) -> list[str]:
 
 def _publish_sums(cache: Path, sums: Sequence[str]) -> None:
     temporary = cache.with_suffix(".sums.staged")
-    with temporary.open("w", encoding="ascii") as stream:
+    with os.fdopen(create_private(temporary), "w", encoding="ascii") as stream:
         stream.write("\n".join(sums))
         stream.flush()
         os.fsync(stream.fileno())
-    inherit_owner(temporary)
     temporary.replace(_sums_path(cache))

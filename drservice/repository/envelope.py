@@ -48,6 +48,26 @@ class HostKey:
 
     host: str
     private_key: Ed25519PrivateKey
+    unlisted: bool = False
+    """Neither the configuration nor the repository file names it: what it signs, no other host would believe."""
+
+    def require_listed(self) -> None:
+        """Return if others believe what this key signs.
+
+        Raises:
+            KeyProblemError: they do not; the hint has the line to add.
+        """
+        if self.unlisted:
+            raise KeyProblemError(
+                f"the signing key of this host ({self.host}, {self.fingerprint}) is not among the repository's signers:"
+                " no other host would believe what it writes",
+                hint=f"Add to repository.signers in the configuration of every host: {self.signer_line}",
+            )
+
+    @property
+    def signer_line(self) -> str:
+        """The line of ``repository.signers`` that makes others believe this key."""
+        return f'{self.host}: {{key: "ed25519:{self.public_key.hex()}"}}'
 
     @property
     def public_key(self) -> bytes:
@@ -143,7 +163,12 @@ def write_envelope(
     body: Sequence[bytes | memoryview],
     now: datetime,
 ) -> list[bytes | memoryview]:
-    """Sign an object and return its pieces in order, ready for ``ObjectStore.create``."""
+    """Sign an object and return its pieces in order, ready for ``ObjectStore.create``.
+
+    Raises:
+        KeyProblemError: nobody else would believe the signature.
+    """
+    signer.require_listed()
     digest = hashlib.sha256()
     length = 0
     for piece in body:

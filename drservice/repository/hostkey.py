@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from drservice.errors import KeyProblemError
-from drservice.processes import inherit_owner, make_folder
+from drservice.processes import create_private, make_folder
 from drservice.repository.envelope import HostKey
 
 _FILE = "signing.key"
@@ -66,11 +66,10 @@ def make_host_key(state_dir: Path) -> HostKey:
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     make_folder(state_dir)
     temporary = state_dir / f"{_FILE}.{os.getpid()}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = create_private(temporary)
     try:
         os.write(descriptor, pem)
         os.fsync(descriptor)
-        inherit_owner(temporary)
     finally:
         os.close(descriptor)
     try:

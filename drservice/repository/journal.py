@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -16,13 +17,16 @@ from pathlib import Path
 
 from drservice.errors import CaptureError
 from drservice.model.ids import KeyId
-from drservice.processes import inherit_owner, make_folder
+from drservice.processes import create_private, make_folder
+from drservice.repository.cache import private_database
 from drservice.repository.chunktable import ChunkRow
 from drservice.repository.pack import TABLE_ROW, ClosedPack
 
 _FRAME = struct.Struct(">4sII")
 _FACTS = struct.Struct(">32s26sQ")
 _MAGIC = b"DRJ1"
+_MAX_PAYLOAD_BYTES = 64 << 20
+"""The table of a pack is far smaller; a longer frame is damage, and is not read into memory."""
 _SCHEMA = """
 create table chunks (id blob primary key, pack blob not null, ordinal integer not null, start integer not null,
   stored integer not null, plain integer not null, codec integer not null) without rowid;
@@ -36,8 +40,7 @@ class JournalWriter:
     def __init__(self, path: Path, key_id: KeyId) -> None:
         self._key_id = key_id
         self._path = path
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        inherit_owner(path)
+        self._descriptor = create_private(path)
 
     def append(self, pack: ClosedPack) -> None:
         """Record one pack.
@@ -98,11 +101,11 @@ class JournalFolder:
         The old journals stay until :meth:`clear`, so that a second interruption loses nothing either.
         """
         make_folder(self.folder, mode=0o700)
-        journals = sorted(self.folder.glob("*.journal"))
+        journals = sorted(path for path in self.folder.glob("*.journal") if not path.is_symlink())
         self._index_path.unlink(missing_ok=True)
         if not journals:
             return None
-        database = sqlite3.connect(self._index_path, isolation_level=None)
+        database = private_database(self._index_path)
         try:
             database.executescript("pragma journal_mode = off; pragma synchronous = off; begin;" + _SCHEMA)
             for path in journals:
@@ -130,13 +133,18 @@ class JournalFolder:
 
 
 def _frames(path: Path) -> Iterator[tuple[bytes, str, int, bytes]]:
-    data = path.read_bytes()
-    position = 0
-    while position + _FRAME.size <= len(data):
-        magic, checksum, length = _FRAME.unpack_from(data, position)
-        payload = data[position + _FRAME.size : position + _FRAME.size + length]
-        if magic != _MAGIC or len(payload) != length or zlib.crc32(payload) != checksum:
-            return
-        name, key_id, stored = _FACTS.unpack_from(payload)
-        yield name, key_id.decode(), stored, payload[_FACTS.size :]
-        position += _FRAME.size + length
+    """Yield the whole frames of a journal, one in memory at a time, up to the first that is torn or damaged."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return
+    with os.fdopen(descriptor, "rb") as stream:
+        while len(head := stream.read(_FRAME.size)) == _FRAME.size:
+            magic, checksum, length = _FRAME.unpack(head)
+            if magic != _MAGIC or not _FACTS.size <= length <= _MAX_PAYLOAD_BYTES:
+                return
+            payload = stream.read(length)
+            if len(payload) != length or zlib.crc32(payload) != checksum:
+                return
+            name, key_id, stored = _FACTS.unpack_from(payload)
+            yield name, key_id.decode(), stored, payload[_FACTS.size :]

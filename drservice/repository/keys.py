@@ -23,12 +23,13 @@ from drservice.errors import (
     KeyProblemError,
     MissingObjectError,
     NoIdentityError,
+    ObjectNotFoundError,
     WrongIdentityError,
 )
 from drservice.model.ids import KeyId, RepositoryId, ServiceName, make_ulid
 from drservice.objectstore.interface import ObjectStore
 from drservice.repository import layout
-from drservice.repository.envelope import HostKey, Trust, read_object, write_envelope
+from drservice.repository.envelope import Envelope, HostKey, Trust, read_object, write_envelope
 
 DATA_KEY_BYTES = 32
 
@@ -169,6 +170,8 @@ class Keyring:
     trust: Trust
     identities: Identities
     _open: dict[KeyId, bytes] = field(default_factory=dict)
+    _wrapped_for: dict[str, frozenset[str]] = field(default_factory=dict)
+    """By object key: for whom a stored wrapping is. Objects never change, so each is read once per process."""
 
     def publish(
         self, key: DataKey, *, service: ServiceName, recipients: Sequence[str], signer: HostKey, now: datetime
@@ -206,6 +209,46 @@ class Keyring:
         """Tell whether at least one wrapping of the key is stored."""
         return next(self.store.list(layout.data_key_prefix(service, key_id)), None) is not None
 
+    def recipients_of(self, key_id: KeyId, *, service: ServiceName) -> frozenset[str]:
+        """Return who can open a data key: the recipients of all its stored wrappings that are believed and whole.
+
+        Empty for a key without any: what is sealed with it is lost to everybody. Needs no identity. One listing, and
+        one small read for each wrapping not seen before.
+
+        Raises:
+            ObjectStoreError: the store did not answer; nothing is known.
+        """
+        found: set[str] = set()
+        for info in self.store.list(layout.data_key_prefix(service, key_id)):
+            if info.key not in self._wrapped_for:
+                try:
+                    self._wrapped_for[info.key] = self._recipients_in(info.key, key_id, service)
+                except (FormatError, DamagedObjectError, KeyProblemError, ObjectNotFoundError):
+                    continue  # nobody can be promised that this wrapping opens
+            found |= self._wrapped_for[info.key]
+        return frozenset(found)
+
+    def _recipients_in(self, object_key: str, key_id: KeyId, service: ServiceName) -> frozenset[str]:
+        envelope, _ = self._read_wrapping(object_key, key_id, service)
+        recipients = envelope.header.get("recipients")
+        if not isinstance(recipients, list):
+            raise FormatError(f"the header of {object_key} lacks the list of recipients")
+        return frozenset(item for item in recipients if isinstance(item, str))
+
+    def _read_wrapping(
+        self, object_key: str, key_id: KeyId, service: ServiceName
+    ) -> tuple[Envelope, bytes | memoryview]:
+        envelope, body = read_object(
+            lambda: self.store.read_versions(object_key),
+            trust=self.trust,
+            repository=self.repository,
+            key=object_key,
+            kind="key",
+        )
+        if (envelope.text("key_id"), envelope.text("service")) != (key_id, service):
+            raise FormatError(f"{object_key} wraps another key ({envelope.text('key_id')})")
+        return envelope, body
+
     def secret(self, key_id: KeyId, *, service: ServiceName) -> bytes:
         """Return the data key.
 
@@ -219,15 +262,7 @@ class Keyring:
         problem: DrError | None = None
         for info in self.store.list(layout.data_key_prefix(service, key_id)):
             try:
-                envelope, body = read_object(
-                    lambda key=info.key: self.store.read_versions(key),  # type: ignore[misc]  # bound per loop
-                    trust=self.trust,
-                    repository=self.repository,
-                    key=info.key,
-                    kind="key",
-                )
-                if (envelope.text("key_id"), envelope.text("service")) != (key_id, service):
-                    raise FormatError(f"{info.key} wraps another key ({envelope.text('key_id')})")  # noqa: TRY301 - like any other unusable wrapping, it leaves the next one its turn
+                _, body = self._read_wrapping(info.key, key_id, service)
                 secret = self.identities.unwrap(body, f"data key {key_id}")
             except (FormatError, DamagedObjectError, KeyProblemError) as error:
                 problem = problem or error  # any wrapping that opens counts: the next one may

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -70,12 +70,16 @@ def create_repository(
 ) -> Created:
     """Create a repository: break-glass files first, the repository file last (from then on it exists).
 
+    The host that creates it may always write there: its key is listed even if ``signers`` lacks it.
+
     Raises:
         RepositoryExistsError: there is one already; nothing was changed.
     """
     if next(store.list(layout.REPOSITORY_FILE), None) is not None:
         raise RepositoryExistsError(f"{store.description} holds a repository already")
     now = clock.now()
+    if all(item.public_key != signer.public_key for item in signers):
+        signers = [SignerSettings(name=signer.host, public_key=signer.public_key), *signers]
     identifier = RepositoryId(make_ulid(now, os.urandom(10)))
     hashes = []
     for name in (layout.BREAKGLASS_SCRIPT, layout.BREAKGLASS_TEXT):
@@ -138,13 +142,14 @@ class Repository:
         """The signing key of this host.
 
         Raises:
-            KeyProblemError: this host has none and so cannot write.
+            KeyProblemError: this host has none, or one that no signer list names, and so cannot write.
         """
         if self._host_key is None:
             raise KeyProblemError(
                 "this host has no signing key and cannot write",
                 hint="`drservice init` makes it; then add the line it prints to repository.signers.",
             )
+        self._host_key.require_listed()
         return self._host_key
 
     def scope(self, service: ServiceName, component: ComponentName) -> Scope:
@@ -172,7 +177,7 @@ class Repository:
 
         Raises:
             BusyError: another run on this host is writing one.
-            KeyProblemError: this host has no signing key.
+            KeyProblemError: this host has no signing key, or one that no signer list names.
         """
         return SnapshotWriter(
             WriterContext(
@@ -215,7 +220,7 @@ def open_repository(
     """Open a repository and check that it is one we may believe.
 
     Believed are the configured signers and this host's own key; with them the repository file is checked, and the
-    signers that stand in it are believed too.
+    signers that stand in it are believed too. A host whose own key is in neither list may read and cannot write.
 
     Raises:
         RepositoryMissingError: there is none at this address.
@@ -233,6 +238,9 @@ def open_repository(
     configured = [*signers, *own]
     _verify(document, Trust(configured))
     listed = _listed_signers(document)
+    if host_key is not None:
+        known = any(item.public_key == host_key.public_key for item in (*signers, *listed))
+        host_key = replace(host_key, unlisted=not known)
     return Repository(
         store=store,
         open_store=open_store,

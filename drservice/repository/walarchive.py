@@ -132,7 +132,11 @@ class WalArchive:
         system_id: SystemId,
         last_write: datetime,
     ) -> None:
-        assert self._signer is not None, "a reader does not archive"
+        if self._signer is None:
+            raise KeyProblemError(
+                "this host has no signing key and cannot archive",
+                hint="`drservice init` makes it; then add the line it prints to repository.signers.",
+            )
         now = self._clock.now()
         # One key per object, wrapped in its own header: a one-shot push leaves no key objects behind.
         data_key = make_data_key(now)

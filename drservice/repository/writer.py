@@ -23,7 +23,7 @@ from drservice.errors import BusyError, CaptureError, MissingObjectError
 from drservice.model.ids import KeyId, SnapshotId, make_ulid
 from drservice.model.snapshot import PostgresFacts, SnapshotRecord, SnapshotState
 from drservice.objectstore.interface import ObjectStore
-from drservice.processes import inherit_owner, make_folder
+from drservice.processes import make_folder, open_private
 from drservice.repository import layout
 from drservice.repository.cache import SnapshotCache, StagedCache
 from drservice.repository.capture import CaptureWorker, RangeTask, WorkerReply, WorkerSpec
@@ -129,7 +129,7 @@ class SnapshotWriter:
             index = ResumeIndex(self._resume)
             self._pack_keys.update({name: (key_id, stored) for name, key_id, stored in index.packs()})
             index.close()
-        self._missing = frozenset(self._absent(self._pack_keys))
+        self._missing = self._unusable()
         self._staged = StagedCache(self._cache_path, old=self._cache)
         self._nodes = NodeSink(
             context.store,
@@ -289,7 +289,7 @@ class SnapshotWriter:
 
         Call it before ``pg_backup_stop``: what is read again then still lies before the stop position.
         """
-        gone = self._absent(self._pack_keys) - self._missing
+        gone = self._unusable() - self._missing
         if not gone:
             return set()
         self._missing = self._missing | gone
@@ -327,9 +327,12 @@ class SnapshotWriter:
             raise CaptureError(f"{len(gone)} packs that this backup re-uses vanished from the store while it ran")
         packs = collect_pack_table(usage, self._pack_keys)
         key_ids = sorted({use.key_id for use in (*packs.data, *packs.nodes)} | {self._key.id})
-        for key_id in key_ids:
-            if not self._context.keyring.exists(key_id, service=self._scope.service):
-                raise MissingObjectError(f"data key {key_id} is needed by this backup and is not in the repository")
+        if not self._context.keyring.exists(self._key.id, service=self._scope.service):
+            raise MissingObjectError(f"data key {self._key.id} of this backup is not in the repository any more")
+        for key_id in self._closed_keys(key_ids):
+            raise MissingObjectError(
+                f"data key {key_id} is needed by this backup, and no stored wrapping opens it for every recipient"
+            )
         meta = self.previous_meta()
         record = self._record(facts, usage, tuple(key_ids), meta, checked_at)
         header_sha256 = commit_snapshot(
@@ -397,6 +400,21 @@ class SnapshotWriter:
         self._published = True
         self._journal.clear()
 
+    def _unusable(self) -> frozenset[bytes]:
+        """Return which of the known packs must not be re-used: absent, condemned, or not readable for everybody."""
+        closed = self._closed_keys({key_id for key_id, _ in self._pack_keys.values()})
+        unreadable = {name for name, (key_id, _) in self._pack_keys.items() if key_id in closed}
+        return self._absent(self._pack_keys) | unreadable
+
+    def _closed_keys(self, key_ids: Iterable[KeyId]) -> frozenset[KeyId]:
+        """Return which data keys do not open for every present recipient: added since, or the wrapping is gone."""
+        keyring, needed = self._context.keyring, frozenset(self._context.recipients)
+        return frozenset(
+            key_id
+            for key_id in key_ids
+            if key_id != self._key.id and not needed <= keyring.recipients_of(key_id, service=self._scope.service)
+        )
+
     def _absent(self, packs: Iterable[bytes]) -> frozenset[bytes]:
         """Return which of these packs the store does not have, or that are condemned."""
         wanted = set(packs)
@@ -423,8 +441,7 @@ def _memory_source(path: bytes, mode: int, content: bytes) -> SourceFile:
 def _lock(folder: Path, name: str) -> int:
     """Take the component's lock on this host; held by the process, so a crash releases it."""
     make_folder(folder)
-    descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    inherit_owner(folder / name)
+    descriptor = open_private(folder / name)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
