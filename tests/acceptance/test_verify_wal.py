@@ -32,7 +32,7 @@ def name_at(position: str) -> str:
 
 
 def test_a_deleted_segment_of_a_snapshot_is_found_and_names_it(world: World) -> None:
-    config, copy = copied(world, "own-wal")
+    config, copy = copied(world, "verify-own-wal")
     clean = world.estate.json("verify", config=config)
     assert (clean["components"][0]["findings"], clean["components"][0]["not_judged"]) == ([], [])
     lost = name_at(world.second["start_lsn"])
@@ -50,7 +50,7 @@ def test_a_deleted_segment_of_a_snapshot_is_found_and_names_it(world: World) -> 
 
 
 def test_a_deleted_segment_behind_the_snapshots_is_a_gap(world: World) -> None:
-    config, copy = copied(world, "gap")
+    config, copy = copied(world, "verify-gap")
     segment(copy, world.middle).unlink()
     findings = world.estate.json("verify", config=config, status=5)["components"][0]["findings"]
     assert [(item["code"], item["key"].rsplit("/", 1)[-1], item["snapshots"]) for item in findings] == [

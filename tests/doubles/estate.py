@@ -370,6 +370,7 @@ def as_user(name: str) -> processes.Account | None:
 
 
 def copy_tree(source: Path, target: Path) -> Path:
-    """Copy a folder with its owners and modes."""
+    """Copy a folder with its owners and modes; a name that is taken would nest the copy and is refused."""
+    assert not target.exists(), f"{target} is taken by another test"
     subprocess.run(["cp", "-a", str(source), str(target)], check=True)
     return target
