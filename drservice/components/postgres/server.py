@@ -79,7 +79,7 @@ def find_programs(major: int, *, program: str = "postgres", directory: Path | No
         seen.append(f"{candidate} has {version[0]}")
     raise ProgramMissingError(
         f"PostgreSQL {major} ({program}) is not installed here" + (f"; {', '.join(seen)}" if seen else ""),
-        hint=f"Install it: apt-get install postgresql-{major} (PostgreSQL's own package archive has the versions Debian lacks).",
+        hint=f"Install it: apt-get install postgresql-{major} (PostgreSQL's own archive has what Debian lacks).",
     )
 
 
