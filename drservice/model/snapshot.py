@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
+from drservice.errors import FormatError
 from drservice.model.ids import ComponentName, KeyId, ServiceName, SnapshotId, SystemId
 from drservice.model.wal import Lsn, Timeline
 
@@ -15,7 +16,15 @@ class SnapshotState(Enum):
 
     COMPLETE = "complete"
     DEGRADED = "degraded"
-    """Whole, but the source had damaged pages: it never replaces the last good one."""
+    """Whole, but the source itself is damaged (pages, documents): it never replaces the last good one."""
+
+    PARTIAL = "partial"
+    """Something could not be read, so it is not in the snapshot."""
+
+
+POSTGRES_KIND = "postgres"
+FILES_KINDS = frozenset({"odoo-filestore", "directory"})
+"""Kinds whose snapshots carry :class:`FilesFacts`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +41,42 @@ class PostgresFacts:
     block_bytes: int
     data_checksums: bool
     bad_pages: int
+
+    @property
+    def state(self) -> SnapshotState:
+        """How good a snapshot with these facts is."""
+        return SnapshotState.DEGRADED if self.bad_pages else SnapshotState.COMPLETE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesFacts:
+    """What a snapshot of a filestore or folder says about itself: counts only, names are in its sealed part."""
+
+    walk_began_at: datetime
+    """The host's clock before the first folder was listed: what a database had committed by then is in here, unless
+    production had lost it."""
+    referred: int | None
+    """Documents that production's rows referred to before the walk; ``None`` if nobody asked a database."""
+    missing: int
+    """Of those, the ones that production itself did not have."""
+    corrupt: int
+    """Files whose content is not what their name, or the row about them, says: damaged in production, stored as they
+    are."""
+    foreign: int
+    """Files under names that no filestore uses; not stored."""
+    vanished: int
+    """Deleted between the listing and the reading."""
+    unreadable: int
+    """What could not be read (permission, stale handle, input/output error)."""
+    left_out: int
+    """Sockets, devices and pipes, and in a filestore also links: named in the sealed part, not stored."""
+
+    @property
+    def state(self) -> SnapshotState:
+        """How good a snapshot with these facts is."""
+        if self.unreadable:
+            return SnapshotState.PARTIAL
+        return SnapshotState.DEGRADED if self.corrupt or self.missing else SnapshotState.COMPLETE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,5 +101,27 @@ class SnapshotRecord:
     read_bytes: int
     stored_bytes: int
     files: int
-    postgres: PostgresFacts
+    facts: PostgresFacts | FilesFacts
     header_sha256: str
+
+    @property
+    def postgres(self) -> PostgresFacts:
+        """The facts of a cluster's snapshot.
+
+        Raises:
+            FormatError: it is a snapshot of something else.
+        """
+        if not isinstance(self.facts, PostgresFacts):
+            raise FormatError(f"snapshot {self.id} of {self.service}/{self.component} is no PostgreSQL cluster")
+        return self.facts
+
+    @property
+    def documents(self) -> FilesFacts:
+        """The facts of a filestore's or folder's snapshot.
+
+        Raises:
+            FormatError: it is a snapshot of something else.
+        """
+        if not isinstance(self.facts, FilesFacts):
+            raise FormatError(f"snapshot {self.id} of {self.service}/{self.component} holds no documents")
+        return self.facts

@@ -33,7 +33,7 @@ from drservice.errors import (
 )
 from drservice.model.estate import CaptureMethod, PostgresSettings, Service
 from drservice.model.ids import SystemId
-from drservice.model.snapshot import SnapshotRecord
+from drservice.model.snapshot import POSTGRES_KIND, SnapshotRecord
 from drservice.model.wal import Timeline, WalFileName, segment_name, segments_between
 from drservice.operations.lineage import Lineage
 from drservice.operations.progress import Progress
@@ -101,10 +101,11 @@ def run_backup(context: BackupContext, service: Service, component: PostgresSett
         mark = context.clock.monotonic()
         record = writer.commit(
             CommitFacts(
+                kind=POSTGRES_KIND,
                 method=captured.method,
                 started_at=captured.started_at,
                 stopped_at=captured.stopped_at,
-                postgres=captured.facts(),
+                facts=captured.facts(),
                 attachments=captured.attachments,
                 bad_pages=captured.bad_pages,
             )

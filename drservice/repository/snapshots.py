@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import pairwise
 
 import msgpack
@@ -15,7 +16,14 @@ from drservice.canonical import Json, canonical_bytes, parse_canonical
 from drservice.clock import from_iso, to_iso
 from drservice.errors import DrError, FormatError, MissingObjectError, ObjectNotFoundError, StoreUnreachableError
 from drservice.model.ids import ComponentName, KeyId, ServiceName, SnapshotId, SystemId, is_ulid
-from drservice.model.snapshot import PostgresFacts, SnapshotRecord, SnapshotState
+from drservice.model.snapshot import (
+    FILES_KINDS,
+    POSTGRES_KIND,
+    FilesFacts,
+    PostgresFacts,
+    SnapshotRecord,
+    SnapshotState,
+)
 from drservice.model.wal import Lsn, Timeline
 from drservice.objectstore.interface import ObjectStore
 from drservice.repository import layout
@@ -84,7 +92,7 @@ class SnapshotListing:
 
 def encode_header(record: SnapshotRecord, previous_sha256: str | None) -> dict[str, Json]:
     """Return the header fields of a snapshot."""
-    facts = record.postgres
+    facts = record.facts
     previous: Json = None
     if record.previous is not None and previous_sha256 is not None:
         previous = {"id": record.previous, "sha256": previous_sha256}
@@ -105,17 +113,38 @@ def encode_header(record: SnapshotRecord, previous_sha256: str | None) -> dict[s
         "read_bytes": record.read_bytes,
         "stored_bytes": record.stored_bytes,
         "files": record.files,
-        "postgres": {
-            "system_id": facts.system_id,
-            "timeline": int(facts.timeline),
-            "start_lsn": str(facts.start_lsn),
-            "stop_lsn": str(facts.stop_lsn),
-            "server_version": facts.server_version,
-            "segment_bytes": facts.segment_bytes,
-            "block_bytes": facts.block_bytes,
-            "data_checksums": facts.data_checksums,
-            "bad_pages": facts.bad_pages,
-        },
+        **(
+            {"documents": _files_fields(facts)}
+            if isinstance(facts, FilesFacts)
+            else {"postgres": _cluster_fields(facts)}
+        ),
+    }
+
+
+def _cluster_fields(facts: PostgresFacts) -> dict[str, Json]:
+    return {
+        "system_id": facts.system_id,
+        "timeline": int(facts.timeline),
+        "start_lsn": str(facts.start_lsn),
+        "stop_lsn": str(facts.stop_lsn),
+        "server_version": facts.server_version,
+        "segment_bytes": facts.segment_bytes,
+        "block_bytes": facts.block_bytes,
+        "data_checksums": facts.data_checksums,
+        "bad_pages": facts.bad_pages,
+    }
+
+
+def _files_fields(facts: FilesFacts) -> dict[str, Json]:
+    return {
+        "walk_began_at": to_iso(facts.walk_began_at),
+        "referred": facts.referred,
+        "missing": facts.missing,
+        "corrupt": facts.corrupt,
+        "foreign": facts.foreign,
+        "vanished": facts.vanished,
+        "unreadable": facts.unreadable,
+        "left_out": facts.left_out,
     }
 
 
@@ -126,12 +155,11 @@ def decode_header(envelope: Envelope) -> SnapshotRecord:
         FormatError: a field is missing or makes no sense.
     """
     header = envelope.header
-    facts = header.get("postgres")
     key_ids = header.get("key_ids")
     previous = header.get("previous")
-    if not isinstance(facts, Mapping) or not isinstance(key_ids, list):
-        raise FormatError(f"{envelope.text('key')} lacks the facts of a PostgreSQL snapshot")
     key = envelope.text("key")
+    if not isinstance(key_ids, list):
+        raise FormatError(f"{key} names no keys")
     own = layout.snapshot_key(
         ServiceName(envelope.text("service")),
         ComponentName(envelope.text("component")),
@@ -160,20 +188,47 @@ def decode_header(envelope: Envelope) -> SnapshotRecord:
             read_bytes=envelope.number("read_bytes"),
             stored_bytes=envelope.number("stored_bytes"),
             files=envelope.number("files"),
-            postgres=_decode_facts(facts),
+            facts=_decode_facts(header, envelope.text("kind")),
             header_sha256=envelope.header_sha256,
         )
     except (KeyError, ValueError, TypeError) as error:
         raise FormatError(f"{key} has an unreadable header: {error}") from error
 
 
-def _decode_facts(facts: Mapping[str, Json]) -> PostgresFacts:
-    def number(name: str) -> int:
-        value = facts[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise TypeError(f"{name} is no number")
-        return value
+def _decode_facts(header: Mapping[str, Json], kind: str) -> PostgresFacts | FilesFacts:
+    """Read the one map of facts that a snapshot of this kind has; another kind's beside it would contradict it."""
+    if kind != POSTGRES_KIND and kind not in FILES_KINDS:
+        raise ValueError(f"this program does not know the kind {kind!r}")
+    own, other = ("documents", "postgres") if kind in FILES_KINDS else ("postgres", "documents")
+    facts = header.get(own)
+    if not isinstance(facts, Mapping) or other in header:
+        raise TypeError(f"the facts are not those of kind {kind!r}")
+    return _decode_files(facts) if kind in FILES_KINDS else _decode_cluster(facts)
 
+
+def _number(facts: Mapping[str, Json], name: str) -> int:
+    value = facts[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"{name} is no number")
+    return value
+
+
+def _decode_files(facts: Mapping[str, Json]) -> FilesFacts:
+    number = partial(_number, facts)
+    return FilesFacts(
+        walk_began_at=from_iso(str(facts["walk_began_at"])),
+        referred=None if facts["referred"] is None else number("referred"),
+        missing=number("missing"),
+        corrupt=number("corrupt"),
+        foreign=number("foreign"),
+        vanished=number("vanished"),
+        unreadable=number("unreadable"),
+        left_out=number("left_out"),
+    )
+
+
+def _decode_cluster(facts: Mapping[str, Json]) -> PostgresFacts:
+    number = partial(_number, facts)
     system_id = facts["system_id"]
     if not isinstance(system_id, str) or not _DECIMAL.fullmatch(system_id):
         raise TypeError("system_id is no decimal text")

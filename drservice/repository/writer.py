@@ -21,7 +21,7 @@ from typing import Protocol, Self
 from drservice.clock import Clock
 from drservice.errors import BusyError, CaptureError, MissingObjectError
 from drservice.model.ids import KeyId, SnapshotId, make_ulid
-from drservice.model.snapshot import PostgresFacts, SnapshotRecord, SnapshotState
+from drservice.model.snapshot import FilesFacts, PostgresFacts, SnapshotRecord
 from drservice.objectstore.interface import ObjectStore
 from drservice.processes import make_folder, open_private
 from drservice.repository import layout
@@ -73,10 +73,11 @@ class WriterContext:
 class CommitFacts:
     """What the component knows about its capture at the end."""
 
+    kind: str
     method: str
     started_at: datetime
     stopped_at: datetime
-    postgres: PostgresFacts
+    facts: PostgresFacts | FilesFacts
     attachments: Mapping[str, bytes]
     bad_pages: Sequence[tuple[bytes, int]]
 
@@ -362,9 +363,9 @@ class SnapshotWriter:
             id=self.snapshot,
             service=self._scope.service,
             component=self._scope.component,
-            kind="postgres",
+            kind=facts.kind,
             method=facts.method,
-            state=SnapshotState.DEGRADED if facts.bad_pages else SnapshotState.COMPLETE,
+            state=facts.facts.state,
             host=self._context.signer.host,
             started_at=facts.started_at,
             stopped_at=facts.stopped_at,
@@ -376,7 +377,7 @@ class SnapshotWriter:
             read_bytes=self.read_bytes,
             stored_bytes=self._stored_bytes,
             files=usage.files,
-            postgres=facts.postgres,
+            facts=facts.facts,
             header_sha256="",
         )
 
@@ -390,9 +391,7 @@ class SnapshotWriter:
                 **self._identity,
                 "snapshot": str(self.snapshot),
                 "header_sha256": header_sha256,
-                "system_id": str(facts.postgres.system_id),
-                "timeline": str(int(facts.postgres.timeline)),
-                "data_checksums": str(facts.postgres.data_checksums),
+                **_source_meta(facts.facts),
                 "method": facts.method,
                 "source_bytes": str(usage.source_bytes),
             }
@@ -431,6 +430,17 @@ class SnapshotWriter:
             for key in condemned_packs(self._context.store, trust=self._context.keyring.trust, scope=self._scope)
         }
         return frozenset(wanted - present | wanted & condemned)
+
+
+def _source_meta(facts: PostgresFacts | FilesFacts) -> Mapping[str, str]:
+    """Return what the next run must compare before it trusts this one's cache."""
+    if isinstance(facts, FilesFacts):
+        return {}
+    return {
+        "system_id": str(facts.system_id),
+        "timeline": str(int(facts.timeline)),
+        "data_checksums": str(facts.data_checksums),
+    }
 
 
 def _memory_source(path: bytes, mode: int, content: bytes) -> SourceFile:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from drservice.clock import Clock, SystemClock
 from drservice.model.estate import SignerSettings
 from drservice.model.ids import ComponentName, ServiceName, SnapshotId, SystemId
-from drservice.model.snapshot import PostgresFacts, SnapshotRecord
+from drservice.model.snapshot import POSTGRES_KIND, PostgresFacts, SnapshotRecord
 from drservice.model.wal import Lsn, Timeline, WalFileName
 from drservice.objectstore.directory import DirectoryStore
 from drservice.objectstore.interface import ObjectStore
@@ -212,10 +212,11 @@ class Site:
         now = self.clock.now()
         return writer.commit(
             CommitFacts(
+                kind=POSTGRES_KIND,
                 method="local",
                 started_at=now,
                 stopped_at=now,
-                postgres=facts(bad_pages=len(bad_pages)),
+                facts=facts(bad_pages=len(bad_pages)),
                 attachments={"backup_label": b"START WAL LOCATION: 0/2000028\n"},
                 bad_pages=bad_pages,
             )

@@ -62,7 +62,7 @@ def snapshot(
         read_bytes=0,
         stored_bytes=0,
         files=0,
-        postgres=facts(
+        facts=facts(
             start_lsn=at(begin),
             stop_lsn=at(end),
             timeline=Timeline(timeline),
