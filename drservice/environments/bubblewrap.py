@@ -51,11 +51,14 @@ class Layout:
     sock: Path
     log: Path
     conf: Path
+    files: Path
     account: Account | None
     limits: Limits
     usr_merged: Mapping[str, str] = field(default_factory=dict)
     usr_folders: Sequence[str] = ()
     etc_extras: Sequence[str] = ()
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """What is bound read-only below /env/files from elsewhere."""
     present_processes: int = 0
     """As root RLIMIT_NPROC counts the account's processes on the whole host; these are there already."""
 
@@ -129,6 +132,9 @@ def _devices(limits: Limits) -> list[str]:
 
 
 def _folders(layout: Layout) -> list[str]:
+    bound: list[str] = []
+    for name, path in layout.folders.items():
+        bound += ["--ro-bind", str(path), f"/env/files/{name}"]
     return [
         "--perms", "0755", "--dir", "/env",
         "--bind", str(layout.data), "/env/data",
@@ -136,6 +142,8 @@ def _folders(layout: Layout) -> list[str]:
         "--bind", str(layout.sock), "/env/sock",
         "--bind", str(layout.log), "/env/log",
         "--ro-bind", str(layout.conf), "/env/conf",
+        "--ro-bind", str(layout.files), "/env/files",
+        *bound,
     ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from drservice.clock import from_iso, to_iso
 from drservice.environments import keeper
 from drservice.environments.interface import EnvironmentSpec, Limits
 from drservice.environments.proc import ProcessIdentity, identity_of
-from drservice.errors import EnvironmentFailedError
+from drservice.errors import EnvironmentFailedError, IsolationError
 from drservice.model.ids import EnvironmentId, ServiceName, is_ulid
 from drservice.processes import Account
 
@@ -49,6 +49,7 @@ class Description:
     purpose: str
     data: Path
     owns_data: bool
+    folders: Mapping[str, Path]
     sock: Path
     account: Account | None
     limits: Limits
@@ -66,6 +67,7 @@ class Description:
             "purpose": self.purpose,
             "data": str(self.data),
             "owns_data": self.owns_data,
+            "folders": {name: str(path) for name, path in self.folders.items()},
             "sock": str(self.sock),
             "account": asdict(self.account) if self.account else None,
             "limits": asdict(self.limits),
@@ -91,6 +93,7 @@ def read_description(root: Path) -> Description:
             purpose=value["purpose"],
             data=Path(value["data"]),
             owns_data=value["owns_data"],
+            folders={name: Path(path) for name, path in value["folders"].items()},
             sock=Path(value["sock"]),
             account=Account(**value["account"]) if value["account"] else None,
             limits=Limits(**value["limits"]),
@@ -98,7 +101,7 @@ def read_description(root: Path) -> Description:
             created_at=from_iso(value["created_at"]),
             expires_at=from_iso(value["expires_at"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EnvironmentFailedError(
             f"{path} cannot be read: {error}",
             hint="It is no environment of this version; look into the folder before you remove it by hand.",
@@ -127,6 +130,7 @@ def make_folder(spec: EnvironmentSpec, *, environments_dir: Path, identifier: En
         purpose=spec.purpose,
         data=spec.data_directory.absolute() if spec.data_directory else root / "data",
         owns_data=spec.data_directory is None,
+        folders={_require_folder_name(name): path.absolute() for name, path in spec.folders.items()},
         sock=_socket_folder(root),
         account=account,
         limits=spec.limits,
@@ -151,6 +155,26 @@ def make_folder(spec: EnvironmentSpec, *, environments_dir: Path, identifier: En
     return root
 
 
+def files_folder(root: Path, name: str, about: Description) -> Path:
+    """Return the folder ``name`` of another component's files, made for the server account if it is not there.
+
+    Raises:
+        EnvironmentFailedError: the name is none for a folder here, or it cannot be made.
+        IsolationError: a link or something else that is no folder stands in its place.
+    """
+    path = about.folders.get(_require_folder_name(name), root / "files" / name)
+    try:
+        if not os.path.lexists(path):
+            _make_owned(path, about.account)
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            raise IsolationError(
+                f"{path} is not a folder", hint="Something replaced it by a link or a file; it is not used."
+            )
+    except OSError as error:
+        raise EnvironmentFailedError(f"{path} cannot be made: {error}") from error
+    return path
+
+
 def write_configuration(root: Path, name: str, content: str, *, account: Account | None) -> None:
     """Write ``conf/NAME``, whole or not at all, readable by the server and by nobody else.
 
@@ -164,6 +188,14 @@ def write_configuration(root: Path, name: str, content: str, *, account: Account
     temporary = root / "conf" / f".{name}.new"
     _write_readable(temporary, content, account)
     temporary.replace(root / "conf" / name)
+
+
+def _require_folder_name(name: str) -> str:
+    if not _CONFIGURATION_NAME.match(name):
+        raise EnvironmentFailedError(
+            f"{name!r} cannot name a folder of files", hint="Use letters, digits, dot, dash, underscore."
+        )
+    return name
 
 
 def own_socket_path(sock: Path) -> Path:
@@ -253,9 +285,12 @@ def _fill(fresh: Path, description: Description) -> None:
     if description.sock.parent.name != description.id:
         _require_private_base(description.sock.parent)
         _make_owned(description.sock, account)
-    for path in (fresh / "conf", fresh / "conf" / "etc"):
+    for path in (fresh / "conf", fresh / "conf" / "etc", fresh / "files"):
         path.mkdir()
         _share_with(path, account, 0o750)
+    for name in description.folders:
+        (fresh / "files" / name).mkdir()  # only a place to bind to
+        files_folder(fresh, name, description)
     for name, content in _etc_files(account).items():
         _write_readable(fresh / "conf" / "etc" / name, content, account)
     (fresh / "conf" / "etc" / "localtime").symlink_to("/usr/share/zoneinfo/UTC")

@@ -13,6 +13,8 @@ The folder of an environment on the host::
       wal/                feeder exchange: NAME.want is asked for from inside, NAME or NAME.absent answers
       sock/               the server's Unix socket: the only way in (a short folder elsewhere if too long)
       conf/               generated configuration, read-only inside
+      files/NAME/         files of other components (documents, configuration), read-only inside; may be bound
+                          from elsewhere
       log/                what the server itself wants to write down
 
 ``data``, ``wal``, ``sock`` and ``log`` are writable from inside and therefore hostile: the host follows no
@@ -66,6 +68,8 @@ class EnvironmentSpec:
     """``restore``, ``drill`` or ``probe``; shown by ``environment list``."""
     data_directory: Path | None = None
     """Where the cluster's files live on the host; ``None`` = inside the environment's folder."""
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Which of :meth:`Environment.folder` live elsewhere on the host (name -> path); they outlive the environment."""
     expires_at: datetime
     limits: Limits = field(default_factory=Limits)
 
@@ -138,6 +142,18 @@ class Environment(Protocol):
 
         Raises:
             EnvironmentFailedError: the test itself could not run (never a pass).
+        """
+        ...
+
+    def folder(self, name: str) -> Path:
+        """Return the folder ``name`` for files of another component as the host sees it, made on demand.
+
+        Seen inside as ``/env/files/NAME``, read-only: nothing inside can write, replace or plant a link there. It
+        belongs to the server account, so that programs inside can read it.
+
+        Raises:
+            EnvironmentFailedError: the name is none for a folder here, or the folder cannot be made.
+            IsolationError: a link stands in its place.
         """
         ...
 

@@ -167,7 +167,7 @@ answer('environment', @environment);
 
 my %allowed_root = map { $_ => 1 } qw(bin sbin lib lib32 lib64 libx32 usr etc proc dev tmp env);
 my %allowed_etc = map { $_ => 1 } qw(passwd group nsswitch.conf hosts localtime alternatives ld.so.cache);
-my %allowed_env = map { $_ => 1 } qw(data wal sock log conf);
+my %allowed_env = map { $_ => 1 } qw(data wal sock log conf files);
 my @paths = map { "/$_" } grep { !$allowed_root{$_} } listing('/');
 push @paths, map { "/etc/$_" } grep { !$allowed_etc{$_} } listing('/etc');
 push @paths, map { "/env/$_" } grep { !$allowed_env{$_} } listing('/env');
@@ -189,7 +189,7 @@ else {
     push @written, "$point is mounted writable" if grep { $_ eq 'rw' } split /,/, $options;
   }
 }
-for my $place (@mountpoints, qw(/ /usr /usr/bin /usr/lib /usr/local /etc /env /env/conf /dev /var /run /srv /home)) {
+for my $place (@mountpoints, qw(/ /usr /usr/bin /usr/lib /usr/local /etc /env /env/conf /env/files /dev /var /run /srv)) {
   next if $writable{$place} || !-d $place;
   my $path = "$place/.drservice-probe-$$";
   if (sysopen(my $file, $path, O_WRONLY | O_CREAT | O_EXCL, 0600)) {

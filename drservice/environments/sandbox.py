@@ -199,6 +199,15 @@ class Sandbox:
 
         return isolation.run_self_test(run_inside, production=production, hidden=(self._root,))
 
+    def folder(self, name: str) -> Path:
+        """Return the folder ``name`` for files of another component, made on demand; ``/env/files/NAME`` inside.
+
+        Raises:
+            EnvironmentFailedError: the name is none for a folder here, or the folder cannot be made.
+            IsolationError: a link stands in its place.
+        """
+        return folder.files_folder(self._root, name, self._about)
+
     def write_configuration(self, name: str, content: str) -> str:
         """Put a file into ``conf/`` and return its path as seen from inside.
 
@@ -332,6 +341,8 @@ class Sandbox:
             sock=about.sock,
             log=self._root / "log",
             conf=self._root / "conf",
+            files=self._root / "files",
+            folders=about.folders,
             account=about.account,
             limits=about.limits,
             usr_merged=merged,

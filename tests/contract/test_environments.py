@@ -6,22 +6,25 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from drservice.clock import SystemClock
 from drservice.environments import proc
 from drservice.environments.interface import Environment, EnvironmentState
 from drservice.environments.isolation import require_isolated
-from drservice.environments.sandbox import Sandbox, list_sandboxes, open_sandbox
+from drservice.environments.sandbox import Sandbox, list_sandboxes, open_sandbox, prepare_sandbox
 from drservice.errors import EnvironmentFailedError, IsolationError, ProgramMissingError
 from tests.contract.env_fixtures import (
     assert_nothing_left,
     eventually,
     init_cluster,
     make_sandbox,
+    make_spec,
     postgres_argv,
     root_of,
 )
@@ -128,6 +131,60 @@ def test_configuration_can_be_read_but_not_written_inside(environment: Sandbox) 
     finished = environment.execute(["sh", "-c", f"cat {path}; echo x >> {path}"], timeout_seconds=10)
     assert finished.stdout == b"local all all trust\n"
     assert finished.status != 0
+
+
+def test_a_folder_of_files_can_be_read_but_not_written_or_replaced_inside(environment: Sandbox) -> None:
+    environment.start(["sleep", "600"])
+    kept: Environment = environment
+    documents = kept.folder("documents")  # made after the start: it appears in the running sandbox all the same
+    (documents / "a").write_bytes(b"content")
+    (documents / "a").chmod(0o666)
+    tries = (
+        "echo x >> a",
+        "echo x > b",
+        "rm a",
+        "ln -s / link",
+        "mkdir d",
+        "mv ../documents ../gone",
+        "rmdir ../documents",
+    )
+    finished = environment.execute(
+        ["sh", "-c", "cd /env/files/documents && cat a; " + "".join(f"{line} && echo managed; " for line in tries)],
+        timeout_seconds=10,
+    )
+    assert finished.stdout == b"content", finished
+    assert finished.stderr.count(b"Read-only file system") == len(tries)
+    assert kept.folder("documents") == documents
+    assert [path.name for path in documents.iterdir()] == ["a"]
+
+
+def test_a_bound_folder_of_files_is_read_only_inside_and_outlives_the_environment(tmp_path: Path) -> None:
+    outside = tmp_path / "restored"
+    spec = replace(make_spec(), folders={"documents": outside})
+    environment = prepare_sandbox(spec, environments_dir=tmp_path / "environments", clock=SystemClock())
+    try:
+        assert environment.folder("documents") == outside
+        assert open_sandbox(root_of(environment)).folder("documents") == outside
+        (outside / "a").write_bytes(b"content")
+        finished = environment.execute(
+            ["sh", "-c", "touch /env/files/documents/b || ls /env/files/documents"], timeout_seconds=10
+        )
+        assert finished.stdout == b"a\n"
+    finally:
+        environment.destroy()
+    assert (outside / "a").read_bytes() == b"content"
+
+
+def test_a_link_in_place_of_a_folder_of_files_is_refused(environment: Sandbox, tmp_path: Path) -> None:
+    (root_of(environment) / "files" / "documents").symlink_to(tmp_path)
+    with pytest.raises(IsolationError, match="not a folder"):
+        environment.folder("documents")
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a/b", ".hidden", "a\n"])
+def test_a_folder_name_that_leads_elsewhere_is_refused(environment: Sandbox, name: str) -> None:
+    with pytest.raises(EnvironmentFailedError, match="cannot name"):
+        environment.folder(name)
 
 
 @pytest.mark.parametrize("name", ["../x", "etc", "", "a/b", ".hidden"])

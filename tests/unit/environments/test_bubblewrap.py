@@ -17,6 +17,7 @@ def layout(account: Account | None, limits: Limits | None = None) -> Layout:
     root = Path("/state/ID")
     return Layout(
         data=root / "data", wal=root / "wal", sock=root / "sock", log=root / "log", conf=root / "conf",
+        files=root / "files", folders={"documents": Path("/srv/restored")},
         account=account, limits=limits or Limits(), usr_merged={"bin": "usr/bin"}, usr_folders=["lib"],
         etc_extras=["ld.so.cache"], present_processes=30,
     )  # fmt: skip
