@@ -257,7 +257,7 @@ class Stage:
             clock=production.clock,
             progress=SilentProgress(),
         )
-        result = run_backup(context, service, service.component(None))
+        result = run_backup(context, service, service.database())
         record = result.record
         self.story.line(
             f"{which + ':':<7} {format_bytes(record.source_bytes)} of files, read {format_bytes(record.read_bytes)},"
@@ -322,7 +322,7 @@ class Stage:
             )
             request = RestoreRequest(
                 service=service,
-                component=service.component(None),
+                component=service.database(),
                 target=Target(kind=TargetKind.TIME, time=target),
                 into=None,
                 afterwards=Afterwards.LEAVE_RUNNING,

@@ -21,7 +21,7 @@ def info(invocation: Invocation, service: str | None) -> None:
     lines: list[str] = []
     with open_data_plane(estate) as plane:
         for chosen in estate.selected(service):
-            for component in chosen.components.values():
+            for component in chosen.databases():
                 known = component_info(
                     plane.repository, chosen, component, state_dir=estate.state_dir, clock=plane.clock
                 )

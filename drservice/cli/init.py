@@ -153,7 +153,7 @@ def _write_new(path: Path, text: str, mode: int) -> None:
 def _adopt(invocation: Invocation, service: str, component: str | None) -> None:
     estate = invocation.load().estate
     chosen = estate.service(service)
-    settings = chosen.component(component)
+    settings = chosen.database(component)
     with open_data_plane(estate) as plane:
         scope = plane.repository.scope(chosen.name, settings.name)
         lineage = Lineage(plane.repository, scope, estate.state_dir)

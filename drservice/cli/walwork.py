@@ -41,5 +41,5 @@ def _scope(plane: DataPlane, service: str | None) -> Scope:
         service = next(iter(estate.services))
     name, _, component = service.partition("/")
     chosen = estate.service(name)
-    settings = chosen.component(component or None)
+    settings = chosen.database(component or None)
     return plane.repository.scope(chosen.name, settings.name)

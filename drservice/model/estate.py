@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
+from typing import TypeAlias
 
 from drservice.errors import UnknownNameError
+from drservice.model.checks import Expectation, Severity
 from drservice.model.ids import ComponentName, ServiceName
 
 
@@ -74,12 +76,80 @@ class PostgresSettings:
     compression_level: int = 1
 
 
+class FilesKind(Enum):
+    """What a folder of files is."""
+
+    ODOO_FILESTORE = "odoo-filestore"
+    """Documents named by the SHA-1 of their content; the rows of a database refer to them."""
+    DIRECTORY = "directory"
+    """Anything else: restored as it was captured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesSettings:
+    """A folder of files as a component."""
+
+    name: ComponentName
+    kind: FilesKind
+    path: Path
+    database: str | None = None
+    """The database whose rows refer to the files; set for ``odoo-filestore`` only."""
+    follows: ComponentName | None = None
+    """The PostgreSQL component that holds ``database``; set for ``odoo-filestore`` only."""
+    node: str | None = None
+    workers: int = 2
+    compression_level: int = 1
+
+
+ComponentSettings: TypeAlias = PostgresSettings | FilesSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BusinessCheck:
+    """A question about the business, asked of a recovered database."""
+
+    name: str
+    component: ComponentName
+    database: str | None
+    """``None`` = the database that the component's dsn names."""
+    sql: str
+    expect: Expectation
+    severity: Severity = Severity.CRITICAL
+    owner: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objectives:
     """What is promised: recovery point and recovery time."""
 
     rpo: timedelta | None = None
     rto: timedelta | None = None
+    documents_rpo: timedelta | None = None
+
+
+class DrillTarget(Enum):
+    """How the instant of a drill is chosen."""
+
+    LATEST = "latest"
+    TIME = "time"
+    RANDOM = "random"
+    """From a seed that is committed to before anything is restored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillPlan:
+    """What a drill is to do."""
+
+    name: str
+    service: ServiceName
+    environment: str = "sandbox"
+    target: DrillTarget = DrillTarget.LATEST
+    time: datetime | None = None
+    """Set for ``TIME`` only."""
+    within: timedelta | None = None
+    """How far back a random instant may lie; set for ``RANDOM`` only."""
+    runbook: str | None = None
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,28 +160,72 @@ class Service:
     tier: int = 3
     owner: str = ""
     objectives: Objectives = field(default_factory=Objectives)
-    components: Mapping[ComponentName, PostgresSettings] = field(default_factory=dict)
+    components: Mapping[ComponentName, ComponentSettings] = field(default_factory=dict)
+    checks: tuple[BusinessCheck, ...] = ()
 
-    def component(self, name: str | None) -> PostgresSettings:
-        """Return the named component, or the only one.
+    def component(self, name: str) -> ComponentSettings:
+        """Return the named component.
 
         Raises:
-            UnknownNameError: unknown, or a name is needed because there are several.
+            UnknownNameError: with the names that exist.
         """
+        found = self.components.get(ComponentName(name))
+        if found is None:
+            raise UnknownNameError(
+                f"service {self.name} has no component {name}",
+                hint=f"Its components: {', '.join(self.components) or 'none'}.",
+            )
+        return found
+
+    def databases(self) -> list[PostgresSettings]:
+        """Return the PostgreSQL components, in the order of the configuration."""
+        return [item for item in self.components.values() if isinstance(item, PostgresSettings)]
+
+    def files(self) -> list[FilesSettings]:
+        """Return the components that are folders of files, in the order of the configuration."""
+        return [item for item in self.components.values() if isinstance(item, FilesSettings)]
+
+    def database(self, name: str | None = None) -> PostgresSettings:
+        """Return the named PostgreSQL component, or the only one.
+
+        Raises:
+            UnknownNameError: unknown, of another kind, or a name is needed because there are several.
+        """
+        candidates = self.databases()
+        names = ", ".join(item.name for item in candidates)
         if name is not None:
-            found = self.components.get(ComponentName(name))
-            if found is None:
+            found = self.component(name)
+            if not isinstance(found, PostgresSettings):
                 raise UnknownNameError(
-                    f"service {self.name} has no component {name}",
-                    hint=f"Its components: {', '.join(self.components) or 'none'}.",
+                    f"component {name} of service {self.name} is no PostgreSQL cluster",
+                    hint=f"Its clusters: {names or 'none'}.",
                 )
             return found
-        if len(self.components) != 1:
+        if len(candidates) != 1:
             raise UnknownNameError(
-                f"service {self.name} has {len(self.components)} components",
-                hint=f"Name one with --component: {', '.join(self.components)}.",
+                f"service {self.name} has {len(candidates)} PostgreSQL components",
+                hint=f"Name one with --component: {names}." if names else "Declare one in the configuration.",
             )
-        return next(iter(self.components.values()))
+        return candidates[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnchorSettings:
+    """A second store that keeps checkpoints of the ledger."""
+
+    name: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceSettings:
+    """Whose checkpoints of the ledger are believed, and where they are anchored."""
+
+    log_keys: tuple[bytes, ...] = ()
+    """Ed25519 public keys (32 bytes each)."""
+    anchors: tuple[AnchorSettings, ...] = ()
+    anchor_age: timedelta = timedelta(days=35)
+    """An older last anchor is told as a weakness."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +236,29 @@ class Estate:
     state_dir: Path
     repository: RepositorySettings
     services: Mapping[ServiceName, Service] = field(default_factory=dict)
+    evidence: EvidenceSettings = field(default_factory=EvidenceSettings)
+    drills: Mapping[str, DrillPlan] = field(default_factory=dict)
+
+    def drill(self, service: Service, name: str | None) -> DrillPlan:
+        """Return the named plan of a service; without a name its only one, or one to the latest position.
+
+        Raises:
+            UnknownNameError: unknown, of another service, or a name is needed because there are several.
+        """
+        plans = {plan.name: plan for plan in self.drills.values() if plan.service == service.name}
+        if name is not None:
+            found = plans.get(name)
+            if found is None:
+                raise UnknownNameError(
+                    f"service {service.name} has no drill {name}",
+                    hint=f"Its drills: {', '.join(plans) or 'none'}.",
+                )
+            return found
+        if len(plans) > 1:
+            raise UnknownNameError(
+                f"service {service.name} has {len(plans)} drills", hint=f"Name one with --plan: {', '.join(plans)}."
+            )
+        return next(iter(plans.values()), DrillPlan(name=f"{service.name}-latest", service=service.name))
 
     def service(self, name: str) -> Service:
         """Return the named service.

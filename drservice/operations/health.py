@@ -99,7 +99,7 @@ def run_checks(context: HealthContext, services: Sequence[Service]) -> list[Chec
     _check_keys(context, services, checklist)
     _check_recovery_tools(context, checklist)
     for service in services:
-        for component in service.components.values():
+        for component in service.databases():
             prefix = f"{service.name}/{component.name}"
             _check_component(context, service, component, prefix, checklist)
             _check_repository_of(context, service, component, prefix, checklist)
@@ -270,7 +270,7 @@ def archive_lines(estate: Estate, service: Service, component: PostgresSettings)
     """Return the exact lines for postgresql.conf; drservice never edits it."""
     program = shlex.quote(str(Path(sys.executable).parent / "drservice"))
     config = shlex.quote(str(estate.source.absolute()))
-    name = f"{service.name}/{component.name}" if len(service.components) > 1 else service.name
+    name = f"{service.name}/{component.name}" if len(service.databases()) > 1 else service.name
     command = f"{program} --config {config} wal push --service {name} %p".replace("'", "''")
     return [
         "    archive_mode = on",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from drservice.model.ids import ComponentName, KeyId, ServiceName, SnapshotId, SystemId
+from drservice.model.ids import ComponentName, KeyId, PointId, ServiceName, SnapshotId, SystemId
 from drservice.model.wal import Timeline
 
 REPOSITORY_FILE = "drservice-repository.json"
@@ -33,6 +33,16 @@ def snapshot_key(service: ServiceName, component: ComponentName, snapshot: Snaps
 def snapshot_prefix(service: ServiceName, component: ComponentName) -> str:
     """Return the prefix of all snapshots of a component."""
     return f"s/{service}/{component}/snapshots/"
+
+
+def point_key(service: ServiceName, point: PointId) -> str:
+    """Return the key of a recovery point."""
+    return f"{point_prefix(service)}{point}"
+
+
+def point_prefix(service: ServiceName) -> str:
+    """Return the prefix of all recovery points of a service."""
+    return f"s/{service}/points/"
 
 
 def data_key_prefix(service: ServiceName, key_id: KeyId | None = None) -> str:

@@ -33,6 +33,7 @@ from drservice.objectstore.interface import ObjectStore
 from drservice.repository import layout
 from drservice.repository.envelope import HostKey, Trust
 from drservice.repository.keys import Identities, Keyring
+from drservice.repository.points import PointArchive
 from drservice.repository.reader import SnapshotReader
 from drservice.repository.records import Scope
 from drservice.repository.snapshots import (
@@ -192,6 +193,16 @@ class Repository:
                 workers=workers,
                 level=level,
             )
+        )
+
+    def points(self, service: ServiceName) -> PointArchive:
+        """Return the recovery points of a service."""
+        return PointArchive(
+            store=self.store,
+            service=service,
+            trust=self.trust,
+            keyring=self.keyring,
+            recipients=self._recipients,
         )
 
     def wal(self, scope: Scope) -> WalArchive:

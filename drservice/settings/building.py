@@ -11,9 +11,19 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
+from drservice.clock import from_iso
+from drservice.model.checks import Expectation, Severity
 from drservice.model.estate import (
+    AnchorSettings,
+    BusinessCheck,
     CaptureMethod,
+    ComponentSettings,
+    DrillPlan,
+    DrillTarget,
     Estate,
+    EvidenceSettings,
+    FilesKind,
+    FilesSettings,
     Objectives,
     PostgresSettings,
     RepositorySettings,
@@ -31,17 +41,16 @@ NOT_ACTED_ON = (
     "catalogue",
     "services.*.calendar",
     "services.*.depends_on",
-    "services.*.objectives.documents_rpo",
     "services.*.schedule",
     "services.*.retention",
-    "services.*.checks",
     "services.*.components.*.node",
     "services.*.components.*.wal.interval",
     "services.*.components.*.wal.idle_interval",
     "services.*.components.*.wal.synchronous",
     "calendars",
     "dependencies",
-    "drills",
+    "drills.*.schedule",
+    "drills.*.runbook",
     "access",
     "notify",
 )
@@ -55,6 +64,8 @@ def build_estate(configuration: schema.Configuration, source: pathlib.Path) -> E
         state_dir=pathlib.Path(configuration.state_dir),
         repository=_repository(configuration.repository),
         services={ServiceName(name): _service(name, service) for name, service in configuration.services.items()},
+        evidence=_evidence(configuration.evidence),
+        drills={name: _drill(name, drill) for name, drill in configuration.drills.items()},
     )
 
 
@@ -97,12 +108,77 @@ def _service(name: str, service: schema.Service) -> Service:
         name=ServiceName(name),
         tier=service.tier,
         owner=service.owner,
-        objectives=Objectives(rpo=service.objectives.rpo, rto=service.objectives.rto),
+        objectives=Objectives(
+            rpo=service.objectives.rpo,
+            rto=service.objectives.rto,
+            documents_rpo=service.objectives.documents_rpo,
+        ),
         components={
-            ComponentName(key): _postgres(key, component)
+            ComponentName(key): built
             for key, component in service.components.items()
-            if isinstance(component, schema.PostgresComponent)
+            if (built := _component(key, component, service)) is not None
         },
+        checks=tuple(
+            BusinessCheck(
+                name=check.name,
+                component=ComponentName(check.component),
+                database=check.database,
+                sql=check.sql,
+                expect=Expectation.parse(check.expect),
+                severity=Severity(check.severity),
+                owner=check.owner,
+            )
+            for check in service.checks
+        ),
+    )
+
+
+def _component(name: str, component: schema.Component, service: schema.Service) -> ComponentSettings | None:
+    """Return a component this version protects; ``None`` for another kind, which becomes a notice."""
+    match component:
+        case schema.PostgresComponent():
+            return _postgres(name, component)
+        case schema.OdooFilestoreComponent():
+            clusters = [key for key, item in service.components.items() if isinstance(item, schema.PostgresComponent)]
+            followed = component.follows if component.follows is not None else clusters[0]
+            return FilesSettings(
+                name=ComponentName(name),
+                kind=FilesKind.ODOO_FILESTORE,
+                path=pathlib.Path(component.path),
+                database=component.database,
+                follows=ComponentName(followed),
+                node=component.node,
+            )
+        case schema.DirectoryComponent():
+            return FilesSettings(
+                name=ComponentName(name),
+                kind=FilesKind.DIRECTORY,
+                path=pathlib.Path(component.path),
+                node=component.node,
+            )
+        case _:
+            return None
+
+
+def _evidence(evidence: schema.Evidence) -> EvidenceSettings:
+    return EvidenceSettings(
+        log_keys=tuple(scalars.parse_signer_key(key) for key in evidence.log_keys),
+        anchors=tuple(AnchorSettings(name=anchor.name, url=anchor.url) for anchor in evidence.anchors),
+        anchor_age=evidence.anchor_age,
+    )
+
+
+def _drill(name: str, drill: schema.Drill) -> DrillPlan:
+    named = drill.target in {DrillTarget.LATEST.value, DrillTarget.RANDOM.value}
+    return DrillPlan(
+        name=name,
+        service=ServiceName(drill.service),
+        environment=drill.environment,
+        target=DrillTarget(drill.target) if named else DrillTarget.TIME,
+        time=None if named else from_iso(drill.target),
+        within=drill.within,
+        runbook=drill.runbook,
+        keep=drill.keep,
     )
 
 
@@ -123,7 +199,7 @@ def _postgres(name: str, component: schema.PostgresComponent) -> PostgresSetting
 def _foreign_components(configuration: schema.Configuration) -> Iterator[tuple[str, schema.Component]]:
     for service_name, service in configuration.services.items():
         for name, component in service.components.items():
-            if not isinstance(component, schema.PostgresComponent):
+            if isinstance(component, schema.GitComponent | schema.RedisComponent):
                 yield f"services.{service_name}.components.{name}", component
 
 

@@ -63,20 +63,50 @@ def _needs(document: Document) -> Iterator[Problem]:
     for name, service in _mapping(root.get("services")).items():
         for component_name, entry in _mapping(_mapping(service).get("components")).items():
             component = _mapping(entry)
+            if component_name == "points":
+                where: Path = ("services", name, "components", component_name)
+                yield _problem(document, where, "`points` is where recovery points are stored; expected another name")
             if component.get("method") == "local" and "data_directory" not in component:
                 path: Path = ("services", name, "components", component_name, "method")
                 yield _problem(document, path, "method local needs `data_directory`")
-    names: set[str] = set()
-    for index, copy in _items(_mapping(root.get("repository")).get("copies")):
-        copy_name = _mapping(copy).get("name")
-        if isinstance(copy_name, str) and copy_name in names:
-            path = ("repository", "copies", index, "name")
-            yield _problem(document, path, f"`{copy_name}` is the name of another copy; expected a new name")
-        names.add(str(copy_name))
+            if component.get("kind") == "odoo-filestore":
+                here: Path = ("services", name, "components", component_name)
+                yield from _filestore_needs(document, here, component, _mapping(_mapping(service).get("components")))
+    yield from _unique_names(document, ("repository", "copies"), "copy")
+    yield from _unique_names(document, ("evidence", "anchors"), "anchor")
+    for name in _mapping(root.get("services")):
+        yield from _unique_names(document, ("services", name, "checks"), "check")
     for name, entry in _mapping(root.get("dependencies")).items():
         yield from _dependency_needs(document, ("dependencies", name), _mapping(entry))
     for name, entry in _mapping(root.get("drills")).items():
         yield from _drill_needs(document, ("drills", name), _mapping(entry))
+
+
+def _unique_names(document: Document, here: Path, what: str) -> Iterator[Problem]:
+    value: Plain = document.data
+    for part in here:
+        value = _mapping(value).get(str(part))
+    names: set[str] = set()
+    for index, item in _items(value):
+        name = _mapping(item).get("name")
+        if isinstance(name, str) and name in names:
+            message = f"`{_shown(name)}` is the name of another {what}; expected a new name"
+            yield _problem(document, (*here, index, "name"), message)
+        names.add(str(name))
+
+
+def _filestore_needs(
+    document: Document, here: Path, filestore: Mapping[str, Plain], components: Mapping[str, Plain]
+) -> Iterator[Problem]:
+    """Documents follow the rows of exactly one cluster: without it nobody can tell what is missing."""
+    clusters = {name: item for name, item in components.items() if _mapping(item).get("kind") == "postgres"}
+    follows = filestore.get("follows")
+    if follows is not None:
+        yield from _known(document, (*here, "follows"), follows, clusters, "this service's postgres components")
+    elif not clusters:
+        yield _problem(document, here, "documents need a component of kind postgres in the same service")
+    elif len(clusters) > 1:
+        yield _problem(document, here, f"there are {len(clusters)} clusters; `follows` must name the documents' one")
 
 
 def _dependency_needs(document: Document, here: Path, dependency: Mapping[str, Plain]) -> Iterator[Problem]:

@@ -20,6 +20,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from drservice.model.checks import Expectation
 from drservice.settings import scalars
 
 T = TypeVar("T")
@@ -105,6 +106,18 @@ References: TypeAlias = Annotated[
             ]
         }
     ),
+]
+
+
+def _check_expectation(text: str) -> str:
+    Expectation.parse(text)
+    return text
+
+
+Expected: TypeAlias = Annotated[
+    str,
+    _from_text(_check_expectation, "an expectation in quotes, such as '= 0', '>= 1' or 'unchanged'"),
+    WithJsonSchema({"type": "string", "minLength": 1}),
 ]
 
 
@@ -198,6 +211,9 @@ class OdooFilestoreComponent(_Closed):
     kind: Literal["odoo-filestore"]
     path: AbsolutePath = Field(description="the filestore's folder")
     database: Text = Field(description="the database whose rows refer to these files")
+    follows: Name | None = Field(
+        default=None, description="the component with that database; needed if the service has several clusters"
+    )
     node: Name | None = Field(default=None, description="the host that runs its backups")
 
 
@@ -258,7 +274,7 @@ class Check(_Closed):
     component: Name = Field(description="the PostgreSQL component it is asked of")
     database: Text | None = Field(default=None, description="the database; the one of dsn if absent")
     sql: Text = Field(description="a query that returns one value")
-    expect: Text = Field(description="what the value must be, such as '= 0'")
+    expect: Expected = Field(description="what the value must be: '= 0', '>= n', 'unchanged', 'within 1% of baseline'")
     severity: Literal["critical", "warning"] = Field(
         default="critical", description="critical fails the drill, warning is reported"
     )
@@ -277,6 +293,25 @@ class Service(_Closed):
     schedule: Schedules = Field(default_factory=Schedules, description="when runs start")
     retention: Retention = Field(default_factory=Retention, description="how long snapshots are kept")
     checks: list[Check] = Field(default=[], description="business checks, beside the built-in ones")
+
+
+class Anchor(_Closed):
+    """A second store that keeps checkpoints of the ledger."""
+
+    name: Name = Field(description="its name in messages and bundles")
+    url: RepositoryUrl = Field(description="its address, as repository.url; best in other hands than the repository")
+
+
+class Evidence(_Closed):
+    """The ledger of evidence in the repository."""
+
+    log_keys: list[SignerKey] = Field(
+        default=[], description="public keys whose checkpoints are believed: what `drservice init` printed"
+    )
+    anchors: list[Anchor] = Field(default=[], description="second stores for checkpoints, against a rewritten ledger")
+    anchor_age: Duration = Field(
+        default="35d", validate_default=True, description="an older last anchor is told as a weakness"
+    )
 
 
 class Calendar(_Closed):
@@ -360,5 +395,6 @@ class Configuration(_Closed):
     calendars: dict[Name, Calendar] = Field(default={}, description="working times, by name")
     dependencies: dict[Name, Dependency] = Field(default={}, description="things outside, by name")
     drills: dict[Name, Drill] = Field(default={}, description="plans for drills, by name")
+    evidence: Evidence = Field(default_factory=Evidence, description="the ledger of evidence")
     access: Access = Field(default_factory=Access, description="who may use web and API")
     notify: list[Notification] = Field(default=[], description="who is told")

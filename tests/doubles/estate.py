@@ -181,7 +181,7 @@ class TempEstate:
 
     def parts(self) -> tuple[Service, PostgresSettings]:
         service = self.estate().service(SERVICE)
-        return service, service.component(None)
+        return service, service.database()
 
     def backup(self, plane: DataPlane | None = None) -> BackupResult:
         """Take a snapshot in this process."""

@@ -61,7 +61,7 @@ def place_cluster(
         DamagedObjectError, MissingObjectError, RecoveryError: the directory is incomplete and has no ``pg_control``.
     """
     require_empty(target)
-    _make_target(target, account)
+    make_target(target, account)
     placed = place_files(
         reader,
         target,
@@ -141,7 +141,12 @@ def announce_history(target: Path, timeline: Timeline, *, account: Account | Non
             os.close(descriptor)
 
 
-def _make_target(target: Path, account: Account | None) -> None:
+def make_target(target: Path, account: Account | None) -> None:
+    """Make a folder that is closed to everybody but its owner.
+
+    Raises:
+        RecoveryError: it cannot be made.
+    """
     with _writing(target):
         target.mkdir(parents=True, exist_ok=True)
         target.chmod(0o700)

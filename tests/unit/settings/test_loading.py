@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # it has no types of its own
 
 from drservice.errors import ConfigurationError
-from drservice.model.estate import CaptureMethod, WalMode
+from drservice.model.estate import CaptureMethod, DrillTarget, FilesKind, WalMode
 from drservice.settings import scalars
 from drservice.settings.loading import find_configuration, json_schema, load
 
@@ -84,25 +84,32 @@ def test_the_whole_contract_is_read(write: Write) -> None:
     assert estate.repository.signers[0].public_key == KEY
     erp = estate.service("erp")
     assert (erp.objectives.rpo, erp.objectives.rto) == (timedelta(seconds=5), timedelta(minutes=30))
-    database = erp.component(None)
+    database = erp.database()
     assert database.data_directory == Path("/var/lib/postgresql/15/main")
     assert (database.method, database.wal.mode) == (CaptureMethod.AUTO, WalMode.STREAM)
     assert (database.workers, database.compression_level) == (2, 1)
     assert database.wal.archive_wait == timedelta(minutes=5)
+    documents, labels = erp.files()
+    assert (documents.kind, documents.database, documents.follows) == (FilesKind.ODOO_FILESTORE, "plant", "database")
+    assert (labels.kind, labels.path, labels.follows) == (FilesKind.DIRECTORY, Path("/srv/labels"), None)
+    assert [(check.name, str(check.expect)) for check in erp.checks] == [("moves-balance", "= 0")]
+    assert erp.objectives.documents_rpo == timedelta(seconds=60)
+    drill = estate.drill(erp, None)
+    assert (drill.name, drill.target, drill.within) == ("erp-quarterly", DrillTarget.RANDOM, timedelta(days=7))
 
 
 def test_what_is_declared_but_not_acted_on_is_told(write: Write) -> None:
     notices = load(write(WHOLE)).notices
     told = {notice.split()[0] for notice in notices}
     assert told == {
-        *(f"services.erp.components.{name}" for name in ("documents", "configuration", "labels", "queue")),
+        *(f"services.erp.components.{name}" for name in ("configuration", "queue")),
         *(f"services.erp.components.{name}.node" for name in ("database", "documents")),
         *(f"services.erp.components.database.wal.{name}" for name in ("mode", "interval", "idle_interval")),
         "services.erp.components.database.wal.synchronous",
-        *(f"services.erp.{name}" for name in ("calendar", "depends_on", "schedule", "retention", "checks")),
-        "services.erp.objectives.documents_rpo",
+        *(f"services.erp.{name}" for name in ("calendar", "depends_on", "schedule", "retention")),
+        *(f"drills.erp-quarterly.{name}" for name in ("schedule", "runbook")),
         *("repository.lock", "repository.copies", "catalogue", "calendars", "dependencies"),
-        *("drills", "access", "notify"),
+        *("access", "notify"),
     }
     assert any("queue (redis) is declared but not protected" in notice for notice in notices)
 
