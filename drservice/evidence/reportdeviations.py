@@ -1,0 +1,235 @@
+"""Finds the exceptions of a period: everything that is not as promised, the gravest first. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
+
+from drservice.evidence.report import (
+    Deviation,
+    DeviationKind,
+    Drill,
+    DrillVerdict,
+    LedgerFacts,
+    Obligation,
+    ObligationState,
+    Period,
+    ServiceFacts,
+)
+from drservice.evidence.reportentries import (
+    ApprovalEntry,
+    BackupEntry,
+    BackupOutcome,
+    CheckOutcome,
+    Documents,
+    FindingEntry,
+    Gravity,
+    ProbeEntry,
+    RestoreEntry,
+    RestoreOutcome,
+    Stamp,
+    Trouble,
+    Unreadable,
+)
+from drservice.evidence.reporttext import count_of, format_ms
+
+ANCHOR_MAX_AGE = timedelta(days=7)
+"""How old the last anchor may be at the period's end while newer entries wait for one."""
+
+GRAVE_FOR_A_SERVICE = frozenset({DeviationKind.UNDETECTED, DeviationKind.CONTRADICTION, DeviationKind.ISOLATION})
+"""Whatever else was measured is worth little beside one of these."""
+
+_ASIDE = "the ledger could not be written at the time; the entry was kept aside and appended later"
+_ORDER = {kind: place for place, kind in enumerate(DeviationKind)}
+
+
+def deviations_of(
+    *,
+    drills: Sequence[Drill],
+    obligations: Sequence[Obligation],
+    restores: Sequence[RestoreEntry],
+    backups: Sequence[BackupEntry],
+    late: Sequence[Stamp],
+    findings: Sequence[FindingEntry],
+    probes: Sequence[ProbeEntry],
+    approvals: Sequence[ApprovalEntry],
+    unreadable: Sequence[Unreadable],
+    services: Sequence[ServiceFacts],
+    ledger: LedgerFacts,
+    period: Period,
+) -> tuple[Deviation, ...]:
+    """Return all exceptions: critical before warning, then by kind, then by entry."""
+    found = [
+        *(deviation for drill in drills for deviation in _of_drill(drill)),
+        *(deviation for obligation in obligations for deviation in _of_obligation(obligation)),
+        *(deviation for restore in restores for deviation in _of_restore(restore)),
+        *(deviation for backup in backups for deviation in _of_backup(backup)),
+        *(_make(DeviationKind.KEPT_ASIDE, stamp, _ASIDE, gravity=Gravity.WARNING) for stamp in late),
+        *(_of_finding(finding) for finding in findings if finding.is_open),
+        *(_of_probe(probe) for probe in probes if not probe.is_passed),
+        *(_of_approval(approval) for approval in approvals if approval.decision != "approved"),
+        *(_of_unreadable(entry) for entry in unreadable),
+        *(deviation for facts in services for deviation in _of_service(facts)),
+        *_of_anchors(ledger, period),
+    ]
+    return tuple(
+        sorted(found, key=lambda d: (d.gravity is not Gravity.CRITICAL, _ORDER[d.kind], d.entries, d.service or ""))
+    )
+
+
+def _make(kind: DeviationKind, stamp: Stamp, text: str, *, gravity: Gravity = Gravity.CRITICAL) -> Deviation:
+    return Deviation(
+        kind=kind, gravity=gravity, service=stamp.service, text=text, entries=(stamp.number,), at=stamp.recorded_at
+    )
+
+
+def _of_drill(drill: Drill) -> Iterator[Deviation]:
+    entry, stamp = drill.entry, drill.entry.stamp
+    reasons = "; ".join(entry.reasons) or _told(entry.restoration.error) or "no reason is given"
+    if drill.verdict is DrillVerdict.UNDETECTED:
+        yield _make(DeviationKind.UNDETECTED, stamp, f"{entry.mutation}: the damage was not noticed")
+    if drill.verdict is DrillVerdict.FAILED:
+        yield _make(DeviationKind.DRILL_FAILED, stamp, reasons)
+    if drill.verdict is DrillVerdict.ABORTED:
+        yield _make(DeviationKind.DRILL_ABORTED, stamp, reasons)
+    for objection in drill.objections:
+        yield _make(DeviationKind.CONTRADICTION, stamp, objection)
+    for probe in entry.restoration.isolation:
+        if not probe.is_good:
+            yield _make(DeviationKind.ISOLATION, stamp, f"{probe.name}: {probe.detail}")
+    if not entry.is_destroyed:
+        text = "kept on purpose" if entry.is_kept else "the environment was neither destroyed nor kept on purpose"
+        gravity = Gravity.WARNING if entry.is_kept else Gravity.CRITICAL
+        yield _make(DeviationKind.LEFT_BEHIND, stamp, text, gravity=gravity)
+    if drill.verdict is not DrillVerdict.DETECTED:
+        yield from _of_measurements(drill)
+        yield from _of_checks(drill)
+
+
+def _of_measurements(drill: Drill) -> Iterator[Deviation]:
+    entry, stamp = drill.entry, drill.entry.stamp
+    promised = drill.obligation.promised if drill.obligation else entry.promised
+    pairs = (("RPO", entry.rpo_ms, promised.rpo_ms), ("RTO", entry.restoration.rto_ms, promised.rto_ms))
+    for name, measured, promise in pairs:
+        if measured is not None and promise is not None and measured > promise:
+            text = f"{name} {format_ms(measured)}, promised {format_ms(promise)}"
+            yield _make(DeviationKind.OBJECTIVE, stamp, text)
+    yield from _of_documents(stamp, entry.restoration.documents)
+
+
+def _of_documents(stamp: Stamp, documents: Documents | None) -> Iterator[Deviation]:
+    if documents is not None and (documents.missing or documents.corrupt):
+        text = f"{documents.missing:,} missing and {documents.corrupt:,} corrupt of {documents.expected:,}"
+        yield _make(DeviationKind.DOCUMENTS, stamp, text)
+
+
+def _of_checks(drill: Drill) -> Iterator[Deviation]:
+    stamp = drill.entry.stamp
+    for check in drill.entry.checks:
+        if check.state is not CheckOutcome.PASSED:
+            owner = f" (owner: {check.owner})" if check.owner else ""
+            text = f"{check.name} {check.state.value}{owner}: {check.detail}"
+            yield _make(DeviationKind.CHECK, stamp, text, gravity=check.gravity)
+    for name in drill.checks_not_run:
+        yield _make(DeviationKind.CHECK, stamp, f"{name} was promised beforehand and not run")
+
+
+def _of_obligation(obligation: Obligation) -> Iterator[Deviation]:
+    entry = obligation.entry
+    if obligation.state is ObligationState.MISSED:
+        later = f"; answered after the period by entry {obligation.answered_after}" if obligation.answered_after else ""
+        yield _make(DeviationKind.OBLIGATION_MISSED, entry.stamp, f"{entry.plan}: no outcome is recorded{later}")
+    if obligation.state is ObligationState.LATE and obligation.answer and entry.due_at:
+        late = (obligation.answer.stamp.recorded_at - entry.due_at) // timedelta(milliseconds=1)
+        text = f"{entry.plan}: {format_ms(late)} after it was due"
+        yield _make(DeviationKind.LATE, obligation.answer.stamp, text, gravity=Gravity.WARNING)
+
+
+def _of_restore(restore: RestoreEntry) -> Iterator[Deviation]:
+    if restore.outcome is not RestoreOutcome.RESTORED:
+        text = f"{restore.outcome.value}: {_told(restore.restoration.error) or 'see its documents'}"
+        gravity = Gravity.CRITICAL if restore.outcome is RestoreOutcome.FAILED else Gravity.WARNING
+        yield _make(DeviationKind.RESTORE, restore.stamp, text, gravity=gravity)
+    yield from _of_documents(restore.stamp, restore.restoration.documents)
+
+
+def _of_backup(backup: BackupEntry) -> Iterator[Deviation]:
+    lost = [c for c in backup.components if c.missing_in_production or c.corrupt_in_production]
+    if backup.outcome is not BackupOutcome.COMPLETE:
+        parts = ", ".join(f"{c.component} {c.state}" for c in backup.components)
+        text = f"{backup.outcome.value}: {_told(backup.error) or parts or 'no reason is given'}"
+        gravity = Gravity.CRITICAL if backup.outcome is BackupOutcome.FAILED else Gravity.WARNING
+        yield _make(DeviationKind.BACKUP, backup.stamp, text, gravity=gravity)
+    for component in lost:
+        text = (
+            f"{component.component}: {component.missing_in_production:,} missing and "
+            f"{component.corrupt_in_production:,} corrupt in production already"
+        )
+        yield _make(DeviationKind.DOCUMENTS, backup.stamp, text, gravity=Gravity.WARNING)
+
+
+def _of_finding(finding: FindingEntry) -> Deviation:
+    owner = finding.owner or "nobody"
+    return _make(
+        DeviationKind.FINDING,
+        finding.stamp,
+        f"{finding.check} (owner: {owner}): {finding.detail}",
+        gravity=finding.gravity,
+    )
+
+
+def _of_probe(probe: ProbeEntry) -> Deviation:
+    failed = ", ".join(f"{result.name}: {result.detail}" for result in probe.results if not result.is_good)
+    return _make(DeviationKind.PROBE, probe.stamp, f"{probe.probe}: {failed or 'no result is given'}")
+
+
+def _of_approval(approval: ApprovalEntry) -> Deviation:
+    text = f"{approval.approver} on entry {approval.entry}: {approval.decision} {approval.comment}".rstrip()
+    return _make(DeviationKind.REJECTED, approval.stamp, text, gravity=Gravity.WARNING)
+
+
+def _of_unreadable(entry: Unreadable) -> Deviation:
+    return Deviation(
+        kind=DeviationKind.UNREADABLE,
+        gravity=Gravity.CRITICAL,
+        service=None,
+        text=entry.reason,
+        entries=(entry.number,),
+        at=None,
+    )
+
+
+def _of_service(facts: ServiceFacts) -> Iterator[Deviation]:
+    for component in facts.components:
+        if not component.is_protected:
+            yield Deviation(
+                kind=DeviationKind.UNPROTECTED,
+                gravity=Gravity.WARNING,
+                service=facts.name,
+                text=f"{component.name} ({component.kind}) is not backed up" + _because(component.note),
+                entries=(),
+                at=None,
+            )
+
+
+def _of_anchors(ledger: LedgerFacts, period: Period) -> Iterable[Deviation]:
+    newest = max(ledger.anchors, key=lambda anchor: anchor.tree_size, default=None)
+    if newest is None:
+        text = "no checkpoint is held outside the repository: whoever holds the log key could rewrite all of it"
+    else:
+        waiting = ledger.tree_size - newest.tree_size
+        is_old = newest.anchored_at is None or period.end - newest.anchored_at > ANCHOR_MAX_AGE
+        if waiting <= 0 or not is_old:
+            return
+        text = f"{count_of(waiting, 'entry', 'entries')} newer than the last anchor ({newest.name}), which is old"
+    yield Deviation(
+        kind=DeviationKind.NOT_ANCHORED, gravity=Gravity.WARNING, service=None, text=text, entries=(), at=None
+    )
+
+
+def _told(error: Trouble | None) -> str:
+    return f"{error.code} {error.message}" if error else ""
+
+
+def _because(note: str) -> str:
+    return f": {note}" if note else ""
