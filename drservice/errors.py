@@ -341,6 +341,21 @@ class ProgramMissingError(EnvironmentFailedError):
     hint = "Install it with the system's package manager."
 
 
+class EnvironmentLimitError(EnvironmentFailedError):
+    """The environment was ended because what runs inside broke one of its limits."""
+
+    code = "DR603"
+    hint = "Raise the limit if what is recovered needs more; otherwise look what runs inside."
+
+
+class UnansweredError(DrError):
+    """A check's question got no proper answer."""
+
+    code = "DR620"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "A check asks for exactly one row; what could not be answered is not verified."
+
+
 # --- DR7xx: PostgreSQL --------------------------------------------------------------------------------------
 
 
@@ -412,6 +427,110 @@ class BadSignatureError(KeyProblemError):
 
     code = "DR811"
     hint = "Treat it as tampering until explained; `drservice verify` names what is affected."
+
+
+# --- DR82x: evidence ----------------------------------------------------------------------------------------
+
+
+class StatementError(DrError):
+    """A statement cannot be signed as it is, or signed bytes are no statement."""
+
+    code = "DR820"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "docs/evidence.md describes every field; bytes from a store that break it were not written by this program."
+
+
+class LedgerError(DrError):
+    """The ledger cannot be written or read."""
+
+    code = "DR821"
+    hint = "Records of runs are kept aside below state_dir/evidence/pending and appended by the next run that can."
+
+
+class LedgerGapError(LedgerError):
+    """An entry is missing in the middle of the ledger."""
+
+    code = "DR822"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "Entries are never deleted: find out who removed it. A copy may still hold it; do not write over the gap."
+
+
+class LedgerRollbackError(LedgerError):
+    """The ledger is shorter than, or differs from, what was signed or seen before."""
+
+    code = "DR823"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "Nothing was signed. The store was set back or changed; bring the missing entries back from a copy."
+
+
+class LedgerMissingError(LedgerError):
+    """There is no ledger here yet."""
+
+    code = "DR824"
+    exit_status = ExitStatus.USAGE
+    hint = "`drservice init` begins the ledger on the host that holds the log key."
+
+
+class LogKeyError(LedgerError):
+    """The log key or another key of the ledger cannot be used."""
+
+    code = "DR825"
+    exit_status = ExitStatus.USAGE
+    hint = "Only the host with log.key in its state_dir signs checkpoints; other hosts append without it."
+
+
+class CheckpointError(LedgerError):
+    """A checkpoint is not signed by a known log key, or is no checkpoint of this ledger."""
+
+    code = "DR826"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "Compare the log keys that are trusted here with the fingerprint in entry 0; treat a stranger's as tampering."
+
+
+class AnchorError(LedgerError):
+    """An anchor cannot be read or believed; it never counts as absent."""
+
+    code = "DR827"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "Check the second store: it is what a set-back ledger is found with."
+
+
+class VerificationFailedError(DrError):
+    """The verifier found something wrong in a bundle."""
+
+    code = "DR828"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "docs/evidence.md explains the step; do not rely on this bundle until the difference is explained."
+
+
+class EvidenceExportError(DrError):
+    """Evidence cannot be exported."""
+
+    code = "DR840"
+    hint = "Nothing was left behind; repair what the message names and export again."
+
+
+class BundleExistsError(EvidenceExportError):
+    """There is something already where the bundle is to be written."""
+
+    code = "DR841"
+    exit_status = ExitStatus.USAGE
+    hint = "Bundles are never overwritten; name another place."
+
+
+class EvidenceIncompleteError(EvidenceExportError):
+    """What is to be exported is not whole, or not what it says it is."""
+
+    code = "DR842"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "`drservice evidence verify` names the first thing wrong with the ledger itself."
+
+
+class ReportRenderError(EvidenceExportError):
+    """The report could not be set."""
+
+    code = "DR843"
+    hint = "Please report it with the message; the bundle can be written without its reports."
 
 
 # --- DR9xx: this program ------------------------------------------------------------------------------------

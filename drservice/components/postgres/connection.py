@@ -6,8 +6,12 @@ session never reconnects by itself: a backup belongs to the one session that beg
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -54,8 +58,8 @@ _REFUSALS: Sequence[tuple[str, str]] = (
 )
 
 
-def connection_parameters(dsn: str, application_name: str) -> dict[str, Any]:
-    """Return libpq parameters: the dsn's own, our defaults for what it leaves open.
+def connection_parameters(dsn: str, application_name: str, *, database: str | None = None) -> dict[str, Any]:
+    """Return libpq parameters: the dsn's own, our defaults for what it leaves open; ``database`` replaces the dsn's.
 
     Raises:
         PostgresError: the dsn cannot be parsed.
@@ -67,7 +71,8 @@ def connection_parameters(dsn: str, application_name: str) -> dict[str, Any]:
             f"the dsn cannot be read: {str(error).strip()}",
             hint='Write it as libpq does: "host=db1 dbname=plant user=drservice".',
         ) from error
-    return {**_DEFAULTS, "application_name": application_name, **given}
+    named = {} if database is None else {"dbname": database}
+    return {**_DEFAULTS, "application_name": application_name, **given, **named}
 
 
 def with_database(dsn: str, database: str) -> str:
@@ -130,9 +135,14 @@ class Session:
             PostgresUnreachableError: the connection broke.
             PostgresError: the server refused the statement; the hint names a missing privilege.
         """
+        cursor = self._execute(query, parameters)
+        return cursor.fetchall() if cursor.description else []
+
+    def _execute(
+        self, query: LiteralString | bytes, parameters: Sequence[object] | None = None, *, prepare: bool | None = None
+    ) -> psycopg.Cursor[tuple[Any, ...]]:
         try:
-            cursor = self._connection.execute(query, parameters)
-            return cursor.fetchall() if cursor.description else []
+            return self._connection.execute(query, parameters, prepare=prepare)
         except pg_errors.InsufficientPrivilege as error:
             raise PostgresError(
                 f"the role lacks a privilege: {_one_line(error)}",
@@ -156,20 +166,67 @@ class Session:
             raise PostgresError(f"the server returned {len(found)} rows where one belongs")
         return found[0]
 
+    def texts(self, query: str) -> list[tuple[str | None, ...]]:
+        """Run exactly one statement, taken as it stands (``%`` is a letter), and return its rows as the server prints.
+
+        Raises:
+            PostgresError, PostgresUnreachableError: as :meth:`rows`; also for two statements in one text.
+        """
+        # A prepared statement is one statement: a second behind a semicolon is refused by the server.
+        result = self._execute(query.encode(), prepare=True).pgresult
+        if result is None:
+            return []
+        columns = range(result.nfields)
+        cells = ([result.get_value(row, column) for column in columns] for row in range(result.ntuples))
+        # Bytes that are no UTF-8 (a database in SQL_ASCII) are escaped, the same way each time.
+        return [
+            tuple(None if cell is None else cell.decode("utf-8", "backslashreplace") for cell in row) for row in cells
+        ]
+
+    @contextmanager
+    def cut_after(self, seconds: float) -> Iterator[None]:
+        """Cut the connection from this side when the block takes longer; its statement then ends as if it broke.
+
+        So a server that does not honour its own timeouts cannot hold the caller.
+
+        Raises:
+            PostgresUnreachableError: it is closed already.
+        """
+        if self._connection.closed:
+            raise PostgresUnreachableError("the connection broke before")
+        # A descriptor of its own: when the timer fires, libpq may have closed its own and another file may have it.
+        line = socket.socket(fileno=os.dup(self._connection.fileno()))
+        timer = threading.Timer(seconds, _cut, (line,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+            line.close()
+
     def close(self) -> None:
         """Close the connection; the server ends what the session had begun."""
         self._connection.close()
 
 
-def connect(dsn: str, *, application_name: str = "drservice") -> Session:
-    """Open a session to the server.
+def _cut(line: socket.socket) -> None:
+    with suppress(OSError):  # the other side was faster
+        line.shutdown(socket.SHUT_RDWR)
+
+
+def connect(dsn: str, *, application_name: str = "drservice", database: str | None = None) -> Session:
+    """Open a session to the server; ``database`` replaces the one that the dsn names.
 
     Raises:
         PostgresUnreachableError: no answer.
         PostgresError: refused (pg_hba.conf, password, role, database, slots), each with its hint.
     """
     try:
-        return Session(psycopg.connect(**connection_parameters(dsn, application_name), autocommit=True))
+        return Session(
+            psycopg.connect(**connection_parameters(dsn, application_name, database=database), autocommit=True)
+        )
     except psycopg.OperationalError as error:
         raise translate_connect_error(error) from error
     except psycopg.Error as error:

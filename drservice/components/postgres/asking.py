@@ -1,0 +1,125 @@
+"""Asking a server questions that other people wrote, without trusting server or question.
+
+A session is one read-only transaction with one snapshot. Each question is a single SELECT, runs under the server's own
+timeouts and, a little later, under ours: a server that stops answering, or never honours a timeout, cannot hold the
+caller. Answers are text as PostgreSQL spells it under fixed settings, so that production and a recovered copy spell the
+same value the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from drservice.components.postgres.connection import Session, connect
+from drservice.errors import PostgresError, UnansweredError
+
+Row: TypeAlias = tuple[str | None, ...]
+
+_BATCH = 5000
+_CUT_AFTER_SECONDS = 5.0
+"""How much longer than the server's own timeout we wait before the connection is cut."""
+_LOCK_SECONDS = 10.0
+_SPELLING = (
+    ("client_encoding", "UTF8"),
+    ("datestyle", "ISO, YMD"),
+    ("intervalstyle", "postgres"),
+    ("timezone", "UTC"),
+    ("extra_float_digits", "1"),
+    ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
+    # A policy that hides rows has to be an error, never a smaller number.
+    ("row_security", "off"),
+    # A cursor is read to its end here: plan for all rows.
+    ("cursor_tuple_fraction", "1"),
+)
+
+
+class Asking:
+    """One read-only transaction; made by :func:`asking`."""
+
+    def __init__(self, session: Session, seconds: float) -> None:
+        self._session = session
+        self._seconds = seconds
+
+    @property
+    def session(self) -> Session:
+        """The session, for statements of ours."""
+        return self._session
+
+    def answer(self, sql: str) -> Row:
+        """Ask one question that has one row for an answer.
+
+        Raises:
+            UnansweredError: no row, or more than one.
+            PostgresError: the server refused it, or did not answer in time; the transaction goes on.
+        """
+        with self._asked(sql):
+            rows = self._fetch(2)
+        if len(rows) != 1:
+            raise UnansweredError("the question has no row for an answer" if not rows else "it has more than one row")
+        return rows[0]
+
+    def scan(self, sql: str) -> Iterator[Row]:
+        """Ask for a list, in bounded memory.
+
+        Raises:
+            PostgresError: as :meth:`answer`.
+        """
+        with self._asked(sql):
+            while rows := self._fetch(_BATCH):
+                yield from rows
+
+    @contextmanager
+    def _asked(self, sql: str) -> Iterator[None]:
+        """Hold a cursor for a question of somebody else's; whatever it does, the transaction stays usable."""
+        self._run("savepoint question")
+        try:
+            # A cursor takes a SELECT or VALUES and nothing else.
+            self._run(f"declare question no scroll cursor for {sql.strip().rstrip(';')}")
+            yield
+        except PostgresError:
+            self._run("rollback to savepoint question")
+            raise
+        else:
+            self._run("close question")
+        self._run("release savepoint question")
+
+    def _fetch(self, count: int) -> list[Row]:
+        return self._run(f"fetch {count} from question")
+
+    def _run(self, sql: str) -> list[Row]:
+        with self._session.cut_after(self._seconds + _CUT_AFTER_SECONDS):
+            return self._session.texts(sql)
+
+
+@contextmanager
+def asking(dsn: str, *, seconds: float, database: str | None = None, application_name: str) -> Iterator[Asking]:
+    """Open a session and its read-only transaction; ``seconds`` is the time each statement has.
+
+    Args:
+        dsn: where the server is.
+        seconds: for each statement.
+        database: replaces the dsn's.
+        application_name: what the server shows.
+
+    Raises:
+        PostgresUnreachableError: no answer.
+        PostgresError: refused.
+    """
+    with connect(dsn, application_name=application_name, database=database) as session:
+        opened = Asking(session, seconds)
+        with session.cut_after(seconds + _CUT_AFTER_SECONDS):
+            for name, value in (*_SPELLING, *_timeouts(seconds)):
+                session.rows("select set_config(%s, %s, false)", (name, value))
+            session.rows("begin transaction isolation level repeatable read, read only")
+        yield opened
+
+
+def _timeouts(seconds: float) -> Sequence[tuple[str, str]]:
+    return (
+        ("statement_timeout", str(int(seconds * 1000))),
+        ("lock_timeout", str(int(min(seconds, _LOCK_SECONDS) * 1000))),
+        ("default_transaction_read_only", "on"),
+    )
