@@ -1,0 +1,1 @@
+"""Evidence: signed statements in an append-only ledger, checkpoints and anchors, and a verifier that stands alone."""
