@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from drservice.components.postgres.connection import Session, connection_parameters
+from drservice.components.postgres.asking import Asking
+from drservice.components.postgres.connection import connection_parameters
 from drservice.environments.interface import Endpoint
 
 _DEFAULT_PORT = "5432"
@@ -37,25 +38,24 @@ def endpoints_of(dsn: str) -> tuple[Endpoint, ...]:
     )
 
 
-def read_references(session: Session) -> References:
+def read_references(asking: Asking) -> References:
     """Return which documents the rows of a database refer to; none if it has no attachments at all.
 
-    The rows are not ordered by anything a clock says: every row that is visible now is counted.
+    Every row that is visible counts; nothing a clock says is relied on. Names are as the rows have them: hostile text,
+    good for looking up and for nothing else.
 
     Raises:
-        PostgresError: the table is there and cannot be read.
+        PostgresError, UnansweredError: the table is there and cannot be read.
     """
-    ((there,),) = session.rows("select to_regclass('public.ir_attachment') is not null")
-    if not there:
+    if asking.answer("select to_regclass('public.ir_attachment') is not null")[0] != "t":
         return References()
-    rows = session.rows(
+    rows = asking.scan(
         "select store_fname, max(file_size)::bigint from ir_attachment"
         " where store_fname is not null and store_fname <> '' group by store_fname"
     )
-    ((inside,),) = session.rows("select count(*) from ir_attachment where db_datas is not null")
-    return References(
-        documents={str(name): int(size) if size is not None else None for name, size in rows}, in_database=int(inside)
-    )
+    documents = {name: int(size) if size is not None else None for name, size in rows if name is not None}
+    inside = asking.answer("select count(*) from ir_attachment where db_datas is not null")[0]
+    return References(documents=documents, in_database=int(inside or 0))
 
 
 def _words(value: object) -> list[str]:

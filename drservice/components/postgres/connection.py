@@ -20,7 +20,7 @@ from typing import Any, LiteralString, Self
 
 import psycopg
 from psycopg import errors as pg_errors
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 from drservice.errors import CaptureError, DrError, PostgresError, PostgresUnreachableError
 from drservice.model.ids import SystemId
@@ -73,21 +73,6 @@ def connection_parameters(dsn: str, application_name: str, *, database: str | No
         ) from error
     named = {} if database is None else {"dbname": database}
     return {**_DEFAULTS, "application_name": application_name, **given, **named}
-
-
-def with_database(dsn: str, database: str) -> str:
-    """Return a dsn for another database of the same server.
-
-    Raises:
-        PostgresError: the dsn cannot be parsed.
-    """
-    try:
-        return make_conninfo(dsn, dbname=database)
-    except psycopg.ProgrammingError as error:
-        raise PostgresError(
-            f"the dsn cannot be read: {str(error).strip()}",
-            hint='Write it as libpq does: "host=db1 dbname=plant user=drservice".',
-        ) from error
 
 
 def translate_connect_error(error: psycopg.OperationalError) -> DrError:
