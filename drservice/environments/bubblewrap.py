@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drservice.environments.interface import Limits
+from drservice.environments.limits import Limits
 from drservice.processes import Account
 
 STARTED_DESCRIPTOR = 9
@@ -32,6 +32,9 @@ INSIDE_VARIABLES: Mapping[str, str] = {
 
 WRITABLE = ("/env/data", "/env/wal", "/env/sock", "/env/log", "/tmp", "/dev/shm")  # noqa: S108 - inside
 """All that can be written inside."""
+
+_FIRST_TO_DIE = "500"
+"""oom_score_adj (proc(5)): the host's out-of-memory killer prefers what is inside to production."""
 
 _SHELL_TELLS_KEEPER = f'printf s >&{STARTED_DESCRIPTOR}; exec {STARTED_DESCRIPTOR}>&-; exec "$@"'
 
@@ -151,7 +154,7 @@ def _bounds(layout: Layout) -> list[str]:
     limits = layout.limits
     words: list[str] = []
     if limits.niceness:
-        words += ["nice", "-n", str(limits.niceness)]
+        words += ["nice", "-n", str(limits.niceness), "choom", "-n", _FIRST_TO_DIE, "--"]
     bounds = []
     if limits.memory_bytes is not None:
         # RLIMIT_AS would count shared memory once per backend; RLIMIT_DATA counts what is private.
@@ -161,6 +164,8 @@ def _bounds(layout: Layout) -> list[str]:
         bounds.append(f"--nproc={most}:{most}")
     if limits.open_files is not None:
         bounds.append(f"--nofile={limits.open_files}:{limits.open_files}")
+    if limits.disk_bytes is not None:
+        bounds.append(f"--fsize={limits.disk_bytes}:{limits.disk_bytes}")
     bounds.append("--core=0:0")
     return [*words, "prlimit", *bounds]
 

@@ -211,7 +211,7 @@ class Exchange:
                     shutil.rmtree(name, dir_fd=self._descriptor)
                 else:
                     os.unlink(name, dir_fd=self._descriptor)
-        except OSError as error:
+        except (OSError, RecursionError) as error:  # a tree may be too deep for rmtree
             raise EnvironmentFailedError(f"{self._folder} cannot be cleared: {error}") from error
 
     def _put(self, name: str, content: bytes | Path) -> None:

@@ -6,12 +6,11 @@ The folder appears under its name in one rename, with ``environment.json`` insid
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
-import shutil
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -20,7 +19,8 @@ from pathlib import Path
 from drservice import processes
 from drservice.clock import from_iso, to_iso
 from drservice.environments import keeper
-from drservice.environments.interface import EnvironmentSpec, Limits
+from drservice.environments.interface import EnvironmentSpec
+from drservice.environments.limits import Limits
 from drservice.environments.proc import ProcessIdentity, identity_of
 from drservice.errors import EnvironmentFailedError, IsolationError
 from drservice.model.ids import EnvironmentId, ServiceName, is_ulid
@@ -56,6 +56,8 @@ class Description:
     maker: ProcessIdentity
     created_at: datetime
     expires_at: datetime
+    ends_at_boottime: float
+    """The expiry on ``CLOCK_BOOTTIME``, for the keeper: it does not move when somebody sets the clock."""
 
     def to_json(self) -> dict[str, object]:
         """Return plain values."""
@@ -74,6 +76,7 @@ class Description:
             "maker": asdict(self.maker),
             "created_at": to_iso(self.created_at),
             "expires_at": to_iso(self.expires_at),
+            "ends_at_boottime": self.ends_at_boottime,
         }
 
 
@@ -100,6 +103,7 @@ def read_description(root: Path) -> Description:
             maker=ProcessIdentity(**value["maker"]),
             created_at=from_iso(value["created_at"]),
             expires_at=from_iso(value["expires_at"]),
+            ends_at_boottime=float(value["ends_at_boottime"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EnvironmentFailedError(
@@ -137,6 +141,7 @@ def make_folder(spec: EnvironmentSpec, *, environments_dir: Path, identifier: En
         maker=maker,
         created_at=now,
         expires_at=spec.expires_at,
+        ends_at_boottime=time.clock_gettime(time.CLOCK_BOOTTIME) + (spec.expires_at - now).total_seconds(),
     )
     try:
         if not environments_dir.is_dir():
@@ -222,7 +227,7 @@ def unfinished(environments_dir: Path) -> Iterator[Path]:
 def remove_folder(root: Path, sock: Path | None) -> None:
     """Remove a folder whose processes have ended; safe to repeat.
 
-    The content is hostile: ``shutil.rmtree`` works with directory descriptors and follows no link.
+    The content is hostile: what removes it follows no link and bears any depth.
 
     Raises:
         EnvironmentFailedError: something cannot be removed.
@@ -349,24 +354,11 @@ def _remove_tree(path: Path) -> None:
     if not path.exists():
         return
     if os.geteuid() != 0:
-        # A program inside may have closed folders against their owner; opening them again follows no link.
-        for folder, names, _ in os.walk(path, followlinks=False):
-            for name in names:
-                child = Path(folder, name)
-                if not child.is_symlink():
-                    child.chmod(0o700)
-    _remove_again_and_again(path)
-
-
-def _remove_again_and_again(path: Path) -> None:
-    """Remove a folder that a keeper may still add a last note to after it was read."""
-    for attempt in range(_REMOVALS):
-        try:
-            shutil.rmtree(path)
-        except FileNotFoundError:
-            return  # another destroyer was faster
-        except OSError as error:
-            if error.errno != errno.ENOTEMPTY or attempt + 1 == _REMOVALS:
-                raise
-        else:
-            return
+        # A program inside may have closed folders against their owner. Neither program follows a link on its way.
+        processes.run(["chmod", "-R", "--", "u+rwX", path])
+    for _ in range(_REMOVALS):
+        # rm(1), because shutil.rmtree descends by recursion: something hostile can make a tree too deep for it.
+        removed = processes.run(["rm", "-rf", "--one-file-system", "--", path])
+        if removed.status == 0:
+            return  # again otherwise: a keeper may have added a last note, or another destroyer was there
+    raise OSError(f"rm: {removed.last_line()}")

@@ -30,6 +30,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
+from drservice.environments.limits import BrokenLimit, Limits, Usage
 from drservice.model.ids import EnvironmentId, ServiceName
 from drservice.processes import Finished
 
@@ -43,20 +44,6 @@ class EnvironmentState(Enum):
     """Its server ended, and how is on record."""
     DEAD = "dead"
     """Its keeper (or, before the start, its maker) is gone but its folder is there: the reaper's business."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Bounds for what runs inside. ``None`` = no bound."""
-
-    memory_bytes: int | None = None
-    """Private memory of each process (RLIMIT_DATA) and size of each of /tmp and /dev/shm."""
-    processes: int | None = None
-    """Processes and threads inside (RLIMIT_NPROC)."""
-    open_files: int | None = None
-    """Open files of each process (RLIMIT_NOFILE)."""
-    niceness: int = 0
-    """0 to 19; a drill beside production wants 10, a real restore 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +92,8 @@ class EnvironmentDescription:
     """A libpq string that works from the host (Unix socket)."""
     created_at: datetime
     expires_at: datetime
+    broken_limit: BrokenLimit | None
+    """Why it was ended before its time, if it was."""
 
 
 class Environment(Protocol):
@@ -186,6 +175,20 @@ class Environment(Protocol):
 
     def server_log(self) -> str:
         """Return what the server wrote (its last 1 MiB)."""
+        ...
+
+    def require_within_limits(self) -> None:
+        """Refuse to go on with an environment that was ended for a broken limit; ask when a server is found dead.
+
+        :meth:`start`, :meth:`execute` and :meth:`require_own_socket` ask it themselves.
+
+        Raises:
+            EnvironmentLimitError: naming the limit and what was used.
+        """
+        ...
+
+    def measure(self) -> Usage:
+        """Return what is used now, and the peaks so far; what cannot be had is ``None``."""
         ...
 
     def require_own_socket(self) -> None:

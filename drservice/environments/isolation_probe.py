@@ -189,7 +189,7 @@ else {
     push @written, "$point is mounted writable" if grep { $_ eq 'rw' } split /,/, $options;
   }
 }
-for my $place (@mountpoints, qw(/ /usr /usr/bin /usr/lib /usr/local /etc /env /env/conf /env/files /dev /var /run /srv)) {
+for my $place (@mountpoints, qw(/ /usr /usr/bin /usr/lib /usr/local /etc /env /env/conf /dev /var /run /srv /home)) {
   next if $writable{$place} || !-d $place;
   my $path = "$place/.drservice-probe-$$";
   if (sysopen(my $file, $path, O_WRONLY | O_CREAT | O_EXCL, 0600)) {

@@ -1,16 +1,18 @@
 """The keeper: a small process that owns one sandbox, so that the caller may end or crash.
 
 ``python -m drservice.environments.keeper ROOT`` reads ``ROOT/keeper/launch.json``, leaves the caller's session,
-starts bwrap and waits for it. bwrap runs with ``--die-with-parent``, which follows the starting *thread*; the
-keeper has only one, and nothing else to do. If the keeper dies, everything inside dies with it; if the caller
+starts bwrap and waits for it, watching what it uses. bwrap runs with ``--die-with-parent``, which follows the
+starting *thread*; the keeper has only one. If the keeper dies, everything inside dies with it; if the caller
 dies, the keeper stays, and ``environment destroy`` or the reaper ends it.
 
 In ``ROOT/keeper/`` it leaves ``state.json`` (its identity, and the server's once that runs), ``exit.json``
-(how the server ended; durable) and ``server.log`` (what the server wrote). Signals to the keeper: SIGINT and
+(how the server ended, and for which broken limit if for one; durable), ``usage.json`` (what was used so far) and
+``server.log`` (what the server wrote). A broken limit ends everything inside at once, the end of the lifetime
+after a fast shutdown. Signals to the keeper: SIGINT and
 SIGTERM ask the server for a fast shutdown, SIGQUIT for an immediate one (PostgreSQL's meaning of SIGINT and
 SIGQUIT).
 
-It starts fast: standard library only, besides ``processes``, which starts programs, and ``proc``.
+It starts fast: standard library only, besides ``processes``, which starts programs, ``proc`` and ``watch``.
 """
 
 from __future__ import annotations
@@ -18,14 +20,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from drservice import processes
 from drservice.environments import proc
+from drservice.environments.limits import BrokenLimit, LimitKind
+from drservice.environments.watch import Bounds, Watch
 
 LAUNCH = "launch.json"
 STATE = "state.json"
@@ -36,6 +42,9 @@ KEEPER_LOG = "keeper.log"
 _STARTED_DESCRIPTOR = 9
 """The same number as in ``bubblewrap.STARTED_DESCRIPTOR`` (that module takes longer to load; a test compares)."""
 _START_SECONDS = 30.0
+_LAST_ORDERS_SECONDS = 10.0
+_KILL_SECONDS = 15.0
+_KILL_PERIOD_SECONDS = 0.01
 _FORWARDED = {
     signal.SIGINT: signal.SIGINT,
     signal.SIGTERM: signal.SIGINT,
@@ -81,6 +90,7 @@ def _keep(folder: Path, report: int) -> int:
     os.setsid()
     _leave_callers_streams(folder)
     launch = json.loads((folder / LAUNCH).read_text(encoding="utf-8"))
+    watch = Watch(folder.parent, Bounds(**launch["bounds"]))
     own = proc.identity_of(os.getpid())
     assert own is not None
     _note(folder, {"keeper": dataclasses.asdict(own)})
@@ -103,8 +113,12 @@ def _keep(folder: Path, report: int) -> int:
         _note(folder, {"keeper": dataclasses.asdict(own), "server": dataclasses.asdict(server)})
     os.write(report, b"started")
     os.close(report)
-    status = _wait(bwrap, server)
-    write_durably(folder / EXIT, {"status": status})
+    broken = _watch_until_its_end(folder.parent, watch, bwrap, server)
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    watch.note(cpu_ms=int((usage.ru_utime + usage.ru_stime) * 1000))
+    status = 128 - bwrap.returncode if bwrap.returncode < 0 else bwrap.returncode
+    noted = {"limit": broken.limit.value, "detail": broken.detail} if broken else None
+    write_durably(folder / EXIT, {"status": status, "broken": noted})
     return 0
 
 
@@ -146,16 +160,38 @@ def _server_of(bwrap_pid: int) -> proc.ProcessIdentity | None:
     return None  # it has ended already
 
 
-def _wait(bwrap: subprocess.Popen[bytes], server: proc.ProcessIdentity | None) -> int:
-    """Wait for the end, passing signals on; returns the status, 128 + n for a death by signal n."""
-    while True:
-        status = bwrap.poll()
-        if status is not None:
-            return 128 - status if status < 0 else status
-        received = signal.sigwaitinfo({*_FORWARDED, signal.SIGCHLD, signal.SIGHUP})
-        forwarded = _FORWARDED.get(signal.Signals(received.si_signo))
+def _watch_until_its_end(
+    root: Path, watch: Watch, bwrap: subprocess.Popen[bytes], server: proc.ProcessIdentity | None
+) -> BrokenLimit | None:
+    """Wait for the end, passing signals on, or bring it about; returns the limit that was broken."""
+    broken: BrokenLimit | None = None
+    kill_at = 0.0
+    while bwrap.poll() is None:
+        received = signal.sigtimedwait({*_FORWARDED, signal.SIGCHLD, signal.SIGHUP}, watch.rest_seconds)
+        forwarded = _FORWARDED.get(signal.Signals(received.si_signo)) if received is not None else None
         if forwarded is not None and server is not None:
             proc.send_signal(server, forwarded)
+        found = watch.look()
+        if broken is None and found is not None:
+            broken = found
+            if broken.limit is LimitKind.LIFETIME and server is not None:
+                kill_at = time.monotonic() + _LAST_ORDERS_SECONDS
+                proc.send_signal(server, signal.SIGINT)
+        if broken is not None and time.monotonic() >= kill_at:
+            _kill_everything(root, bwrap)
+    if broken is not None:
+        _kill_everything(root, bwrap)  # programs beside the server
+    return broken
+
+
+def _kill_everything(root: Path, bwrap: subprocess.Popen[bytes]) -> None:
+    """Kill all that lives in the environment; what hangs in the disk is left to the reaper."""
+    deadline = time.monotonic() + _KILL_SECONDS
+    while (left := proc.processes_of(root)) and time.monotonic() < deadline:
+        for identity in left:
+            proc.send_signal(identity, signal.SIGKILL)
+        bwrap.poll()
+        time.sleep(_KILL_PERIOD_SECONDS)
 
 
 if __name__ == "__main__":

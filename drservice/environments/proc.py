@@ -9,11 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 _PROC = Path("/proc")
+_TICKS = os.sysconf("SC_CLK_TCK")
+_SETTLED_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +34,26 @@ class _Stat:
     state: str
     parent: int
     start_ticks: int
+    cpu_ticks: int
+    """User and system time of the process and of the children it has waited for."""
+
+
+class _Place(Enum):
+    INSIDE = "inside"
+    WATCHING = "watching"
+    """The bwrap outside that waits for its process 1."""
+    ELSEWHERE = "elsewhere"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What the processes of an environment use at one moment."""
+
+    processes: int
+    memory_bytes: int
+    """Proportional memory of all (shared pages are counted once) and what lies in their memory file systems."""
+    cpu_ms: int
+    """Of those that live, with the children they waited for."""
 
 
 def boot_id() -> str:
@@ -105,6 +129,71 @@ def count_processes(uid: int) -> int:
     return total
 
 
+class Members:
+    """The processes of one environment, looked at again and again at little cost.
+
+    Whether a process belongs is decided by its mounts and kept; for one that does not belong only once it is so old
+    that no bwrap can still be setting it up.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._decided: dict[int, tuple[int, _Place]] = {}
+
+    def sample(self) -> Sample:
+        """Return what all of them use now."""
+        young = (time.clock_gettime(time.CLOCK_BOOTTIME) - _SETTLED_SECONDS) * _TICKS
+        decided: dict[int, tuple[int, _Place]] = {}
+        count = memory = ticks = 0
+        file_systems: dict[int, int] = {}
+        for pid in _pids():
+            stat = _stat(pid)
+            if stat is None or stat.state in "ZX":
+                continue
+            known = self._decided.get(pid)
+            place = known[1] if known is not None and known[0] == stat.start_ticks else self._place(pid)
+            if place is not _Place.ELSEWHERE or stat.start_ticks < young:
+                decided[pid] = (stat.start_ticks, place)
+            if place is not _Place.ELSEWHERE:
+                count += 1
+                ticks += stat.cpu_ticks
+                memory += _proportional_bytes(pid)
+            if place is _Place.INSIDE:  # bwrap itself sees the host's /tmp
+                file_systems.update(_memory_file_systems(pid))
+        self._decided = decided
+        return Sample(
+            processes=count,
+            memory_bytes=memory + sum(file_systems.values()),
+            cpu_ms=ticks * 1000 // _TICKS,
+        )
+
+    def _place(self, pid: int) -> _Place:
+        if _mounts(pid, self._root.name):
+            return _Place.INSIDE
+        return _Place.WATCHING if _watches(pid, self._root) else _Place.ELSEWHERE
+
+
+def _proportional_bytes(pid: int) -> int:
+    total = 0
+    for line in _read(pid, "smaps_rollup").splitlines():
+        if line.startswith((b"Pss:", b"SwapPss:")):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+def _memory_file_systems(pid: int) -> dict[int, int]:
+    """Return device -> bytes used of /tmp and /dev/shm as the process sees them."""
+    found: dict[int, int] = {}
+    for inside in ("tmp", "dev/shm"):
+        path = _PROC / str(pid) / "root" / inside
+        try:
+            facts = os.statvfs(path)
+            found[path.stat().st_dev] = (facts.f_blocks - facts.f_bfree) * facts.f_frsize
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
 def _pids() -> Iterator[int]:
     return (int(path.name) for path in _PROC.iterdir() if path.name.isdigit())
 
@@ -116,7 +205,12 @@ def _stat(pid: int) -> _Stat | None:
         return None
     # The name in parentheses may hold anything, also ") R 1"; the fields begin after the last parenthesis.
     fields = text[text.rindex(b")") + 2 :].split()
-    return _Stat(state=fields[0].decode(), parent=int(fields[1]), start_ticks=int(fields[19]))
+    return _Stat(
+        state=fields[0].decode(),
+        parent=int(fields[1]),
+        start_ticks=int(fields[19]),
+        cpu_ticks=sum(map(int, fields[11:15])),
+    )
 
 
 def _mounts(pid: int, name: str) -> bool:

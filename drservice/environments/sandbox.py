@@ -21,13 +21,14 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
 import drservice
 from drservice import processes
 from drservice.clock import Clock
-from drservice.environments import bubblewrap, folder, isolation, keeper, proc
+from drservice.environments import bubblewrap, folder, isolation, keeper, proc, watch
 from drservice.environments.interface import (
     Endpoint,
     EnvironmentDescription,
@@ -35,8 +36,9 @@ from drservice.environments.interface import (
     EnvironmentState,
     Probe,
 )
+from drservice.environments.limits import BrokenLimit, LimitKind, Usage
 from drservice.environments.proc import ProcessIdentity
-from drservice.errors import EnvironmentFailedError, IsolationError, ProgramMissingError
+from drservice.errors import EnvironmentFailedError, EnvironmentLimitError, IsolationError, ProgramMissingError
 from drservice.model.ids import EnvironmentId, make_ulid, ulid_time
 from drservice.processes import Finished
 
@@ -176,6 +178,7 @@ class Sandbox:
             dsn=self.dsn,
             created_at=about.created_at,
             expires_at=about.expires_at,
+            broken_limit=self._broken_limit(),
         )
 
     def self_test(self, *, production: Sequence[Endpoint] = ()) -> Sequence[Probe]:
@@ -223,12 +226,14 @@ class Sandbox:
         Raises:
             ProgramMissingError: there is no such program inside.
             EnvironmentFailedError: the sandbox could not be made, or a server runs here already.
+            EnvironmentLimitError: it was ended for a broken limit.
         """
+        self.require_within_limits()
         if self._keeper() is not None:
             raise EnvironmentFailedError(f"a server runs in {self.id} already", hint="Stop it first.")
         inside = bubblewrap.telling_argv(_require_program(argv))
         notes = self._root / "keeper"
-        launch = {"argv": self._run_argv(inside, environment=environment)}
+        launch = {"argv": self._run_argv(inside, environment=environment), "bounds": asdict(self._bounds())}
         keeper.write_durably(notes / keeper.LAUNCH, launch)
         started = processes.run(
             [sys.executable, "-s", "-P", "-m", keeper.__name__, self._root],
@@ -265,6 +270,35 @@ class Sandbox:
         except FileNotFoundError:
             return ""
 
+    def require_within_limits(self) -> None:
+        """Refuse to go on with an environment that was ended for a broken limit.
+
+        Raises:
+            EnvironmentLimitError: naming the limit and what was used.
+        """
+        self.exit_status()  # waits for the keeper's note if the server has just ended
+        broken = self._broken_limit()
+        if broken is not None:
+            raise EnvironmentLimitError(f"environment {self.id} was ended: {broken.detail}")
+
+    def measure(self) -> Usage:
+        """Return what is used now, and the peaks so far; what cannot be had is ``None``."""
+        try:
+            noted = watch.read_noted(self._root / "keeper")
+        except (OSError, ValueError) as error:
+            raise EnvironmentFailedError(f"{self._root}/keeper/{watch.USAGE} cannot be read: {error}") from error
+        files = [self._root / "files", *self._about.folders.values()]
+        files_bytes = [watch.bytes_on_disk(path) for path in files]
+        return Usage(
+            peak_memory_bytes=noted.peak_memory_bytes if noted else None,
+            cpu_ms=noted.cpu_ms if noted else None,
+            processes=len(proc.processes_of(self._root)),
+            data_bytes=watch.bytes_on_disk(self.data.resolve()),
+            wal_bytes=watch.bytes_on_disk(self.wal),
+            files_bytes=None if None in files_bytes else sum(size for size in files_bytes if size is not None),
+            log_bytes=watch.bytes_on_disk(self._root / "log"),
+        )
+
     def require_own_socket(self) -> None:
         """Refuse a socket that is not the server's own; ask before each connection from the host.
 
@@ -274,7 +308,9 @@ class Sandbox:
         Raises:
             IsolationError: it is no socket, or not the server account's.
             EnvironmentFailedError: there is none yet.
+            EnvironmentLimitError: it was ended for a broken limit.
         """
+        self.require_within_limits()
         path = folder.own_socket_path(self._about.sock)
         try:
             facts = path.lstat()
@@ -294,8 +330,13 @@ class Sandbox:
 
         Raises:
             ProgramMissingError: there is no such program inside.
+            EnvironmentLimitError: the environment was ended for a broken limit, now or before.
         """
-        return processes.run(self._run_argv(_require_program(argv)), stdin=stdin, timeout_seconds=timeout_seconds)
+        self.require_within_limits()
+        finished = processes.run(self._run_argv(_require_program(argv)), stdin=stdin, timeout_seconds=timeout_seconds)
+        if finished.status != 0:
+            self.require_within_limits()
+        return finished
 
     def stop(self, *, timeout_seconds: float = 60.0) -> None:
         """Stop the server in an orderly way (fast shutdown), by force after the timeout.
@@ -353,6 +394,25 @@ class Sandbox:
             else 0,
         )
         return self._build_argv(layout, argv, environment=environment)
+
+    def _bounds(self) -> watch.Bounds:
+        about, limits = self._about, self._about.limits
+        written = {name: self._root / name for name in ("wal", "log", "files")}
+        written |= {"data": about.data.resolve(), "sock": about.sock}
+        return watch.Bounds(
+            memory_bytes=limits.memory_bytes,
+            cpu_seconds=limits.cpu_seconds,
+            disk_bytes=limits.disk_bytes,
+            reserve_bytes=limits.reserve_bytes,
+            ends_at=about.ends_at_boottime,
+            folders={name: str(path) for name, path in written.items()},
+        )
+
+    def _broken_limit(self) -> BrokenLimit | None:
+        value = self._read_note(keeper.EXIT).get("broken")
+        if not isinstance(value, dict):
+            return None
+        return BrokenLimit(limit=LimitKind(value["limit"]), detail=value["detail"])
 
     def _state(self) -> EnvironmentState:
         if self._noted("keeper") is None:

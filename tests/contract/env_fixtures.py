@@ -10,7 +10,8 @@ from pathlib import Path
 
 from drservice.clock import SystemClock
 from drservice.environments import proc
-from drservice.environments.interface import EnvironmentSpec, Limits
+from drservice.environments.interface import EnvironmentSpec
+from drservice.environments.limits import Limits
 from drservice.environments.sandbox import Sandbox, prepare_sandbox
 from drservice.model.ids import ServiceName
 

@@ -17,7 +17,8 @@ import pytest
 from drservice import processes
 from drservice.clock import SystemClock
 from drservice.environments import bubblewrap, folder, keeper, proc
-from drservice.environments.interface import EnvironmentState, Limits
+from drservice.environments.interface import EnvironmentState
+from drservice.environments.limits import Limits
 from drservice.environments.sandbox import Sandbox, list_sandboxes, open_sandbox, reap
 from drservice.errors import EnvironmentFailedError
 from drservice.model.ids import make_ulid

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from drservice.environments.bubblewrap import WRITABLE, Layout, sandbox_argv, telling_argv
-from drservice.environments.interface import Limits
+from drservice.environments.limits import Limits
 from drservice.processes import Account
 
 POSTGRES = Account(name="postgres", uid=101, gid=104, home="/var/lib/postgresql")
