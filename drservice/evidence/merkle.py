@@ -79,9 +79,7 @@ class MerkleTree:
         """Return the proof that the tree of ``second`` leaves only adds to that of ``first`` (section 2.1.4.1)."""
         self._require_size(second)
         if not 0 < first <= second:
-            raise ValueError(
-                f"no consistency proof leads from {first} to {second} leaves"
-            )
+            raise ValueError(f"no consistency proof leads from {first} to {second} leaves")
         path: list[bytes] = []
         begin, end = 0, second
         while end != first:
