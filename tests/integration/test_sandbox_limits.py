@@ -171,12 +171,15 @@ def test_a_full_disk_ends_the_environment_and_leaves_the_host_its_reserve(make: 
 
 @as_root
 def test_postgresql_that_fills_the_disk_ends_with_the_reason_on_record(make: Make, small_disk: Path) -> None:
-    sandbox = make(below=small_disk)
+    sandbox = make(Limits(reserve_bytes=30 * MIB), below=small_disk)
     init_cluster(sandbox)
     sandbox.start(postgres_argv("max_wal_size=32MB", "min_wal_size=32MB"))
     eventually(lambda: ready(sandbox))
-    with psycopg.connect(sandbox.dsn, autocommit=True) as connection, pytest.raises(psycopg.Error):
-        connection.execute("create unlogged table t as select repeat('x', 1000) from generate_series(1, 10000000)")
+    with psycopg.connect(sandbox.dsn, autocommit=True) as connection, pytest.raises(psycopg.OperationalError):
+        connection.execute("create unlogged table t (x text)")
+        for _ in range(1000):
+            connection.execute("insert into t select repeat('x', 1000) from generate_series(1, 200)")
+            time.sleep(0.002)
     assert_ended(sandbox, LimitKind.SPACE)
 
 
