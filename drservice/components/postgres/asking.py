@@ -8,8 +8,10 @@ same value the same way.
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeAlias
 
 from drservice.components.postgres.connection import Session, connect
@@ -90,7 +92,7 @@ class Asking:
         return self._run(f"fetch {count} from question")
 
     def _run(self, sql: str) -> list[Row]:
-        with self._session.cut_after(self._seconds + _CUT_AFTER_SECONDS):
+        with cut_after(self._session, self._seconds + _CUT_AFTER_SECONDS):
             return self._session.texts(sql)
 
 
@@ -110,7 +112,7 @@ def asking(dsn: str, *, seconds: float, database: str | None = None, application
     """
     with connect(dsn, application_name=application_name, database=database) as session:
         opened = Asking(session, seconds)
-        with session.cut_after(seconds + _CUT_AFTER_SECONDS):
+        with cut_after(session, seconds + _CUT_AFTER_SECONDS):
             for name, value in (*_SPELLING, *_timeouts(seconds)):
                 session.rows("select set_config(%s, %s, false)", (name, value))
             session.rows("begin transaction isolation level repeatable read, read only")
@@ -123,3 +125,27 @@ def _timeouts(seconds: float) -> Sequence[tuple[str, str]]:
         ("lock_timeout", str(int(min(seconds, _LOCK_SECONDS) * 1000))),
         ("default_transaction_read_only", "on"),
     )
+
+
+@contextmanager
+def cut_after(session: Session, seconds: float) -> Iterator[None]:
+    """Cut the connection from this side when the block takes longer; its statement then ends as if it broke.
+
+    Raises:
+        PostgresUnreachableError: it was closed before.
+    """
+    # A descriptor of its own: when the timer fires, libpq may have closed its own and another file may have that.
+    with session.line() as line:
+        timer = threading.Timer(seconds, _cut, (line,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+
+
+def _cut(line: socket.socket) -> None:
+    with suppress(OSError):  # the other side was faster
+        line.shutdown(socket.SHUT_RDWR)

@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -168,37 +166,19 @@ class Session:
             tuple(None if cell is None else cell.decode("utf-8", "backslashreplace") for cell in row) for row in cells
         ]
 
-    @contextmanager
-    def cut_after(self, seconds: float) -> Iterator[None]:
-        """Cut the connection from this side when the block takes longer; its statement then ends as if it broke.
-
-        So a server that does not honour its own timeouts cannot hold the caller.
+    def line(self) -> socket.socket:
+        """Return the connection's socket under a descriptor of its own; the caller closes it, which ends nothing.
 
         Raises:
-            PostgresUnreachableError: it is closed already.
+            PostgresUnreachableError: the connection is closed.
         """
         if self._connection.closed:
             raise PostgresUnreachableError("the connection broke before")
-        # A descriptor of its own: when the timer fires, libpq may have closed its own and another file may have it.
-        line = socket.socket(fileno=os.dup(self._connection.fileno()))
-        timer = threading.Timer(seconds, _cut, (line,))
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-            timer.join()
-            line.close()
+        return socket.socket(fileno=os.dup(self._connection.fileno()))
 
     def close(self) -> None:
         """Close the connection; the server ends what the session had begun."""
         self._connection.close()
-
-
-def _cut(line: socket.socket) -> None:
-    with suppress(OSError):  # the other side was faster
-        line.shutdown(socket.SHUT_RDWR)
 
 
 def connect(dsn: str, *, application_name: str = "drservice", database: str | None = None) -> Session:
