@@ -12,6 +12,7 @@ from drservice.evidence.report import (
     CoverageCell,
     CoverageRow,
     Drill,
+    DrillVerdict,
     Gap,
     GapKind,
     Period,
@@ -31,7 +32,7 @@ SCOPE = (
     (
         "The truth of what was written",
         (
-            "The ledger proves that entries were not changed, dropped or reordered once they were written. That what was "
+            "The ledger proves that entries were not changed, dropped or reordered once written. That what was "
             "written is true rests on separate keys, on targets nobody could choose, and on drills that must fail."
         ),
     ),
@@ -130,6 +131,8 @@ def _unexercised(coverage: Sequence[CoverageRow], services: Sequence[ServicePost
 def _not_run(drills: Sequence[Drill]) -> Iterator[Gap]:
     found: dict[tuple[str, str], list[int]] = {}
     for drill in drills:
+        if drill.verdict is DrillVerdict.DETECTED:
+            continue  # it ended where the damage was found, as it should
         for name in drill.checks_not_run:
             found.setdefault((drill.entry.stamp.service or "-", name), []).append(drill.entry.stamp.number)
     for (service, name), entries in found.items():

@@ -94,6 +94,7 @@ def build_report(entries: Sequence[DecodedEntry], *, inputs: ReportInputs) -> Re
         obligations=obligations,
         restores=restores,
         backups=backups,
+        never_backed_up=_never_backed_up(services, book),
         late=tuple(stamp for stamp in book.kept_aside if period.holds(stamp.recorded_at)),
         findings=findings,
         probes=probes,
@@ -302,6 +303,11 @@ def _services(book: _Book, inputs: ReportInputs) -> list[tuple[ServiceFacts, boo
     entries: tuple[Entry, ...] = (*book.backups, *book.restores, *book.drills, *book.obligations)
     seen = {entry.stamp.service for entry in entries if entry.stamp.service is not None}
     return [(facts, True) for facts in declared] + [(ServiceFacts(name=name), False) for name in sorted(seen - known)]
+
+
+def _never_backed_up(services: Iterable[tuple[ServiceFacts, bool]], book: _Book) -> tuple[str, ...]:
+    seen = {entry.stamp.service for entry in book.backups}
+    return tuple(facts.name for facts, is_declared in services if is_declared and facts.name not in seen)
 
 
 def _posture(

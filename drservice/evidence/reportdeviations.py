@@ -49,6 +49,7 @@ def deviations_of(
     obligations: Sequence[Obligation],
     restores: Sequence[RestoreEntry],
     backups: Sequence[BackupEntry],
+    never_backed_up: Sequence[str],
     late: Sequence[Stamp],
     findings: Sequence[FindingEntry],
     probes: Sequence[ProbeEntry],
@@ -70,6 +71,7 @@ def deviations_of(
         *(_of_approval(approval) for approval in approvals if approval.decision != "approved"),
         *(_of_unreadable(entry) for entry in unreadable),
         *(deviation for facts in services for deviation in _of_service(facts)),
+        *(_of_absence(name) for name in never_backed_up),
         *_of_anchors(ledger, period),
     ]
     return tuple(
@@ -210,6 +212,17 @@ def _of_service(facts: ServiceFacts) -> Iterator[Deviation]:
                 entries=(),
                 at=None,
             )
+
+
+def _of_absence(service: str) -> Deviation:
+    return Deviation(
+        kind=DeviationKind.UNPROTECTED,
+        gravity=Gravity.CRITICAL,
+        service=service,
+        text="no backup of this service is in the ledger",
+        entries=(),
+        at=None,
+    )
 
 
 def _of_anchors(ledger: LedgerFacts, period: Period) -> Iterable[Deviation]:
