@@ -1,7 +1,8 @@
 """What production counted when the recovery point was made, counted again in the copy.
 
 Settled rows have to be there exactly: number, totals and greatest id. Only a row that was written again after the
-baseline may be counted elsewhere, and then it is there to be counted: a shortfall that such rows do not explain is a loss.
+baseline is no longer among them, and then it is there to be counted: a shortfall that such rows do not explain is a
+loss.
 """
 
 from __future__ import annotations
@@ -70,21 +71,23 @@ def _ask_one(name: str, database: str, source: Asking, baseline: Baseline, recov
 
 
 def _ask_rows(watermark: Watermark, source: Asking, before: str, baseline: Baseline, *, exact: bool) -> Finding:
-    xmin = baseline.snapshot_xmin
-    found = join_columns(source.answer(settle(watermark.sql, xmin)))
+    found = join_columns(source.answer(settle(watermark.sql, baseline.snapshot_xmin)))
     if found == before:
         return passed(f"{watermark.name}: {found}")
-    counts = [_first_number(text) for text in (before, found or "")]
     told = f"{watermark.name}: {found}, in production it was {before}"
-    if counts[0] is None or counts[1] is None:
+    counted, present, greatest = _first_number(before), _first_number(found or ""), before.rpartition(" | ")[2]
+    if counted is None or present is None or not greatest.isdigit():
         return unverified(told)
-    lost = counts[0] - counts[1]
-    if exact or lost <= 0:  # as many or more of them, but others
+    if exact or present >= counted:  # as many or more of them, but others
         return failed(told)
-    greatest = before.rpartition(" | ")[2]
-    if not greatest.isdigit():
-        return unverified(told)
-    (rewritten,) = source.answer(settle(watermark.rewritten_sql(int(greatest)), xmin))
+    return _explain(watermark, source, baseline, lost=counted - present, greatest_id=int(greatest), told=told)
+
+
+def _explain(
+    watermark: Watermark, source: Asking, baseline: Baseline, *, lost: int, greatest_id: int, told: str
+) -> Finding:
+    """Tell whether rows that were written again since the baseline explain why fewer settled ones are there."""
+    (rewritten,) = source.answer(settle(watermark.rewritten_sql(greatest_id), baseline.snapshot_xmin))
     if rewritten is None or not rewritten.isdigit():
         return unverified(f"{told}; the rows written since cannot be counted")
     if int(rewritten) < lost:

@@ -73,6 +73,20 @@ class Asking:
             while rows := self._fetch(_BATCH):
                 yield from rows
 
+    def load(self, quoted_library: str) -> None:
+        """Load a library into the server's session; ``quoted_library`` is an SQL literal.
+
+        Raises:
+            PostgresError: it does not load; the transaction goes on.
+        """
+        self._run("savepoint question")
+        try:
+            self._run(f"load {quoted_library}")
+        except PostgresError:
+            self._run("rollback to savepoint question")
+            raise
+        self._run("release savepoint question")
+
     @contextmanager
     def _asked(self, sql: str) -> Iterator[None]:
         """Hold a cursor for a question of somebody else's; whatever it does, the transaction stays usable."""

@@ -2,7 +2,7 @@
 
 **Settled rows.** A question that is to have *exactly* the same answer later counts only rows that cannot differ: those
 written by transactions that had ended when production was asked. Such a row has an ``xmin`` below
-``pg_snapshot_xmin`` of the asking transaction, and the token ``{settled}`` (``{settled:alias}`` in a join) in a question
+``pg_snapshot_xmin`` of the asking transaction. The token ``{settled}`` (``{settled:alias}`` in a join) in a question
 becomes that condition, in production and in the copy alike, with the ``xmin`` recorded here.
 
 **The position** is read *after* the answers and is the *insert* position. A transaction becomes visible after its
@@ -63,7 +63,7 @@ class Watermark:
     """A question about rows that do not change once they are settled, asked wherever its table exists.
 
     ``rows`` is a FROM clause with its WHERE; ``totals`` over it may not change. A row of these tables *can* be written
-    again later (a journal item when it is reconciled), which gives it a new ``xmin``; :meth:`rewritten_sql` counts those.
+    again (a journal item when it is reconciled), which gives it a new ``xmin``; :meth:`rewritten_sql` counts those.
     """
 
     name: str

@@ -1,0 +1,210 @@
+"""Documents: what the recovered rows refer to, compared with what lies on the disk.
+
+The rows are read from the recovered database itself and the files are read again, whatever the restore said about them.
+Names come from a hostile database: one that is not exactly a folder and a SHA-1 is never used as a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import islice
+
+from drservice.checks.business import ask_recovered, database_of
+from drservice.checks.interface import (
+    Finding,
+    NotApplicable,
+    RecoveredDocuments,
+    RecoveredService,
+    failed,
+    listed,
+    passed,
+)
+from drservice.components.postgres.asking import Asking
+from drservice.errors import UnansweredError
+from drservice.model.estate import FilesKind
+from drservice.model.ids import ComponentName
+
+_DOCUMENT = re.compile(r"[0-9a-f]{2,3}/[0-9a-f]{40}")
+_REFERRED = (
+    "select store_fname, max(file_size), min(file_size) from ir_attachment where store_fname is not null group by 1"
+)
+_ELSEWHERE = (
+    "select count(*) filter (where store_fname !~ '^[0-9a-f]{2,3}/[0-9a-f]{40}$'),"
+    " count(*) filter (where store_fname is null and db_datas is not null) from ir_attachment"
+)
+_THREADS = 4
+_AHEAD = 2000
+_BLOCK = 1 << 20
+
+
+class _Seen(Enum):
+    SOUND = "sound"
+    ABSENT = "absent"
+    OTHER_CONTENT = "other content than its name says"
+    OTHER_SIZE = "another size than its row says"
+    NO_FILE = "no plain file"
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What was found; names are kept only where something is wrong."""
+
+    count: int = 0
+    elsewhere: int = 0
+    wrong: dict[str, _Seen] = field(default_factory=dict)
+
+    def names(self, *kinds: _Seen) -> list[str]:
+        return [name for name, seen in self.wrong.items() if seen in kinds]
+
+
+def ask_present(component: ComponentName, service: RecoveredService, seconds: float) -> Finding:
+    """Ask whether every file is there that has to be: for a filestore, one for each name in the recovered rows."""
+    documents = documents_of(service, component)
+    if documents.kind is FilesKind.DIRECTORY:
+        return _directory_present(documents)
+    tally = _examine(documents, service, seconds, _look)
+    absent = [name for name in tally.names(_Seen.ABSENT) if name not in set(documents.missing_in_production)]
+    others = tally.names(_Seen.NO_FILE)
+    if absent or others:
+        return failed(
+            f"{len(absent)} of {tally.count} documents are missing, {len(others)} are no plain files:"
+            f" {listed([*absent, *others])}",
+            value=str(len(absent) + len(others)),
+        )
+    return passed(f"{tally.count} documents are there", value="0")
+
+
+def ask_hashes(component: ComponentName, service: RecoveredService, seconds: float) -> Finding:
+    """Read every document that the recovered rows refer to: its SHA-1 is its name, its size is the row's."""
+    documents = documents_of(service, component)
+    tally = _examine(documents, service, seconds, _read)
+    damaged = [f"{name} has {seen.value}" for name, seen in tally.wrong.items() if seen is not _Seen.ABSENT]
+    if damaged:
+        return failed(
+            f"{len(damaged)} of {tally.count} documents are damaged: {listed(damaged)}", value=str(len(damaged))
+        )
+    return passed(f"{tally.count - len(tally.wrong)} documents have the content that their name says", value="0")
+
+
+def ask_missing_in_production(component: ComponentName, service: RecoveredService, _: float) -> Finding:
+    """Tell which documents production itself had lost before the snapshot."""
+    lost = list(documents_of(service, component).missing_in_production)
+    if lost:
+        return failed(f"{len(lost)} documents were missing in production already: {listed(lost)}", value=str(len(lost)))
+    return passed("production had every document", value="0")
+
+
+def ask_covered(component: ComponentName, service: RecoveredService, seconds: float) -> Finding | NotApplicable:
+    """Count attachments whose content is not in the filestore: in a bucket, or inside the database."""
+    documents = documents_of(service, component)
+    with _rows_of(documents, service, seconds) as source:
+        elsewhere, inside = source.answer(_ELSEWHERE)
+    told = f"{inside} attachments are inside the database"
+    if elsewhere != "0":
+        return failed(f"{elsewhere} attachments are kept elsewhere and are not covered; {told}", value=elsewhere)
+    return passed(f"no attachment is kept elsewhere; {told}", value="0")
+
+
+def documents_of(service: RecoveredService, component: ComponentName) -> RecoveredDocuments:
+    """Return recovered files.
+
+    Raises:
+        UnansweredError: they did not come back.
+    """
+    found = service.documents.get(component)
+    if found is None:
+        raise UnansweredError(f"{component} was not recovered")
+    return found
+
+
+def _directory_present(documents: RecoveredDocuments) -> Finding:
+    present = sum(len(files) for _, _, files in os.walk(documents.root, onerror=_raise))
+    wrong = [*documents.missing, *documents.corrupt]
+    if wrong:
+        return failed(f"{len(wrong)} of {documents.expected} files are missing or damaged: {listed(wrong)}")
+    if present < documents.expected:
+        return failed(f"{present} files are there, {documents.expected} were expected")
+    return passed(f"{present} files are there")
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+_Examiner = Callable[[int, str], tuple[_Seen, int]]
+
+
+def _examine(documents: RecoveredDocuments, service: RecoveredService, seconds: float, examiner: _Examiner) -> _Tally:
+    """Look at the file of every row, in bounded memory; the rows are listed by the recovered database."""
+    tally = _Tally()
+    root = os.open(documents.root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        with _rows_of(documents, service, seconds) as source, ThreadPoolExecutor(_THREADS) as pool:
+            rows = source.scan(_REFERRED)
+            while batch := list(islice(rows, _AHEAD)):
+                known = [row for row in batch if row[0] is not None and _DOCUMENT.fullmatch(row[0]) is not None]
+                tally.count += len(known)
+                tally.elsewhere += len(batch) - len(known)
+                seen = pool.map(lambda row: examiner(root, str(row[0])), known)
+                for (name, most, least), (state, size) in zip(known, seen, strict=True):
+                    sizes = {text for text in (most, least) if text is not None}
+                    if state is _Seen.SOUND and sizes - {str(size)}:
+                        state = _Seen.OTHER_SIZE  # noqa: PLW2901 - the row decides what was seen
+                    if state is not _Seen.SOUND:
+                        tally.wrong[str(name)] = state
+    finally:
+        os.close(root)
+    return tally
+
+
+@contextmanager
+def _rows_of(documents: RecoveredDocuments, service: RecoveredService, seconds: float) -> Iterator[Asking]:
+    if documents.follows is None or documents.database is None:
+        raise UnansweredError(f"{documents.component} follows no database")
+    recovered = database_of(service, documents.follows)
+    with ask_recovered(recovered, seconds=seconds, database=documents.database) as source:
+        yield source
+
+
+def _look(root: int, name: str) -> tuple[_Seen, int]:
+    try:
+        facts = os.stat(name, dir_fd=root, follow_symlinks=False)
+    except FileNotFoundError:
+        return _Seen.ABSENT, 0
+    return (_Seen.SOUND if stat.S_ISREG(facts.st_mode) else _Seen.NO_FILE), facts.st_size
+
+
+def _read(root: int, name: str) -> tuple[_Seen, int]:
+    folder, _, base = name.partition("/")
+    try:
+        inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
+    except FileNotFoundError:
+        return _Seen.ABSENT, 0
+    except NotADirectoryError:
+        return _Seen.NO_FILE, 0
+    try:
+        # Non-blocking: opening a pipe that nobody writes to would wait for ever.
+        descriptor = os.open(base, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=inside)
+    except FileNotFoundError:
+        return _Seen.ABSENT, 0
+    except OSError:
+        return _Seen.NO_FILE, 0
+    finally:
+        os.close(inside)
+    with open(descriptor, "rb", buffering=0) as stream:  # noqa: PTH123 - a descriptor has no path
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return _Seen.NO_FILE, 0
+        digest, size = hashlib.sha1(usedforsecurity=False), 0
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+    sound = digest.hexdigest() == base and base.startswith(folder)
+    return (_Seen.SOUND if sound else _Seen.OTHER_CONTENT), size
