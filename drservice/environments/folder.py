@@ -28,6 +28,7 @@ from drservice.processes import Account
 
 DESCRIPTION = "environment.json"
 NEW_PREFIX = ".new-"
+_REMOVING = ".removing"
 KIND = "sandbox"
 
 _FORMAT = 1
@@ -235,16 +236,19 @@ def remove_folder(root: Path, sock: Path | None) -> None:
     try:
         if sock is not None and sock.parent != root:
             _remove_tree(sock)
-        for path in list(root.iterdir()) if root.is_dir() else []:
-            if path.name == DESCRIPTION:
+        if not root.is_dir():
+            return
+        (root / _REMOVING).touch(mode=0o600)
+        for path in sorted(root.iterdir()):
+            if path.name in {DESCRIPTION, _REMOVING}:
                 continue
             if path.is_dir() and not path.is_symlink():
                 _remove_tree(path)
             else:
                 path.unlink(missing_ok=True)
         (root / DESCRIPTION).unlink(missing_ok=True)
-        if root.exists():
-            root.rmdir()
+        (root / _REMOVING).unlink(missing_ok=True)  # last: a description without it would pass for an environment
+        root.rmdir()
     except FileNotFoundError:
         if root.exists():  # two destroyers met: what one had removed is no error, what is left is
             raise EnvironmentFailedError(f"{root} changed while it was removed", hint="Repeat it.") from None
@@ -252,6 +256,11 @@ def remove_folder(root: Path, sock: Path | None) -> None:
         raise EnvironmentFailedError(
             f"{root} cannot be removed: {error}", hint="Remove it by hand; nothing runs inside any more."
         ) from error
+
+
+def is_being_removed(root: Path) -> bool:
+    """Tell whether somebody has begun to remove this folder; whoever finds it may finish that."""
+    return (root / _REMOVING).exists()
 
 
 def host_system() -> tuple[dict[str, str], list[str]]:

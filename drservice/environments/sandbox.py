@@ -415,6 +415,8 @@ class Sandbox:
         return BrokenLimit(limit=LimitKind(value["limit"]), detail=value["detail"])
 
     def _state(self) -> EnvironmentState:
+        if folder.is_being_removed(self._root):
+            return EnvironmentState.DEAD
         if self._noted("keeper") is None:
             alive = proc.is_alive(self._about.maker)
             return EnvironmentState.PREPARED if alive else EnvironmentState.DEAD
@@ -469,7 +471,9 @@ def kill_processes_of(root: Path) -> None:
 def _is_leftover(root: Path, clock: Clock) -> bool:
     age_seconds = (clock.now() - ulid_time(root.name.removeprefix(folder.NEW_PREFIX))).total_seconds()
     if root.name.startswith(folder.NEW_PREFIX):
-        return age_seconds > _UNFINISHED_SECONDS
+        if not (root / folder.DESCRIPTION).exists():
+            return age_seconds > _UNFINISHED_SECONDS
+        return not proc.is_alive(folder.read_description(root).maker)
     if not (root / folder.DESCRIPTION).exists():
         return True  # destroyed but for the last step
     about = open_sandbox(root).describe()

@@ -28,6 +28,17 @@ from tests.contract.env_fixtures import (
     root_of,
 )
 
+_FILL = """
+do $$ begin
+  create unlogged table filler (x text);
+  for n in 1..1000 loop
+    insert into filler select repeat('x', 1000) from generate_series(1, 200);
+    commit;
+    perform pg_sleep(0.002);
+  end loop;
+end $$
+"""
+
 Make = Callable[..., Sandbox]
 MIB = 1 << 20
 KILLED = 137
@@ -176,10 +187,7 @@ def test_postgresql_that_fills_the_disk_ends_with_the_reason_on_record(make: Mak
     sandbox.start(postgres_argv("max_wal_size=32MB", "min_wal_size=32MB"))
     eventually(lambda: ready(sandbox))
     with psycopg.connect(sandbox.dsn, autocommit=True) as connection, pytest.raises(psycopg.OperationalError):
-        connection.execute("create unlogged table t (x text)")
-        for _ in range(1000):
-            connection.execute("insert into t select repeat('x', 1000) from generate_series(1, 200)")
-            time.sleep(0.002)
+        connection.execute(_FILL)
     assert_ended(sandbox, LimitKind.SPACE)
 
 
