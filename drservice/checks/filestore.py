@@ -6,6 +6,7 @@ Names come from a hostile database: one that is not exactly a folder and a SHA-1
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
+from typing import TypeAlias
 
 from drservice.checks.business import ask_recovered, database_of
 from drservice.checks.interface import (
@@ -79,7 +81,8 @@ def ask_present(component: ComponentName, service: RecoveredService, seconds: fl
             f" {listed([*absent, *others])}",
             value=str(len(absent) + len(others)),
         )
-    return passed(f"{tally.count} documents are there", value="0")
+    told = "" if tally.count == documents.expected else f"; the restore expected {documents.expected}"
+    return passed(f"{tally.count - len(tally.wrong)} of {tally.count} documents are there{told}", value="0")
 
 
 def ask_hashes(component: ComponentName, service: RecoveredService, seconds: float) -> Finding:
@@ -139,7 +142,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-_Examiner = Callable[[int, str], tuple[_Seen, int]]
+_Examiner: TypeAlias = Callable[[int, str], tuple[_Seen, int]]
 
 
 def _examine(documents: RecoveredDocuments, service: RecoveredService, seconds: float, examiner: _Examiner) -> _Tally:
@@ -195,8 +198,10 @@ def _read(root: int, name: str) -> tuple[_Seen, int]:
         descriptor = os.open(base, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=inside)
     except FileNotFoundError:
         return _Seen.ABSENT, 0
-    except OSError:
-        return _Seen.NO_FILE, 0
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENXIO}:  # a link, a socket
+            return _Seen.NO_FILE, 0
+        raise
     finally:
         os.close(inside)
     with open(descriptor, "rb", buffering=0) as stream:  # noqa: PTH123 - a descriptor has no path

@@ -53,7 +53,7 @@ def ask_timeline(component: ComponentName, service: RecoveredService, seconds: f
 
 
 def ask_indexes(component: ComponentName, service: RecoveredService, seconds: float) -> Finding:
-    """Look for indexes that PostgreSQL does not use; a CREATE INDEX CONCURRENTLY that failed leaves such in production."""
+    """Look for indexes that PostgreSQL does not use; a failed CREATE INDEX CONCURRENTLY leaves such in production."""
     recovered = database_of(service, component)
     found: list[str] = []
     for database in databases(recovered, seconds):

@@ -136,6 +136,8 @@ def asking(dsn: str, *, seconds: float, database: str | None = None, application
 def _timeouts(seconds: float) -> Sequence[tuple[str, str]]:
     return (
         ("statement_timeout", str(int(seconds * 1000))),
+        # A list may be read slowly while each of its documents is looked at.
+        ("idle_in_transaction_session_timeout", "0"),
         ("lock_timeout", str(int(min(seconds, _LOCK_SECONDS) * 1000))),
         ("default_transaction_read_only", "on"),
     )
