@@ -381,6 +381,28 @@ class CaptureError(PostgresError):
     hint = "Nothing partial is visible; run the backup again, uploaded data is re-used."
 
 
+class DocumentsError(DrError):
+    """Documents or other files cannot be backed up or restored as asked."""
+
+    code = "DR720"
+    hint = "Look at the folder that the message names, and at who may read or write it."
+
+
+class DocumentsUnreadableError(DocumentsError):
+    """The folder of a component cannot be read at all."""
+
+    code = "DR721"
+    hint = "Check that its path is right and mounted, and that this user may read it; there is no snapshot."
+
+
+class DocumentsDamagedError(DocumentsError):
+    """Files of a snapshot cannot be brought back, and the restore was to bring back all of them."""
+
+    code = "DR722"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "Nothing is under the target's name; restore an older snapshot, and run `drservice verify`."
+
+
 class UnsupportedClusterError(PostgresError):
     """The cluster has a property this method does not support."""
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import msgpack
 from blake3 import blake3
@@ -25,12 +27,26 @@ from drservice.repository.nodes import NodeRef, decode_leaf
 
 _SCHEMA = """
 create table meta (name text primary key, value text not null) without rowid;
-create table entries (path blob primary key, body blob not null) without rowid;
+create table entries (path blob primary key, body blob not null, mark blob) without rowid;
+create table regions (first blob primary key, node blob not null, files integer not null, source integer not null,
+  usage blob) without rowid;
 create table nodes (id blob primary key, ref blob, leaf blob, usage blob) without rowid;
 create table packs (name blob primary key, kind text not null, key_id text not null, stored integer not null)
   without rowid;
 """
-_FORMAT = "1"
+_FORMAT = "2"
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """An ``entries`` node of a tree: what begins at ``first``, and what its files use."""
+
+    first: bytes
+    node: bytes
+    files: int
+    source_bytes: int
+    usage: Mapping[bytes, int] | None
+    """Stored bytes by data pack; ``None`` where large files have leaves, which are counted one by one."""
 
 
 class SnapshotCache:
@@ -64,6 +80,23 @@ class SnapshotCache:
         """Return the encoded entry of a path."""
         row = self._db.execute("select body from entries where path = ?", (path,)).fetchone()
         return row[0] if row else None
+
+    def marks(self, folder: bytes) -> dict[bytes, bytes | None]:
+        """Return path -> mark (see :mod:`marks`) of all that lies below a folder (``b""`` for the whole tree)."""
+        if not folder:
+            return dict(self._db.execute("select path, mark from entries"))
+        span = (folder + b"/", folder + b"0")  # "0" is the byte behind "/"
+        return dict(self._db.execute("select path, mark from entries where path > ? and path < ?", span))
+
+    def mark(self, path: bytes) -> bytes | None:
+        """Return the mark of one path."""
+        row = self._db.execute("select mark from entries where path = ?", (path,)).fetchone()
+        return row[0] if row else None
+
+    def regions(self) -> Iterator[Region]:
+        """Yield the nodes that hold the tree's entries, in order."""
+        for first, node, files, source, usage in self._db.execute("select * from regions order by first"):
+            yield Region(first, node, files, source, None if usage is None else dict(msgpack.unpackb(usage)))
 
     def leaf(self, node_id: bytes) -> ChunkTable | None:
         """Return the chunk table of a leaf."""
@@ -101,19 +134,69 @@ class StagedCache:
         # Nothing here must survive a crash before publish(), which makes the file durable as a whole.
         with self._translation():
             self._db = private_database(self._path)
+            if old is not None:
+                source = f"file:{quote(os.fsencode(old.path))}?mode=ro&immutable=1"
+                self._db.execute("attach database ? as old", (source,))
             self._db.executescript("pragma journal_mode = off; pragma synchronous = off; begin;" + _SCHEMA)
 
     def put_entry(self, path: bytes, body: bytes) -> None:
         """Stage an entry; a later one for the same path replaces it."""
-        self._write("insert or replace into entries values (?, ?)", (path, body))
+        self._write("insert or replace into entries values (?, ?, null)", (path, body))
+
+    def put_entries(self, rows: Iterable[tuple[bytes, bytes, bytes]]) -> None:
+        """Stage many entries with their marks: (path, body, mark)."""
+        with self._translation():
+            self._db.executemany("insert or replace into entries values (?, ?, ?)", rows)
+
+    def carry_folder(self, folder: bytes) -> None:
+        """Take over everything below a folder as it was in the old cache."""
+        self._write(
+            "insert or replace into entries select path, body, mark from old.entries where path > ? and path < ?",
+            (folder + b"/", folder + b"0"),
+        )
+
+    def carry(self, paths: Iterable[bytes]) -> None:
+        """Take over single paths as they were in the old cache."""
+        with self._translation():
+            self._db.executemany(
+                "insert or replace into entries select path, body, mark from old.entries where path = ?",
+                ((path,) for path in paths),
+            )
+
+    def changed_paths(self) -> list[bytes]:
+        """Return, in order, the paths that are new, gone or other than in the old cache (all of them without one)."""
+        if self._old is None:
+            return [path for (path,) in self._db.execute("select path from entries order by path")]
+        rows = self._db.execute(
+            "select path from entries as new where not exists"
+            " (select 1 from old.entries as o where o.path = new.path and o.body = new.body)"
+            " union all select path from old.entries as o where not exists"
+            " (select 1 from entries as new where new.path = o.path)"
+        )
+        return sorted(path for (path,) in rows)
+
+    def old_regions(self) -> Iterator[Region]:
+        """Yield the nodes of the last snapshot that hold entries, in order."""
+        return self._old.regions() if self._old is not None else iter(())
+
+    def put_region(self, region: Region) -> None:
+        """Record a node of the new tree that holds entries."""
+        usage = None if region.usage is None else msgpack.packb(list(region.usage.items()))
+        self._write(
+            "insert or replace into regions values (?, ?, ?, ?, ?)",
+            (region.first, region.node, region.files, region.source_bytes, usage),
+        )
 
     def drop_entry(self, path: bytes) -> None:
         """Forget an entry (the file vanished)."""
         self._write("delete from entries where path = ?", (path,))
 
-    def entries(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield (path, body) in order of path."""
-        return iter(self._db.execute("select path, body from entries order by path"))
+    def entries(self, begin: bytes = b"", end: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (path, body) in order of path, from ``begin`` up to but not ``end``."""
+        if end is None:
+            return iter(self._db.execute("select path, body from entries where path >= ? order by path", (begin,)))
+        span = (begin, end)
+        return iter(self._db.execute("select path, body from entries where path >= ? and path < ? order by path", span))
 
     def put_leaf(self, node_id: bytes, body: bytes, table: ChunkTable) -> None:
         """Stage a leaf whose place is not known yet."""
@@ -160,7 +243,7 @@ class StagedCache:
         with self._translation():
             self._db.executemany("insert or replace into meta values (?, ?)", [*meta.items(), ("format", _FORMAT)])
             self._db.execute("commit")
-            self._db.close()
+            self._db.close()  # detaches the old one too
             descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 os.fsync(descriptor)
@@ -205,7 +288,8 @@ def private_database(path: Path) -> sqlite3.Connection:
     """
     descriptor = create_private(path)
     try:
-        database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        uri = f"file:{quote(os.fsencode(path))}"
+        database = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         # SQLite opens by name and follows links: nothing is written before it is known to be the file just made.
         if not os.path.samestat(os.fstat(descriptor), path.lstat()):
             database.close()

@@ -252,17 +252,33 @@ def identity_of(descriptor: int, path: str) -> FileIdentity:
     Raises:
         CaptureError: it is not a regular file.
     """
-    began = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
-    facts = os.fstat(descriptor)
+    identity, facts = identity_facts(descriptor)
     if not stat.S_ISREG(facts.st_mode):
         raise CaptureError(f"{path} is no regular file any more")
-    return FileIdentity(
+    return identity
+
+
+def identity_facts(descriptor: int) -> tuple[FileIdentity, os.stat_result]:
+    """Return how an open file looks now, as an identity and in full; call it before reading.
+
+    Raises:
+        OSError: the file system does not say.
+    """
+    began = file_clock_ns()
+    facts = os.fstat(descriptor)
+    identity = FileIdentity(
         device=facts.st_dev,
         inode=facts.st_ino,
         modified_ns=facts.st_mtime_ns,
         changed_ns=facts.st_ctime_ns,
         read_began_ns=began,
     )
+    return identity, facts
+
+
+def file_clock_ns() -> int:
+    """Return the time by the clock that local file systems stamp files with."""
+    return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
 
 
 def _read_fully(descriptor: int, view: memoryview, offset: int) -> int:

@@ -11,8 +11,8 @@ from blake3 import blake3
 from drservice.repository.nodes import Entry, EntryKind, FileIdentity
 
 SETTLED_NS = 2_000_000_000
-_REREAD_DAYS = 30
-_DAY_NS = 86_400 * 10**9
+REREAD_DAYS = 30
+DAY_NS = 86_400 * 10**9
 _LOCAL_FILE_SYSTEMS = frozenset(
     {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "f2fs", "jfs", "reiserfs", "bcachefs"}
 )
@@ -27,6 +27,9 @@ class ChangeRule(Enum):
 
     READ_ALL = "read-all"
     """Every file is read: network file systems, clock trouble, another timeline or server."""
+
+    NAMED = "named"
+    """By size and modification time, for documents whose name is the hash of their content (any file system)."""
 
 
 def is_unchanged(listed: FileIdentity, size: int, previous: Entry) -> bool:
@@ -50,9 +53,14 @@ def is_unchanged(listed: FileIdentity, size: int, previous: Entry) -> bool:
 
 def is_due_for_reading(path: bytes, read_began_ns: int, now_ns: int) -> bool:
     """Tell whether an unchanged file's turn to be re-read has come (each file once in 30 days)."""
-    slot = int.from_bytes(blake3(path).digest()[:4], "big") % _REREAD_DAYS
-    last_day, today = read_began_ns // _DAY_NS, now_ns // _DAY_NS
-    return any(day % _REREAD_DAYS == slot for day in range(last_day + 1, min(today, last_day + _REREAD_DAYS) + 1))
+    slot = reading_slot(path)
+    last_day, today = read_began_ns // DAY_NS, now_ns // DAY_NS
+    return any(day % REREAD_DAYS == slot for day in range(last_day + 1, min(today, last_day + REREAD_DAYS) + 1))
+
+
+def reading_slot(path: bytes) -> int:
+    """Return the day, of every 30, on which a file is read although it looks unchanged."""
+    return int.from_bytes(blake3(path).digest()[:4], "big") % REREAD_DAYS
 
 
 def rule_for(folder: Path) -> ChangeRule:

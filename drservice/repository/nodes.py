@@ -14,7 +14,7 @@ from typing import Protocol
 import msgpack
 from blake3 import blake3
 
-from drservice.errors import FormatError
+from drservice.errors import DrError, FormatError, KeyProblemError, RepositoryError
 from drservice.repository.chunktable import ChunkTable
 
 _CUT_MASK = 0x3F
@@ -22,7 +22,8 @@ _MAX_ENTRIES = 512
 _MAX_REFS = 1024
 _MAX_NODE_BYTES = 64 << 20
 _MAX_DEPTH = 16
-RESERVED_PATHS = frozenset({b"backup_label", b"tablespace_map", b"RESTORE-INCOMPLETE", b"global/pg_control.withheld"})
+RESTORE_MARKER = b"RESTORE-INCOMPLETE"
+RESERVED_PATHS = frozenset({b"backup_label", b"tablespace_map", RESTORE_MARKER, b"global/pg_control.withheld"})
 """What a restore writes by itself; never entries of a tree (the label files are attachments)."""
 
 
@@ -98,6 +99,8 @@ class Entry:
     leaves: tuple[NodeRef, ...] = ()
     target: bytes = b""
     identity: FileIdentity | None = None
+    sha1: bytes = b""
+    """SHA-1 of the content of a document whose name says another one: it was damaged in production already."""
 
 
 def encode_entry(entry: Entry) -> bytes:
@@ -114,6 +117,8 @@ def encode_entry(entry: Entry) -> bytes:
             table = entry.inline or ChunkTable((), b"")
             fields["k"] = list(table.packs)
             fields["c"] = table.rows
+    if entry.sha1:
+        fields["h"] = entry.sha1
     if entry.identity is not None:
         i = entry.identity
         fields["i"] = [i.device, i.inode, i.modified_ns, i.changed_ns, i.read_began_ns]
@@ -167,7 +172,14 @@ def decode_entry(raw: bytes | Mapping[str, object]) -> Entry:
         inline=inline,
         leaves=leaves,
         identity=_identity(fields.get("i")),
+        sha1=_sha1(fields.get("h", b""), what),
     )
+
+
+def _sha1(value: object, what: str) -> bytes:
+    if not isinstance(value, bytes) or len(value) not in {0, 20}:
+        raise FormatError(f"the file {what} has an unreadable SHA-1")
+    return value
 
 
 def _identity(items: object) -> FileIdentity | None:
@@ -212,22 +224,33 @@ def node_id(raw: bytes) -> bytes:
 
 def cut_entries(entries: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
     """Cut sorted (path, entry bytes) into ``entries`` nodes; yields (first path, node bytes); at least one."""
-    current: list[bytes] = []
-    first = b""
     made = False
-    for path, raw in entries:
-        if current and (len(current) >= _MAX_ENTRIES or blake3(path).digest()[0] & _CUT_MASK == 0):
-            yield first, _entries_node(current)
-            made = True
+    for group in group_entries(entries):
+        yield group[0][0], entries_node([raw for _, raw in group])
+        made = True
+    if not made:
+        yield b"", entries_node(())
+
+
+def group_entries(entries: Iterable[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
+    """Yield the sorted (path, entry bytes) of each ``entries`` node, which begins where it would in the whole."""
+    current: list[tuple[bytes, bytes]] = []
+    for item in entries:
+        if current and (len(current) >= _MAX_ENTRIES or begins_node(item[0])):
+            yield current
             current = []
-        if not current:
-            first = path
-        current.append(raw)
-    if current or not made:
-        yield first, _entries_node(current)
+        current.append(item)
+    if current:
+        yield current
 
 
-def _entries_node(entries: Sequence[bytes]) -> bytes:
+def begins_node(path: bytes) -> bool:
+    """Tell whether a node begins with this path whatever stands before it."""
+    return blake3(path).digest()[0] & _CUT_MASK == 0
+
+
+def entries_node(entries: Sequence[bytes]) -> bytes:
+    """Return the bytes of an ``entries`` node."""
     # The entries are msgpack already: an array header before them makes the list without unpacking anything.
     packer = msgpack.Packer()
     head: bytes = packer.pack_map_header(3) + packer.pack("v") + packer.pack(1) + packer.pack("kind")
@@ -259,7 +282,12 @@ def build_root(entries: Iterable[tuple[bytes, bytes]], store: NodeStore) -> Node
         entries: strictly increasing by path.
         store: where nodes go; settled once per level, because a reference names its pack.
     """
-    level = [(first, store.put(raw)) for first, raw in cut_entries(entries)]
+    return build_above(((first, store.put(raw)) for first, raw in cut_entries(entries)), store)
+
+
+def build_above(nodes: Iterable[tuple[bytes, bytes]], store: NodeStore) -> NodeRef:
+    """Store the tree over (first path, id) of its ``entries`` nodes, at least one, and return its root."""
+    level = list(nodes)
     store.settle()
     while len(level) > 1:
         above: list[tuple[bytes, bytes]] = []
@@ -281,8 +309,20 @@ def _refs_node(items: Sequence[tuple[bytes, NodeRef]]) -> bytes:
     return packed
 
 
-def walk(root: NodeRef, get: Callable[[NodeRef], bytes | memoryview]) -> Iterator[Entry]:
+def walk(
+    root: NodeRef,
+    get: Callable[[NodeRef], bytes | memoryview],
+    *,
+    reserved: frozenset[bytes] = RESERVED_PATHS,
+    on_lost: Callable[[DrError], None] | None = None,
+) -> Iterator[Entry]:
     """Yield all entries below ``root`` in order of path.
+
+    Args:
+        root: of the tree.
+        get: reads a node.
+        reserved: paths that are never entries.
+        on_lost: hears of each node that cannot be read and is passed over; without it the first one ends the walk.
 
     Raises:
         FormatError: a node has the wrong shape, or paths are not strictly increasing, not clean or reserved, or lie in
@@ -290,23 +330,40 @@ def walk(root: NodeRef, get: Callable[[NodeRef], bytes | memoryview]) -> Iterato
     """
     previous = b""
     folders = {b""}
-    for entry in _walk(root, get, 0):
-        check_path(entry.path)
+    lost: list[DrError] = []
+
+    def lose(error: DrError) -> None:
+        if on_lost is None:
+            raise error
+        lost.append(error)
+        on_lost(error)
+
+    for entry in _walk(root, get, 0, lose):
+        check_path(entry.path, reserved)
         if entry.path <= previous:
             raise FormatError("the tree of this snapshot is not in order")
         previous = entry.path
-        if entry.path.rpartition(b"/")[0] not in folders:
+        if entry.path.rpartition(b"/")[0] not in folders and not lost:  # its folder may stand in a lost node
             raise FormatError(f"the snapshot puts {entry.path!r} below something that is no folder of it")
         if entry.kind is EntryKind.DIRECTORY:
             folders.add(entry.path)
         yield entry
 
 
-def _walk(ref: NodeRef, get: Callable[[NodeRef], bytes | memoryview], depth: int) -> Iterator[Entry]:
+def _walk(
+    ref: NodeRef,
+    get: Callable[[NodeRef], bytes | memoryview],
+    depth: int,
+    lose: Callable[[DrError], None],
+) -> Iterator[Entry]:
     if depth > _MAX_DEPTH:
         raise FormatError("the tree of this snapshot is too deep")
     what = f"node {ref.node_id.hex()[:16]}"
-    fields = _node(get(ref), what)
+    try:
+        fields = _node(get(ref), what)
+    except (RepositoryError, KeyProblemError) as error:
+        lose(error)
+        return
     if fields.get("kind") == "entries":
         items = fields.get("entries")
         if not isinstance(items, list):
@@ -322,17 +379,17 @@ def _walk(ref: NodeRef, get: Callable[[NodeRef], bytes | memoryview], depth: int
     for item in refs:
         if not isinstance(item, list) or len(item) != 2:
             raise FormatError(f"{what} holds an unreadable reference")
-        yield from _walk(NodeRef.from_list(item[1], what), get, depth + 1)
+        yield from _walk(NodeRef.from_list(item[1], what), get, depth + 1, lose)
 
 
-def check_path(path: bytes) -> None:
+def check_path(path: bytes, reserved: frozenset[bytes] = RESERVED_PATHS) -> None:
     """Refuse a path that could lead out of the target.
 
     Raises:
         FormatError: absolute, empty, with NUL, ``.`` or ``..`` or empty parts, or a name that is reserved.
     """
     parts = path.split(b"/")
-    if path in RESERVED_PATHS or b"\0" in path or any(part in {b"", b".", b".."} for part in parts):
+    if path in reserved or b"\0" in path or any(part in {b"", b".", b".."} for part in parts):
         raise FormatError(f"a snapshot holds the path {path!r}, which no restore may write")
 
 

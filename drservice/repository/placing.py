@@ -211,7 +211,7 @@ def place_files(
     """
     entries = list(reader.entries())
     files = [entry for entry in entries if entry.kind is EntryKind.FILE]
-    _require_space(root, sum(entry.size for entry in files))
+    require_space(root, sum(entry.size for entry in files))
     directories = _make_skeleton(root, entries, hold_back, account)
     held = {entry.path: reader.read_file(entry) for entry in files if entry.path in hold_back}
     plan = [entry for entry in files if entry.path not in hold_back]
@@ -336,7 +336,12 @@ def _merge(items: Sequence[tuple[int, int, ChunkRow]]) -> Iterator[list[tuple[in
         yield group
 
 
-def _require_space(root: Path, needed_bytes: int) -> None:
+def require_space(root: Path, needed_bytes: int) -> None:
+    """Refuse to begin what cannot end.
+
+    Raises:
+        RecoveryError: with the bytes that are free and needed.
+    """
     facts = os.statvfs(root)
     free = facts.f_bavail * facts.f_frsize
     if free < needed_bytes:

@@ -8,24 +8,33 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from blake3 import blake3
 
 from drservice.errors import (
     DamagedObjectError,
+    DrError,
     FormatError,
     KeyProblemError,
     MissingObjectError,
     ObjectNotFoundError,
 )
-from drservice.model.snapshot import SnapshotRecord
+from drservice.model.snapshot import FilesFacts, SnapshotRecord
 from drservice.objectstore.interface import ObjectStore
 from drservice.repository import layout
 from drservice.repository.chunktable import ChunkRow, ChunkTable
 from drservice.repository.keys import Keyring
-from drservice.repository.nodes import Entry, EntryKind, NodeRef, decode_leaf, walk
+from drservice.repository.nodes import (
+    RESERVED_PATHS,
+    RESTORE_MARKER,
+    Entry,
+    EntryKind,
+    NodeRef,
+    decode_leaf,
+    walk,
+)
 from drservice.repository.pack import NODE_KIND, PackHead, pack_record_key, read_head
 from drservice.repository.records import CODEC_ZERO, RecordKey, Scope, open_record
 from drservice.repository.snapshots import OpenedSnapshot, SnapshotSecret
@@ -76,13 +85,18 @@ class SnapshotReader:
             raise DamagedObjectError(f"the tree refers to pack {name.hex()[:16]}, which the snapshot does not list")
         return use.stored_bytes
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self, *, on_lost: Callable[[DrError], None] | None = None) -> Iterator[Entry]:
         """Yield all entries in order of path.
+
+        Args:
+            on_lost: hears of each part of the tree that cannot be read; the others are yielded. Without it:
 
         Raises:
             DamagedObjectError, MissingObjectError, FormatError: the tree cannot be read as a whole.
         """
-        return walk(self._secret.root, self._node)
+        files = isinstance(self.record.facts, FilesFacts)
+        reserved = frozenset({RESTORE_MARKER}) if files else RESERVED_PATHS
+        return walk(self._secret.root, self._node, reserved=reserved, on_lost=on_lost)
 
     def tables(self, entry: Entry) -> Iterator[ChunkTable]:
         """Yield the chunk tables of a file, in order; their lengths add up to its size.

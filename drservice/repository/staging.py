@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+import msgpack
 
 from drservice.errors import DamagedObjectError
 from drservice.model.ids import KeyId
 from drservice.objectstore.interface import ObjectStore
-from drservice.repository.cache import StagedCache
+from drservice.repository.cache import Region, StagedCache
 from drservice.repository.capture import RangeResult, RangeState
 from drservice.repository.chunktable import INLINE_CHUNKS, LEAF_CHUNKS, ChunkTable, live_bytes
 from drservice.repository.keys import DataKey
@@ -17,9 +20,13 @@ from drservice.repository.nodes import (
     EntryKind,
     FileIdentity,
     NodeRef,
+    begins_node,
+    build_above,
     decode_entry,
     encode_entry,
     encode_leaf,
+    entries_node,
+    group_entries,
     node_id,
 )
 from drservice.repository.pack import NODE_KIND, NODE_PACK_BYTES, ClosedPack, PackSink, PackTarget, Place
@@ -80,6 +87,15 @@ class NodeSink:
         """Never refer to nodes in these packs any more: they are gone."""
         self._missing = self._missing | frozenset(packs)
 
+    def keep(self, identifier: bytes) -> bool:
+        """Use a node of the last snapshot again; ``False`` if its place is unknown or its pack is not to be used."""
+        known = self._staged.node(identifier)
+        if known is None or known.pack in self._missing:
+            return False
+        self._staged.put_place(known)
+        self.used.add(identifier)
+        return True
+
     def settle(self) -> None:
         """Make everything put so far durable."""
         self._sink.flush()
@@ -113,6 +129,17 @@ class NodeSink:
             )
 
 
+def stage_leaves(tables: Iterable[ChunkTable], nodes: NodeSink, staged: StagedCache) -> tuple[NodeRef, ...]:
+    """Store the chunk tables of a large file as leaves; their places are filled in later (:func:`store_tree`)."""
+    leaves = []
+    for table in tables:
+        raw = encode_leaf(table)
+        identifier = nodes.put_leaf(raw)
+        staged.put_leaf(identifier, raw, table)
+        leaves.append(NodeRef(identifier, NO_CHUNK, 0, 0, 0, 0, 0))
+    return tuple(leaves)
+
+
 @dataclass(slots=True)
 class FileAssembly:
     """The parts of one file while they come in, in any order."""
@@ -134,7 +161,7 @@ class FileAssembly:
         return self.results[self.first_task].state is RangeState.VANISHED
 
     def entry(self, nodes: NodeSink, staged: StagedCache) -> Entry:
-        """Return the file's entry; places of leaves are filled in later (:func:`final_entries`)."""
+        """Return the file's entry; places of leaves are filled in later (:func:`store_tree`)."""
         parts: list[ChunkTable] = []
         size = 0
         for number in range(self.first_task, self.first_task + self.tasks):
@@ -157,13 +184,7 @@ class FileAssembly:
         )
         if len(parts) <= 1 and sum(map(len, parts)) <= INLINE_CHUNKS:
             return replace(base, inline=parts[0] if parts else ChunkTable((), b""))
-        leaves = []
-        for table in parts:
-            raw = encode_leaf(table)
-            identifier = nodes.put_leaf(raw)
-            staged.put_leaf(identifier, raw, table)
-            leaves.append(NodeRef(identifier, NO_CHUNK, 0, 0, 0, 0, 0))
-        return replace(base, leaves=tuple(leaves))
+        return replace(base, leaves=stage_leaves(parts, nodes, staged))
 
     def bad_offsets(self) -> list[int]:
         """Return the file offsets of damaged pages."""
@@ -193,6 +214,12 @@ class PackUsage:
         for name, amount in usage.items():
             self.data[name] = self.data.get(name, 0) + amount
 
+    def add_region(self, region: Region) -> None:
+        """Count the files of a node and what their chunks use."""
+        self.files += region.files
+        self.source_bytes += region.source_bytes
+        self.add_data(region.usage or {})
+
     def add_node(self, ref: NodeRef) -> None:
         """Count a node once, however often it is referred to."""
         if ref.node_id not in self._leaves:
@@ -200,29 +227,106 @@ class PackUsage:
             self.nodes[ref.pack] = self.nodes.get(ref.pack, 0) + ref.stored_length
 
 
-def final_entries(staged: StagedCache, nodes: NodeSink, usage: PackUsage) -> Iterator[tuple[bytes, bytes]]:
-    """Yield (path, entry bytes) in order, with all places known, and count what they use.
+def store_tree(staged: StagedCache, nodes: NodeSink, usage: PackUsage) -> NodeRef:
+    """Store the tree over all staged entries, count what it uses, and return its root.
 
-    Call it after ``nodes.settle()``.
+    Nodes of the last snapshot whose entries are all as they were are used again without looking into them.
     """
-    for path, body in staged.entries():
-        entry = decode_entry(body)
-        final = body
-        if entry.kind is EntryKind.FILE:
-            usage.files += 1
-            usage.source_bytes += entry.size
-        if entry.leaves:
-            leaves = tuple(nodes.place(leaf.node_id) for leaf in entry.leaves)
-            for leaf in leaves:
-                usage.add_node(leaf)
-                used = staged.keep_leaf(leaf.node_id)
-                if used is None:
-                    raise DamagedObjectError(f"the cache does not know the chunks of {path!r} any more")
-                usage.add_data(used)
-            final = encode_entry(replace(entry, leaves=leaves))
-        elif entry.inline is not None:
-            usage.add_data(live_bytes(entry.inline))
-        yield path, final
+    nodes.settle()  # from here on every leaf has a place
+    return build_above(_entry_nodes(staged, nodes, usage), nodes)
+
+
+def _entry_nodes(staged: StagedCache, nodes: NodeSink, usage: PackUsage) -> Iterator[tuple[bytes, bytes]]:
+    """Yield (first path, node id) of the nodes that hold the entries, in order; at least one.
+
+    Where a node begins depends on the path it begins with, or on how many entries stand before it. So a node is kept
+    only if nothing in it changed, the path behind it is still there, and it begins where the one before it ends.
+    """
+    old = list(staged.old_regions())
+    changed = staged.changed_paths()
+    made = False
+    begin: bytes | None = None  # of a stretch that must be cut anew
+    if not old or (changed and changed[0] < old[0].first):
+        begin = b""
+    for index, region in enumerate(old):
+        end = old[index + 1].first if index + 1 < len(old) else None
+        untouched = region.usage is not None and not _any_within(changed, region.first, end)
+        if untouched and (begin is None or begins_node(region.first)) and nodes.keep(region.node):
+            if begin is not None:
+                yield from _cut_anew(staged, nodes, usage, (begin, region.first))
+            begin = None
+            usage.add_region(region)
+            staged.put_region(region)
+            yield region.first, region.node
+            made = True
+        elif begin is None:
+            begin = region.first
+    if begin is not None:
+        for node in _cut_anew(staged, nodes, usage, (begin, None)):
+            yield node
+            made = True
+    if not made:
+        yield b"", nodes.put(entries_node(()))
+
+
+def _any_within(paths: Sequence[bytes], first: bytes, last: bytes | None) -> bool:
+    index = bisect_left(paths, first)
+    return index < len(paths) and (last is None or paths[index] <= last)
+
+
+def _cut_anew(
+    staged: StagedCache, nodes: NodeSink, usage: PackUsage, span: tuple[bytes, bytes | None]
+) -> Iterator[tuple[bytes, bytes]]:
+    for group in group_entries(staged.entries(*span)):
+        first = group[0][0]
+        counted = _Counted()
+        raw = entries_node([_final_body(path, body, staged, nodes, usage, counted) for path, body in group])
+        region = Region(
+            first,
+            nodes.put(raw),
+            counted.files,
+            counted.source_bytes,
+            None if counted.has_leaves else counted.usage,
+        )
+        usage.add_region(region if region.usage is not None else replace(region, usage=counted.usage))
+        staged.put_region(region)
+        yield first, region.node
+
+
+@dataclass(slots=True)
+class _Counted:
+    """What the entries of one node add up to."""
+
+    files: int = 0
+    source_bytes: int = 0
+    usage: dict[bytes, int] = field(default_factory=dict)
+    has_leaves: bool = False
+
+
+def _final_body(
+    path: bytes, body: bytes, staged: StagedCache, nodes: NodeSink, usage: PackUsage, counted: _Counted
+) -> bytes:
+    """Count an entry and return its bytes with all places known."""
+    fields: Mapping[str, object] = msgpack.unpackb(body)  # written by this program, on this host
+    if fields["t"] != EntryKind.FILE.value:
+        return body
+    counted.files += 1
+    counted.source_bytes += int(fields["z"])  # type: ignore[call-overload]  # encode_entry puts a number there
+    if "n" not in fields:
+        table = ChunkTable(fields["k"], fields["c"])  # type: ignore[arg-type]  # names and rows, by encode_entry
+        for name, amount in live_bytes(table).items():
+            counted.usage[name] = counted.usage.get(name, 0) + amount
+        return body
+    counted.has_leaves = True
+    entry = decode_entry(body)
+    leaves = tuple(nodes.place(leaf.node_id) for leaf in entry.leaves)
+    for leaf in leaves:
+        usage.add_node(leaf)
+        used = staged.keep_leaf(leaf.node_id)
+        if used is None:
+            raise DamagedObjectError(f"the cache does not know the chunks of {path!r} any more")
+        usage.add_data(used)
+    return encode_entry(replace(entry, leaves=leaves))
 
 
 def collect_pack_table(usage: PackUsage, facts: Mapping[bytes, tuple[KeyId, int]]) -> PackTable:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 from drservice.clock import Clock
 from drservice.errors import BusyError, CaptureError, MissingObjectError
@@ -25,32 +25,26 @@ from drservice.model.snapshot import FilesFacts, PostgresFacts, SnapshotRecord
 from drservice.objectstore.interface import ObjectStore
 from drservice.processes import make_folder, open_private
 from drservice.repository import layout
+from drservice.repository.bulk import Root
 from drservice.repository.cache import SnapshotCache, StagedCache
 from drservice.repository.capture import CaptureWorker, RangeTask, WorkerReply, WorkerSpec
 from drservice.repository.changes import ChangeRule, is_due_for_reading, is_unchanged
 from drservice.repository.envelope import HostKey
+from drservice.repository.folders import ByteProgress, FilesOutcome, FolderIntake, IntakeParts, ListedFolder
 from drservice.repository.holds import condemned_packs, place_hold
 from drservice.repository.intake import Intake, SourceFile, StreamCapture, plan_batches, plan_ranges
 from drservice.repository.journal import JournalFolder, ResumeIndex
 from drservice.repository.keys import Keyring, make_data_key
-from drservice.repository.nodes import Entry, EntryKind, FileIdentity, build_root, decode_entry, encode_entry
+from drservice.repository.nodes import Entry, EntryKind, FileIdentity, decode_entry, encode_entry
 from drservice.repository.pack import DATA_KIND, DATA_PACK_BYTES, PackTarget
 from drservice.repository.pool import Pool, run_inline
 from drservice.repository.records import Scope
 from drservice.repository.snapshots import SnapshotSecret, commit_snapshot
-from drservice.repository.staging import FileAssembly, NodeSink, PackUsage, collect_pack_table, final_entries
+from drservice.repository.staging import FileAssembly, NodeSink, PackUsage, collect_pack_table, store_tree
 
 _INLINE_BYTES = 24 << 20
 """Below this, starting worker processes costs more than it saves."""
 _HOLD = timedelta(hours=24)
-
-
-class ByteProgress(Protocol):
-    """Hears how many source bytes are done."""
-
-    def advance(self, amount: int, /) -> None:
-        """``amount`` more bytes are captured."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +201,38 @@ class SnapshotWriter:
         finally:
             pool.close()
 
+    def capture_folders(
+        self, root: Root, folders: Iterable[ListedFolder], *, rule: ChangeRule, hashed: bool, progress: ByteProgress
+    ) -> FilesOutcome:
+        """Take whole files into the snapshot, folder by folder, in parallel; what is unchanged is taken over unread.
+
+        Args:
+            root: the folder that all others are below.
+            folders: each once, listed while they are taken (a generator is pulled as workers become free).
+            rule: how a file is judged unchanged.
+            hashed: files are named by the SHA-1 of their content, which is compared.
+            progress: hears of source bytes.
+
+        Raises:
+            CaptureError: the root was exchanged. What befell single files is in the outcome.
+            ObjectStoreError: the store failed; packs that were acknowledged are re-used by the next run.
+        """
+        parts = IntakeParts(
+            cache=self._cache,
+            staged=self._staged,
+            nodes=self._nodes,
+            missing=self._missing,
+            spec=self._worker_spec(),
+            workers=self._context.workers,
+            on_pack=self._remember_pack,
+            take_over=self._carry_leaves,
+        )
+        outcome = FolderIntake(parts, root, rule=rule, hashed=hashed, progress=progress).run(folders)
+        self.read_bytes += outcome.read_bytes
+        self.reused_files += outcome.reused_files
+        self.vanished += len(outcome.vanished)
+        return outcome
+
     def stream(self) -> StreamCapture:
         """Return a capture for files that arrive one after the other (a tar stream)."""
         intake = Intake(on_file=self._finish_file, on_pack=self._remember_pack)
@@ -253,17 +279,21 @@ class SnapshotWriter:
             return False
         if is_due_for_reading(source.path, identity.read_began_ns, source.identity.read_began_ns):
             return False
+        if not self._carry_leaves(previous):
+            return False
+        self._staged.put_entry(source.path, encode_entry(previous))
+        self.reused_files += 1
+        return True
+
+    def _carry_leaves(self, previous: Entry) -> bool:
+        """Carry the leaves of an entry over; ``False`` if a pack that it needs is missing."""
         used: set[bytes] = set(previous.inline.packs) if previous.inline is not None else set()
         for leaf in previous.leaves:
             usage, place = self._staged.keep_leaf(leaf.node_id), self._staged.node(leaf.node_id)
             if usage is None or place is None:
                 return False
             used.update(usage, [place.pack])  # cached entries do not know the places of their leaves
-        if used & self._missing:
-            return False
-        self._staged.put_entry(source.path, encode_entry(previous))
-        self.reused_files += 1
-        return True
+        return not used & self._missing
 
     def _finish_file(self, assembly: FileAssembly) -> None:
         if assembly.vanished():
@@ -317,8 +347,7 @@ class SnapshotWriter:
             ObjectStoreError: nothing is visible.
         """
         usage = PackUsage()
-        self._nodes.settle()
-        root = build_root(final_entries(self._staged, self._nodes, usage), self._nodes)
+        root = store_tree(self._staged, self._nodes, usage)
         for node in self._nodes.used:
             usage.add_node(self._nodes.place(node))
         # Asked before the look: a process that sleeps in between must not make the look seem younger than it is.

@@ -1,0 +1,316 @@
+"""Bringing documents back: exactly those that a recovered database refers to, each checked against its name.
+
+Everything is placed in a folder beside the target under a name of this run, made durable, and renamed into place as a
+whole: under the target's name there is everything or nothing. A crash leaves the folder of its run, which nobody takes
+for a restore and anybody may delete.
+
+A document that cannot be restored from the preferred snapshot is looked for in the others. One that production itself
+had lost is told apart from one that we lost; one that was damaged in production already is *not* placed: under its name
+Odoo would take every later upload of the right content for a collision.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from drservice.components.odoo_filestore.names import is_document, sha1_of_name
+from drservice.components.odoo_filestore.record import document_record
+from drservice.errors import DocumentsDamagedError, DrError, TargetDirectoryError
+from drservice.model.ids import SnapshotId
+from drservice.processes import Account
+from drservice.repository.bulkplacing import BulkPlaced, PlacingSpec, WantedFile, place_whole_files
+from drservice.repository.nodes import Entry, EntryKind
+from drservice.repository.placing import PlacingProgress, require_space, sync_folder, write_error
+from drservice.repository.reader import UNUSABLE_PACK, SnapshotReader
+from drservice.repository.records import Scope
+from drservice.repository.repository import Repository
+
+_FOLDER_MODE = 0o755
+_NAMED_IN_ERRORS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedDocuments:
+    """What became of every document that was wanted, each in one of five places: names as rows have them."""
+
+    expected: int
+    placed: int
+    missing: tuple[str, ...]
+    """In none of the snapshots, and none says that production did not have it: lost by us, or newer than they are."""
+    corrupt: tuple[str, ...]
+    """In a snapshot, and damaged there beyond reading."""
+    missing_in_production: tuple[str, ...]
+    corrupt_in_production: tuple[str, ...]
+    extra: int
+    """Documents of the first snapshot that nobody wants; not placed."""
+    from_older: int
+    """Placed from another than the first snapshot."""
+    written_bytes: int
+    fetched_bytes: int
+    unreadable: tuple[str, ...]
+    """Why snapshots, or parts of them, could not be looked into."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedFolder:
+    """What was placed of a plain folder: everything."""
+
+    files: int
+    folders: int
+    links: int
+    written_bytes: int
+    fetched_bytes: int
+
+
+@dataclass(slots=True)
+class _Search:
+    """Documents that are still to be found, and what is known of them."""
+
+    wanted: set[str]
+    placed: int = 0
+    from_older: int = 0
+    extra: int = 0
+    written_bytes: int = 0
+    fetched_bytes: int = 0
+    damaged: set[str] = field(default_factory=set)
+    never_there: set[str] = field(default_factory=set)
+    never_right: set[str] = field(default_factory=set)
+    unreadable: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceContext:
+    """Where from, whose, and how."""
+
+    repository: Repository
+    scope: Scope
+    account: Account | None
+    """Owner of what is made (as root), or ``None`` for the present user."""
+    workers: int
+    progress: PlacingProgress
+
+
+def place_documents(
+    context: PlaceContext, snapshots: Sequence[SnapshotId], target: Path, *, wanted: Collection[str]
+) -> PlacedDocuments:
+    """Place the documents that rows refer to as a new filestore.
+
+    Args:
+        context: repository, component, owner, workers, progress.
+        snapshots: the preferred one first; the others are asked for what it lacks.
+        target: new or empty; its parent exists.
+        wanted: ``store_fname`` of every row, as read from the recovered database.
+
+    Returns:
+        Counts and names; ``target`` holds every document that could be restored, and no other.
+
+    Raises:
+        TargetDirectoryError: the target is in use; nothing was written.
+        RecoveryError: the folder cannot be written; nothing is under the target's name.
+        ObjectStoreError: the store does not answer; the same.
+        NoIdentityError, WrongIdentityError: nothing can be opened here.
+    """
+    search = _Search(wanted=set(wanted))
+    with _staging(target, context.account) as staging:
+        for number, snapshot in enumerate(snapshots):
+            if search.wanted or number == 0:
+                _place_from(context, snapshot, staging, search, preferred=number == 0)
+        _put_in_place(staging, target)
+    left = search.wanted
+    lost = left & search.damaged
+    wrong = (left & search.never_right) - lost
+    absent = (left & search.never_there) - lost - wrong
+    return PlacedDocuments(
+        expected=len(set(wanted)),
+        placed=search.placed,
+        missing=tuple(sorted(left - lost - wrong - absent)),
+        corrupt=tuple(sorted(lost)),
+        missing_in_production=tuple(sorted(absent)),
+        corrupt_in_production=tuple(sorted(wrong)),
+        extra=search.extra,
+        from_older=search.from_older,
+        written_bytes=search.written_bytes,
+        fetched_bytes=search.fetched_bytes,
+        unreadable=tuple(search.unreadable),
+    )
+
+
+def _place_from(
+    context: PlaceContext, snapshot: SnapshotId, staging: Path, search: _Search, *, preferred: bool
+) -> None:
+    """Place what one snapshot has of what is still wanted; damage of it costs only what it is in."""
+    try:
+        reader, spec = _open(context, snapshot, staging)
+        record = document_record(reader)
+    except UNUSABLE_PACK as error:
+        search.unreadable.append(f"snapshot {snapshot}: {error.message}")
+        return
+    search.never_there.update(map(os.fsdecode, record.missing))
+    files = list(_documents(reader, search, preferred=preferred))
+    require_space(staging, sum(item.entry.size for item in files))
+    _make_folders(staging, {item.entry.path.rpartition(b"/")[0] for item in files}, context.account)
+    lost: set[str] = set()
+    placed = 0
+    for reply in place_whole_files(reader, files, spec, workers=context.workers, progress=context.progress):
+        placed += reply.files
+        search.written_bytes += reply.written_bytes
+        search.fetched_bytes += reply.fetched_bytes
+        lost.update(os.fsdecode(path) for path, _ in reply.lost)
+    search.wanted -= {os.fsdecode(item.entry.path) for item in files} - lost
+    search.damaged |= lost
+    search.placed += placed
+    search.from_older += 0 if preferred else placed
+
+
+def _documents(reader: SnapshotReader, search: _Search, *, preferred: bool) -> Iterator[WantedFile]:
+    """Yield the wanted documents of a snapshot that are what their name says."""
+
+    def lost(error: DrError) -> None:
+        search.unreadable.append(f"snapshot {reader.record.id}: {error.message}")
+
+    for entry in reader.entries(on_lost=lost):
+        name = os.fsdecode(entry.path)
+        if entry.kind is not EntryKind.FILE or not is_document(name):
+            continue
+        if name not in search.wanted:
+            search.extra += preferred
+        elif entry.sha1:
+            search.never_right.add(name)
+        else:
+            yield WantedFile(entry, sha1_of_name(name))
+
+
+def place_folder(context: PlaceContext, snapshot: SnapshotId, target: Path) -> PlacedFolder:
+    """Place a plain folder as it was captured: files, folders, links.
+
+    Args:
+        context: repository, component, owner, workers, progress.
+        snapshot: which one.
+        target: new or empty; its parent exists.
+
+    Raises:
+        TargetDirectoryError: the target is in use; nothing was written.
+        DocumentsDamagedError: files cannot be restored, by name; nothing is under the target's name.
+        DamagedObjectError, MissingObjectError, FormatError, RecoveryError, ObjectStoreError: the same.
+    """
+    with _staging(target, context.account) as staging:
+        reader, spec = _open(context, snapshot, staging)
+        entries = list(reader.entries())
+        folders = [entry for entry in entries if entry.kind is EntryKind.DIRECTORY]
+        links = [entry for entry in entries if entry.kind is EntryKind.LINK]
+        files = [WantedFile(entry, b"") for entry in entries if entry.kind is EntryKind.FILE]
+        require_space(staging, sum(item.entry.size for item in files))
+        _make_folders(staging, [entry.path for entry in folders], context.account)
+        total = BulkPlaced()
+        for reply in place_whole_files(reader, files, spec, workers=context.workers, progress=context.progress):
+            total = total.plus(reply)
+        if total.lost:
+            named = "; ".join(f"{_shown(path)}: {why}" for path, why in total.lost[:_NAMED_IN_ERRORS])
+            raise DocumentsDamagedError(f"{len(total.lost)} of {len(files)} files cannot be restored: {named}")
+        _finish_skeleton(staging, folders, links, context.account)
+        _put_in_place(staging, target)
+    return PlacedFolder(
+        files=total.files,
+        folders=len(folders),
+        links=len(links),
+        written_bytes=total.written_bytes,
+        fetched_bytes=total.fetched_bytes,
+    )
+
+
+def _open(context: PlaceContext, snapshot: SnapshotId, staging: Path) -> tuple[SnapshotReader, PlacingSpec]:
+    repository, scope = context.repository, context.scope
+    opened = repository.open_snapshot(scope, snapshot)
+    opened.record.documents  # noqa: B018  # refuses a snapshot of a cluster before anything is written
+    reader = SnapshotReader(repository.store, scope=scope, keyring=repository.keyring, opened=opened)
+    spec = PlacingSpec(
+        open_store=repository.open_store,
+        scope=scope,
+        secrets=repository.secrets(scope, opened),
+        root=os.fspath(staging),
+        account=context.account,
+    )
+    return reader, spec
+
+
+# --- The folder ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _staging(target: Path, account: Account | None) -> Iterator[Path]:
+    """Make the folder of this run beside the target; it is removed again unless it was put in place."""
+    _require_free(target)
+    staging = target.parent / f".{target.name}.drservice-{os.getpid()}-{os.urandom(4).hex()}"
+    with _writing(staging):
+        staging.mkdir(mode=0o700)
+        if account is not None:
+            os.chown(staging, account.uid, account.gid)
+    try:
+        yield staging
+    finally:
+        # In place it has another name. Else what cannot be removed is under a name that nobody takes for a restore.
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _require_free(target: Path) -> None:
+    try:
+        if target.is_symlink() or (target.exists() and not target.is_dir()):
+            raise TargetDirectoryError(f"{target} is no directory")
+        first = next(target.iterdir(), None) if target.is_dir() else None
+    except OSError as error:
+        raise TargetDirectoryError(f"cannot look at {target}: {error.strerror}") from error
+    if first is not None:
+        raise TargetDirectoryError(f"{target} is not empty (it holds {first.name})")
+
+
+def _put_in_place(staging: Path, target: Path) -> None:
+    """Make the folder durable and give it the target's name, which nobody has or an empty folder."""
+    sync_folder(staging)
+    with _writing(target):
+        staging.rename(target)
+        descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _make_folders(root: Path, paths: Collection[bytes], account: Account | None) -> None:
+    base = os.fsencode(root) + b"/"
+    for path in sorted(paths):
+        with _writing(path), suppress(FileExistsError):  # made for an earlier snapshot
+            os.mkdir(base + path, _FOLDER_MODE)  # noqa: PTH102  # byte paths: names need not be UTF-8
+            os.chmod(base + path, _FOLDER_MODE)  # noqa: PTH101  # the same; whatever the umask is
+            if account is not None:
+                os.chown(base + path, account.uid, account.gid)
+
+
+def _finish_skeleton(root: Path, folders: Sequence[Entry], links: Sequence[Entry], account: Account | None) -> None:
+    """Make links, and give folders their modes, deepest first: a folder may forbid to write into it."""
+    base = os.fsencode(root) + b"/"
+    for entry in links:
+        with _writing(entry.path):
+            os.symlink(entry.target, base + entry.path)  # noqa: PTH211  # byte paths: names need not be UTF-8
+            if account is not None:
+                os.chown(base + entry.path, account.uid, account.gid, follow_symlinks=False)
+    for entry in reversed(folders):
+        with _writing(entry.path):
+            os.chmod(base + entry.path, entry.mode & 0o777)  # noqa: PTH101  # the same
+
+
+@contextmanager
+def _writing(path: bytes | Path) -> Iterator[None]:
+    """Translate what the system refuses while ``path`` is made: no space, read-only, not permitted."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(os.fsencode(path), error) from error
+
+
+def _shown(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")

@@ -1,0 +1,364 @@
+"""Placing many whole files: ordered by pack, each made, written and checked by one worker in one go.
+
+Where a few files are made of many chunks, ``placing`` is the better order. Here a file is mostly one chunk, so what
+counts is that nobody touches it twice: the worker that has the pack in memory makes the file under its own name in a
+folder that nobody uses yet. Damage costs the files it is in and no other: they are reported and not left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+
+from drservice.errors import DamagedObjectError
+from drservice.model.estate import SignerSettings
+from drservice.objectstore.interface import ObjectStore
+from drservice.processes import Account
+from drservice.repository.chunktable import ChunkRow, ChunkTable
+from drservice.repository.envelope import Trust
+from drservice.repository.keys import Identities, Keyring
+from drservice.repository.nodes import Entry
+from drservice.repository.placing import PlacingProgress, write_error
+from drservice.repository.pool import Pool, run_inline
+from drservice.repository.reader import UNUSABLE_PACK, PackOpener, SnapshotReader, open_chunk
+from drservice.repository.records import CODEC_ZERO, RecordKey, Scope
+
+_ROUND_FILES = 1 << 17
+"""Files planned at once: bounds memory at any number of files."""
+_PIECE_BYTES = 24 << 20
+"""Plain bytes a worker takes on at once."""
+_PIECE_FILES = 1024
+_INLINE_BYTES = 24 << 20
+_INLINE_FILES = 2_000
+_WORTH_A_SPAN = 0.5
+"""Share of a span that must be wanted for it to be fetched with one request."""
+_NOBODY: tuple[SignerSettings, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WantedFile:
+    """An entry to place, and the SHA-1 its content must have (``b""`` = any)."""
+
+    entry: Entry
+    sha1: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """A file for a worker: path below the root, permission bits, size, SHA-1, chunk tables as (packs, rows)."""
+
+    path: bytes
+    mode: int
+    size: int
+    sha1: bytes
+    tables: Sequence[tuple[Sequence[bytes], bytes]]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Travel between processes as one flat tuple: there may be a million of these."""
+        return (FilePlan, (self.path, self.mode, self.size, self.sha1, self.tables))
+
+
+@dataclass(frozen=True, slots=True)
+class PackPlan:
+    """Files that begin in one pack (``b""`` for files without data)."""
+
+    pack: bytes
+    files: Sequence[FilePlan]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BulkPlaced:
+    """What was placed and what could not be: (path, reason)."""
+
+    files: int = 0
+    written_bytes: int = 0
+    fetched_bytes: int = 0
+    lost: Sequence[tuple[bytes, str]] = ()
+
+    def plus(self, other: BulkPlaced) -> BulkPlaced:
+        """Return the sum of two batches."""
+        return BulkPlaced(
+            files=self.files + other.files,
+            written_bytes=self.written_bytes + other.written_bytes,
+            fetched_bytes=self.fetched_bytes + other.fetched_bytes,
+            lost=(*self.lost, *other.lost),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacingSpec:
+    """Everything a placing worker needs; picklable. ``secrets`` are opened data keys."""
+
+    open_store: Callable[[], ObjectStore]
+    scope: Scope
+    secrets: Sequence[tuple[str, bytes]]
+    root: str
+    account: Account | None
+
+
+@dataclass(slots=True)
+class _Tally:
+    files: int = 0
+    written_bytes: int = 0
+    fetched_bytes: int = 0
+    lost: list[tuple[bytes, str]] = field(default_factory=list)
+
+
+class PlacingWorker:
+    """Makes files; one per process (or one inline)."""
+
+    def __init__(self, spec: PlacingSpec, _name: str) -> None:
+        self._store = spec.open_store()
+        keyring = Keyring(self._store, spec.scope.repository, Trust(_NOBODY), Identities())
+        keyring.adopt(spec.secrets)
+        self._packs = PackOpener(self._store, scope=spec.scope, keyring=keyring)
+        self._account = spec.account
+        self._root = os.open(spec.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def work(self, tasks: Sequence[PackPlan], /) -> BulkPlaced:
+        """Place the files of a batch."""
+        tally = _Tally()
+        for task in tasks:
+            self._place_pack(task, tally)
+        return BulkPlaced(
+            files=tally.files,
+            written_bytes=tally.written_bytes,
+            fetched_bytes=tally.fetched_bytes,
+            lost=tuple(tally.lost),
+        )
+
+    def flush(self) -> BulkPlaced:
+        """Nothing is kept back."""
+        return BulkPlaced()
+
+    def close(self) -> None:
+        """Release the root and connections."""
+        os.close(self._root)
+        self._store.close()
+
+    def _place_pack(self, task: PackPlan, tally: _Tally) -> None:
+        fetched = _Fetched(self._packs, task.pack, tally)
+        begin, end, wanted = _span(task)
+        if wanted and wanted >= (end - begin) * _WORTH_A_SPAN:
+            with suppress(*UNUSABLE_PACK):  # then chunk by chunk: each file is lost or found on its own
+                fetched.load(begin, end)
+        for plan in task.files:
+            try:
+                self._place_file(plan, fetched, tally)
+            except UNUSABLE_PACK as error:
+                tally.lost.append((plan.path, error.message))
+
+    def _place_file(self, plan: FilePlan, fetched: _Fetched, tally: _Tally) -> None:
+        """Make one file.
+
+        Raises:
+            DamagedObjectError, MissingObjectError, FormatError, KeyProblemError: it is lost, and not there.
+            RecoveryError: the folder cannot be written.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(plan.path, flags, 0o600, dir_fd=self._root)
+        except OSError as error:
+            raise write_error(plan.path, error) from error
+        try:
+            self._fill(plan, descriptor, fetched)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(plan.path, dir_fd=self._root)
+            raise
+        finally:
+            os.close(descriptor)
+        tally.files += 1
+        tally.written_bytes += plan.size
+
+    def _fill(self, plan: FilePlan, descriptor: int, fetched: _Fetched) -> None:
+        sha1 = hashlib.sha1(usedforsecurity=False) if plan.sha1 else None
+        at = 0
+        for packs, rows in plan.tables:
+            for row in ChunkTable(packs, rows):
+                if row.codec == CODEC_ZERO:
+                    if sha1 is not None:
+                        sha1.update(bytes(row.plain_length))
+                else:
+                    plain = fetched.chunk(packs[row.pack_index], row)
+                    if sha1 is not None:
+                        sha1.update(plain)
+                    _write(descriptor, plan.path, at, plain)
+                at += row.plain_length
+        if sha1 is not None and sha1.digest() != plan.sha1:
+            raise DamagedObjectError(f"the content has the SHA-1 {sha1.hexdigest()}, not {plan.sha1.hex()}")
+        try:
+            if at != os.fstat(descriptor).st_size:
+                os.ftruncate(descriptor, at)  # it ends in a hole
+            if self._account is not None:
+                os.fchown(descriptor, self._account.uid, self._account.gid)
+            os.fchmod(descriptor, plan.mode)
+        except OSError as error:
+            raise write_error(plan.path, error) from error
+
+
+class _Fetched:
+    """A span of the pack of a task in memory if that pays, and everything else chunk by chunk."""
+
+    def __init__(self, packs: PackOpener, pack: bytes, tally: _Tally) -> None:
+        self._packs = packs
+        self._pack = pack
+        self._tally = tally
+        self._begin = 0
+        self._data: memoryview | None = None
+        self._key: RecordKey | None = None
+
+    def load(self, begin: int, end: int) -> None:
+        """Fetch a span of the pack.
+
+        Raises:
+            DamagedObjectError, MissingObjectError, FormatError, KeyProblemError: it is not the pack.
+        """
+        self._key = self._packs.record_key(self._pack)
+        self._data = memoryview(self._packs.read(self._pack, begin, end - begin))
+        self._begin = begin
+        self._tally.fetched_bytes += end - begin
+
+    def chunk(self, pack: bytes, row: ChunkRow) -> bytes | memoryview:
+        """Return the plain bytes of a chunk.
+
+        Raises:
+            DamagedObjectError, MissingObjectError, FormatError, KeyProblemError: no version of its pack holds it.
+        """
+        if pack == self._pack and self._data is not None and self._key is not None:
+            begin = row.offset - self._begin
+            stored = self._data[begin : begin + row.stored_length]
+            try:
+                return open_chunk(self._key, stored, pack, row)
+            except UNUSABLE_PACK:
+                self._data = None  # from here on by ranges, from another version of the pack if there is one
+        self._tally.fetched_bytes += row.stored_length
+        return self._packs.chunk(pack, row)
+
+
+def _write(descriptor: int, path: bytes, offset: int, plain: bytes | memoryview) -> None:
+    view = memoryview(plain)
+    done = 0
+    try:
+        while done < len(view):
+            done += os.pwrite(descriptor, view[done:], offset + done)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def _span(task: PackPlan) -> tuple[int, int, int]:
+    """Return where the chunks wanted of a task's pack begin and end in it, and how many bytes they are."""
+    rows = [
+        row
+        for plan in task.files
+        for packs, raw in plan.tables
+        for row in ChunkTable(packs, raw)
+        if row.codec != CODEC_ZERO and packs[row.pack_index] == task.pack
+    ]
+    if not rows:
+        return 0, 0, 0
+    end = max(row.offset + row.stored_length for row in rows)
+    return min(row.offset for row in rows), end, sum(row.stored_length for row in rows)
+
+
+def place_whole_files(
+    reader: SnapshotReader,
+    files: Iterable[WantedFile],
+    spec: PlacingSpec,
+    *,
+    workers: int,
+    progress: PlacingProgress,
+) -> Iterator[BulkPlaced]:
+    """Place files below a folder in which their folders exist already; yields what was done, batch by batch.
+
+    A file that cannot be restored is in ``lost`` and is not in the folder. The caller makes everything durable.
+
+    Args:
+        reader: the snapshot the entries are of.
+        files: what to place; pulled in rounds.
+        spec: where to, and with which keys.
+        workers: processes to use.
+        progress: hears of written bytes.
+
+    Raises:
+        RecoveryError: the folder cannot be written.
+        ObjectStoreError: the store does not answer.
+    """
+    source = iter(files)
+    first = list(islice(source, _ROUND_FILES))
+    make = partial(PlacingWorker, spec)
+    lost: list[tuple[bytes, str]] = []
+    batches = _batches(reader, first, source, lost)
+    small = len(first) < _INLINE_FILES and sum(item.entry.size for item in first) < _INLINE_BYTES
+    pool: Pool[Sequence[PackPlan], BulkPlaced] | None = None if small or workers < 2 else Pool(make, workers)
+    replies = run_inline(make, batches) if pool is None else pool.run(batches)
+    try:
+        for _, reply in replies:
+            progress.advance(reply.written_bytes)
+            yield reply
+    finally:
+        if pool is not None:
+            pool.close()
+    yield BulkPlaced(lost=tuple(lost))
+
+
+def _batches(
+    reader: SnapshotReader, first: list[WantedFile], rest: Iterator[WantedFile], lost: list[tuple[bytes, str]]
+) -> Iterator[Sequence[PackPlan]]:
+    """Group each round of files by the pack they begin in; what cannot even be planned is lost."""
+    files = first
+    while files:
+        groups: dict[bytes, list[tuple[int, FilePlan]]] = {}
+        for wanted in files:
+            try:
+                plan = _plan(reader, wanted)
+                pack, offset = _first_place(reader, plan)
+            except UNUSABLE_PACK as error:
+                lost.append((wanted.entry.path, error.message))
+            else:
+                groups.setdefault(pack, []).append((offset, plan))
+        for pack, plans in groups.items():
+            plans.sort(key=lambda item: item[0])
+            for piece in _pieces(plan for _, plan in plans):
+                yield [PackPlan(pack, piece)]
+        files = list(islice(rest, _ROUND_FILES))
+
+
+def _plan(reader: SnapshotReader, wanted: WantedFile) -> FilePlan:
+    entry = wanted.entry
+    tables = [(tuple(table.packs), table.rows) for table in reader.tables(entry)]
+    return FilePlan(entry.path, entry.mode & 0o777, entry.size, wanted.sha1, tables)
+
+
+def _first_place(reader: SnapshotReader, plan: FilePlan) -> tuple[bytes, int]:
+    """Return where a file's first stored chunk lies; ``b""`` for a file without any.
+
+    Raises:
+        DamagedObjectError: in a pack that the snapshot does not list.
+    """
+    place: tuple[bytes, int] | None = None
+    for packs, rows in plan.tables:
+        for name in packs:
+            reader.pack_bytes(name)
+        if place is None:
+            stored = (row for row in ChunkTable(packs, rows) if row.codec != CODEC_ZERO)
+            place = next(((packs[row.pack_index], row.offset) for row in stored), None)
+    return place or (b"", 0)
+
+
+def _pieces(plans: Iterable[FilePlan]) -> Iterator[list[FilePlan]]:
+    piece: list[FilePlan] = []
+    size = 0
+    for plan in plans:
+        piece.append(plan)
+        size += plan.size
+        if size >= _PIECE_BYTES or len(piece) >= _PIECE_FILES:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
