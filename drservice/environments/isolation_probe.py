@@ -9,7 +9,7 @@ judged outside.
 PROBE_PERL = r"""
 use strict; use warnings;
 use Socket qw(:DEFAULT getaddrinfo inet_pton pack_sockaddr_in6 AF_INET6 IPPROTO_TCP IPPROTO_UDP);
-use Errno qw(ENETUNREACH ECONNREFUSED EINPROGRESS EAFNOSUPPORT EADDRNOTAVAIL ENOENT);
+use Errno qw(ENETUNREACH ECONNREFUSED EINPROGRESS EAFNOSUPPORT EADDRNOTAVAIL ENOENT ENOTDIR);
 use Fcntl qw(F_GETFL F_SETFL O_NONBLOCK O_WRONLY O_CREAT O_EXCL O_RDWR);
 use POSIX ();
 
@@ -42,6 +42,8 @@ sub slurp {
   local $/; my $text = <$file>; close $file;
   return $text;
 }
+# What may not be looked at is there all the same.
+sub visible { my ($path) = @_; return lstat($path) || ($! != ENOENT && $! != ENOTDIR); }
 sub listing {
   my ($path) = @_;
   opendir(my $dir, $path) or return undef;
@@ -123,7 +125,7 @@ if (given('production') || given('production_name') || given('production_socket'
     my ($failed, @there) = getaddrinfo($name, '', { socktype => SOCK_STREAM });
     push @leaks, "$name resolves" if !$failed && $name ne 'localhost';
   }
-  for my $path (given('production_socket')) { push @leaks, "$path is visible" if -e $path || -l $path; }
+  for my $path (given('production_socket')) { push @leaks, "$path is visible" if visible($path); }
   answer('production', @leaks);
 }
 
@@ -173,7 +175,7 @@ push @paths, map { "/etc/$_" } grep { !$allowed_etc{$_} } listing('/etc');
 push @paths, map { "/env/$_" } grep { !$allowed_env{$_} } listing('/env');
 push @paths, listing('/tmp') ? '/tmp is not empty' : ();
 push @paths, listing('/dev/shm') ? '/dev/shm is not empty' : ();
-for my $path (given('hidden')) { push @paths, $path if -e $path || -l $path; }
+for my $path (given('hidden')) { push @paths, $path if visible($path); }
 answer('host-paths', @paths);
 
 my %writable = map { $_ => 1 } (given('writable'), '/dev/pts', '/proc',
@@ -239,6 +241,8 @@ my $self = readlink('/proc/self');
 push @processes, '/proc is of another process namespace' if !defined $self || $self ne $$;
 my ($nspid) = $status =~ /^NSpid:\s*(.*)$/m;
 push @processes, 'NSpid is ' . (defined $nspid ? $nspid : 'unknown') if !defined $nspid || $nspid ne $$;
+my $first = slurp('/proc/1/comm');
+push @processes, 'process 1 is ' . (defined $first ? $first : 'unknown') if !defined $first || $first ne "bwrap\n";
 answer('processes', @processes);
 answer('descriptors', @descriptors);
 answer('terminal', sysopen(my $terminal, '/dev/tty', O_RDWR) ? 'there is a controlling terminal' : ());
