@@ -39,7 +39,7 @@ from drservice.evidence.report import (
     Standing,
     Verified,
 )
-from drservice.evidence.reportdeviations import GRAVE_FOR_A_SERVICE, deviations_of
+from drservice.evidence.reportdeviations import GRAVE_FOR_A_SERVICE, Happenings, deviations_of
 from drservice.evidence.reportentries import (
     ApprovalEntry,
     BackupEntry,
@@ -81,34 +81,13 @@ def build_report(entries: Sequence[DecodedEntry], *, inputs: ReportInputs) -> Re
     book = _open_book(read, inputs)
     period = inputs.period
     drills = tuple(_judge_drill(drill, book) for drill in book.drills)
-    inside = tuple(drill for drill in drills if period.holds(drill.entry.stamp.recorded_at))
-    obligations = tuple(_obligations(book, period))
     services = _services(book, inputs)
-    findings = tuple(_findings(book.findings, period))
-    restores = tuple(entry for entry in book.restores if period.holds(entry.stamp.recorded_at))
-    probes = tuple(entry for entry in book.probes if period.holds(entry.stamp.recorded_at))
-    approvals = tuple(entry for entry in book.approvals if period.holds(entry.stamp.recorded_at))
-    backups = tuple(entry for entry in book.backups if period.holds(entry.stamp.recorded_at))
-    deviations = deviations_of(
-        drills=inside,
-        obligations=obligations,
-        restores=restores,
-        backups=backups,
-        never_backed_up=_never_backed_up(services, book),
-        late=tuple(stamp for stamp in book.kept_aside if period.holds(stamp.recorded_at)),
-        findings=findings,
-        probes=probes,
-        approvals=approvals,
-        unreadable=book.unreadable,
-        services=tuple(facts for facts, _ in services),
-        ledger=inputs.ledger,
-        period=period,
-    )
+    seen = _happenings(book, drills=drills, services=services, inputs=inputs)
+    deviations = deviations_of(seen)
     posture = tuple(
-        _posture(facts, is_declared=declared, book=book, drills=drills, obligations=obligations,
-                 findings=findings, deviations=deviations, period=period)
+        _posture(facts, is_declared=declared, book=book, drills=drills, seen=seen, deviations=deviations)
         for facts, declared in services
-    )  # fmt: skip
+    )
     coverage = cover(drills, scenarios=inputs.scenarios, services=posture, period=period)
     return Report(
         ledger=inputs.ledger,
@@ -117,15 +96,15 @@ def build_report(entries: Sequence[DecodedEntry], *, inputs: ReportInputs) -> Re
         newest_at=max((entry.stamp.recorded_at for entry in read if not isinstance(entry, Unreadable)), default=None),
         posture=posture,
         deviations=deviations,
-        drills=inside,
-        restores=restores,
-        gaps=gaps_of(inside, coverage=coverage, services=posture, period=period),
+        drills=seen.drills,
+        restores=seen.restores,
+        gaps=gaps_of(seen.drills, coverage=coverage, services=posture, period=period),
         coverage=coverage,
-        obligations=obligations,
-        backups=tuple(_tally(facts.name, backups, period) for facts, _ in services),
-        findings=findings,
-        approvals=approvals,
-        probes=probes,
+        obligations=seen.obligations,
+        backups=tuple(_tally(facts.name, seen.backups, period) for facts, _ in services),
+        findings=seen.findings,
+        approvals=seen.approvals,
+        probes=seen.probes,
         keys=tuple(_key_spans(book.keys)),
         unreadable=book.unreadable,
         populations=_populations(read, inputs),
@@ -181,6 +160,28 @@ def _open_book(read: Iterable[Entry | Unreadable], inputs: ReportInputs) -> _Boo
         keys=tuple(entry for entry in known if isinstance(entry, KeyEntry)),
         kept_aside=tuple(entry.stamp for entry in known if entry.stamp.is_kept_aside),
         unreadable=tuple(unreadable),
+    )
+
+
+def _happenings(
+    book: _Book, *, drills: Sequence[Drill], services: Sequence[tuple[ServiceFacts, bool]], inputs: ReportInputs
+) -> Happenings:
+    period = inputs.period
+    backed_up = {entry.stamp.service for entry in book.backups}
+    return Happenings(
+        drills=tuple(drill for drill in drills if period.holds(drill.entry.stamp.recorded_at)),
+        obligations=tuple(_obligations(book, period)),
+        restores=tuple(entry for entry in book.restores if period.holds(entry.stamp.recorded_at)),
+        backups=tuple(entry for entry in book.backups if period.holds(entry.stamp.recorded_at)),
+        never_backed_up=tuple(facts.name for facts, known in services if known and facts.name not in backed_up),
+        kept_aside=tuple(stamp for stamp in book.kept_aside if period.holds(stamp.recorded_at)),
+        findings=tuple(_findings(book.findings, period)),
+        probes=tuple(entry for entry in book.probes if period.holds(entry.stamp.recorded_at)),
+        approvals=tuple(entry for entry in book.approvals if period.holds(entry.stamp.recorded_at)),
+        unreadable=book.unreadable,
+        services=tuple(facts for facts, _ in services),
+        ledger=inputs.ledger,
+        period=period,
     )
 
 
@@ -305,22 +306,16 @@ def _services(book: _Book, inputs: ReportInputs) -> list[tuple[ServiceFacts, boo
     return [(facts, True) for facts in declared] + [(ServiceFacts(name=name), False) for name in sorted(seen - known)]
 
 
-def _never_backed_up(services: Iterable[tuple[ServiceFacts, bool]], book: _Book) -> tuple[str, ...]:
-    seen = {entry.stamp.service for entry in book.backups}
-    return tuple(facts.name for facts, is_declared in services if is_declared and facts.name not in seen)
-
-
 def _posture(
     facts: ServiceFacts,
     *,
     is_declared: bool,
     book: _Book,
     drills: Sequence[Drill],
-    obligations: Sequence[Obligation],
-    findings: Sequence[FindingEntry],
+    seen: Happenings,
     deviations: Sequence[Deviation],
-    period: Period,
 ) -> ServicePosture:
+    period = seen.period
     real = [drill for drill in drills if drill.entry.stamp.service == facts.name and drill.verdict in _REAL]
     inside = [drill for drill in real if period.holds(drill.entry.stamp.recorded_at)]
     passed = [drill.entry for drill in real if drill.verdict is DrillVerdict.PASSED and not drill.objections]
@@ -330,7 +325,7 @@ def _posture(
     backed_up = _backed_up(backups)
     verified = _verified(real, passed, period)
     mine = [deviation for deviation in deviations if deviation.service == facts.name]
-    own = [obligation for obligation in obligations if obligation.entry.stamp.service == facts.name]
+    own = [obligation for obligation in seen.obligations if obligation.entry.stamp.service == facts.name]
     return ServicePosture(
         facts=facts,
         is_declared=is_declared,
@@ -344,7 +339,7 @@ def _posture(
         drills=len(inside),
         overdue=sum(obligation.state is ObligationState.MISSED for obligation in own),
         open_obligations=sum(obligation.state is ObligationState.OPEN for obligation in own),
-        open_findings=sum(entry.is_open and entry.stamp.service == facts.name for entry in findings),
+        open_findings=sum(entry.is_open and entry.stamp.service == facts.name for entry in seen.findings),
         unprotected=tuple(component for component in facts.components if not component.is_protected),
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 
 from drservice.evidence.report import (
@@ -43,36 +44,41 @@ _ASIDE = "the ledger could not be written at the time; the entry was kept aside 
 _ORDER = {kind: place for place, kind in enumerate(DeviationKind)}
 
 
-def deviations_of(
-    *,
-    drills: Sequence[Drill],
-    obligations: Sequence[Obligation],
-    restores: Sequence[RestoreEntry],
-    backups: Sequence[BackupEntry],
-    never_backed_up: Sequence[str],
-    late: Sequence[Stamp],
-    findings: Sequence[FindingEntry],
-    probes: Sequence[ProbeEntry],
-    approvals: Sequence[ApprovalEntry],
-    unreadable: Sequence[Unreadable],
-    services: Sequence[ServiceFacts],
-    ledger: LedgerFacts,
-    period: Period,
-) -> tuple[Deviation, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Happenings:
+    """What happened in the period, and what stood at its end."""
+
+    drills: tuple[Drill, ...]
+    obligations: tuple[Obligation, ...]
+    restores: tuple[RestoreEntry, ...]
+    backups: tuple[BackupEntry, ...]
+    never_backed_up: tuple[str, ...]
+    """Declared services without any backup in the ledger."""
+    kept_aside: tuple[Stamp, ...]
+    findings: tuple[FindingEntry, ...]
+    probes: tuple[ProbeEntry, ...]
+    approvals: tuple[ApprovalEntry, ...]
+    unreadable: tuple[Unreadable, ...]
+    services: tuple[ServiceFacts, ...]
+    ledger: LedgerFacts
+    period: Period
+
+
+def deviations_of(seen: Happenings) -> tuple[Deviation, ...]:
     """Return all exceptions: critical before warning, then by kind, then by entry."""
     found = [
-        *(deviation for drill in drills for deviation in _of_drill(drill)),
-        *(deviation for obligation in obligations for deviation in _of_obligation(obligation)),
-        *(deviation for restore in restores for deviation in _of_restore(restore)),
-        *(deviation for backup in backups for deviation in _of_backup(backup)),
-        *(_make(DeviationKind.KEPT_ASIDE, stamp, _ASIDE, gravity=Gravity.WARNING) for stamp in late),
-        *(_of_finding(finding) for finding in findings if finding.is_open),
-        *(_of_probe(probe) for probe in probes if not probe.is_passed),
-        *(_of_approval(approval) for approval in approvals if approval.decision != "approved"),
-        *(_of_unreadable(entry) for entry in unreadable),
-        *(deviation for facts in services for deviation in _of_service(facts)),
-        *(_of_absence(name) for name in never_backed_up),
-        *_of_anchors(ledger, period),
+        *(deviation for drill in seen.drills for deviation in _of_drill(drill)),
+        *(deviation for obligation in seen.obligations for deviation in _of_obligation(obligation)),
+        *(deviation for restore in seen.restores for deviation in _of_restore(restore)),
+        *(deviation for backup in seen.backups for deviation in _of_backup(backup)),
+        *(_make(DeviationKind.KEPT_ASIDE, stamp, _ASIDE, gravity=Gravity.WARNING) for stamp in seen.kept_aside),
+        *(_of_finding(finding) for finding in seen.findings if finding.is_open),
+        *(_of_probe(probe) for probe in seen.probes if not probe.is_passed),
+        *(_of_approval(approval) for approval in seen.approvals if approval.decision != "approved"),
+        *(_of_unreadable(entry) for entry in seen.unreadable),
+        *(deviation for facts in seen.services for deviation in _of_service(facts)),
+        *(_of_absence(name) for name in seen.never_backed_up),
+        *_of_anchors(seen.ledger, seen.period),
     ]
     return tuple(
         sorted(found, key=lambda d: (d.gravity is not Gravity.CRITICAL, _ORDER[d.kind], d.entries, d.service or ""))

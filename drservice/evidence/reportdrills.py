@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from drservice.evidence.report import Drill, DrillVerdict
-from drservice.evidence.reportentries import CheckOutcome, Documents, Gravity, ObligationEntry, Restoration
+from drservice.evidence.reportentries import CheckOutcome, Documents, Gravity, ObligationEntry, Promise, Restoration
 from drservice.evidence.reporttext import count_of, format_count, format_instant, format_ms, neutralise
 from drservice.evidence.reportview import (
     SCALE,
@@ -30,6 +30,7 @@ _TONES = {
     DrillVerdict.DETECTED: Tone.GOOD,
     DrillVerdict.UNDETECTED: Tone.BAD,
 }
+_MUTATED = {DrillVerdict.DETECTED, DrillVerdict.UNDETECTED}
 _PHASES = ("plan", "fetch", "place", "start", "replay", "check")
 _PHASE_WORDS = {
     "plan": "plan: choose snapshot and WAL, prove the target",
@@ -76,7 +77,7 @@ def drill_card(drill: Drill) -> DrillCard:
 def _notes(drill: Drill) -> tuple[Fact, ...]:
     entry = drill.entry
     found = []
-    if drill.verdict in {DrillVerdict.DETECTED, DrillVerdict.UNDETECTED}:
+    if drill.verdict in _MUTATED:
         purpose = f"damage was built in on purpose ({entry.mutation}): this drill must fail"
         ending = ", and did" if drill.verdict is DrillVerdict.DETECTED else ", but passed: the damage was not noticed"
         found.append(fact("Mutation", purpose + ending))
@@ -84,7 +85,10 @@ def _notes(drill: Drill) -> tuple[Fact, ...]:
     found.extend(fact("Reason", reason) for reason in entry.reasons)
     if entry.restoration.error is not None:
         found.append(fact("Error", f"{entry.restoration.error.code}: {entry.restoration.error.message}"))
-    found.extend(fact("Not run", f"{name}, although promised beforehand") for name in drill.checks_not_run)
+    afterwards = (
+        "after the damage was found" if drill.verdict is DrillVerdict.DETECTED else "although promised beforehand"
+    )
+    found.extend(fact("Not run", f"{name}, {afterwards}") for name in drill.checks_not_run)
     found.extend(fact("Not tested", said) for said in entry.not_tested)
     return tuple(found)
 
@@ -130,6 +134,8 @@ def _seed_facts(drill: Drill) -> tuple[Fact, ...]:
 def _result_facts(drill: Drill) -> tuple[Fact, ...]:
     entry = drill.entry
     promised = drill.obligation.promised if drill.obligation else entry.promised
+    if drill.verdict in _MUTATED:
+        promised = Promise()  # nothing is promised of a drill that must fail
     after = "destroyed" if entry.is_destroyed else "kept on purpose" if entry.is_kept else "NOT destroyed"
     return (
         fact("RPO: committed work lost", _against(entry.rpo_ms, promised.rpo_ms)),

@@ -21,6 +21,7 @@ from drservice.evidence.reportview import (
     Tone,
     code,
     columns,
+    moment,
     number,
     status,
     text,
@@ -63,8 +64,8 @@ def _restore_row(restore: RestoreEntry, promised: int | None) -> tuple[Cell, ...
     return (
         status(restore.outcome.value, _RESTORES[restore.outcome]),
         text(restore.stamp.service or "-"),
-        text(format_instant(restore.stamp.recorded_at)),
-        text(format_instant(target.reached_time) if target else "-"),
+        moment(format_instant(restore.stamp.recorded_at)),
+        moment(format_instant(target.reached_time) if target else "-"),
         number(format_ms(restore.restoration.rto_ms)),
         number(format_ms(promised)),
         text(documents_text(restore.restoration.documents)),
@@ -77,7 +78,7 @@ def population_section(report: Report) -> Section:
     return Section(
         name="populations",
         title="Populations",
-        intro="All obligations, services and backups in the scope, and all entries of the ledger, to draw samples from.",
+        intro="All obligations, services and backups in the scope, and all entries of the ledger, to sample from.",
         tables=(
             _obligations(report),
             _services(report),
@@ -116,8 +117,8 @@ def _obligation_row(obligation: Obligation) -> tuple[Cell, ...]:
         status(obligation.state.value, _STATES[obligation.state]),
         text(entry.stamp.service or "-"),
         text(plan),
-        text(format_instant(entry.stamp.recorded_at)),
-        text(format_instant(entry.due_at) if entry.due_at else "at once"),
+        moment(format_instant(entry.stamp.recorded_at)),
+        moment(format_instant(entry.due_at) if entry.due_at else "at once"),
         verdict_cell(obligation.verdict) if obligation.verdict else status("no outcome", Tone.QUIET),
         number(str(entry.stamp.number)),
         number(str(obligation.answer.stamp.number) if obligation.answer else later),
@@ -178,7 +179,7 @@ def _backup_row(tally: BackupTally) -> tuple[Cell, ...]:
             number(format_count(count))
             for count in (tally.total, tally.complete, tally.degraded, tally.partial, tally.failed)
         ),
-        text(format_instant(tally.last_at)),
+        moment(format_instant(tally.last_at)),
         number(format_ms(tally.longest_gap_ms)),
     )
 
@@ -203,7 +204,7 @@ def _findings(report: Report) -> Table:
                 text(entry.stamp.service or "-"),
                 text(entry.check),
                 text(entry.owner or "-"),
-                text(format_instant(entry.due_at)),
+                moment(format_instant(entry.due_at)),
                 text(entry.detail),
                 number(str(entry.stamp.number)),
             )
@@ -229,7 +230,7 @@ def _approvals(report: Report) -> Table:
                 status(entry.decision, Tone.GOOD if entry.decision == "approved" else Tone.WARN),
                 text(entry.approver),
                 number(str(entry.entry)),
-                text(format_instant(entry.stamp.recorded_at)),
+                moment(format_instant(entry.stamp.recorded_at)),
                 text(entry.comment or "-"),
                 number(str(entry.stamp.number)),
             )
@@ -253,7 +254,7 @@ def _probes(report: Report) -> Table:
             (
                 status("passed", Tone.GOOD) if entry.is_passed else status("failed", Tone.BAD),
                 text(entry.probe),
-                text(format_instant(entry.stamp.recorded_at)),
+                moment(format_instant(entry.stamp.recorded_at)),
                 text(", ".join(f"{result.name}: {'yes' if result.is_good else 'NO'}" for result in entry.results)),
                 number(str(entry.stamp.number)),
             )

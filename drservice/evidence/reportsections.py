@@ -37,6 +37,7 @@ from drservice.evidence.reportview import (
     columns,
     entries,
     fact,
+    moment,
     number,
     share_of,
     status,
@@ -225,9 +226,11 @@ def _card_facts(posture: ServicePosture) -> tuple[Fact, ...]:
         documents = passed.restoration.documents
         tone = Tone.BAD if documents.missing or documents.corrupt else Tone.GOOD
         facts.append(fact("Documents", status(documents_text(documents), tone)))
-    owed = f"{posture.overdue} overdue, {posture.open_obligations} open; {posture.open_findings} findings open"
+    owed = (
+        f"{posture.overdue} overdue, {posture.open_obligations} open; {count_of(posture.open_findings, 'finding')} open"
+    )
     tone = Tone.BAD if posture.overdue else Tone.WARN if posture.open_findings else Tone.GOOD
-    facts.append(fact("Owed", status(owed, tone)))
+    facts.append(fact("Obligations", status(owed, tone)))
     if posture.unprotected:
         names = ", ".join(component.name for component in posture.unprotected)
         facts.append(fact("Not protected", status(names, Tone.WARN)))
@@ -264,8 +267,9 @@ def _posture_section(report: Report) -> Section:
         empty="No service is in the scope of this report.",
     )
     intro = (
-        "The numbers behind the bars. RPO is committed work that a recovery lost; RTO runs from the decision to "
-        "restore to the last check passed. Both come from drills that were meant to succeed, never from the age of a backup."
+        "The numbers behind the bars. RPO is committed work that a recovery lost; RTO runs from the "
+        "decision to restore to the last check passed. Both come from drills that were meant to succeed, not "
+        "from the age of a backup."
     )
     return Section(name="measured", title="Promised and measured", intro=intro, tables=(table,))
 
@@ -280,7 +284,7 @@ def _exceptions(report: Report) -> Section:
             text(deviation.service or "-"),
             text(deviation.kind.value),
             text(deviation.text),
-            text(format_day(deviation.at) if deviation.at else "-"),
+            moment(format_day(deviation.at) if deviation.at else "-"),
             entries(deviation.entries),
         )
         for deviation in report.deviations
@@ -402,7 +406,7 @@ def _drill_row(drill: Drill) -> tuple[Cell, ...]:
         verdict_cell(drill.verdict),
         text(entry.stamp.service or "-"),
         text(f"{plan} ({entry.mutation})" if entry.mutation else plan),
-        text(format_instant(entry.stamp.recorded_at)),
+        moment(format_instant(entry.stamp.recorded_at)),
         number(format_ms(entry.rpo_ms)),
         number(format_ms(entry.restoration.rto_ms)),
         number(f"{passed} of {len(entry.checks)}"),
@@ -421,8 +425,9 @@ def _verify(report: Report) -> Section:
     )
     intro = (
         "This report is a reading aid; the entries are the evidence. In the unpacked bundle, the first command "
-        f"recomputes the root hash of all {report.ledger.tree_size:,} entries, checks every signature and every anchor, and names "
-        "the first thing wrong. Take the policy, with the keys to be believed, from somewhere else than this bundle."
+        f"recomputes the root hash of all {report.ledger.tree_size:,} entries, checks every signature "
+        "and every anchor, and names the first thing wrong. Take the policy, which "
+        "names the keys to believe, from somewhere else than this bundle."
     )
     return Section(name="verify", title="How to verify", intro=intro, commands=commands)
 
@@ -434,7 +439,7 @@ def _words() -> Section:
         ("not proved", "No drill passed in the period, or a promised objective was not measured."),
         (
             "breached",
-            "The last drill or backup failed, nothing was ever backed up, a promise is broken, or the evidence contradicts itself.",
+            "The last drill or backup failed, nothing is backed up, a promise is broken, or entries contradict.",
         ),
         ("backed up", "Snapshots exist. Says nothing about whether they can be recovered."),
         ("verified", "The service was recovered and questioned in a drill that passed."),

@@ -31,6 +31,7 @@ class Style(Enum):
     TEXT = "text"
     NUMBER = "number"
     CODE = "code"
+    TIME = "time"
     STATUS = "status"
 
 
@@ -172,6 +173,11 @@ def code(value: str | None) -> Cell:
 def number(value: str) -> Cell:
     """Return a cell with a formatted number."""
     return Cell(text=value, style=Style.NUMBER)
+
+
+def moment(value: str) -> Cell:
+    """Return a cell with a formatted instant or day, which is not broken over lines."""
+    return Cell(text=value, style=Style.TIME)
 
 
 def status(word: str, tone: Tone) -> Cell:
