@@ -4,8 +4,8 @@ Same view, same bytes, wherever and whenever it is set: only the typefaces insid
 the end of its period, and nothing is fetched. What people wrote travels as a JSON file of strings beside the template
 and is never part of it, so no text can become markup.
 
-The typefaces have no letters for some scripts, and typst (0.15) aborts on some text they cannot show, so letters outside
-a tested set are written as ``\uNNNN`` first. The HTML report shows them as they are.
+The typefaces lack the letters of some scripts, and typst (0.15) aborts on some text that they cannot show. Letters
+outside a tested set are therefore written as ``\uNNNN``; the HTML report shows them as they are.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from datetime import UTC, datetime
 from enum import Enum
 from importlib import resources
 from pathlib import Path
+from typing import Final
 
 from drservice.errors import ReportRenderError
 from drservice.evidence.reportview import View
 
 TEMPLATE = "templates/report.typ"
-STANDARD = "a-3a"
+STANDARD: Final = "a-3a"
 
 _SHOWN = (
     "\u0020-\u007e\u00a0-\u00ac\u00ae-\u02ff"  # Latin
@@ -53,6 +54,7 @@ def render_pdf(view: View) -> bytes:
         try:
             return typst.compile(
                 root / "report.typ",
+                None,
                 root=root,
                 font_paths=[],
                 ignore_system_fonts=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from drservice.canonical import Json
@@ -18,6 +18,7 @@ from drservice.evidence.report import (
     ServiceFacts,
 )
 from drservice.evidence.reportentries import DecodedEntry, Promise
+from drservice.evidence.statements import fingerprint
 from drservice.model.evidence import seed_commitment, target_from_seed
 
 REPOSITORY = "01JG000000000000000000000R"
@@ -48,9 +49,17 @@ class Story:
     def __init__(self) -> None:
         self.statements: list[dict[str, Json]] = []
 
-    def add(self, kind: str, when: datetime, service: str | None, fields: Fields, **replaced: Json) -> int:
+    def add(
+        self,
+        kind: str,
+        when: datetime,
+        service: str | None,
+        fields: Fields,
+        **replaced: Json,
+    ) -> int:
         """Tell one statement and return its number."""
         number = len(self.statements)
+        subject = replaced.pop("subject", [{"name": f"run/{number}", "digest": {"sha256": sha(str(number))}}])
         predicate: dict[str, Json] = {
             "repository": REPOSITORY,
             "service": service,
@@ -64,18 +73,19 @@ class Story:
         self.statements.append(
             {
                 "_type": "https://in-toto.io/Statement/v1",
-                "subject": [{"name": f"run/{number}", "digest": {"sha256": sha(str(number))}}],
+                "subject": subject,
                 "predicateType": f"urn:drservice:evidence:{kind}:v1",
                 "predicate": predicate,
             }
         )
         return number
 
-    def key(self, when: datetime, name: str, role: str, **replaced: Json) -> int:
-        public = f"ed25519:{sha(name + role)}"
+    def key(self, when: datetime, name: str, role: str, *, public_key: bytes | None = None, **replaced: Json) -> int:
+        public = f"ed25519:{public_key.hex() if public_key else sha(name + role)}"
         key: Fields = {"name": name, "role": role, "public": public}
         fields: Fields = {"action": "added", "key": key, "services": [], "previous": None}
-        return self.add("key", when, None, fields, **replaced)
+        named: Fields = {"name": f"key/{fingerprint(bytes.fromhex(public[8:]))}", "digest": {"sha256": _digest(public)}}
+        return self.add("key", when, None, fields, **{"subject": [named], **replaced})
 
     def backup(self, when: datetime, service: str, **replaced: Json) -> int:
         component: Fields = {
@@ -122,7 +132,7 @@ class Story:
             "target": _window(when),
             "mutation": None,
         }
-        return self.add("obligation", when, service, fields, **replaced)
+        return self.add("obligation", when, service, fields, **{"subject": _plan(service), **replaced})
 
     def drill(self, when: datetime, service: str, number: int, entry: int, **replaced: Json) -> int:
         """Tell a drill that passed, answering ``entry``; ``replaced`` changes what came out."""
@@ -151,9 +161,9 @@ class Story:
             "destroyed": True,
             "kept": False,
             "findings": [],
-            "challenge": {"nonce": sha("nonce")[:32], "lsn": "3/2B0000A8"},
+            "challenge": {"nonce": sha(f"nonce {number}")[:32], "lsn": "3/2B0000A8"},
         }
-        return self.add("drill", when, service, fields, **replaced)
+        return self.add("drill", when, service, fields, **{"subject": _plan(service), **replaced})
 
     def finding(self, when: datetime, service: str, number: int, **replaced: Json) -> int:
         fields: Fields = {
@@ -175,6 +185,14 @@ class Story:
         ]
 
 
+def _plan(service: str) -> Sequence[Json]:
+    return [{"name": f"plan/{service}-quarterly", "digest": {"sha256": sha(service)}}]
+
+
+def _digest(public: str) -> str:
+    return hashlib.sha256(bytes.fromhex(public[8:])).hexdigest()
+
+
 def _window(when: datetime) -> Fields:
     return {
         "kind": "random",
@@ -190,7 +208,7 @@ def _restoration(when: datetime) -> dict[str, Json]:
     return {
         "target": {
             "requested": chosen,
-            "kind": "time",
+            "kind": "random",
             "reached_time": chosen,
             "reached_lsn": "3/2B000060",
             "timeline": 1,
@@ -287,12 +305,12 @@ def inputs(
     )
 
 
-def good_quarter() -> Story:
-    """Only erp, and all is well: nightly backups, two drills, one mutation drill that was detected."""
+def good_quarter(*, log_key: bytes | None = None, executor_key: bytes | None = None, days: int = 90) -> Story:
+    """Only erp, and all is well: nightly backups, two drills that passed, two with damage built in that was noticed."""
     story = Story()
-    story.key(at(-30), "drservice", "log")
-    story.key(at(-30), "dr1", "executor")
-    for day in range(90):
+    story.key(at(-30), "drservice", "log", public_key=log_key)
+    story.key(at(-30), "dr1", "executor", public_key=executor_key)
+    for day in range(days):
         story.backup(at(day, hour=1), "erp")
         if day in {20, 75}:
             entry = story.obligation(at(day), "erp", 50 + day)
