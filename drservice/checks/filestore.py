@@ -204,9 +204,10 @@ def _read(root: int, name: str) -> tuple[_Seen, int]:
         raise
     finally:
         os.close(inside)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return _Seen.NO_FILE, 0
     with open(descriptor, "rb", buffering=0) as stream:  # noqa: PTH123 - a descriptor has no path
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return _Seen.NO_FILE, 0
         digest, size = hashlib.sha1(usedforsecurity=False), 0
         while block := stream.read(_BLOCK):
             digest.update(block)

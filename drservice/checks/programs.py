@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from drservice.checks.business import database_of
@@ -20,6 +21,8 @@ from drservice.checks.interface import (
 from drservice.checks.postgres import databases
 from drservice.components.postgres.asking import cut_after
 from drservice.components.postgres.connection import Session, connect
+from drservice.errors import EnvironmentFailedError, PostgresError
+from drservice.model.checks import CheckState
 from drservice.model.ids import ComponentName
 from drservice.processes import Finished
 
@@ -29,6 +32,8 @@ Restart: TypeAlias = Callable[[RecoveredDatabase], None]
 _SCHEMA = "drservice_amcheck"
 _SESSION_SECONDS = 60.0
 _STOP_SECONDS = 120.0
+_RESTART_SECONDS = 30.0
+_POLL_SECONDS = 0.1
 _CORRUPT = 2
 _BAD_CHECKSUMS = re.compile(r"^Bad checksums:\s+([0-9]+)$", re.MULTILINE)
 _BLOCKS = re.compile(r"^Blocks scanned:\s+([0-9]+)$", re.MULTILINE)
@@ -44,9 +49,11 @@ def ask_amcheck(component: ComponentName, service: RecoveredService, seconds: fl
     if recovered.programs.major < 14:
         return NotApplicable(reason=f"pg_amcheck exists since PostgreSQL 14, and this is {recovered.programs.major}")
     names = databases(recovered, min(seconds, _SESSION_SECONDS))
-    with ExitStack() as stack:
+    added: list[str] = []
+    try:
         for name in names:
-            stack.enter_context(_amcheck_installed(recovered, name))
+            if _install(recovered, name):
+                added.append(name)  # noqa: PERF401 - what was added has to be known when the next one fails
         finished = recovered.environment.execute(
             [
                 str(recovered.programs.path("pg_amcheck")),
@@ -54,26 +61,53 @@ def ask_amcheck(component: ComponentName, service: RecoveredService, seconds: fl
             ],
             timeout_seconds=seconds,
         )  # fmt: skip
-    if finished.status == 0:
-        return passed(f"tables and B-trees of {len(names)} databases are sound")
-    if finished.status == _CORRUPT:
-        return failed(f"pg_amcheck found damage: {_first_lines(finished)}")
-    return unverified(f"pg_amcheck ended with {finished.status}: {_first_lines(finished)}")
-
-
-@contextmanager
-def _amcheck_installed(recovered: RecoveredDatabase, database: str) -> Iterator[None]:
-    with _session(recovered, database) as session, cut_after(session, 2 * _SESSION_SECONDS):
-        installed = session.rows("select 1 from pg_extension where extname = 'amcheck'")
-        if not installed:
-            session.rows(f"create schema {_SCHEMA}")
-            session.rows(f"create extension amcheck with schema {_SCHEMA}")
-    try:
-        yield
     finally:
-        if not installed:
-            with _session(recovered, database) as session, cut_after(session, 2 * _SESSION_SECONDS):
-                session.rows(f"drop schema {_SCHEMA} cascade")
+        left = _uninstall(recovered, added)
+    found = _amcheck_finding(finished, len(names))
+    if left is None:
+        return found
+    if found.state is CheckState.PASSED:
+        return unverified(left)
+    return replace(found, detail=f"{found.detail}; {left}")
+
+
+def _amcheck_finding(finished: Finished, count: int) -> Finding:
+    if finished.status == 0:
+        return passed(f"tables and B-trees of {count} databases are sound")
+    if finished.status == _CORRUPT:
+        return failed(f"pg_amcheck found damage: {_first_lines(finished.stdout, finished.stderr)}")
+    return unverified(f"pg_amcheck ended with {finished.status}: {_first_lines(finished.stderr, finished.stdout)}")
+
+
+def _install(recovered: RecoveredDatabase, database: str) -> bool:
+    """Create the extension where it is not; tell whether it was created."""
+    with _session(recovered, database) as session, cut_after(session, 2 * _SESSION_SECONDS):
+        if session.rows("select 1 from pg_extension where extname = 'amcheck'"):
+            return False
+        session.rows("begin")  # both or none
+        session.rows(f"create schema {_SCHEMA}")
+        session.rows(f"create extension amcheck with schema {_SCHEMA}")
+        session.rows("commit")
+        return True
+
+
+def _uninstall(recovered: RecoveredDatabase, added: Sequence[str]) -> str | None:
+    """Drop what was created; return what is left and why.
+
+    A damaged page can bring a server process down, and then the server starts anew: that is waited for.
+    """
+    deadline = time.monotonic() + _RESTART_SECONDS
+    for database in added:
+        while True:
+            try:
+                with _session(recovered, database) as session, cut_after(session, 2 * _SESSION_SECONDS):
+                    session.rows(f"drop schema {_SCHEMA} cascade")
+                break
+            except (PostgresError, EnvironmentFailedError) as error:
+                if time.monotonic() > deadline or not recovered.environment.running():
+                    return f"schema {_SCHEMA} is left in {database!r}: {error.message}"
+                time.sleep(_POLL_SECONDS)
+    return None
 
 
 def _session(recovered: RecoveredDatabase, database: str) -> Session:
@@ -102,15 +136,14 @@ def ask_checksums(
     output = finished.stdout.decode("utf-8", "replace")
     bad, blocks = _BAD_CHECKSUMS.search(output), _BLOCKS.search(output)
     if bad is not None and int(bad[1]):
-        return failed(f"{bad[1]} pages are damaged: {_first_lines(finished)}", value=bad[1])
+        return failed(f"{bad[1]} pages are damaged: {_first_lines(finished.stderr, finished.stdout)}", value=bad[1])
     if finished.status == 0 and bad is not None and blocks is not None:
         return passed(f"{blocks[1]} pages agree with their checksums", value="0")
-    return unverified(f"pg_checksums ended with {finished.status}: {_first_lines(finished)}")
+    return unverified(f"pg_checksums ended with {finished.status}: {_first_lines(finished.stderr, finished.stdout)}")
 
 
-def _first_lines(finished: Finished) -> str:
-    """Return the start of what a program said, on one line: errors first, else its output."""
-    streams: Sequence[bytes] = (finished.stderr, finished.stdout)
+def _first_lines(*streams: bytes) -> str:
+    """Return the start of what a program said, on one line: of the first stream that holds something."""
     text = next((stream.decode("utf-8", "replace") for stream in streams if stream.strip()), "it said nothing")
-    words = " ".join(text.split())
+    words = " ".join(text[:2000].split())
     return "".join(letter for letter in words[:300] if letter.isprintable())
