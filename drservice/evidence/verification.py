@@ -635,6 +635,7 @@ _ENVELOPE = _object(
 )
 _UNIQUE_RUNS = frozenset({"backup", "restore", "drill"})
 _MICROSECOND = timedelta(microseconds=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -648,7 +649,7 @@ class _Entry:
     kind: str = ""
     subject: Mapping[str, str] = field(default_factory=dict)
     predicate: _Object = field(default_factory=dict)
-    time: datetime = datetime.min.replace(tzinfo=UTC)
+    time: datetime = _EPOCH
 
     @property
     def what(self) -> str:
@@ -774,11 +775,23 @@ class _Verification:
                 raise VerificationError(Step.TREE, f"entry {number} of {self.newest.size} is missing")
         if len(numbers) != self.newest.size:
             raise VerificationError(Step.TREE, f"entry {numbers[-1]} lies behind the newest checkpoint")
-        self.roots = _roots((_leaf(self.entries[number].raw) for number in numbers), {self.newest.size})
-        if self.roots[self.newest.size] != self.newest.root:
-            raise VerificationError(
-                Step.TREE, "the entries do not have the root of the newest checkpoint: one was edited, or their order"
-            )
+        roots = _roots((_leaf(self.entries[number].raw) for number in numbers), {self.newest.size})
+        if roots[self.newest.size] != self.newest.root:
+            raise VerificationError(Step.TREE, f"the entries do not have the root of the checkpoint: {self.culprit()}")
+
+    def culprit(self) -> str:
+        """Return which entry makes the root wrong, as far as it can be told."""
+        for entry in self.entries.values():
+            try:
+                self.check_signatures(entry)
+            except VerificationError as error:
+                return error.what
+        signed = [self.bundle.read(name).decode("utf-8", "replace").split("\n") for name in self.under("checkpoints")]
+        sizes = {int(lines[1]): lines[2] for lines in signed if len(lines) > 3 and lines[1].isdecimal()}
+        leaves = (_leaf(self.entries[number].raw) for number in range(self.newest.size))
+        roots = _roots(leaves, {size for size in sizes if size < self.newest.size})
+        agreed = max((size for size, root in roots.items() if size and _base64(sizes[size]) == root), default=0)
+        return f"something from entry {agreed} on was exchanged, moved or signed anew"
 
     def check_inclusion(self, numbers: Sequence[int]) -> None:
         self.remarks.append("The bundle is a selection: nothing is said about entries that are not in it.")
@@ -799,7 +812,10 @@ class _Verification:
         shape = _object(**{word: _count}, size=_count, hashes=_list(_pattern("[A-Za-z0-9+/]{43}=")))
         if shape(value) is not None or (value[word], value["size"]) != (number, self.newest.size):
             raise VerificationError(step, f"{name} is no proof for {word} {number} of {self.newest.size}")
-        return [base64.b64decode(text) for text in value["hashes"]]
+        hashes = [raw for text in value["hashes"] if (raw := _base64(text, 32))]
+        if len(hashes) != len(value["hashes"]):
+            raise VerificationError(step, f"{name} has a hash that is not written the one way")
+        return hashes
 
     # 5
     def check_history(self) -> None:
@@ -859,7 +875,7 @@ class _Verification:
             grants = self.policy.grants.get(each["keyid"])
             if grants is None:
                 continue
-            if not _is_signed(grants[0].public, base64.b64decode(each["sig"]), message):
+            if not _is_signed(grants[0].public, _base64(each["sig"]) or b"", message):
                 raise VerificationError(
                     Step.SIGNATURES,
                     f"the signature of {entry.what} by {grants[0].name} ({each['keyid']}) does not match its content",
@@ -941,7 +957,10 @@ class _Verification:
     def check_key_entry(self, entry: _Entry) -> None:
         key, action = entry.predicate["key"], entry.predicate["action"]
         public = bytes.fromhex(key["public"].partition(":")[2])
-        name = hashlib.sha256(public).hexdigest()[:16]
+        digest = hashlib.sha256(public).hexdigest()
+        name = digest[:16]
+        if entry.subject != {f"key/{name}": digest}:
+            raise VerificationError(Step.AUTHORITY, f"{entry.what} is not about the key it shows ({name})")
         if entry.number == 0 and (action, key["role"], name in entry.signers) != ("added", "log", True):
             raise VerificationError(Step.AUTHORITY, "entry 0 does not name the log key that signs it")
         if entry.number == 0 and all(grant.role != "log" for grant in self.policy.grants[name]):
@@ -953,6 +972,10 @@ class _Verification:
             if previous not in entry.signers or name not in entry.signers:
                 raise VerificationError(
                     Step.AUTHORITY, f"{entry.what} rotates a key and is not signed by both the old and the new one"
+                )
+            if self.ended.get(previous, entry.number) < entry.number:
+                raise VerificationError(
+                    Step.AUTHORITY, f"{entry.what} rotates {previous}, which entry {self.ended[previous]} revoked"
                 )
             self.ended.setdefault(previous, entry.number)
         if action == "revoked":
