@@ -186,14 +186,14 @@ def _run(ask: Ask, recovered: RecoveredService, seconds: float, grace_seconds: f
 
 def _ask(ask: Ask, recovered: RecoveredService, seconds: float) -> Finding | NotApplicable:
     try:
-        found = ask(recovered, seconds)
+        found: object = ask(recovered, seconds)
     except DrError as error:
         return unverified(f"{error.code}: {error.message}")
     except BaseException as error:  # noqa: BLE001 - a defect of one check is its result and must not stop the others
         return unverified(f"{type(error).__name__}: {error}")
-    if isinstance(found, Finding) and not isinstance(found.state, CheckState):
-        return unverified("it has no state")  # type: ignore[unreachable]  # a check may be written without types
-    return found
+    if isinstance(found, NotApplicable) or (isinstance(found, Finding) and isinstance(found.state, CheckState)):
+        return found
+    return unverified("it gave no answer")
 
 
 def without_answer(plan: Sequence[Check], reason: str) -> SuiteOutcome:

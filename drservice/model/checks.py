@@ -193,6 +193,11 @@ class CheckResult:
     value: str | None = None
     """The answer itself, where there is one."""
 
+    @property
+    def duration_ms(self) -> int:
+        """How long it took, for evidence."""
+        return round(self.seconds * 1000)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineValue:

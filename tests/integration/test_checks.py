@@ -307,22 +307,49 @@ def test_rows_written_after_the_baseline_change_no_watermark(plant: Plant) -> No
     assert "written again" not in result.detail
 
 
-def test_frozen_rows_and_rows_of_a_later_epoch_stay_settled(plant: Plant) -> None:
-    question = "select count(*) from account_move_line where parent_state = 'posted' and {settled}"
-    xmin = int(str(plant.sql("select pg_snapshot_xmin(pg_current_snapshot())::text")[0][0]))
-    plant.sql("vacuum freeze account_move_line")
-    assert plant.sql(settle(question, xmin)) == [(1000,)]
-    # Three thousand million transactions later the same rows are in the future modulo 2^32.
+def test_frozen_rows_and_numbers_of_every_epoch_are_told_apart(plant: Plant) -> None:
+    def settled(xmin: int) -> dict[int, bool]:
+        next_id = xmax_of(plant) % (1 << 32)
+        numbers = (
+            1,
+            2,
+            3,
+            next_id - 6,
+            next_id - 5,
+            next_id - 1,
+            next_id + 10,
+            1 << 31,
+            next_id + (1 << 31),
+            (1 << 32) - 1,
+        )
+        rows = ", ".join(f"('{number}'::xid)" for number in numbers)
+        question = settle(f"select xmin::text::bigint, {{settled:v}} from (values {rows}) as v (xmin)", xmin)
+        return {int(str(number)) - next_id: bool(state) for number, state in plant.sql(question)}
+
+    def expected(next_id: int) -> dict[int, bool]:
+        others = (1 - next_id, 2 - next_id, 3 - next_id, -6, 10, (1 << 31) - next_id, 1 << 31, (1 << 32) - 1 - next_id)
+        return {**dict.fromkeys(others, True), -5: False, -1: False}
+
+    here = xmax_of(plant)
+    assert settled(here - 5) == expected(here)
+    # The same numbers 2^32 transactions later.
     plant.sandbox.stop()
-    plant.sandbox.execute(["rm", "-f", "/env/data/pg_xact/0000.saved"], timeout_seconds=5)
     reset = plant.sandbox.execute([f"{POSTGRES_BIN}/pg_resetwal", "-D", "/env/data", "-e", "1"], timeout_seconds=30)
     assert reset.status == 0, reset
     plant.start()
-    far = int(str(plant.sql("select pg_snapshot_xmin(pg_current_snapshot())::text")[0][0]))
+    far = xmax_of(plant)
     assert far > 1 << 32
-    assert plant.sql(settle(question, far)) == [(1000,)]
-    plant.sql("insert into account_move_line (parent_state, debit) values ('posted', 1)")
-    assert plant.sql(settle(question, far)) == [(1000,)]
+    assert settled(far - 5) == expected(far % (1 << 32))
+
+
+def test_freezing_changes_no_watermark(plant: Plant) -> None:
+    plant.measure()
+    plant.sql("vacuum freeze", "insert into stock_move (state, product_qty) values ('done', 1)")
+    assert plant.ask("db/watermarks").state is PASSED
+
+
+def xmax_of(plant: Plant) -> int:
+    return int(str(plant.sql("select pg_snapshot_xmax(pg_current_snapshot())::text")[0][0]))
 
 
 def test_the_token_takes_the_alias_of_a_join(plant: Plant) -> None:
@@ -358,6 +385,38 @@ def test_the_baseline_position_lies_behind_a_commit_that_nobody_flushed(plant: P
     assert baseline.values["watermark:plant:done-stock-moves"].startswith("101 | ")
     (flushed,) = plant.sql("select pg_current_wal_insert_lsn()::text")[0]
     assert baseline.lsn <= Lsn.parse(str(flushed))
+
+
+def test_what_the_role_may_not_read_in_production_is_unverified_with_the_reason(plant: Plant) -> None:
+    plant.sql("create role watcher login", "grant select on account_move_line to watcher")
+    dsn = f"{plant.sandbox.dsn} user=watcher"
+    plant.baseline = measure_baseline(dsn, (), SystemClock(), databases=("plant",))
+    assert "lacks a privilege" in plant.baseline.problems["watermark:plant:done-stock-moves"]
+    assert "may not read 3 sequences" in plant.baseline.problems["watermark:plant:sequences"]
+    assert plant.baseline.values["watermark:plant:posted-journal-items"].startswith("1000 | ")
+    result = plant.ask("db/watermarks")
+    assert result.state is UNVERIFIED
+    assert "done-stock-moves" in result.detail
+    plant.sql("grant pg_read_all_data to watcher")
+    plant.baseline = measure_baseline(dsn, (), SystemClock(), databases=("plant",))
+    assert plant.baseline.problems == {}
+    assert plant.ask("db/watermarks").state is PASSED
+
+
+def test_rows_hidden_by_a_policy_are_a_problem_and_not_a_smaller_number(plant: Plant) -> None:
+    plant.sql("create role watcher login", "grant pg_read_all_data to watcher")
+    plant.sql("alter table stock_move enable row level security")
+    baseline = measure_baseline(f"{plant.sandbox.dsn} user=watcher", (), SystemClock(), databases=("plant",))
+    assert "row-level security" in baseline.problems["watermark:plant:done-stock-moves"]
+
+
+def test_a_standby_can_be_asked_and_its_position_is_what_it_replayed(plant: Plant) -> None:
+    plant.sandbox.stop()
+    plant.sandbox.execute(["touch", "/env/data/standby.signal"], timeout_seconds=5)
+    plant.start("restore_command=/bin/false")
+    baseline = measure_baseline(plant.sandbox.dsn, (), SystemClock(), databases=("plant",))
+    assert baseline.values["watermark:plant:done-stock-moves"].startswith("100 | ")
+    assert str(baseline.lsn) == plant.sql("select pg_last_wal_replay_lsn()::text")[0][0]
 
 
 # --- business -----------------------------------------------------------------------------------------------

@@ -78,6 +78,11 @@ class Watermark:
         """Count and totals of the settled rows."""
         return f"select count(*), {self.totals}, coalesce(max(id), 0) from {self.rows} and {{settled}}"  # noqa: S608 - from the table below
 
+    def delete_sql(self, xmin: int) -> str:
+        """Delete the settled row with the greatest id and return that id: for drills that must fail."""
+        newest = settle(f"select max(id) from {self.rows} and {{settled}}", xmin)  # noqa: S608 - from the table below
+        return f"delete from {self.table} where id = ({newest}) returning id"  # noqa: S608 - from the table below
+
     def rewritten_sql(self, greatest_id: int) -> str:
         """Count the rows up to an id that were written again after they had been counted."""
         return f"select count(*) from {self.rows} and not {{settled}} and id <= {greatest_id}"  # noqa: S608 - from the table below
@@ -109,11 +114,12 @@ WATERMARKS: Sequence[Watermark] = (
 """Tables in the shape of Odoo's. A database without them has no watermarks but its sequences."""
 
 SEQUENCES = "sequences"
-SEQUENCES_SQL = (
-    "select format('%I.%I', schemaname, sequencename), last_value from pg_sequences"
-    " where last_value is not null and increment_by > 0 and not cycle and schemaname !~ '^pg_' order by 1"
+_SEQUENCES_SQL = (
+    "select format('%I.%I', schemaname, sequencename), last_value,"
+    " has_sequence_privilege(format('%I.%I', schemaname, sequencename), 'select, usage') from pg_sequences"
+    " where increment_by > 0 and not cycle and schemaname !~ '^pg_' order by 1"
 )
-"""Only those that go one way; a sequence nobody used has no value."""
+"""Only those that go one way. A sequence has no value if nobody used it, or if the role may not see it."""
 
 
 def watermark_key(database: str, name: str) -> str:
@@ -271,10 +277,16 @@ def read_sequences(source: Asking) -> dict[str, int]:
         UnansweredError: its answer makes no sense.
     """
     found: dict[str, int] = {}
-    for name, value in source.scan(SEQUENCES_SQL):
-        if name is None or value is None or not value.removeprefix("-").isdigit():
+    hidden = 0
+    for name, value, visible in source.scan(_SEQUENCES_SQL):
+        if value is None:
+            hidden += visible != "t"
+        elif name is None or not value.removeprefix("-").isdigit():
             raise UnansweredError("the list of sequences makes no sense")
-        found[name] = int(value)
+        else:
+            found[name] = int(value)
+    if hidden:
+        raise UnansweredError(f"the role may not read {hidden} sequences", hint="GRANT pg_read_all_data TO the role.")
     return found
 
 
