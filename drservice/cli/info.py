@@ -1,17 +1,22 @@
-"""``drservice info``: snapshots, reachable windows with gaps, what is at risk now, what was proved."""
+"""``drservice info``: points, snapshots, reachable windows with gaps, what is at risk now, what was proved."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import click
 
 from drservice.cli.formatting import format_bytes, format_seconds, format_table
 from drservice.cli.invocation import Invocation
 from drservice.clock import to_iso
-from drservice.operations.info import ComponentInfo, component_info
+from drservice.model.snapshot import SnapshotRecord
+from drservice.operations.info import AtRisk, ComponentInfo
+from drservice.operations.serviceinfo import FilesInfo, Proved, ServiceInfo, service_info
 from drservice.wiring.data_plane import open_data_plane
+from drservice.wiring.evidence import open_evidence
 
 
-@click.command(help="Show snapshots, reachable windows with gaps, seconds at risk, and what was proved.")
+@click.command(help="Show points, snapshots, reachable windows with gaps, what is at risk, and what was proved.")
 @click.argument("service", required=False)
 @click.pass_obj
 def info(invocation: Invocation, service: str | None) -> None:
@@ -19,14 +24,13 @@ def info(invocation: Invocation, service: str | None) -> None:
     estate = invocation.load().estate
     services: list[dict[str, object]] = []
     lines: list[str] = []
-    with open_data_plane(estate) as plane:
+    with open_data_plane(estate) as plane, open_evidence(plane) as evidence:
         for chosen in estate.selected(service):
-            for component in chosen.databases():
-                known = component_info(
-                    plane.repository, chosen, component, state_dir=estate.state_dir, clock=plane.clock
-                )
-                services.append({"name": chosen.name, "component": component.name, **_document(known)})
-                lines.extend(_lines(known))
+            known = service_info(
+                plane.repository, chosen, evidence=evidence, state_dir=estate.state_dir, clock=plane.clock
+            )
+            services.append(_document(known))
+            lines.extend(_lines(known))
         warnings = plane.repository.store.capabilities.warnings
     invocation.output.result("info", {"services": services, "warnings": list(warnings)}, lines)
     if not invocation.json:
@@ -34,55 +38,127 @@ def info(invocation: Invocation, service: str | None) -> None:
             invocation.output.warn(warning)
 
 
-def _document(known: ComponentInfo) -> dict[str, object]:
+def _document(known: ServiceInfo) -> dict[str, object]:
+    risk = known.at_risk
     return {
-        "snapshots": [
+        "name": known.service.name,
+        "components": [*(item.scope.component for item in known.databases), *(f.component.name for f in known.files)],
+        "points": [
             {
-                "snapshot": record.id,
-                "state": record.state.value,
-                "method": record.method,
-                "stopped_at": to_iso(record.stopped_at),
-                "start_lsn": str(record.postgres.start_lsn),
-                "stop_lsn": str(record.postgres.stop_lsn),
-                "timeline": int(record.postgres.timeline),
-                "system_id": record.postgres.system_id,
-                "source_bytes": record.source_bytes,
-                "stored_bytes": record.stored_bytes,
-                "host": record.host,
+                "point": point.id,
+                "state": point.state.value,
+                "at": to_iso(point.at),
+                "snapshots": {member.component: member.snapshot for member in point.members},
             }
-            for record in known.snapshots
+            for point in known.points
         ],
+        "snapshots": [_snapshot(record) for record in known.snapshots],
         "unreadable": [{"key": key, "problem": error.message} for key, error in known.unreadable.items()],
-        "wal": {
-            "windows": [
-                {
-                    "from_time": to_iso(item.from_time),
-                    "to_time": to_iso(item.to_time),
-                    "from_lsn": str(item.window.first.postgres.stop_lsn),
-                    "to_lsn": str(item.window.end),
-                    "timeline": int(item.window.timeline),
-                }
-                for item in known.windows
-            ],
-            "gaps": [
-                {"from_lsn": str(gap.begin), "to_lsn": str(gap.end), "first": gap.first_name, "segments": gap.segments}
-                for gap in known.gaps
-            ],
-            "unread_histories": list(known.unread_histories),
-        },
-        "seconds_at_risk": round(known.at_risk.seconds, 3) if known.at_risk.seconds is not None else None,
-        "bytes_at_risk": known.at_risk.bytes,
-        "at_risk_problem": known.at_risk.problem,
-        "estimated_rto_seconds": (
-            round(known.estimated_rto_seconds, 1) if known.estimated_rto_seconds is not None else None
-        ),
-        "verified_at": known.measured.restored_at if known.measured else None,
+        "wal": _wal(known.databases),
+        "seconds_at_risk": _rounded(risk.seconds, 3),
+        "bytes_at_risk": risk.bytes,
+        "at_risk_problem": risk.problem,
+        "documents_seconds_at_risk": _rounded(known.documents_at_risk_seconds, 3),
+        "estimated_rto_seconds": _rounded(known.estimated_rto_seconds, 1),
+        "verified_at": to_iso(known.proved.at) if known.proved else None,
+        "verified_by": known.proved.how if known.proved else None,
+        "last_drill": _drill(known),
+        "ledger_problem": known.ledger_problem,
     }
 
 
-def _lines(known: ComponentInfo) -> list[str]:
-    scope = known.scope
-    lines = [f"{scope.service}/{scope.component}"]
+def _drill(known: ServiceInfo) -> dict[str, object] | None:
+    drill = known.last_drill
+    if drill is None:
+        return None
+    return {"record": drill.number, "at": to_iso(drill.at), "outcome": drill.outcome, "target": drill.target}
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _snapshot(record: SnapshotRecord) -> dict[str, object]:
+    shared = {
+        "component": record.component,
+        "kind": record.kind,
+        "snapshot": record.id,
+        "state": record.state.value,
+        "method": record.method,
+        "started_at": to_iso(record.started_at),
+        "stopped_at": to_iso(record.stopped_at),
+        "source_bytes": record.source_bytes,
+        "stored_bytes": record.stored_bytes,
+        "files": record.files,
+        "host": record.host,
+    }
+    if record.kind != "postgres":
+        facts = record.documents
+        return {**shared, "missing_in_production": facts.missing, "corrupt_in_production": facts.corrupt}
+    return {
+        **shared,
+        "start_lsn": str(record.postgres.start_lsn),
+        "stop_lsn": str(record.postgres.stop_lsn),
+        "timeline": int(record.postgres.timeline),
+        "system_id": record.postgres.system_id,
+    }
+
+
+def _wal(databases: tuple[ComponentInfo, ...]) -> dict[str, object]:
+    return {
+        "windows": [
+            {
+                "component": known.scope.component,
+                "from_time": to_iso(item.from_time),
+                "to_time": to_iso(item.to_time),
+                "from_lsn": str(item.window.first.postgres.stop_lsn),
+                "to_lsn": str(item.window.end),
+                "timeline": int(item.window.timeline),
+            }
+            for known in databases
+            for item in known.windows
+        ],
+        "gaps": [
+            {
+                "component": known.scope.component,
+                "from_lsn": str(gap.begin),
+                "to_lsn": str(gap.end),
+                "first": gap.first_name,
+                "segments": gap.segments,
+            }
+            for known in databases
+            for gap in known.gaps
+        ],
+        "unread_histories": [name for known in databases for name in known.unread_histories],
+    }
+
+
+def _lines(known: ServiceInfo) -> list[str]:
+    lines = [f"{known.service.name}"]
+    lines += [f"  {line}" for line in _point_lines(known)]
+    for database in known.databases:
+        lines += [f"  {line}" for line in _database_lines(database)]
+    for files in known.files:
+        lines += [f"  {line}" for line in _files_lines(files)]
+    lines.extend(f"  UNREADABLE {key}: {error.message}" for key, error in known.unreadable_points.items())
+    lines += [f"  {line}" for line in _proof_lines(known)]
+    if not known.snapshots:
+        lines.append(f"next: drservice backup {known.service.name}")
+    return lines
+
+
+def _point_lines(known: ServiceInfo) -> Iterator[str]:
+    shown = known.points[-5:]
+    if not shown:
+        return
+    rows = [(point.id, to_iso(point.at)[:19] + "Z", str(len(point.members)), point.state.value) for point in shown]
+    yield from format_table(("RECOVERY POINT", "AT", "PARTS", "STATE"), rows)
+    if len(known.points) > len(shown):
+        yield f"and {len(known.points) - len(shown)} older"
+
+
+def _database_lines(known: ComponentInfo) -> Iterator[str]:
+    yield f"{known.scope.component} (postgres)"
     rows = [
         (
             record.id,
@@ -98,24 +174,45 @@ def _lines(known: ComponentInfo) -> list[str]:
     ]
     if rows:
         titles = ("SNAPSHOT", "ENDED", "STOP LSN", "TL", "METHOD", "SOURCE", "STORED", "STATE")
-        lines.extend(f"  {line}" for line in format_table(titles, rows))
-    lines.extend(f"  UNREADABLE {key}: {error.message}" for key, error in known.unreadable.items())
-    lines.extend(
-        f"  reachable: {to_iso(item.from_time)} to {to_iso(item.to_time)}"
-        f" ({item.window.first.postgres.stop_lsn} to {item.window.end}, timeline {item.window.timeline})"
-        for item in known.windows
-    )
-    lines.extend(f"  GAP: {gap.describe()}; take a new backup" for gap in known.gaps)
-    lines.extend(f"  not judged without an identity: timeline of {name}" for name in known.unread_histories)
-    lines.append(f"  {_risk_line(known)}")
-    lines.append(f"  {_proof_line(known)}")
-    if not known.snapshots:
-        lines.append(f"next: drservice backup {scope.service}")
-    return lines
+        yield from (f"  {line}" for line in format_table(titles, rows))
+    yield from (f"  UNREADABLE {key}: {error.message}" for key, error in known.unreadable.items())
+    for item in known.windows:
+        yield (
+            f"  reachable: {to_iso(item.from_time)} to {to_iso(item.to_time)}"
+            f" ({item.window.first.postgres.stop_lsn} to {item.window.end}, timeline {item.window.timeline})"
+        )
+    yield from (f"  GAP: {gap.describe()}; take a new backup" for gap in known.gaps)
+    yield from (f"  not judged without an identity: timeline of {name}" for name in known.unread_histories)
+    yield f"  {_risk_line(known.at_risk)}"
 
 
-def _risk_line(known: ComponentInfo) -> str:
-    risk = known.at_risk
+def _files_lines(known: FilesInfo) -> Iterator[str]:
+    yield f"{known.component.name} ({known.component.kind.value})"
+    rows = [
+        (
+            record.id,
+            to_iso(record.started_at)[:19] + "Z",
+            str(record.files),
+            format_bytes(record.source_bytes),
+            format_bytes(record.stored_bytes),
+            str(record.documents.missing),
+            str(record.documents.corrupt),
+            record.state.value,
+        )
+        for record in known.snapshots
+    ]
+    if rows:
+        titles = ("SNAPSHOT", "BEGAN", "FILES", "SOURCE", "STORED", "MISSING", "CORRUPT", "STATE")
+        yield from (f"  {line}" for line in format_table(titles, rows))
+        yield "  missing and corrupt: in production, when the snapshot was taken"
+    yield from (f"  UNREADABLE {key}: {error.message}" for key, error in known.unreadable.items())
+    if known.seconds_at_risk is None:
+        yield "  at risk now: every file, there is no snapshot"
+    else:
+        yield f"  at risk now: files made within the last {format_seconds(known.seconds_at_risk)}"
+
+
+def _risk_line(risk: AtRisk) -> str:
     if risk.bytes is None or risk.seconds is None:
         return f"at risk now: unknown ({risk.problem})"
     if risk.bytes == 0:
@@ -123,10 +220,18 @@ def _risk_line(known: ComponentInfo) -> str:
     return f"at risk now: {format_bytes(risk.bytes)} of WAL, written within the last {format_seconds(risk.seconds)}"
 
 
-def _proof_line(known: ComponentInfo) -> str:
-    if known.measured is None:
-        return "recovery: NOT PROVED on this host; prove it with `drservice restore ... --start`"
+def _proof_lines(known: ServiceInfo) -> Iterator[str]:
+    drill = known.last_drill
+    if drill is not None:
+        yield f"last drill: {drill.outcome} at {to_iso(drill.at)[:19]}Z ({drill.target}), record {drill.number}"
+    if known.ledger_problem is not None:
+        yield f"the ledger cannot be asked: {known.ledger_problem}"
+    proved: Proved | None = known.proved
+    if proved is None:
+        yield f"recovery: NOT PROVED; prove it with `drservice drill {known.service.name}`"
+        return
     estimate = ""
     if known.estimated_rto_seconds is not None:
-        estimate = f"; a restore of the latest position would take about {format_seconds(known.estimated_rto_seconds)}"
-    return f"recovery: proved at {known.measured.restored_at} ({known.measured.target}){estimate}"
+        seconds = format_seconds(known.estimated_rto_seconds)
+        estimate = f"; a restore of the latest position would take about {seconds}"
+    yield f"recovery: proved at {to_iso(proved.at)[:19]}Z by a {proved.how}{estimate}"

@@ -11,7 +11,10 @@ import click
 from drservice.cli.invocation import Invocation
 from drservice.clock import SystemClock
 from drservice.errors import ConfigurationError, KeyProblemError, RepositoryError, RepositoryExistsError, UsageError
+from drservice.evidence.signing import make_log_key
 from drservice.model.estate import Estate, SignerSettings
+from drservice.model.evidence import ledger_origin
+from drservice.operations.enroll import begin_ledger
 from drservice.operations.lineage import Lineage
 from drservice.processes import make_folder
 from drservice.repository.envelope import HostKey
@@ -19,6 +22,7 @@ from drservice.repository.hostkey import make_host_key
 from drservice.repository.keys import make_identity
 from drservice.repository.repository import Created, create_repository
 from drservice.wiring.data_plane import make_location, make_state_folder, open_data_plane, store_opener
+from drservice.wiring.evidence import open_evidence
 
 _DEFAULT_CONFIGURATION = Path("/etc/drservice/drservice.yaml")
 _DEFAULT_IDENTITY = Path("/etc/drservice/identity.age")
@@ -28,8 +32,18 @@ _DEFAULT_IDENTITY = Path("/etc/drservice/identity.age")
 @click.option("--write-config", type=click.Path(path_type=Path), help="where to write the first configuration")
 @click.option("--adopt", metavar="SERVICE", help="believe the cluster that SERVICE's dsn reaches from now on")
 @click.option("--component", help="with --adopt: which component")
+@click.option(
+    "--without-log-key", is_flag=True, help="the ledger is begun on another machine, with `drservice evidence begin`"
+)
 @click.pass_obj
-def init(invocation: Invocation, write_config: Path | None, adopt: str | None, component: str | None) -> None:
+def init(
+    invocation: Invocation,
+    *,
+    write_config: Path | None,
+    adopt: str | None,
+    component: str | None,
+    without_log_key: bool,
+) -> None:
     """Initialise."""
     if adopt is not None:
         _adopt(invocation, adopt, component)
@@ -44,10 +58,10 @@ def init(invocation: Invocation, write_config: Path | None, adopt: str | None, c
             raise
         _first_configuration(invocation, _DEFAULT_CONFIGURATION)
         return
-    _create(invocation, path)
+    _create(invocation, path, with_log_key=not without_log_key)
 
 
-def _create(invocation: Invocation, path: Path) -> None:
+def _create(invocation: Invocation, path: Path, *, with_log_key: bool) -> None:
     estate = invocation.load().estate
     if not estate.repository.recipients:
         raise ConfigurationError(
@@ -73,6 +87,7 @@ def _create(invocation: Invocation, path: Path) -> None:
         warnings = store.capabilities.warnings
     finally:
         store.close()
+    log_key = _begin_ledger(estate) if with_log_key else None
     document = {
         "repository": created.repository,
         "url": estate.repository.url,
@@ -80,9 +95,10 @@ def _create(invocation: Invocation, path: Path) -> None:
         "recipients": list(estate.repository.recipients),
         "restore_py_sha256": created.script_sha256,
         "restore_md_sha256": created.text_sha256,
+        "log_key": log_key,
         "warnings": list(warnings),
     }
-    invocation.output.result("init", document, _escrow_sheet(estate, key, created))
+    invocation.output.result("init", document, _escrow_sheet(estate, key, created, log_key))
     for warning in warnings:
         invocation.output.warn(warning)
     if len(estate.repository.recipients) == 1:
@@ -104,7 +120,16 @@ def _is_listed(estate: Estate, key: HostKey) -> bool:
     return True
 
 
-def _escrow_sheet(estate: Estate, key: HostKey, created: Created) -> list[str]:
+def _begin_ledger(estate: Estate) -> str:
+    """Make the log key here and write the ledger's first record; returns the public key."""
+    with open_data_plane(estate) as plane:
+        key = make_log_key(estate.state_dir, ledger_origin(plane.repository.id))
+        with open_evidence(plane) as evidence:
+            begin_ledger(evidence)
+    return f"ed25519:{key.public_key.hex()}"
+
+
+def _escrow_sheet(estate: Estate, key: HostKey, created: Created, log_key: str | None) -> list[str]:
     return [
         f"repository {created.repository} created at {estate.repository.url}",
         "",
@@ -113,9 +138,15 @@ def _escrow_sheet(estate: Estate, key: HostKey, created: Created) -> list[str]:
         *(f"  can read:             {recipient}" for recipient in estate.repository.recipients),
         f"  restore.py SHA-256:   {created.script_sha256}",
         f"  RESTORE.md SHA-256:   {created.text_sha256}",
+        *([f"  log key of evidence:  {log_key}"] if log_key is not None else []),
         "",
         "For other hosts that read or write here, add to repository.signers:",
         f"  {key.signer_line}",
+        *(
+            ["and to evidence.log_keys:", f"  {log_key}"]
+            if log_key is not None
+            else ["The ledger of evidence is not begun: run `drservice evidence begin` where its log key shall be."]
+        ),
         "next: drservice check",
     ]
 

@@ -6,9 +6,14 @@ import click
 
 from drservice.cli.formatting import format_table
 from drservice.cli.invocation import Invocation
-from drservice.errors import ExitStatus, NoIdentityError
+from drservice.errors import ExitStatus, NoIdentityError, UsageError
+from drservice.model.evidence import KeyRole
+from drservice.operations.enroll import enroll_key
 from drservice.operations.keys import check_identities, list_keys
+from drservice.repository.envelope import fingerprint
+from drservice.settings.scalars import parse_signer_key
 from drservice.wiring.data_plane import open_data_plane
+from drservice.wiring.evidence import open_evidence
 
 
 @click.command(name="list", help="List data keys and who can open them.")
@@ -67,3 +72,37 @@ def check(invocation: Invocation, service: str | None) -> ExitStatus:
     lines = [f"{'ok    ' if i.opened else 'FAILED'} {i.service}: {i.recipient} {i.detail}" for i in checks]
     invocation.output.result("keys-check", document, lines)
     return ExitStatus.OK if checks and all(item.opened for item in checks) else ExitStatus.INTEGRITY
+
+
+@click.command(help="Put on record that HOST signs with PUBLIC_KEY (ed25519:...) from now on.")
+@click.argument("host")
+@click.argument("public_key")
+@click.option("--services", help="services it may write for, separated by commas (default: all)")
+@click.option(
+    "--role",
+    type=click.Choice([KeyRole.EXECUTOR.value, KeyRole.APPROVER.value]),
+    default=KeyRole.EXECUTOR.value,
+    show_default=True,
+    help="whether it signs what a host did, or what a person approves",
+)
+@click.pass_obj
+def enroll(invocation: Invocation, host: str, public_key: str, services: str | None, role: str) -> None:
+    """Enroll a key."""
+    estate = invocation.load().estate
+    try:
+        key = parse_signer_key(public_key)
+    except ValueError as error:
+        raise UsageError(str(error), hint="`drservice init` on the other host prints its key.") from error
+    scope = [estate.service(name.strip()).name for name in services.split(",")] if services else []
+    with open_data_plane(estate) as plane, open_evidence(plane) as evidence:
+        record = enroll_key(evidence, name=host, public_key=key, role=KeyRole(role), services=scope)
+    limited = f", services: [{', '.join(scope)}]" if scope else ""
+    line = f'{host}: {{key: "ed25519:{key.hex()}"{limited}}}'
+    document = {"record": record.number, "host": host, "fingerprint": fingerprint(key), "services": scope, "line": line}
+    lines = [
+        f"record {record.number}: {host} signs with {fingerprint(key)} from now on",
+        "A record makes nobody trusted. Add to repository.signers on every host that reads or writes there:",
+        f"  {line}",
+        "next: drservice evidence anchor",
+    ]
+    invocation.output.result("keys-enroll", document, lines)

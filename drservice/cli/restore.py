@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -10,7 +11,11 @@ from drservice.cli.formatting import format_bytes, format_seconds
 from drservice.cli.invocation import Invocation
 from drservice.cli.targets import parse_target
 from drservice.clock import to_iso
+from drservice.errors import ExitStatus, UsageError
+from drservice.model.estate import FilesSettings, Service
 from drservice.model.ids import SnapshotId
+from drservice.model.recovery import Target, TargetKind
+from drservice.operations.filesrestore import DocumentCounts, RestoredFiles
 from drservice.operations.restore import (
     Afterwards,
     Planned,
@@ -18,9 +23,12 @@ from drservice.operations.restore import (
     RestoreRequest,
     RestoreResult,
     plan_restore,
-    run_restore,
 )
+from drservice.operations.servicerestore import document_counts, restore_folder, restore_service
 from drservice.wiring.data_plane import open_data_plane
+from drservice.wiring.evidence import open_evidence
+
+_SHOWN = 10
 
 
 @click.command(help="Restore SERVICE to an instant: plan, fetch, replay in isolation, prove.")
@@ -34,8 +42,8 @@ from drservice.wiring.data_plane import open_data_plane
 @click.option(
     "--without-snapshot", "without", metavar="ID", multiple=True, help="do not start from this (damaged) snapshot"
 )
-@click.option("--component", help="which component, if the service has several")
-@click.option("--into", type=click.Path(path_type=Path), help="a new or empty directory that keeps the cluster")
+@click.option("--component", help="restore this component only (default: the cluster and the files that follow it)")
+@click.option("--into", type=click.Path(path_type=Path), help="a new or empty directory that keeps what is restored")
 @click.option("--start", is_flag=True, help="leave the recovered server running in its sandbox")
 @click.option("--dry-run", is_flag=True, help="show the plan and prove the target; restore nothing")
 @click.pass_obj
@@ -54,20 +62,24 @@ def restore(
     into: Path | None,
     start: bool,
     dry_run: bool,
-) -> None:
+) -> ExitStatus:
     """Restore a service."""
     target = parse_target(to=to, lsn=lsn, xid=xid, name=name, snapshot=snapshot, timeline=timeline)
     estate = invocation.load().estate
     chosen = estate.service(service)
+    only = chosen.component(component) if component is not None else None
+    if isinstance(only, FilesSettings):
+        return _folder(invocation, chosen, only, target, into, start=start, dry_run=dry_run)
     request = RestoreRequest(
         service=chosen,
-        component=chosen.component(component),
+        component=chosen.database(component),
         target=target,
         into=into.absolute() if into else None,
         afterwards=Afterwards.LEAVE_RUNNING if start else Afterwards.STOP,
+        files=() if only is not None else tuple(chosen.files()),
         without=frozenset(SnapshotId(item) for item in without),
     )
-    with open_data_plane(estate) as plane, invocation.progress() as progress:
+    with open_data_plane(estate) as plane, open_evidence(plane) as evidence, invocation.progress() as progress:
         context = RestoreContext(
             repository=plane.repository, state_dir=estate.state_dir, clock=plane.clock, progress=progress
         )
@@ -75,12 +87,40 @@ def restore(
             planned = plan_restore(context, request)
             result = None
         else:
-            result = run_restore(context, request)
+            result = restore_service(context, evidence, request)
             planned = result.planned
     if result is None:
         invocation.output.result("restore-plan", _plan(planned, service), _plan_lines(planned))
-        return
+        return ExitStatus.OK
     invocation.output.result("restore", _document(result, service), _result_lines(result))
+    return ExitStatus.PARTIAL if result.is_partial else ExitStatus.OK
+
+
+def _folder(
+    invocation: Invocation,
+    service: Service,
+    component: FilesSettings,
+    target: Target,
+    into: Path | None,
+    *,
+    start: bool,
+    dry_run: bool,
+) -> ExitStatus:
+    """Restore one folder of files by itself, as a snapshot has it."""
+    if into is None or start or dry_run:
+        raise UsageError("a folder of files is restored with --into DIR and nothing else")
+    if target.kind not in {TargetKind.LATEST, TargetKind.TIME}:
+        raise UsageError(f"{component.name} has no WAL positions", hint="Give --to TIME or --to latest.")
+    estate = invocation.load().estate
+    with open_data_plane(estate) as plane, open_evidence(plane) as evidence, invocation.progress() as progress:
+        context = RestoreContext(
+            repository=plane.repository, state_dir=estate.state_dir, clock=plane.clock, progress=progress
+        )
+        restored = restore_folder(context, evidence, service, component, target, into.absolute())
+    document = {"service": service.name, "target": {"requested": target.describe()}, "files": [_files(restored)]}
+    lines = [f"restored: {component.name} of {service.name}, {target.describe()}", *_files_lines(restored)]
+    invocation.output.result("restore-files", document, lines)
+    return ExitStatus.PARTIAL if restored.problems() else ExitStatus.OK
 
 
 def _plan(planned: Planned, service: str) -> dict[str, object]:
@@ -147,7 +187,40 @@ def _document(result: RestoreResult, service: str) -> dict[str, object]:
         "fetched_bytes": result.fetched_bytes,
         "wal_segments": result.wal_segments,
         "stripped_settings": list(result.stripped_settings),
-        "documents": {"expected": None, "missing": None, "corrupt": None},
+        "documents": documents_document(document_counts(result)),
+        "files": [_files(item) for item in result.files],
+    }
+
+
+def documents_document(counts: DocumentCounts | None) -> dict[str, object]:
+    """Return the documents of a recovery as the JSON contract spells them; nulls without any."""
+    if counts is None:
+        return {"expected": None, "missing": None, "corrupt": None, "extra": None, "missing_in_production": None}
+    return {
+        "expected": counts.expected,
+        "missing": counts.missing,
+        "corrupt": counts.corrupt,
+        "extra": counts.extra,
+        "missing_in_production": counts.missing_in_production,
+    }
+
+
+def _files(item: RestoredFiles) -> dict[str, object]:
+    placed = item.documents
+    return {
+        "component": item.component.name,
+        "kind": item.component.kind.value,
+        "path": str(item.root) if item.records else None,
+        "snapshots": [record.id for record in item.records],
+        "files": item.files,
+        "written_bytes": item.written_bytes,
+        "fetched_bytes": item.fetched_bytes,
+        "missing": list(placed.missing) if placed is not None else [],
+        "corrupt": list(placed.corrupt) if placed is not None else [],
+        "missing_in_production": list(placed.missing_in_production) if placed is not None else [],
+        "corrupt_in_production": list(placed.corrupt_in_production) if placed is not None else [],
+        "problems": list(item.problems()),
+        "notes": list(item.notes),
     }
 
 
@@ -161,11 +234,38 @@ def _result_lines(result: RestoreResult) -> list[str]:
     lines.extend(f"  - {text}" for text in result.reached.evidence)
     lines.extend(f"  UNREADABLE: {text}" for text in result.planned.unreadable)
     lines.append("  " + ", ".join(f"{name} {format_seconds(s)}" for name, s in result.phases.items()))
+    for item in result.files:
+        lines.extend(_files_lines(item))
     if result.into is not None:
-        lines.append(f"  data directory: {result.into} (its own postgresql.conf decides what a start would do)")
+        directory = result.into / plan.snapshot.component if result.files else result.into
+        lines.append(f"  data directory: {directory} (its own postgresql.conf decides what a start would do)")
     if result.kept:
         lines.append(f'connect: psql "{result.environment.dsn}"')
         lines.append(f"destroy: drservice environment destroy {result.environment.id}")
     else:
         lines.append("next: look at archive_command in its configuration before you start it for real")
     return lines
+
+
+def _files_lines(item: RestoredFiles) -> Iterator[str]:
+    """Tell what became of a folder; every number for itself, and names as far as they fit."""
+    name, placed = item.component.name, item.documents
+    if placed is not None:
+        yield (
+            f"  {name}: {placed.placed} of {placed.expected} documents in {item.root}; {len(placed.missing)} missing,"
+            f" {len(placed.corrupt)} corrupt, {len(placed.missing_in_production)} missing in production too,"
+            f" {placed.extra} extra not placed"
+        )
+        for title, names in (
+            ("MISSING", placed.missing),
+            ("CORRUPT", placed.corrupt),
+            ("MISSING IN PRODUCTION", placed.missing_in_production),
+            ("DAMAGED IN PRODUCTION", placed.corrupt_in_production),
+        ):
+            yield from (f"    {title}: {document}" for document in names[:_SHOWN])
+            if len(names) > _SHOWN:
+                yield f"    {title}: and {len(names) - _SHOWN} more (--json has all)"
+    elif item.records:
+        yield f"  {name}: {item.files} files, {format_bytes(item.written_bytes)}, in {item.root}"
+    yield from (f"  PROBLEM: {problem}" for problem in item.problems())
+    yield from (f"  note: {note}" for note in item.notes)

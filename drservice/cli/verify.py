@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import click
 
+from drservice.cli.drill import drill_document, drill_lines, exit_status, run_drills
 from drservice.cli.formatting import format_bytes
 from drservice.cli.invocation import Invocation
 from drservice.errors import ExitStatus, UsageError
+from drservice.model.estate import DrillPlan, DrillTarget
 from drservice.operations.verify import Verification, run_verify
 from drservice.repository.verify import Depth
 from drservice.wiring.data_plane import open_data_plane
+
+_VERIFIED_WITHIN = timedelta(days=7)
 
 
 @click.command(help="Check structure (default), or also data, of everything SERVICE has in the repository.")
 @click.argument("service", required=False)
 @click.option("--read-data-subset", metavar="N%", help="also read a random share of the data, another one each time")
 @click.option("--all", "everything", is_flag=True, help="also read all data")
+@click.option(
+    "--restore", "restoring", is_flag=True, help="recover to a random instant of the last week and check it"
+)
 @click.pass_obj
 def verify(
-    invocation: Invocation, service: str | None, read_data_subset: str | None, *, everything: bool
+    invocation: Invocation,
+    service: str | None,
+    read_data_subset: str | None,
+    *,
+    everything: bool,
+    restoring: bool,
 ) -> ExitStatus:
     """Verify the repository."""
+    if restoring:
+        if everything or read_data_subset is not None:
+            raise UsageError("--restore reads what a recovery reads; it takes no share of the data")
+        return _verify_by_restore(invocation, service)
     percent = _percent(read_data_subset, everything=everything)
     depth = Depth.DATA if percent else Depth.STRUCTURE
     estate = invocation.load().estate
@@ -45,6 +63,34 @@ def verify(
     invocation.output.result("verify", document, lines)
     clean = all(not item.verified.findings for item in outcomes)
     return ExitStatus.OK if clean else ExitStatus.INTEGRITY
+
+
+def _verify_by_restore(invocation: Invocation, service: str | None) -> ExitStatus:
+    """Drill each service to a random instant: the proof that no look at stored bytes can give."""
+    estate = invocation.load().estate
+    results = [
+        result
+        for chosen in estate.selected(service)
+        for result in run_drills(
+            invocation,
+            estate,
+            chosen,
+            DrillPlan(
+                name=f"{chosen.name}-verify", service=chosen.name, target=DrillTarget.RANDOM, within=_VERIFIED_WITHIN
+            ),
+            component=None,
+            keep=False,
+            mutations=(),
+        )
+    ]
+    lines = [line for result in results for line in drill_lines(result)]
+    invocation.output.result("verify-restore", {"drills": [drill_document(result) for result in results]}, lines)
+    return max((exit_status(result) for result in results), key=_gravity, default=ExitStatus.OK)
+
+
+def _gravity(status: ExitStatus) -> int:
+    """Return how bad an outcome is: a recovery that failed is worse than a promise that was not kept."""
+    return (ExitStatus.OK, ExitStatus.BREACHED, ExitStatus.FAILED).index(status)
 
 
 def _percent(text: str | None, *, everything: bool) -> int:

@@ -127,6 +127,14 @@ class Objectives:
     documents_rpo: timedelta | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnprotectedComponent:
+    """A component that is declared and of a kind this version does not back up."""
+
+    name: ComponentName
+    kind: str
+
+
 class DrillTarget(Enum):
     """How the instant of a drill is chosen."""
 
@@ -162,6 +170,7 @@ class Service:
     objectives: Objectives = field(default_factory=Objectives)
     components: Mapping[ComponentName, ComponentSettings] = field(default_factory=dict)
     checks: tuple[BusinessCheck, ...] = ()
+    unprotected: tuple[UnprotectedComponent, ...] = ()
 
     def component(self, name: str) -> ComponentSettings:
         """Return the named component.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from drservice.components.odoo_filestore.names import is_document
 from drservice.components.postgres.asking import Asking
 from drservice.components.postgres.connection import connection_parameters
 from drservice.environments.interface import Endpoint
@@ -17,10 +18,22 @@ _DEFAULT_SOCKET = "/var/run/postgresql"
 class References:
     """What the rows of one database refer to."""
 
-    documents: Mapping[str, int | None] = field(default_factory=dict)
-    """Name in the filestore to size in bytes (``None``: the row does not say)."""
+    documents: Mapping[str, int] = field(default_factory=dict)
+    """Name in the filestore to size in bytes (-1: the row does not say)."""
     in_database: int = 0
     """Attachments whose content is in the database itself."""
+    elsewhere: int = 0
+    """Attachments under names that are no documents of a filestore: in an object store, say. Not covered."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know about attachments that are not in the filestore, in sentences."""
+        told = []
+        if self.in_database:
+            told.append(f"{self.in_database} attachments are inside the database, and so in its snapshot")
+        if self.elsewhere:
+            told.append(f"{self.elsewhere} attachments are NOT COVERED: they are kept outside filestore and database")
+        return tuple(told)
 
 
 def endpoints_of(dsn: str) -> tuple[Endpoint, ...]:
@@ -41,8 +54,8 @@ def endpoints_of(dsn: str) -> tuple[Endpoint, ...]:
 def read_references(asking: Asking) -> References:
     """Return which documents the rows of a database refer to; none if it has no attachments at all.
 
-    Every row that is visible counts; nothing a clock says is relied on. Names are as the rows have them: hostile text,
-    good for looking up and for nothing else.
+    Every row that is visible counts; nothing a clock says is relied on. What a row calls a document is hostile text
+    until it has a document's form.
 
     Raises:
         PostgresError, UnansweredError: the table is there and cannot be read.
@@ -53,9 +66,15 @@ def read_references(asking: Asking) -> References:
         "select store_fname, max(file_size)::bigint from ir_attachment"
         " where store_fname is not null and store_fname <> '' group by store_fname"
     )
-    documents = {name: int(size) if size is not None else None for name, size in rows if name is not None}
+    documents: dict[str, int] = {}
+    elsewhere = 0
+    for name, size in rows:
+        if name is not None and is_document(name):
+            documents[name] = int(size) if size is not None else -1
+        else:
+            elsewhere += 1
     inside = asking.answer("select count(*) from ir_attachment where db_datas is not null")[0]
-    return References(documents=documents, in_database=int(inside or 0))
+    return References(documents=documents, in_database=int(inside or 0), elsewhere=elsewhere)
 
 
 def _words(value: object) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from drservice.clock import Clock, to_iso
 from drservice.components.postgres.connection import connect
-from drservice.components.postgres.controlfile import ControlFile
+from drservice.components.postgres.controlfile import ControlFile, read_control_file
 from drservice.components.postgres.recovery import (
     RecoveryLog,
     ReplayKind,
@@ -207,3 +207,22 @@ def await_connection(environment: Environment, *, clock: Clock) -> None:
             clock.sleep(_POLL_SECONDS)
         else:
             return
+
+
+def restart_server(environment: Environment, programs: PostgresPrograms, *, clock: Clock) -> None:
+    """Start a recovered server again that was stopped on purpose, as isolated as before and without any recovery.
+
+    Raises:
+        EnvironmentFailedError, PostgresError: it does not start.
+    """
+    options = (
+        ("config_file", "/env/conf/postgresql.conf"),
+        ("hba_file", "/env/conf/pg_hba.conf"),
+        ("ident_file", "/env/conf/pg_ident.conf"),
+        ("unix_socket_directories", "/env/sock"),
+        ("port", "5432"),
+        *isolation_options(read_control_file(environment.data), major=programs.major),
+    )
+    arguments = [word for name, value in options for word in ("-c", f"{name}={value}")]
+    environment.start([str(programs.path("postgres")), "-D", "/env/data", *arguments])
+    await_connection(environment, clock=clock)

@@ -1,7 +1,8 @@
 """``restore``: plan, prove that the target exists, place, replay in isolation, prove that it was reached.
 
 Nothing is written before the plan stands. The recovered server runs in the sandbox whether it is kept or not; with
-``into`` its data directory is left behind, cleanly shut down, on a new timeline.
+``into`` its data directory is left behind, cleanly shut down, on a new timeline. The database leads: once it has
+reached the target, its rows say which documents belong to it, and exactly those are placed.
 """
 
 from __future__ import annotations
@@ -10,29 +11,39 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
 
 from drservice import processes
 from drservice.clock import Clock, to_iso
 from drservice.components.postgres.controlfile import ControlFile
-from drservice.components.postgres.placing import announce_history, finish_cluster, place_cluster, require_empty
-from drservice.components.postgres.server import find_programs
+from drservice.components.postgres.placing import (
+    announce_history,
+    finish_cluster,
+    make_target,
+    place_cluster,
+    require_empty,
+)
+from drservice.components.postgres.server import PostgresPrograms, find_programs
 from drservice.environments.exchange import Exchange
 from drservice.environments.interface import Environment, EnvironmentDescription, EnvironmentSpec, Probe
 from drservice.environments.isolation import require_isolated
+from drservice.environments.limits import Limits
 from drservice.environments.sandbox import prepare_sandbox
 from drservice.errors import DrError, ExitStatus, TargetOutsideWindowError, UnknownNameError, UsageError
-from drservice.model.estate import PostgresSettings, Service
+from drservice.model.estate import FilesSettings, PostgresSettings, Service
 from drservice.model.ids import SnapshotId
 from drservice.model.recovery import Target, TargetKind
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.alternatives import offering_another
 from drservice.operations.feeder import Feeder
+from drservice.operations.filesrestore import FilesRestore, RestoredFiles
 from drservice.operations.inventory import Archived, archive_of, newest_lineage
 from drservice.operations.locate import Resolved, WalScanner, plan_segments, resolve
 from drservice.operations.measured import Measured, remember
+from drservice.operations.phases import Phases
+from drservice.operations.production import endpoints_of
 from drservice.operations.progress import Progress
 from drservice.operations.replay import Reached, await_connection, await_recovery, prove, start_server
 from drservice.repository.placing import Placed
@@ -74,10 +85,19 @@ class RestoreRequest:
     component: PostgresSettings
     target: Target
     into: Path | None
-    """A new or empty directory that keeps the cluster; ``None`` = inside the environment."""
+    """A new or empty directory that keeps what is restored; ``None`` = inside the environment."""
     afterwards: Afterwards
+    files: tuple[FilesSettings, ...] = ()
+    """Folders to restore with the cluster. With any, ``into`` gets a folder for each component, by its name."""
     without: frozenset[SnapshotId] = frozenset()
     """Snapshots not to start from, because they are known to be damaged."""
+    purpose: str = "restore"
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def cluster_directory(self) -> Path | None:
+        """Where the cluster is kept; ``None`` = inside the environment."""
+        return self.into / self.component.name if self.into is not None and self.files else self.into
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,32 +111,6 @@ class Planned:
     """The snapshots that were considered, oldest first."""
     unreadable: tuple[str, ...]
     """Snapshots that could not be considered, with the reason."""
-
-
-@dataclass(slots=True)
-class Phases:
-    """Seconds by phase, in the words of the command line contract."""
-
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("plan", "fetch", "place", "start", "replay", "check"), 0.0)
-    )
-    _clock: Clock | None = None
-    _mark: float = 0.0
-
-    def begin(self, clock: Clock) -> None:
-        """Start the watch."""
-        self._clock, self._mark = clock, clock.monotonic()
-
-    def end(self, name: str) -> None:
-        """Book the time since the last call to phase ``name``."""
-        assert self._clock is not None
-        now = self._clock.monotonic()
-        self.seconds[name] += now - self._mark
-        self._mark = now
-
-    def total(self) -> float:
-        """Return the sum of all phases."""
-        return sum(self.seconds.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +130,19 @@ class RestoreResult:
     fetched_bytes: int
     wal_segments: int
     stripped_settings: tuple[str, ...]
+    programs: PostgresPrograms
+    data_checksums: bool
+    files: tuple[RestoredFiles, ...] = ()
+
+    @property
+    def used_records(self) -> tuple[SnapshotRecord, ...]:
+        """Every snapshot that something was placed from, the cluster's first."""
+        return (self.planned.resolved.plan.snapshot, *(record for item in self.files for record in item.records))
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether something is missing that the rows refer to, or that was there."""
+        return any(item.problems() for item in self.files)
 
 
 def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
@@ -160,19 +167,23 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
             f"{scope.service}/{scope.component} has no readable snapshot{broken}", hint="Take one: drservice backup."
         )
     archived = archive_of(context.repository, newest)
-    scanner = WalScanner(
+    with scanner_of(context, newest, scope) as scanner:
+        resolved = resolve(request.target, records, archived.inventory, scanner)
+    return Planned(resolved=resolved, archived=archived, scope=scope, records=records, unreadable=unreadable)
+
+
+def scanner_of(context: RestoreContext, record: SnapshotRecord, scope: Scope) -> WalScanner:
+    """Return what reads the archived WAL of a snapshot's cluster; use it as a context manager."""
+    return WalScanner(
         archive=context.repository.wal(scope),
-        system_id=newest.postgres.system_id,
-        segment_bytes=newest.postgres.segment_bytes,
-        major=newest.postgres.server_version,
-        service=request.service.name,
+        system_id=record.postgres.system_id,
+        segment_bytes=record.postgres.segment_bytes,
+        major=record.postgres.server_version,
+        service=scope.service,
         environments_dir=context.environments_dir,
         clock=context.clock,
         progress=context.progress,
     )
-    with scanner:
-        resolved = resolve(request.target, records, archived.inventory, scanner)
-    return Planned(resolved=resolved, archived=archived, scope=scope, records=records, unreadable=unreadable)
 
 
 def _withhold(into: Path) -> None:
@@ -227,6 +238,7 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
     """
     if request.into is None and request.afterwards is Afterwards.STOP:
         raise UsageError("there would be nothing left to look at", hint="Give --into DIR, or --start, or both.")
+    directory = request.cluster_directory
     if request.into is not None:
         require_empty(request.into)
     phases = Phases()
@@ -234,25 +246,28 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
     planned = plan_restore(context, request)
     phases.end("plan")
     lifetime = _KEPT if request.afterwards is Afterwards.LEAVE_RUNNING else _PASSING
+    if request.into is not None and request.files:
+        make_target(request.into, processes.server_account(None))
     spec = EnvironmentSpec(
         service=request.service.name,
-        purpose="restore",
-        data_directory=request.into,
+        purpose=request.purpose,
+        data_directory=directory,
         expires_at=context.clock.now() + lifetime,
+        limits=request.limits,
     )
     environment = prepare_sandbox(spec, environments_dir=context.environments_dir, clock=context.clock)
     try:
         result = _recover(context, request, planned, environment, phases)
     except BaseException:
         environment.destroy()
-        if request.into is not None:
-            _withhold(request.into)
+        if directory is not None:
+            _withhold(directory)
         raise
     if request.afterwards is Afterwards.STOP:
         environment.stop()
         environment.destroy()
-    if request.into is not None:
-        announce_history(request.into, result.reached.timeline, account=processes.server_account(None))
+    if directory is not None:
+        announce_history(directory, result.reached.timeline, account=processes.server_account(None))
     remember(
         context.state_dir,
         planned.scope,
@@ -276,7 +291,7 @@ def _recover(
 ) -> RestoreResult:
     record = planned.resolved.plan.snapshot
     context.progress.step("isolation self-test")
-    probes = environment.self_test()
+    probes = environment.self_test(production=endpoints_of(request.component.dsn))
     require_isolated(probes)
     programs = find_programs(record.postgres.server_version)
     phases.end("start")
@@ -310,6 +325,7 @@ def _recover(
         reached = prove(environment, log, feeder, planned.resolved)
         exchange.clear()
     phases.end("check")
+    files = _restore_files(context, request, environment, _instant(planned, reached), phases)
     return RestoreResult(
         planned=planned,
         reached=reached,
@@ -323,6 +339,9 @@ def _recover(
         fetched_bytes=placed.fetched_bytes,
         wal_segments=feeder.state.served,
         stripped_settings=stripped,
+        programs=programs,
+        data_checksums=record.postgres.data_checksums,
+        files=files,
     )
 
 
@@ -353,3 +372,39 @@ def _place(
     stripped = finish_cluster(reader, environment.data, placed, account=account)
     phases.end("place")
     return control, placed, stripped
+
+
+def _instant(planned: Planned, reached: Reached) -> datetime | None:
+    """Return which instant the files have to stand for; ``None`` = the latest."""
+    target = planned.resolved.plan.target
+    match target.kind:
+        case TargetKind.LATEST:
+            return None
+        case TargetKind.TIME:
+            return target.time
+        case TargetKind.SNAPSHOT:
+            return planned.resolved.plan.snapshot.stopped_at
+        case _:
+            return reached.time or planned.resolved.plan.snapshot.stopped_at
+
+
+def _restore_files(
+    context: RestoreContext,
+    request: RestoreRequest,
+    environment: Environment,
+    instant: datetime | None,
+    phases: Phases,
+) -> tuple[RestoredFiles, ...]:
+    """Place what belongs to the recovered position; the time is booked as fetching, which nearly all of it is."""
+    files = FilesRestore(repository=context.repository, service=request.service, progress=context.progress)
+    restored = tuple(
+        files.beside(
+            environment,
+            component,
+            instant=instant,
+            into=request.into / component.name if request.into is not None else None,
+        )
+        for component in request.files
+    )
+    phases.end("fetch")
+    return restored

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from drservice.clock import Clock
 from drservice.errors import DrError, FormatError, MissingObjectError, ObjectExistsError, ObjectStoreError, WalGapError
-from drservice.model.estate import PostgresSettings, Service
+from drservice.model.estate import ComponentSettings, PostgresSettings, Service
 from drservice.model.ids import SystemId
 from drservice.model.recovery import Target, TargetKind, WalGap, WalInventory, measure_reach, timeline_for
 from drservice.model.snapshot import SnapshotRecord
@@ -46,7 +46,7 @@ class Verification:
 def run_verify(
     repository: Repository,
     service: Service,
-    component: PostgresSettings,
+    component: ComponentSettings,
     *,
     depth: Depth,
     percent: int,
@@ -69,7 +69,7 @@ def run_verify(
         chosen=lambda key, share: share_of(key, share, seed),
         advance=progress.advance,
     )
-    not_judged = _judge_wal(repository, verified)
+    not_judged = _judge_wal(repository, verified) if isinstance(component, PostgresSettings) else ()
     progress.done()
     condemned: tuple[str, ...] = ()
     not_published = None

@@ -91,6 +91,11 @@ class Trust:
         for signer in signers:
             self._signers.setdefault(fingerprint(signer.public_key), []).append(signer)
 
+    @property
+    def signers(self) -> tuple[SignerSettings, ...]:
+        """Everybody who is believed; a key appears once for each list that names it."""
+        return tuple(signer for known in self._signers.values() for signer in known)
+
     def verify(self, *, signer: str, service: ServiceName | None, signature: bytes, message: bytes, what: str) -> None:
         """Return if a trusted key for ``service`` made ``signature`` over ``message``.
 

@@ -153,6 +153,21 @@ class Repository:
         self._host_key.require_listed()
         return self._host_key
 
+    def seen_as(
+        self, *, store: ObjectStore, open_store: Callable[[], ObjectStore], identities: Identities
+    ) -> Repository:
+        """Return the same repository through another view of its store, or with other identities; it cannot write."""
+        return Repository(
+            store=store,
+            open_store=open_store,
+            identifier=self.id,
+            trust=self.trust,
+            identities=identities,
+            host_key=None,
+            recipients=self._recipients,
+            clock=self._clock,
+        )
+
     def scope(self, service: ServiceName, component: ComponentName) -> Scope:
         """Return the scope of a component."""
         return Scope(repository=self.id, service=service, component=component)

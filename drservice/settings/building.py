@@ -29,6 +29,7 @@ from drservice.model.estate import (
     RepositorySettings,
     Service,
     SignerSettings,
+    UnprotectedComponent,
     WalMode,
     WalSettings,
 )
@@ -118,6 +119,11 @@ def _service(name: str, service: schema.Service) -> Service:
             for key, component in service.components.items()
             if (built := _component(key, component, service)) is not None
         },
+        unprotected=tuple(
+            UnprotectedComponent(name=ComponentName(key), kind=component.kind)
+            for key, component in service.components.items()
+            if isinstance(component, schema.GitComponent | schema.RedisComponent)
+        ),
         checks=tuple(
             BusinessCheck(
                 name=check.name,

@@ -35,9 +35,10 @@ from drservice.errors import (
     WalTimeoutError,
 )
 from drservice.model.wal import Lsn, Timeline
+from drservice.repository.folders import ByteProgress
 from drservice.repository.intake import SourceFile, StreamCapture
 from drservice.repository.nodes import FileIdentity
-from drservice.repository.writer import ByteProgress, SnapshotWriter
+from drservice.repository.writer import SnapshotWriter
 
 _PASSED_ON = re.compile(r"(?:PG[A-Z]+|HOME|USER)\Z")
 _BAD_PAGE = re.compile(r'checksum verification failed in file "(?:\./)?([^"]+)", block (\d+)')

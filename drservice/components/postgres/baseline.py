@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from drservice.canonical import canonical_bytes, parse_canonical
@@ -29,6 +29,13 @@ from drservice.model.ids import SystemId
 from drservice.model.wal import Lsn
 
 _SETTLED = re.compile(r"\{settled(?::([A-Za-z_][A-Za-z0-9_]*))?\}")
+_IDENTITY_SQL = (
+    "select current_database(), pg_snapshot_xmin(pg_current_snapshot()),"
+    " (select system_identifier from pg_control_system())"
+)
+_POSITION_SQL = (
+    "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end"
+)
 _WRAP = 1 << 32
 _STATEMENT_SECONDS = 300.0
 _LONGEST_VALUE = 100_000
@@ -72,6 +79,8 @@ class Watermark:
     """Columns without which the table is another one of the same name."""
     rows: str
     totals: str
+    final: bool
+    """Whether the application refuses to delete such rows: then none may be gone at any later position either."""
 
     @property
     def sql(self) -> str:
@@ -95,6 +104,7 @@ WATERMARKS: Sequence[Watermark] = (
         needs=("id", "parent_state", "debit"),
         rows="account_move_line where parent_state = 'posted'",
         totals="coalesce(sum(debit), 0)",
+        final=True,
     ),
     Watermark(
         name="done-stock-moves",
@@ -102,6 +112,7 @@ WATERMARKS: Sequence[Watermark] = (
         needs=("id", "state", "product_qty"),
         rows="stock_move where state = 'done'",
         totals="coalesce(sum(product_qty), 0)",
+        final=True,
     ),
     Watermark(
         name="documents",
@@ -109,6 +120,7 @@ WATERMARKS: Sequence[Watermark] = (
         needs=("id", "store_fname", "file_size"),
         rows="ir_attachment where store_fname is not null",
         totals="coalesce(sum(file_size::bigint), 0)",
+        final=False,
     ),
 )
 """Tables in the shape of Odoo's. A database without them has no watermarks but its sequences."""
@@ -188,46 +200,38 @@ def measure_baseline(
         PostgresError: the server refused the session itself.
     """
     asked = [check for check in checks if check.expect.needs_baseline]
-    values: dict[str, str] = {}
-    problems: dict[str, str] = {}
     measured_at = clock.now()
     with asking(dsn, seconds=seconds, application_name="drservice baseline") as first:
-        database, text_xmin, system = first.answer(
-            "select current_database(), pg_snapshot_xmin(pg_current_snapshot()),"
-            " (select system_identifier from pg_control_system())"
-        )
-        if database is None or text_xmin is None or system is None:
+        database, xmin, system = first.answer(_IDENTITY_SQL)
+        if database is None or xmin is None or system is None:
             raise UnansweredError("the server does not tell its database, snapshot and system id")
-        xmin = int(text_xmin)
-        recorder = _Recorder(xmin=xmin, values=values, problems=problems)
+        recorder = _Recorder(xmin=int(xmin))
         recorder.record(first, database, [check for check in asked if check.database in {None, database}])
         others = dict.fromkeys([*(check.database for check in asked), *databases])
         for other in others:
-            if other in {None, database}:
+            if other is None or other == database:
                 continue
             with asking(dsn, seconds=seconds, database=other, application_name="drservice baseline") as further:
-                recorder.record(further, str(other), [check for check in asked if check.database == other])
-        (lsn,) = first.answer(
-            "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end"
-        )
+                recorder.record(further, other, [check for check in asked if check.database == other])
+        (lsn,) = first.answer(_POSITION_SQL)
     if lsn is None:
         raise UnansweredError("the server does not tell its position")
     return Baseline(
         measured_at=measured_at,
         lsn=Lsn.parse(lsn),
-        snapshot_xmin=xmin,
+        snapshot_xmin=recorder.xmin,
         # system_identifier is a bigint in SQL but an unsigned number everywhere else.
         system_id=SystemId(str(int(system) % (1 << 64))),
-        values=values,
-        problems=problems,
+        values=recorder.values,
+        problems=recorder.problems,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Recorder:
     xmin: int
-    values: dict[str, str]
-    problems: dict[str, str]
+    values: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
 
     def record(self, source: Asking, database: str, checks: Sequence[Question]) -> None:
         for check in checks:

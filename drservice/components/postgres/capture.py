@@ -29,9 +29,10 @@ from drservice.model.ids import SystemId
 from drservice.model.snapshot import PostgresFacts
 from drservice.model.wal import Lsn, Timeline
 from drservice.repository.changes import ChangeRule, rule_for
+from drservice.repository.folders import ByteProgress
 from drservice.repository.intake import SourceFile
 from drservice.repository.nodes import FileIdentity
-from drservice.repository.writer import ByteProgress, SnapshotWriter
+from drservice.repository.writer import SnapshotWriter
 
 CHUNK_BYTES = 64 << 10
 LARGE_CLUSTER_BYTES = 2 << 40

@@ -1,0 +1,541 @@
+"""``drill``: restore in isolation, ask, judge, put on record, destroy.
+
+The same restore as a real one. What counts as passed is on record before anything is restored; whatever happens then,
+an outcome follows: passed, failed, or aborted by the next drill if this process died. A drill whose obligation cannot
+be put on record does not begin, because nobody would have to believe its outcome.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from drservice import telemetry
+from drservice.canonical import Json
+from drservice.checks.interface import RecoveredDatabase, RecoveredDocuments, RecoveredService
+from drservice.checks.suite import SuiteOutcome, run_suite, without_answer
+from drservice.clock import to_iso
+from drservice.components.postgres.connection import connection_parameters
+from drservice.environments.interface import Environment
+from drservice.environments.limits import Limits
+from drservice.environments.sandbox import open_sandbox, reap
+from drservice.errors import DrError, IsolationError
+from drservice.evidence.ledger import Record
+from drservice.evidence.statements import Subject
+from drservice.model.checks import CheckResult, CheckState, Severity
+from drservice.model.estate import DrillPlan, DrillTarget, PostgresSettings, Service
+from drservice.model.evidence import EvidenceKind
+from drservice.model.ids import ServiceName, make_ulid
+from drservice.model.outcomes import Measured, Verdict, judge
+from drservice.operations.drilljournal import UnderWay, orphans, under_way
+from drservice.operations.drillplan import PreparedDrill, not_tested, prepare_drill
+from drservice.operations.evidence import Evidence
+from drservice.operations.findings import new_finding_ids, open_findings, record_findings
+from drservice.operations.instants import proven_span
+from drservice.operations.loss import (
+    Production,
+    accuracy_seconds,
+    ask_production,
+    loss_seconds,
+    recovered_counter,
+)
+from drservice.operations.mutation import Mutation, altered_repository, is_detected, spoil
+from drservice.operations.records import (
+    check_fields,
+    error_fields,
+    milliseconds,
+    recovery_fields,
+    target_fields,
+    texts,
+)
+from drservice.operations.replay import restart_server
+from drservice.operations.restore import (
+    Afterwards,
+    RestoreContext,
+    RestoreRequest,
+    RestoreResult,
+    plan_restore,
+    run_restore,
+)
+from drservice.operations.servicerestore import baselines_for, document_counts, recovered_fields, subjects_of
+
+_NICENESS = 10
+"""A drill may run beside production."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillRequest:
+    """What is asked for."""
+
+    service: Service
+    component: PostgresSettings
+    plan: DrillPlan
+    keep: bool = False
+    mutation: Mutation | None = None
+    limits: Limits = field(default_factory=lambda: Limits(niceness=_NICENESS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillResult:
+    """What a drill brought. ``restored`` is ``None`` if the recovery itself failed, with ``error``."""
+
+    run: str
+    prepared: PreparedDrill
+    obligation_entry: int
+    record: Record
+    verdict: Verdict
+    restored: RestoreResult | None
+    results: tuple[CheckResult, ...]
+    measured: Measured
+    rto_seconds: float
+    error: DrError | None
+    spoilt: str | None
+    destroyed: bool
+    findings: tuple[str, ...]
+    closed: tuple[str, ...]
+    detected: bool | None
+    """Whether a drill that had to fail did, for the right reason; ``None`` for an ordinary one."""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it ended as it should: passed, or failed for the right reason if it had to fail."""
+        return self.verdict.passed if self.detected is None else self.detected
+
+
+@dataclass(slots=True, kw_only=True)
+class _Course:
+    """A drill under way: what has been seen so far."""
+
+    began: float
+    decided_at: datetime
+    production: Production | None
+    nonce: str
+    counter: int | None = None
+    restored: RestoreResult | None = None
+    suite: SuiteOutcome | None = None
+    error: DrError | None = None
+    spoilt: str | None = None
+    rto_seconds: float = 0.0
+    destroyed: bool = False
+
+
+def run_drill(context: RestoreContext, evidence: Evidence, request: DrillRequest) -> DrillResult:
+    """Run one drill from its obligation to its record.
+
+    Raises:
+        LogKeyError, LedgerError, AnchorError: the obligation cannot be put on record or anchored; nothing was restored.
+        TargetOutsideWindowError, UsageError: there is nothing to drill on.
+        LedgerError, ObjectStoreError: the outcome could not be put on record; the next drill records it as aborted.
+    """
+    evidence.require_signing()
+    record_orphans(context, evidence)
+    scope = context.repository.scope(request.service.name, request.component.name)
+    context.progress.step("choose the target")
+    span = proven_span(context, scope)
+    prepared = prepare_drill(
+        request.plan,
+        request.service,
+        request.component,
+        span=span,
+        mutation=request.mutation,
+        clock=context.clock,
+    )
+    for note in prepared.chosen.notes:
+        context.progress.note(note)
+    run = make_ulid(context.clock.now(), os.urandom(10))
+    obligation = make_ulid(context.clock.now(), os.urandom(10))
+    entry = _record_obligation(context, evidence, prepared, run, obligation)
+    with under_way(context.state_dir, _journalled(prepared, obligation, entry.number)):
+        course = _recover_and_check(context, request, prepared)
+        return _conclude(context, evidence, request, prepared, course, run=run, obligation=obligation, entry=entry)
+
+
+def _record_obligation(
+    context: RestoreContext, evidence: Evidence, prepared: PreparedDrill, run: str, obligation: str
+) -> Record:
+    context.progress.step("put the obligation on record")
+    entry = evidence.require(
+        EvidenceKind.OBLIGATION,
+        service=prepared.service.name,
+        run=run,
+        subject=prepared.subject(),
+        fields=prepared.obligation_fields(obligation),
+    )
+    evidence.seal()  # anchored before the restore: from here on this drill cannot be dropped unseen
+    return entry
+
+
+def _journalled(prepared: PreparedDrill, obligation: str, entry: int) -> UnderWay:
+    chosen = prepared.chosen
+    return UnderWay(
+        obligation=obligation,
+        obligation_entry=entry,
+        service=prepared.service.name,
+        plan=prepared.plan.name,
+        plan_sha256=prepared.plan_sha256(),
+        requested=requested_target(prepared),
+        kind=chosen.kind.value,
+        seed=chosen.seed.hex() if chosen.seed is not None else None,
+        mutation=prepared.mutation.value if prepared.mutation is not None else None,
+        rto_ms=prepared.criteria.rto_ms,
+        rpo_ms=prepared.criteria.rpo_ms,
+    )
+
+
+def requested_target(prepared: PreparedDrill) -> str:
+    """Return the target as records spell it: ``latest``, or the instant."""
+    chosen = prepared.chosen
+    if chosen.kind is DrillTarget.LATEST:
+        return "latest"
+    assert chosen.target.time is not None
+    return to_iso(chosen.target.time)
+
+
+# --- the recovery and the questions ---------------------------------------------------------------------------
+
+
+def _recover_and_check(context: RestoreContext, request: DrillRequest, prepared: PreparedDrill) -> _Course:
+    """Restore, spoil if this drill has to fail, ask everything, destroy."""
+    decided_at = context.clock.now()
+    course = _Course(
+        began=context.clock.monotonic(),
+        decided_at=decided_at,
+        production=ask_production(request.component.dsn, at=decided_at),
+        nonce=secrets.token_hex(16),
+    )
+    restore = RestoreRequest(
+        service=request.service,
+        component=request.component,
+        target=prepared.chosen.target,
+        into=None,
+        afterwards=Afterwards.LEAVE_RUNNING,
+        files=tuple(request.service.files()),
+        purpose="drill",
+        limits=request.limits,
+    )
+    environment: Environment | None = None
+    try:
+        with altered_repository(
+            context.repository,
+            request.mutation,
+            lambda: plan_restore(context, restore),
+            state_dir=context.state_dir,
+        ) as repository:
+            course.restored = run_restore(replace(context, repository=repository), restore)
+        environment = open_sandbox(course.restored.environment.path)
+        course.counter = recovered_counter(environment)
+        recovered = _recovered(context, request, course.restored, environment)
+        spoilt = spoil(recovered, request.mutation)
+        course.spoilt = spoilt.what if spoilt is not None else None
+        course.suite = _ask(context, prepared, recovered)
+    except DrError as error:
+        course.error = error
+        course.suite = course.suite or without_answer(prepared.checks, f"nothing was asked: {error.message}")
+    finally:
+        course.rto_seconds = context.clock.monotonic() - course.began
+        if environment is not None:
+            with _reporting(course):
+                _end(context, request, course, environment)
+    return course
+
+
+def _ask(context: RestoreContext, prepared: PreparedDrill, recovered: RecoveredService) -> SuiteOutcome:
+    context.progress.step("check", total_items=len(prepared.checks))
+
+    def tell(_: str, result: CheckResult | None) -> None:
+        if result is not None:
+            context.progress.advance(1)
+
+    return run_suite(recovered, prepared.checks, clock=context.clock, progress=tell)
+
+
+def _recovered(
+    context: RestoreContext, request: DrillRequest, restored: RestoreResult, environment: Environment
+) -> RecoveredService:
+    """Return what checks are given."""
+    component = request.component.name
+    record = restored.planned.resolved.plan.snapshot
+    return RecoveredService(
+        service=request.service,
+        databases={
+            component: RecoveredDatabase(
+                component=component,
+                environment=environment,
+                dsn=environment.dsn,
+                programs=restored.programs,
+                reached=restored.reached.lsn,
+                expected_timeline=restored.reached.timeline,
+                stop_lsn=record.postgres.stop_lsn,
+                data_checksums=restored.data_checksums,
+                database=connection_parameters(request.component.dsn, "drservice").get("dbname"),
+            )
+        },
+        documents={
+            item.component.name: RecoveredDocuments(
+                component=item.component.name,
+                kind=item.component.kind,
+                root=item.root,
+                expected=item.documents.expected if item.documents is not None else item.files,
+                missing=item.documents.missing if item.documents is not None else (),
+                corrupt=item.documents.corrupt if item.documents is not None else (),
+                extra=item.documents.extra if item.documents is not None else 0,
+                missing_in_production=(
+                    (*item.documents.missing_in_production, *item.documents.corrupt_in_production)
+                    if item.documents is not None
+                    else ()
+                ),
+                database=item.component.database,
+                follows=item.component.follows,
+            )
+            for item in restored.files
+        },
+        baselines=baselines_for(context.repository, request.service.name, restored, progress=context.progress),
+    )
+
+
+def _end(context: RestoreContext, request: DrillRequest, course: _Course, environment: Environment) -> None:
+    if not request.keep:
+        context.progress.step("destroy")
+        environment.destroy()
+        course.destroyed = True
+    elif course.restored is not None and not environment.running():
+        # pg_checksums needed it stopped; whoever asked to keep it wants to look at it.
+        restart_server(environment, course.restored.programs, clock=context.clock)
+
+
+@contextmanager
+def _reporting(course: _Course) -> Iterator[None]:
+    """Let an environment that cannot be ended be part of the outcome instead of hiding it."""
+    try:
+        yield
+    except DrError as error:
+        course.error = course.error or error
+        telemetry.warning("drill environment not ended", problem=error.message)
+
+
+# --- the outcome ----------------------------------------------------------------------------------------------
+
+
+def _measured(prepared: PreparedDrill, course: _Course) -> Measured:
+    restored = course.restored
+    if restored is None:
+        isolated = False if isinstance(course.error, IsolationError) else None
+        return Measured(
+            rto_ms=None,
+            rpo_ms=None,
+            target_accuracy_ms=None,
+            documents_missing=None,
+            documents_corrupt=None,
+            isolated=isolated,
+        )
+    documents = document_counts(restored)
+    loss = loss_seconds(
+        restored,
+        kind=prepared.chosen.kind,
+        decided_at=course.decided_at,
+        production=course.production,
+        counter=course.counter,
+    )
+    return Measured(
+        rto_ms=milliseconds(course.rto_seconds),
+        rpo_ms=milliseconds(loss),
+        target_accuracy_ms=milliseconds(accuracy_seconds(restored)),
+        documents_missing=documents.missing if documents is not None else None,
+        documents_corrupt=documents.corrupt if documents is not None else None,
+        isolated=bool(restored.isolation) and all(probe.isolated for probe in restored.isolation),
+    )
+
+
+def _verdict(prepared: PreparedDrill, course: _Course, measured: Measured) -> Verdict:
+    assert course.suite is not None, "set in every way out of the recovery"
+    verdict = judge(prepared.criteria, course.suite.results, measured, not_applicable=course.suite.not_applicable)
+    if course.error is None:
+        return verdict
+    reason = f"{course.error.code}: {course.error.message}"
+    return replace(verdict, passed=False, reasons=(reason, *verdict.reasons))
+
+
+def _conclude(
+    context: RestoreContext,
+    evidence: Evidence,
+    request: DrillRequest,
+    prepared: PreparedDrill,
+    course: _Course,
+    *,
+    run: str,
+    obligation: str,
+    entry: Record,
+) -> DrillResult:
+    """Judge, put the outcome and its findings on record, and seal them."""
+    context.progress.step("put the outcome on record")
+    assert course.suite is not None, "set in every way out of the recovery"
+    measured = _measured(prepared, course)
+    verdict = _verdict(prepared, course, measured)
+    is_ordinary = request.mutation is None
+    known = open_findings(evidence, request.service) if is_ordinary else []
+    opened = new_finding_ids(evidence, course.suite.results, known) if is_ordinary and course.restored else {}
+    record = evidence.require(
+        EvidenceKind.DRILL,
+        service=request.service.name,
+        run=run,
+        subject=[*prepared.subject(), *(subjects_of(course.restored) if course.restored is not None else [])],
+        fields={
+            "obligation": obligation,
+            "obligation_entry": entry.number,
+            **_outcome_fields(request, prepared, course, measured, verdict),
+            "findings": list(opened.values()),
+        },
+    )
+    closed = record_findings(
+        evidence,
+        request.service,
+        drill_entry=record.number,
+        results=course.suite.results,
+        opened=opened,
+        known=known,
+    )
+    evidence.seal()
+    context.progress.done()
+    failed = [item.name for item in course.suite.results if item.state is not CheckState.PASSED]
+    mutation = request.mutation
+    return DrillResult(
+        run=run,
+        prepared=prepared,
+        obligation_entry=entry.number,
+        record=record,
+        verdict=verdict,
+        restored=course.restored,
+        results=course.suite.results,
+        measured=measured,
+        rto_seconds=course.rto_seconds,
+        error=course.error,
+        spoilt=course.spoilt,
+        destroyed=course.destroyed,
+        findings=tuple(opened.values()),
+        closed=tuple(closed),
+        detected=(
+            not verdict.passed and is_detected(mutation, error=course.error, failed_checks=failed)
+            if mutation is not None
+            else None
+        ),
+    )
+
+
+def _outcome_fields(
+    request: DrillRequest, prepared: PreparedDrill, course: _Course, measured: Measured, verdict: Verdict
+) -> dict[str, Json]:
+    restored = course.restored
+    assert course.suite is not None, "set in every way out of the recovery"
+    recovered = (
+        recovered_fields(restored, rto_seconds=course.rto_seconds)
+        if restored is not None
+        else recovery_fields(
+            point=None,
+            snapshots=(),
+            phases=None,
+            rto_seconds=None,
+            documents=None,
+            isolation=(),
+            environment=None,
+            error=course.error,
+        )
+    )
+    challenge: Json = {
+        "nonce": course.nonce,
+        "lsn": str(restored.reached.lsn) if restored is not None else None,
+    }
+    return {
+        **recovered,
+        "error": error_fields(course.error),
+        "outcome": "passed" if verdict.passed else "failed",
+        "target": target_fields(
+            requested=requested_target(prepared),
+            kind=prepared.chosen.kind.value,
+            reached_time=restored.reached.time if restored is not None else None,
+            reached_lsn=str(restored.reached.lsn) if restored is not None else None,
+            timeline=int(restored.reached.timeline) if restored is not None else None,
+        ),
+        "reasons": texts(verdict.reasons),
+        "checks": check_fields([*course.suite.results, *_excused(course.suite)]),
+        "rpo_ms": measured.rpo_ms,
+        "target_accuracy_ms": measured.target_accuracy_ms,
+        "promised": {"rto_ms": prepared.criteria.rto_ms, "rpo_ms": prepared.criteria.rpo_ms},
+        "not_tested": not_tested(prepared, verdict.not_tested),
+        "seed": prepared.chosen.seed.hex() if prepared.chosen.seed is not None else None,
+        "mutation": request.mutation.value if request.mutation is not None else None,
+        "destroyed": course.destroyed,
+        "kept": request.keep and restored is not None,
+        "challenge": challenge,
+    }
+
+
+def _excused(suite: SuiteOutcome) -> list[CheckResult]:
+    """Return planned checks that make no sense for this service: recorded as not verified, counting for nothing."""
+    return [
+        CheckResult(
+            name=name,
+            state=CheckState.UNVERIFIED,
+            severity=Severity.WARNING,
+            detail=f"not applicable: {reason}",
+            seconds=0.0,
+        )
+        for name, reason in suite.not_applicable.items()
+    ]
+
+
+# --- drills that did not end ----------------------------------------------------------------------------------
+
+
+def record_orphans(context: RestoreContext, evidence: Evidence) -> list[int]:
+    """Put drills whose process died on this host on record as aborted; returns the numbers of the records.
+
+    Raises:
+        LedgerError, ObjectStoreError: they could not be put on record, and stay in the journal.
+    """
+    reap(context.environments_dir, context.clock)
+    with orphans(context.state_dir) as drills:
+        return [_record_abortion(evidence, drill).number for drill in drills]
+
+
+def _record_abortion(evidence: Evidence, drill: UnderWay) -> Record:
+    nothing = recovery_fields(
+        point=None,
+        snapshots=(),
+        phases=None,
+        rto_seconds=None,
+        documents=None,
+        isolation=(),
+        environment=None,
+        error=None,
+    )
+    return evidence.require(
+        EvidenceKind.DRILL,
+        service=ServiceName(drill.service),
+        run=None,
+        subject=[Subject(f"plan/{drill.plan}", drill.plan_sha256)],
+        fields={
+            **nothing,
+            "obligation": drill.obligation,
+            "obligation_entry": drill.obligation_entry,
+            "outcome": "aborted",
+            "target": target_fields(
+                requested=drill.requested, kind=drill.kind, reached_time=None, reached_lsn=None, timeline=None
+            ),
+            "reasons": ["the process that ran this drill ended before its outcome was on record"],
+            "checks": [],
+            "rpo_ms": None,
+            "target_accuracy_ms": None,
+            "promised": {"rto_ms": drill.rto_ms, "rpo_ms": drill.rpo_ms},
+            "not_tested": ["everything: the drill did not come to an end"],
+            "seed": drill.seed,
+            "mutation": drill.mutation,
+            "destroyed": True,
+            "kept": False,
+            "findings": [],
+            "challenge": {"nonce": secrets.token_hex(16), "lsn": None},
+        },
+    )

@@ -1,0 +1,168 @@
+"""Putting on record what was done: required where a proof is made, never in the way of a rescue.
+
+A drill without its obligation on record proves nothing, so :meth:`Evidence.require` raises. A restore at three in the
+morning goes on whatever the ledger says, so :meth:`Evidence.record` does not: the record is kept aside on this host,
+appended by the next one that succeeds, and everybody is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+from drservice import telemetry
+from drservice.canonical import Json
+from drservice.clock import Clock
+from drservice.errors import DrError, LogKeyError
+from drservice.evidence.anchoring import Anchor
+from drservice.evidence.ledger import Entry, Ledger, Record
+from drservice.evidence.statements import Occasion, Statement, Subject, make_statement
+from drservice.model.evidence import EvidenceKind
+from drservice.model.ids import RepositoryId, RunId, ServiceName
+from drservice.model.points import RecoveryPoint
+from drservice.model.snapshot import SnapshotRecord
+from drservice.operations.progress import Progress
+from drservice.repository import layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """The ledger as this host uses it."""
+
+    repository: RepositoryId
+    ledger: Ledger
+    host: str
+    clock: Clock
+    problem: str | None
+    """Why this host cannot sign records; ``None`` if it can."""
+    holds_log_key: bool
+
+    def occasion(self, service: ServiceName | None, run: str | None) -> Occasion:
+        """Return what every record says first."""
+        return Occasion(
+            repository=self.repository,
+            service=service,
+            host=self.host,
+            run=RunId(run) if run is not None else None,
+            recorded_at=self.clock.now(),
+            tool_version=metadata.version("drservice"),
+        )
+
+    def require(
+        self,
+        kind: EvidenceKind,
+        *,
+        service: ServiceName | None,
+        run: str | None,
+        subject: Sequence[Subject],
+        fields: Mapping[str, Json],
+    ) -> Record:
+        """Append a record.
+
+        Raises:
+            LogKeyError: this host has no signing key that anybody believes.
+            LedgerError, StatementError, ObjectStoreError: it is not on record.
+        """
+        self.require_signing()
+        return self.ledger.append(
+            make_statement(kind, occasion=self.occasion(service, run), subject=subject, fields=fields)
+        )
+
+    def require_signing(self) -> None:
+        """Return if this host can sign records.
+
+        Raises:
+            LogKeyError: it cannot; the message tells why.
+        """
+        if self.problem is not None:
+            raise LogKeyError(
+                f"this host cannot put anything on record: {self.problem}",
+                hint="`drservice init` makes a signing key; list it in repository.signers on every host.",
+            )
+
+    def record(
+        self,
+        kind: EvidenceKind,
+        *,
+        service: ServiceName | None,
+        run: str | None,
+        subject: Sequence[Subject],
+        fields: Mapping[str, Json],
+        progress: Progress,
+    ) -> Record | None:
+        """Append a record if that is possible; else keep it aside and say so. Never raises our own errors."""
+        if self.problem is not None:
+            _tell(progress, f"this {kind.value} is NOT on record: {self.problem}")
+            return None
+        try:
+            statement = make_statement(kind, occasion=self.occasion(service, run), subject=subject, fields=fields)
+        except DrError as error:
+            _tell(progress, f"this {kind.value} is NOT on record: {error.message}")
+            return None
+        try:
+            return self.ledger.append(statement)
+        except DrError as error:
+            self._keep_aside(statement, error, progress)
+        return None
+
+    def _keep_aside(self, statement: Statement, error: DrError, progress: Progress) -> None:
+        kind = statement.kind.value
+        try:
+            path = self.ledger.keep_aside(statement)
+        except DrError as second:
+            why = f"{error.message}; nor could it be kept on this host: {second.message}"
+            _tell(progress, f"this {kind} is NOT on record: {why}")
+            return
+        _tell(
+            progress,
+            f"the ledger did not take the record of this {kind} ({error.message}); it is kept in {path} and appended by"
+            " the next drservice command that writes to the ledger",
+        )
+
+    def newest_first(self, *, service: ServiceName | None = None, most: int = 2000) -> Iterator[Entry]:
+        """Yield the newest entries first, at most ``most`` of them are read; only those of ``service`` if given.
+
+        Raises:
+            LedgerError, StatementError, KeyProblemError, ObjectStoreError: the ledger cannot be read or believed.
+        """
+        size = self.ledger.size()
+        for number in range(size - 1, max(-1, size - 1 - most), -1):
+            entry = self.ledger.entry(number)
+            if service is None or entry.signed.statement.service == service:
+                yield entry
+
+    def seal(self) -> tuple[Anchor, ...]:
+        """Sign a checkpoint if this host holds the log key, and copy the newest one to every anchor place.
+
+        Raises:
+            LedgerError, AnchorError, ObjectStoreError: it was not signed, or not anchored everywhere.
+        """
+        if self.holds_log_key:
+            self.ledger.checkpoint()
+        if not self.ledger.anchors:
+            return ()
+        return self.ledger.anchor()
+
+
+def snapshot_subjects(records: Sequence[SnapshotRecord]) -> list[Subject]:
+    """Return snapshots as subjects: their keys and the hashes of their headers."""
+    return [
+        Subject(layout.snapshot_key(record.service, record.component, record.id), record.header_sha256)
+        for record in records
+    ]
+
+
+def point_subjects(point: RecoveryPoint | None) -> list[Subject]:
+    """Return the members of a recovery point as subjects."""
+    if point is None:
+        return []
+    return [
+        Subject(layout.snapshot_key(point.service, member.component, member.snapshot), member.header_sha256)
+        for member in point.members
+    ]
+
+
+def _tell(progress: Progress, text: str) -> None:
+    progress.note(f"WARNING: {text}")
+    telemetry.warning("evidence not written", problem=text)

@@ -1,0 +1,192 @@
+"""Restoring files beside a recovered cluster: the documents its rows refer to, and folders as they were.
+
+The rows decide. A row without a file is never silent: what is missing because we lost it, what was missing in
+production already, and what cannot be read any more are three different numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from drservice import processes
+from drservice.components.odoo_filestore.placing import (
+    PlaceContext,
+    PlacedDocuments,
+    place_documents,
+    place_folder,
+)
+from drservice.components.postgres.asking import asking
+from drservice.environments.interface import Environment
+from drservice.model.estate import FilesKind, FilesSettings, Service
+from drservice.model.points import files_at, order_for_documents
+from drservice.model.snapshot import SnapshotRecord
+from drservice.operations.production import read_references
+from drservice.operations.progress import Progress
+from drservice.repository.repository import Repository
+
+_REFERENCES_SECONDS = 600.0
+_FOLDER = "files"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentCounts:
+    """What became of the documents that a recovered database refers to."""
+
+    expected: int = 0
+    missing: int = 0
+    """In no snapshot, and not known to have been missing in production."""
+    corrupt: int = 0
+    extra: int = 0
+    """In the snapshot, and no row refers to them: not placed."""
+    missing_in_production: int = 0
+    """Production had no good copy when it was captured: nothing there, or other content than the name says."""
+
+    def __add__(self, other: DocumentCounts) -> DocumentCounts:
+        """Add the counts of two folders."""
+        return DocumentCounts(
+            expected=self.expected + other.expected,
+            missing=self.missing + other.missing,
+            corrupt=self.corrupt + other.corrupt,
+            extra=self.extra + other.extra,
+            missing_in_production=self.missing_in_production + other.missing_in_production,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoredFiles:
+    """One folder of files that was restored."""
+
+    component: FilesSettings
+    root: Path
+    records: tuple[SnapshotRecord, ...]
+    """The snapshots that were looked into, the preferred one first; empty if there is none."""
+    files: int = 0
+    written_bytes: int = 0
+    fetched_bytes: int = 0
+    documents: PlacedDocuments | None = None
+    """``None`` for a plain folder."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> DocumentCounts | None:
+        """The documents in numbers; ``None`` for a plain folder."""
+        placed = self.documents
+        if placed is None:
+            return None
+        return DocumentCounts(
+            expected=placed.expected,
+            missing=len(placed.missing),
+            corrupt=len(placed.corrupt),
+            extra=placed.extra,
+            missing_in_production=len(placed.missing_in_production) + len(placed.corrupt_in_production),
+        )
+
+    def problems(self) -> tuple[str, ...]:
+        """Return what is not as it was, in sentences; empty if nothing is."""
+        name = self.component.name
+        found = [] if self.records else [f"there is no snapshot of {name}"]
+        placed = self.documents
+        if placed is not None:
+            if placed.missing:
+                found.append(f"{len(placed.missing)} documents of {name} are in no snapshot")
+            if placed.corrupt:
+                found.append(f"{len(placed.corrupt)} documents of {name} cannot be restored as they were")
+            if placed.missing_in_production:
+                found.append(f"{len(placed.missing_in_production)} documents of {name} were missing in production too")
+            if placed.corrupt_in_production:
+                found.append(f"{len(placed.corrupt_in_production)} documents of {name} were damaged in production too")
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesRestore:
+    """What restoring files works with."""
+
+    repository: Repository
+    service: Service
+    progress: Progress
+
+    def beside(
+        self, environment: Environment, component: FilesSettings, *, instant: datetime | None, into: Path | None
+    ) -> RestoredFiles:
+        """Restore one folder beside a recovered cluster.
+
+        Args:
+            environment: where the recovered server runs; files go below it unless ``into`` says otherwise.
+            component: the folder.
+            instant: what the database was recovered to; ``None`` for the latest position.
+            into: the folder to make; its parent exists.
+
+        Raises:
+            RecoveryError, ObjectStoreError, KeyProblemError: nothing is under the final name.
+            PostgresError: the recovered database does not say what it refers to.
+        """
+        self.progress.step(f"restore {component.name}")
+        if component.kind is FilesKind.DIRECTORY:
+            return self.folder(component, instant=instant, root=into or environment.folder(component.name) / _FOLDER)
+        assert component.database is not None
+        environment.require_own_socket()
+        with asking(
+            environment.dsn,
+            seconds=_REFERENCES_SECONDS,
+            database=component.database,
+            application_name="drservice restore",
+        ) as session:
+            references = read_references(session)
+        records = order_for_documents(self._records(component), instant)
+        root = into or environment.folder(component.name) / component.database
+        placed = place_documents(
+            self._context(component), [record.id for record in records], root, wanted=references.documents
+        )
+        for text in placed.unreadable:
+            self.progress.note(f"WARNING: {text}")
+        return RestoredFiles(
+            component=component,
+            root=root,
+            records=records if placed.from_older else records[:1],
+            files=placed.placed,
+            written_bytes=placed.written_bytes,
+            fetched_bytes=placed.fetched_bytes,
+            documents=placed,
+            notes=(*references.notes, *placed.unreadable),
+        )
+
+    def folder(self, component: FilesSettings, *, instant: datetime | None, root: Path) -> RestoredFiles:
+        """Restore a folder as the snapshot has it that stands for the instant (``None`` = the latest).
+
+        Raises:
+            RecoveryError, DamagedObjectError, MissingObjectError: nothing is under the final name.
+        """
+        chosen = files_at(self._records(component), instant)
+        if chosen is None:
+            return RestoredFiles(component=component, root=root, records=())
+        placed = place_folder(self._context(component), chosen.id, root)
+        late = instant is not None and chosen.stopped_at > instant
+        note = f"there is no snapshot of {component.name} from before the target; the first one after it was taken"
+        return RestoredFiles(
+            component=component,
+            root=root,
+            records=(chosen,),
+            files=placed.files,
+            written_bytes=placed.written_bytes,
+            fetched_bytes=placed.fetched_bytes,
+            notes=(note,) if late else (),
+        )
+
+    def _context(self, component: FilesSettings) -> PlaceContext:
+        return PlaceContext(
+            repository=self.repository,
+            scope=self.repository.scope(self.service.name, component.name),
+            account=processes.server_account(None),
+            workers=component.workers,
+            progress=self.progress,
+        )
+
+    def _records(self, component: FilesSettings) -> Sequence[SnapshotRecord]:
+        listing = self.repository.snapshots(self.repository.scope(self.service.name, component.name))
+        for key, error in listing.unreadable.items():
+            self.progress.note(f"WARNING: a snapshot cannot be read and is left out: {key}: {error.message}")
+        return listing.records

@@ -1,0 +1,188 @@
+"""What is put on record: results become the fields of statements (docs/evidence.md). Pure.
+
+Durations are whole milliseconds and texts are bounded, because a record is small and has one spelling. Nothing personal
+goes in: names of files are hashes, and details are the ones that people see on the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+
+from drservice.canonical import Json, canonical_bytes
+from drservice.clock import to_iso
+from drservice.environments.interface import Probe
+from drservice.errors import DrError
+from drservice.model.checks import CheckResult
+from drservice.model.points import RecoveryPoint
+from drservice.model.snapshot import POSTGRES_KIND, SnapshotRecord
+from drservice.operations.filesrestore import DocumentCounts
+from drservice.operations.phases import PHASES
+
+_TEXT_LETTERS = 400
+_DETAIL_LETTERS = 240
+_REASONS = 24
+
+
+def bounded(text: str, letters: int = _TEXT_LETTERS) -> str:
+    """Return a text that fits into a record, cut visibly if it does not."""
+    plain = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return plain if len(plain) <= letters else plain[: letters - 12] + " [shortened]"
+
+
+def milliseconds(seconds: float | None) -> int | None:
+    """Return whole milliseconds, rounded up: a record never says faster than it was."""
+    return None if seconds is None else -int(-max(0.0, seconds) * 1000 // 1)
+
+
+def promised_ms(promise: timedelta | None) -> int | None:
+    """Return a promise in whole milliseconds."""
+    return None if promise is None else promise // timedelta(milliseconds=1)
+
+
+def backup_fields(
+    *,
+    outcome: str,
+    point: RecoveryPoint | None,
+    records: Sequence[SnapshotRecord],
+    started_at: datetime,
+    ended_at: datetime,
+    error: DrError | None,
+) -> dict[str, Json]:
+    """Return what a backup puts on record."""
+    return {
+        "outcome": outcome,
+        "point": point.id if point is not None else None,
+        "started_at": to_iso(started_at),
+        "ended_at": to_iso(ended_at),
+        "components": [_captured(record) for record in records],
+        "error": error_fields(error),
+    }
+
+
+def _captured(record: SnapshotRecord) -> dict[str, Json]:
+    position: dict[str, Json] = {"start_lsn": None, "stop_lsn": None, "timeline": None}
+    damage: dict[str, Json] = {"missing_in_production": None, "corrupt_in_production": None}
+    if record.kind == POSTGRES_KIND:
+        facts = record.postgres
+        position = {
+            "start_lsn": str(facts.start_lsn),
+            "stop_lsn": str(facts.stop_lsn),
+            "timeline": int(facts.timeline),
+        }
+    else:
+        damage = {
+            "missing_in_production": record.documents.missing,
+            "corrupt_in_production": record.documents.corrupt,
+        }
+    return {
+        "component": record.component,
+        "kind": record.kind,
+        "method": record.method,
+        "snapshot": record.id,
+        "state": record.state.value,
+        "source_bytes": record.source_bytes,
+        "read_bytes": record.read_bytes,
+        "stored_bytes": record.stored_bytes,
+        "files": record.files,
+        **position,
+        **damage,
+    }
+
+
+def target_fields(
+    *, requested: str, kind: str, reached_time: datetime | None, reached_lsn: str | None, timeline: int | None
+) -> dict[str, Json]:
+    """Return what was asked for and what was reached."""
+    return {
+        "requested": bounded(requested),
+        "kind": kind,
+        "reached_time": to_iso(reached_time) if reached_time is not None else None,
+        "reached_lsn": reached_lsn,
+        "timeline": timeline,
+    }
+
+
+def recovery_fields(
+    *,
+    point: str | None,
+    snapshots: Iterable[tuple[str, str]],
+    phases: Mapping[str, float] | None,
+    rto_seconds: float | None,
+    documents: DocumentCounts | None,
+    isolation: Iterable[Probe],
+    environment: tuple[str, str] | None,
+    error: DrError | None,
+) -> dict[str, Json]:
+    """Return what restores and drills put on record alike.
+
+    Args:
+        point: the recovery point that was used, if any.
+        snapshots: (component, snapshot) of everything that was placed.
+        phases: seconds by phase; ``None`` if it did not come to an end.
+        rto_seconds: from the decision to the checks passed.
+        documents: what became of the documents; ``None`` without any.
+        isolation: the self-test's probes.
+        environment: (id, kind).
+        error: what ended it early.
+    """
+    return {
+        "point": point,
+        "snapshots": [{"component": component, "snapshot": snapshot} for component, snapshot in snapshots],
+        "phases_ms": {name: milliseconds(phases[name]) for name in PHASES} if phases is not None else None,
+        "rto_ms": milliseconds(rto_seconds),
+        "documents": document_fields(documents),
+        "isolation": [
+            {"name": probe.name, "isolated": probe.isolated, "detail": bounded(probe.detail, _DETAIL_LETTERS)}
+            for probe in isolation
+        ],
+        "environment": {"id": environment[0], "kind": environment[1]} if environment is not None else None,
+        "error": error_fields(error),
+    }
+
+
+def document_fields(counts: DocumentCounts | None) -> dict[str, Json] | None:
+    """Return the counts of documents, each for itself."""
+    if counts is None:
+        return None
+    return {
+        "expected": counts.expected,
+        "missing": counts.missing,
+        "corrupt": counts.corrupt,
+        "extra": counts.extra,
+        "missing_in_production": counts.missing_in_production,
+    }
+
+
+def check_fields(results: Iterable[CheckResult]) -> list[Json]:
+    """Return each check with its outcome."""
+    return [
+        {
+            "name": result.name,
+            "state": result.state.value,
+            "severity": result.severity.value,
+            "owner": bounded(result.owner) if result.owner is not None else None,
+            "duration_ms": milliseconds(result.seconds),
+            "detail": bounded(result.detail, _DETAIL_LETTERS),
+        }
+        for result in results
+    ]
+
+
+def texts(items: Iterable[str]) -> list[Json]:
+    """Return a bounded list of bounded texts; what is left out is counted."""
+    found = list(items)
+    shown: list[Json] = [bounded(text) for text in found[:_REASONS]]
+    if len(found) > _REASONS:
+        shown.append(f"and {len(found) - _REASONS} more")
+    return shown
+
+
+def error_fields(error: DrError | None) -> dict[str, Json] | None:
+    """Return an error's code and message."""
+    return None if error is None else {"code": error.code, "message": bounded(error.message)}
+
+
+def listing_artefact(lists: Mapping[str, Iterable[str]]) -> bytes:
+    """Return lists of names (missing documents, say) as an artefact; equal lists give equal bytes."""
+    return canonical_bytes({name: sorted(items) for name, items in lists.items()})

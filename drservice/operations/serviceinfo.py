@@ -1,0 +1,187 @@
+"""``info`` of a service: its clusters, its files, its recovery points, and when recovery was last proved.
+
+"Backed up" and "verified" are different states and stand apart: the first is read from snapshots and WAL, the second
+from drills in the ledger of evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from drservice.clock import Clock, from_iso
+from drservice.errors import DrError, ObjectStoreError
+from drservice.model.estate import FilesSettings, Service
+from drservice.model.evidence import EvidenceKind
+from drservice.model.points import RecoveryPoint
+from drservice.model.snapshot import SnapshotRecord
+from drservice.operations.evidence import Evidence
+from drservice.operations.info import AtRisk, ComponentInfo, component_info
+from drservice.repository.repository import Repository
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesInfo:
+    """What is known of a folder of files."""
+
+    component: FilesSettings
+    snapshots: tuple[SnapshotRecord, ...]
+    unreadable: dict[str, DrError]
+    seconds_at_risk: float | None
+    """Since the newest pass began: files made since then would be lost. ``None`` = there is no pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proved:
+    """When recovery was last shown to work, and by what: a ``drill`` on record, or a ``restore`` on this host."""
+
+    at: datetime
+    how: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillEntry:
+    """A drill on record; one that was meant to fail is none of these."""
+
+    number: int
+    at: datetime
+    outcome: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceInfo:
+    """What is known of a service."""
+
+    service: Service
+    proved: Proved | None
+    last_drill: DrillEntry | None
+    ledger_problem: str | None
+    """Why the ledger could not be asked; ``None`` if it could."""
+    databases: tuple[ComponentInfo, ...]
+    files: tuple[FilesInfo, ...]
+    points: tuple[RecoveryPoint, ...]
+    unreadable_points: dict[str, DrError]
+
+    @property
+    def snapshots(self) -> tuple[SnapshotRecord, ...]:
+        """Every snapshot of every component."""
+        clusters = tuple(record for item in self.databases for record in item.snapshots)
+        return clusters + tuple(record for item in self.files for record in item.snapshots)
+
+    @property
+    def unreadable(self) -> dict[str, DrError]:
+        """Snapshots and points that cannot be read, by key."""
+        found = dict(self.unreadable_points)
+        for database in self.databases:
+            found.update(database.unreadable)
+        for item in self.files:
+            found.update(item.unreadable)
+        return found
+
+    @property
+    def at_risk(self) -> AtRisk:
+        """The worst of the clusters; unknown if one is unknown."""
+        unknown = [item.at_risk for item in self.databases if item.at_risk.seconds is None]
+        if unknown:
+            return unknown[0]
+        known = [item.at_risk for item in self.databases]
+        return max(known, key=lambda item: item.seconds or 0.0) if known else AtRisk(bytes=0, seconds=0.0, problem=None)
+
+    @property
+    def documents_at_risk_seconds(self) -> float | None:
+        """The oldest of the newest passes; ``None`` if there are no files, or one was never captured."""
+        ages = [item.seconds_at_risk for item in self.files]
+        known = [age for age in ages if age is not None]
+        return max(known) if known and len(known) == len(ages) else None
+
+    @property
+    def estimated_rto_seconds(self) -> float | None:
+        """What the clusters take one after the other; ``None`` if one was never restored here."""
+        known = [item.estimated_rto_seconds for item in self.databases]
+        times = [seconds for seconds in known if seconds is not None]
+        return sum(times) if times and len(times) == len(known) else None
+
+
+def service_info(
+    repository: Repository, service: Service, *, evidence: Evidence, state_dir: Path, clock: Clock
+) -> ServiceInfo:
+    """Collect what is known of a service. Needs no identity.
+
+    Raises:
+        ObjectStoreError: the store did not answer; an unknown window is not an empty one.
+    """
+    now = clock.now()
+    points = repository.points(service.name).listing()
+    databases = tuple(
+        component_info(repository, service, component, state_dir=state_dir, clock=clock)
+        for component in service.databases()
+    )
+    drills, problem = _drills(evidence, service)
+    return ServiceInfo(
+        service=service,
+        proved=_proved(databases, drills),
+        last_drill=drills[0] if drills else None,
+        ledger_problem=problem,
+        databases=databases,
+        files=tuple(_files_info(repository, service, component, now) for component in service.files()),
+        points=points.points,
+        unreadable_points=dict(points.unreadable),
+    )
+
+
+def _drills(evidence: Evidence, service: Service) -> tuple[list[DrillEntry], str | None]:
+    """Return the newest drills back to the last one that passed, and why the ledger could not be asked, if so."""
+    found: list[DrillEntry] = []
+    try:
+        for entry in evidence.newest_first(service=service.name):
+            statement = entry.signed.statement
+            predicate = statement.predicate
+            if statement.kind is not EvidenceKind.DRILL or predicate["mutation"] is not None:
+                continue
+            target = predicate["target"]
+            assert isinstance(target, Mapping), "the schema was checked"
+            outcome = str(predicate["outcome"])
+            found.append(
+                DrillEntry(
+                    number=entry.number,
+                    at=statement.recorded_at,
+                    outcome=outcome,
+                    target=str(target["requested"]),
+                )
+            )
+            if outcome == "passed":
+                break
+    except ObjectStoreError:
+        raise
+    except DrError as error:
+        return found, error.message
+    return found, None
+
+
+def _proved(databases: Sequence[ComponentInfo], drills: Sequence[DrillEntry]) -> Proved | None:
+    """Return the newest proof: a passed drill, or a proven restore of every cluster on this host."""
+    proofs = [Proved(at=drill.at, how="drill") for drill in drills if drill.outcome == "passed"]
+    restored = [known.measured.restored_at for known in databases if known.measured is not None]
+    if restored and len(restored) == len(databases):
+        proofs.append(Proved(at=from_iso(min(restored)), how="restore"))
+    return max(proofs, key=lambda proof: proof.at, default=None)
+
+
+def _files_info(repository: Repository, service: Service, component: FilesSettings, now: datetime) -> FilesInfo:
+    listing = repository.snapshots(repository.scope(service.name, component.name))
+    return FilesInfo(
+        component=component,
+        snapshots=listing.records,
+        unreadable=dict(listing.unreadable),
+        seconds_at_risk=_age(listing.records, now),
+    )
+
+
+def _age(records: Sequence[SnapshotRecord], now: datetime) -> float | None:
+    if not records:
+        return None
+    began = max(record.documents.walk_began_at for record in records)
+    return max(0.0, (now - began).total_seconds())

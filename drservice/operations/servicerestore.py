@@ -1,0 +1,241 @@
+"""``restore`` of a service, put on record: also a restore that failed is evidence.
+
+The record never stands in the way: a ledger that cannot be written is told loudly, and the restore goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from drservice.canonical import Json
+from drservice.clock import to_iso
+from drservice.components.postgres.placing import require_empty
+from drservice.errors import DrError, ExitStatus, InterruptedRunError, TargetOutsideWindowError
+from drservice.evidence.statements import Subject
+from drservice.model.checks import Baseline
+from drservice.model.estate import FilesSettings, Service
+from drservice.model.evidence import EvidenceKind
+from drservice.model.ids import ComponentName, PointId, ServiceName, make_ulid
+from drservice.model.points import RecoveryPoint
+from drservice.model.recovery import Target
+from drservice.operations.evidence import Evidence, snapshot_subjects
+from drservice.operations.filesrestore import DocumentCounts, FilesRestore, RestoredFiles
+from drservice.operations.progress import Progress
+from drservice.operations.records import recovery_fields, target_fields
+from drservice.operations.restore import RestoreContext, RestoreRequest, RestoreResult, run_restore
+from drservice.repository import layout
+from drservice.repository.repository import Repository
+
+
+def restore_service(context: RestoreContext, evidence: Evidence, request: RestoreRequest) -> RestoreResult:
+    """Restore a service to a target, prove it, and put the outcome on record.
+
+    Raises:
+        As :func:`run_restore`; what failed is on record too, unless nothing was begun (a wrong call).
+    """
+    run = make_ulid(context.clock.now(), os.urandom(10))
+    try:
+        result = run_restore(context, request)
+    except DrError as error:
+        if error.exit_status is not ExitStatus.USAGE:
+            _record_failure(context, evidence, request, run, error)
+        raise
+    except KeyboardInterrupt:
+        _record_failure(context, evidence, request, run, InterruptedRunError("the restore was interrupted"))
+        raise
+    evidence.record(
+        EvidenceKind.RESTORE,
+        service=request.service.name,
+        run=run,
+        subject=subjects_of(result),
+        fields={
+            "outcome": "partial" if result.is_partial else "restored",
+            "target": reached_fields(result),
+            **recovered_fields(result),
+        },
+        progress=context.progress,
+    )
+    return result
+
+
+def _record_failure(
+    context: RestoreContext, evidence: Evidence, request: RestoreRequest, run: str, error: DrError
+) -> None:
+    evidence.record(
+        EvidenceKind.RESTORE,
+        service=request.service.name,
+        run=run,
+        subject=[],
+        fields={
+            "outcome": "failed",
+            "target": target_fields(
+                requested=request.target.describe(),
+                kind=request.target.kind.value,
+                reached_time=None,
+                reached_lsn=None,
+                timeline=None,
+            ),
+            **recovery_fields(
+                point=None,
+                snapshots=(),
+                phases=None,
+                rto_seconds=None,
+                documents=None,
+                isolation=(),
+                environment=None,
+                error=error,
+            ),
+        },
+        progress=context.progress,
+    )
+
+
+def subjects_of(result: RestoreResult) -> list[Subject]:
+    """Return what a recovery was made from: the snapshots' keys and the hashes of their headers."""
+    return snapshot_subjects(result.used_records)
+
+
+def reached_fields(result: RestoreResult) -> dict[str, Json]:
+    """Return what was asked for and what was reached."""
+    target = result.planned.resolved.plan.target
+    return target_fields(
+        requested=target.describe(),
+        kind=target.kind.value,
+        reached_time=result.reached.time,
+        reached_lsn=str(result.reached.lsn),
+        timeline=int(result.reached.timeline),
+    )
+
+
+def recovered_fields(result: RestoreResult, *, rto_seconds: float | None = None) -> dict[str, Json]:
+    """Return what restores and drills record alike; ``rto_seconds`` replaces the restore's own if checks followed."""
+    return recovery_fields(
+        point=None,
+        snapshots=[(record.component, record.id) for record in result.used_records],
+        phases=result.phases,
+        rto_seconds=rto_seconds if rto_seconds is not None else result.rto_seconds,
+        documents=document_counts(result),
+        isolation=result.isolation,
+        environment=(result.environment.id, result.environment.kind),
+        error=None,
+    )
+
+
+def document_counts(result: RestoreResult) -> DocumentCounts | None:
+    """Return the documents of all folders together; ``None`` if the service has none."""
+    counts = [item.counts for item in result.files if item.counts is not None]
+    if not counts:
+        return None
+    total = DocumentCounts()
+    for item in counts:
+        total = total + item
+    return total
+
+
+def baselines_for(
+    repository: Repository, service: ServiceName, result: RestoreResult, *, progress: Progress
+) -> Mapping[ComponentName, Baseline]:
+    """Return what production said before the recovered position: of the newest point that lies on the path taken.
+
+    A baseline of another branch of history, or of a later position, says nothing about this copy.
+
+    Raises:
+        ObjectStoreError: the store did not answer.
+    """
+    plan = result.planned.resolved.plan
+    component = plan.snapshot.component
+    listing = repository.points(service).listing()
+    for key, error in listing.unreadable.items():
+        progress.note(f"WARNING: a recovery point cannot be read and is left out: {key}: {error.message}")
+    for point in reversed(listing.points):
+        if not _is_on_path(point, component, result):
+            continue
+        baseline = _baseline(repository, service, point, component, progress)
+        if baseline is not None and baseline.lsn <= result.reached.lsn:
+            return {component: baseline}
+    return {}
+
+
+def _is_on_path(point: RecoveryPoint, component: ComponentName, result: RestoreResult) -> bool:
+    member = point.member(component)
+    plan = result.planned.resolved.plan
+    if member is None or member.position is None or member.position.system_id != plan.snapshot.postgres.system_id:
+        return False
+    position = member.position
+    return any(
+        span.timeline == position.timeline and (span.end is None or position.lsn <= span.end)
+        for span in plan.reach.path
+    )
+
+
+def _baseline(
+    repository: Repository, service: ServiceName, point: RecoveryPoint, component: ComponentName, progress: Progress
+) -> Baseline | None:
+    try:
+        baselines = repository.points(service).secret(PointId(point.id)).get("baselines")
+        found = baselines.get(component) if isinstance(baselines, Mapping) else None
+        return Baseline.from_json(found) if found is not None else None
+    except (DrError, ValueError) as error:
+        key = layout.point_key(service, point.id)
+        progress.note(f"WARNING: the baseline of {key} ({to_iso(point.at)}) cannot be read: {error}")
+        return None
+
+
+def restore_folder(
+    context: RestoreContext,
+    evidence: Evidence,
+    service: Service,
+    component: FilesSettings,
+    target: Target,
+    into: Path,
+) -> RestoredFiles:
+    """Restore one folder of files by itself, as a snapshot has it, and put that on record.
+
+    Raises:
+        TargetDirectoryError: ``into`` is in use.
+        TargetOutsideWindowError: there is no snapshot of it.
+        RecoveryError, DamagedObjectError, MissingObjectError: nothing is under the name ``into``.
+    """
+    run = make_ulid(context.clock.now(), os.urandom(10))
+    require_empty(into)
+    began = context.clock.monotonic()
+    files = FilesRestore(repository=context.repository, service=service, progress=context.progress)
+    context.progress.step(f"restore {component.name}")
+    restored = files.folder(component, instant=target.time, root=into)
+    if not restored.records:
+        raise TargetOutsideWindowError(
+            f"there is no snapshot of {service.name}/{component.name}",
+            hint=f"Take one: drservice backup {service.name}.",
+        )
+    context.progress.done()
+    seconds = context.clock.monotonic() - began
+    evidence.record(
+        EvidenceKind.RESTORE,
+        service=service.name,
+        run=run,
+        subject=snapshot_subjects(restored.records),
+        fields={
+            "outcome": "restored",
+            "target": target_fields(
+                requested=target.describe(),
+                kind=target.kind.value,
+                reached_time=restored.records[0].stopped_at,
+                reached_lsn=None,
+                timeline=None,
+            ),
+            **recovery_fields(
+                point=None,
+                snapshots=[(record.component, record.id) for record in restored.records],
+                phases=None,
+                rto_seconds=seconds,
+                documents=None,
+                isolation=(),
+                environment=None,
+                error=None,
+            ),
+        },
+        progress=context.progress,
+    )
+    return restored
