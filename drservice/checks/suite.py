@@ -105,6 +105,7 @@ def _database_checks(component: ComponentName, times: CheckTimes) -> Iterator[Ch
     yield _check(component, "target-reached", postgres.ask_target, times.sql_seconds)
     yield _check(component, "timeline", postgres.ask_timeline, times.sql_seconds)
     yield _check(component, "watermarks", watermarks.ask_watermarks, times.business_seconds)
+    yield _check(component, "deletable-rows", watermarks.ask_deletable, times.business_seconds, Severity.WARNING)
     yield _check(component, "extensions", postgres.ask_extensions, times.sql_seconds)
     # Production may be like this too; the sequences of its baseline are among the watermarks.
     yield _check(component, "sequences", postgres.ask_sequences, times.sql_seconds, Severity.WARNING)

@@ -36,7 +36,18 @@ from drservice.model.ids import ComponentName
 
 
 def ask_watermarks(component: ComponentName, service: RecoveredService, seconds: float) -> Finding | NotApplicable:
-    """Compare every watermark of a cluster's baseline with the copy."""
+    """Compare the rows that nobody can delete, and the sequences, with the cluster's baseline."""
+    return _ask_all(component, service, seconds, [*(item.name for item in WATERMARKS if item.final), SEQUENCES])
+
+
+def ask_deletable(component: ComponentName, service: RecoveredService, seconds: float) -> Finding | NotApplicable:
+    """Compare rows that people may delete with the baseline: behind its position, fewer prove no loss."""
+    return _ask_all(component, service, seconds, [item.name for item in WATERMARKS if not item.final])
+
+
+def _ask_all(
+    component: ComponentName, service: RecoveredService, seconds: float, wanted: list[str]
+) -> Finding | NotApplicable:
     recovered = database_of(service, component)
     baseline = service.baselines.get(component)
     if baseline is None:
@@ -44,9 +55,9 @@ def ask_watermarks(component: ComponentName, service: RecoveredService, seconds:
     behind = is_behind(recovered, baseline)
     if behind is not None:
         return behind
-    names = watermark_names([*baseline.values, *baseline.problems])
+    names = [item for item in watermark_names([*baseline.values, *baseline.problems]) if item[1] in wanted]
     if not names:
-        return NotApplicable(reason="production had no table and no sequence that watermarks are known for")
+        return NotApplicable(reason="production had no table that watermarks are known for")
     findings: list[Finding] = []
     for database in dict.fromkeys(name[0] for name in names):
         with ask_recovered(recovered, seconds=seconds, database=database) as source:

@@ -275,6 +275,15 @@ def test_a_row_written_again_is_explained_only_where_a_later_position_was_reache
     assert plant.ask("db/watermarks").state is FAILED
 
 
+def test_a_deleted_attachment_is_a_warning_because_people_delete_them(plant: Plant) -> None:
+    plant.measure()
+    assert plant.ask("db/deletable-rows").state is PASSED
+    plant.sql("delete from ir_attachment where id = 1")
+    result = plant.ask("db/deletable-rows")
+    assert (result.state, result.severity) == (FAILED, Severity.WARNING)
+    assert plant.ask("db/watermarks").state is PASSED
+
+
 def test_an_amount_that_was_changed_without_a_transaction_fails_the_watermark(plant: Plant) -> None:
     plant.measure()
     plant.sql("checkpoint")

@@ -56,10 +56,11 @@ def fine(_service: RecoveredService, _seconds: float) -> Finding:
 def test_the_plan_is_known_from_the_configuration_alone_and_its_names_differ() -> None:
     names = [item.name for item in plan_suite(SERVICE)]
     assert len(set(names)) == len(names)
-    assert names[:6] == [
+    assert names[:7] == [
         "db/target-reached",
         "db/timeline",
         "db/watermarks",
+        "db/deletable-rows",
         "db/extensions",
         "db/sequences",
         "db/invalid-indexes",
