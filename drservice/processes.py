@@ -263,6 +263,7 @@ def run(
     cwd: Path | None = None,
     stdin: bytes | None = None,
     timeout_seconds: float | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> Finished:
     """Run a program to its end and return how it ended; a non-zero status is not an exception.
 
@@ -279,6 +280,7 @@ def run(
         stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        pass_fds=pass_fds,
     )
     try:
         stdout, stderr = process.communicate(stdin, timeout=timeout_seconds)

@@ -3,8 +3,8 @@
 Made by bubblewrap (bwrap(1)): namespaces of its own for network, processes, IPC and host name; a root that
 holds ``/usr`` (read-only), a made-up ``/etc``, ``/proc``, a minimal ``/dev`` and the environment's folders
 below ``/env``, and is itself read-only; no inherited environment; no controlling terminal; no capability and
-no way to regain one. As root the server account is entered with setpriv(1), otherwise the user namespace is
-unshared and closed for further nesting.
+no way to regain one; a filter for system calls. As root the server account is entered with setpriv(1), otherwise
+the user namespace is unshared and closed for further nesting.
 
 bwrap stays process 1 inside. It reaps orphans there: as process 1 PostgreSQL would take the failure of an
 orphan of ``COPY ... PROGRAM`` for a crashed backend and restart.
@@ -21,6 +21,9 @@ from drservice.processes import Account
 
 STARTED_DESCRIPTOR = 9
 """Where the shell inside tells the keeper that everything stands; one digit, dash knows no others."""
+
+FILTER_DESCRIPTOR = 8
+"""Where bwrap of a server reads its system-call filter."""
 
 INSIDE_VARIABLES: Mapping[str, str] = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -62,6 +65,8 @@ class Layout:
     etc_extras: Sequence[str] = ()
     folders: Mapping[str, Path] = field(default_factory=dict)
     """What is bound read-only below /env/files from elsewhere."""
+    filter_descriptor: int = FILTER_DESCRIPTOR
+    """Where bwrap reads the system-call filter (seccomp.py)."""
     present_processes: int = 0
     """As root RLIMIT_NPROC counts the account's processes on the whole host; these are there already."""
 
@@ -81,6 +86,7 @@ def sandbox_argv(layout: Layout, argv: Sequence[str], *, environment: Mapping[st
         "--remount-ro", "/dev",
         "--remount-ro", "/",
         "--chdir", "/",
+        "--seccomp", str(layout.filter_descriptor),
         "--",
         *_bounds(layout),
         *_become(layout.account),

@@ -224,6 +224,8 @@ for my $set (qw(CapInh CapPrm CapEff CapBnd CapAmb)) {
 }
 answer('capabilities', @capabilities);
 my ($no_new) = $status =~ /^NoNewPrivs:\s*(\d)/m;
+my ($filter) = $status =~ /^Seccomp:\s*(\d)/m;
+answer('system-calls', defined $filter && $filter eq '2' ? () : 'there is no filter');
 answer('no-new-privileges', defined $no_new && $no_new eq '1' ? () : 'a setuid program could gain privileges');
 
 my @namespaces;
@@ -263,6 +265,7 @@ PROBE_NAMES = (
     "user",
     "capabilities",
     "no-new-privileges",
+    "system-calls",
     "namespaces",
     "processes",
     "descriptors",

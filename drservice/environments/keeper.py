@@ -12,7 +12,8 @@ after a fast shutdown. Signals to the keeper: SIGINT and
 SIGTERM ask the server for a fast shutdown, SIGQUIT for an immediate one (PostgreSQL's meaning of SIGINT and
 SIGQUIT).
 
-It starts fast: standard library only, besides ``processes``, which starts programs, ``proc`` and ``watch``.
+It starts fast: standard library only, besides ``processes``, which starts programs, and its neighbours that need
+no more.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import time
 from pathlib import Path
 
 from drservice import processes
-from drservice.environments import proc
+from drservice.environments import proc, seccomp
 from drservice.environments.limits import BrokenLimit, LimitKind
 from drservice.environments.watch import Bounds, Watch
 
@@ -41,6 +42,8 @@ KEEPER_LOG = "keeper.log"
 
 _STARTED_DESCRIPTOR = 9
 """The same number as in ``bubblewrap.STARTED_DESCRIPTOR`` (that module takes longer to load; a test compares)."""
+_FILTER_DESCRIPTOR = 8
+"""Likewise ``bubblewrap.FILTER_DESCRIPTOR``."""
 _START_SECONDS = 30.0
 _LAST_ORDERS_SECONDS = 10.0
 _KILL_SECONDS = 15.0
@@ -99,9 +102,13 @@ def _keep(folder: Path, report: int) -> int:
     read_end, write_end = os.pipe()
     os.dup2(write_end, _STARTED_DESCRIPTOR)
     os.close(write_end)
+    os.dup2(seccomp.open_filter(), _FILTER_DESCRIPTOR)
     with (folder / SERVER_LOG).open("ab") as log:
-        bwrap = processes.start(launch["argv"], stdout=log, stderr=log, pass_fds=(_STARTED_DESCRIPTOR,))
+        bwrap = processes.start(
+            launch["argv"], stdout=log, stderr=log, pass_fds=(_STARTED_DESCRIPTOR, _FILTER_DESCRIPTOR)
+        )
     os.close(_STARTED_DESCRIPTOR)
+    os.close(_FILTER_DESCRIPTOR)
     # Blocked only now: what is blocked before would stay blocked inside.
     signal.pthread_sigmask(signal.SIG_BLOCK, {*_FORWARDED, signal.SIGCHLD, signal.SIGHUP})
     if not _began(read_end):

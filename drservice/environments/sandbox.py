@@ -28,7 +28,7 @@ from typing import Protocol
 import drservice
 from drservice import processes
 from drservice.clock import Clock
-from drservice.environments import bubblewrap, folder, isolation, keeper, proc, watch
+from drservice.environments import bubblewrap, folder, isolation, keeper, proc, seccomp, watch
 from drservice.environments.interface import (
     Endpoint,
     EnvironmentDescription,
@@ -196,9 +196,7 @@ class Sandbox:
                 # Only as root: an ordinary user's own processes may read the environment bwrap was started
                 # with, therefore bwrap is never given more than the clean one (see _run_argv).
                 outside.update(canary)
-            return processes.run(
-                self._run_argv(argv), environment=outside, stdin=stdin, timeout_seconds=_SELF_TEST_SECONDS
-            )
+            return self._run(argv, environment=outside, stdin=stdin, timeout_seconds=_SELF_TEST_SECONDS)
 
         return isolation.run_self_test(run_inside, production=production, hidden=(self._root,))
 
@@ -333,7 +331,7 @@ class Sandbox:
             EnvironmentLimitError: the environment was ended for a broken limit, now or before.
         """
         self.require_within_limits()
-        finished = processes.run(self._run_argv(_require_program(argv)), stdin=stdin, timeout_seconds=timeout_seconds)
+        finished = self._run(_require_program(argv), stdin=stdin, timeout_seconds=timeout_seconds)
         if finished.status != 0:
             self.require_within_limits()
         return finished
@@ -373,7 +371,34 @@ class Sandbox:
             proc.send_signal(running, signal.SIGKILL)
         kill_processes_of(self._root)
 
-    def _run_argv(self, argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> list[str]:
+    def _run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | None,
+        timeout_seconds: float,
+        environment: Mapping[str, str] | None = None,
+    ) -> Finished:
+        """Run a program inside; ``environment`` is bwrap's own, of which nothing goes along."""
+        descriptor = seccomp.open_filter()
+        try:
+            return processes.run(
+                self._run_argv(argv, filter_descriptor=descriptor),
+                environment=environment,
+                stdin=stdin,
+                timeout_seconds=timeout_seconds,
+                pass_fds=(descriptor,),
+            )
+        finally:
+            os.close(descriptor)
+
+    def _run_argv(
+        self,
+        argv: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        filter_descriptor: int = bubblewrap.FILTER_DESCRIPTOR,
+    ) -> list[str]:
         about = self._about
         merged, separate = folder.host_system()
         layout = bubblewrap.Layout(
@@ -389,6 +414,7 @@ class Sandbox:
             usr_merged=merged,
             usr_folders=separate,
             etc_extras=folder.etc_extras(),
+            filter_descriptor=filter_descriptor,
             present_processes=proc.count_processes(about.account.uid)
             if about.account and about.limits.processes is not None
             else 0,

@@ -14,6 +14,7 @@ from drservice.environments.interface import EnvironmentSpec
 from drservice.environments.limits import Limits
 from drservice.environments.sandbox import Sandbox, prepare_sandbox
 from drservice.model.ids import ServiceName
+from drservice.processes import Finished
 
 POSTGRES_BIN = "/usr/lib/postgresql/15/bin"
 LONG = timedelta(hours=1)
@@ -77,10 +78,15 @@ def postgres_argv(*settings: str) -> Sequence[str]:
 def init_cluster(sandbox: Sandbox) -> None:
     """Make a small cluster inside, by the sandbox's own means."""
     finished = sandbox.execute(
-        [f"{POSTGRES_BIN}/initdb", "-D", "/env/data", "-U", "postgres", "-A", "trust", "--no-sync"],
+        [f"{POSTGRES_BIN}/initdb", "-D", "/env/data", "-U", "postgres", "-A", "trust", "--no-sync", "--data-checksums"],
         timeout_seconds=60,
     )
     assert finished.status == 0, finished
+
+
+def tool(sandbox: Sandbox, name: str, *arguments: str) -> Finished:
+    """Run one of PostgreSQL's programs inside, beside the server or without one."""
+    return sandbox.execute([f"{POSTGRES_BIN}/{name}", *arguments], timeout_seconds=60)
 
 
 def ready(sandbox: Sandbox) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from drservice import processes
 from drservice.clock import SystemClock
 from drservice.environments import bubblewrap, isolation
 from drservice.environments.bubblewrap import Layout, sandbox_argv
@@ -18,6 +20,7 @@ from drservice.environments.interface import Endpoint, Probe
 from drservice.environments.isolation import require_isolated
 from drservice.environments.isolation_probe import PROBE_NAMES
 from drservice.environments.sandbox import Sandbox, prepare_sandbox
+from drservice.environments.seccomp import MACHINES
 from drservice.errors import EnvironmentFailedError, IsolationError
 from tests.contract.env_fixtures import make_sandbox, make_spec
 
@@ -54,8 +57,19 @@ def leaking(tmp_path: Path, change: Change) -> Iterator[Sandbox]:
         sandbox.destroy()
 
 
-def without(*words: str) -> Change:
-    return lambda argv: [word for word in argv if word not in words]
+def without(*words: str | None) -> Change:
+    """Leave out these words; ``None`` after one: with its argument."""
+
+    def change(argv: list[str]) -> list[str]:
+        kept: list[str] = []
+        before = ""
+        for word in argv:
+            if word not in words and not (None in words and before in words):
+                kept.append(word)
+            before = word
+        return kept
+
+    return change
 
 
 def before_program(*words: str) -> Change:
@@ -200,13 +214,19 @@ LEAKS = (
     Leak(probe="capabilities", how="they could come back", root=True, change=without("--bounding-set=-all")),
     Leak(
         probe="no-new-privileges", how="without bubblewrap", root=True, change=without_bubblewrap,
-        also=frozenset({"host-paths", "writable", "environment", "processes"}),
+        also=frozenset({"host-paths", "writable", "environment", "processes", "system-calls", "descriptors"}),
+    ),
+    Leak(
+        probe="system-calls", how="no filter", change=without("--seccomp", None),
+        also=frozenset({"descriptors"}),  # nobody closes the one with the filter
     ),
     Leak(probe="namespaces", how="the host's IPC", change=without("--unshare-ipc")),
     Leak(probe="namespaces", how="the host's name", change=without("--unshare-uts", "--hostname", "drservice")),
     Leak(
         probe="processes", how="/proc of others", root=True,
-        change=inside_as_root("CAP_SYS_ADMIN", "unshare", "--pid", "--fork", "--"),
+        change=lambda argv: without("--seccomp", None)(
+            inside_as_root("CAP_SYS_ADMIN", "unshare", "--pid", "--fork", "--")(argv)),
+        also=frozenset({"system-calls", "descriptors"}),  # the filter would refuse to make this leak
     ),
     Leak(probe="descriptors", how="an open file", change=inside(*_SH_FIRST, 'exec 7</etc/passwd; exec "$@"', "sh")),
     Leak(probe="terminal", how="a terminal", change=inside("/usr/bin/perl", "-e", _TERMINAL)),
@@ -237,6 +257,22 @@ def test_a_leak_is_found_by_the_probe_made_for_it_and_by_no_other(
 
 def test_every_probe_has_been_seen_to_fail() -> None:
     assert {leak.probe for leak in LEAKS} == set(PROBE_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [("unshare", "0"), ("keyctl", "0, -3, 0"), ("personality", "0xffffffff"), ("kcmp", "$$, $$, 2, 0, 0")],
+)
+def test_a_refused_system_call_fails_inside_and_works_outside(tight: Sandbox, call: str, arguments: str) -> None:
+    number = MACHINES[platform.machine()].refused[call]
+    program = ["/usr/bin/perl", "-e", f"$! = 0; syscall({number}, {arguments}); print $! + 0"]
+    assert processes.run(program).stdout == b"0"
+    assert tight.execute(program, timeout_seconds=10).stdout == b"1"  # EPERM
+
+
+def test_no_socket_leads_to_the_hypervisor(tight: Sandbox) -> None:
+    program = ["/usr/bin/perl", "-e", "use Socket; socket(my $s, 40, SOCK_STREAM, 0) or print qq($!)"]
+    assert tight.execute(program, timeout_seconds=10).stdout == b"Address family not supported by protocol"
 
 
 def test_sharing_the_processes_is_found(leaky: Callable[[Change], dict[str, Probe]]) -> None:

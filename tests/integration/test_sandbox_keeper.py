@@ -16,7 +16,7 @@ import pytest
 
 from drservice import processes
 from drservice.clock import SystemClock
-from drservice.environments import bubblewrap, folder, keeper, proc
+from drservice.environments import bubblewrap, folder, keeper, proc, seccomp
 from drservice.environments.interface import EnvironmentState
 from drservice.environments.limits import Limits
 from drservice.environments.sandbox import Sandbox, list_sandboxes, open_sandbox, reap
@@ -140,9 +140,11 @@ def test_a_recycled_pid_is_never_killed(running: Sandbox) -> None:
 def test_an_orphaned_program_inside_is_found_and_killed(running: Sandbox) -> None:
     """A psql of a caller that crashed: no keeper knows it."""
     root = root_of(running)
-    argv = running._run_argv(["/usr/bin/sleep", "600"])
+    descriptor = seccomp.open_filter()
+    argv = running._run_argv(["/usr/bin/sleep", "600"], filter_descriptor=descriptor)
     argv.remove("--die-with-parent")
-    orphan = processes.start(argv)
+    orphan = processes.start(argv, pass_fds=(descriptor,))
+    os.close(descriptor)
     try:
         eventually(lambda: len(proc.processes_of(root)) >= 5)
         running.destroy()
@@ -234,6 +236,7 @@ def test_a_sandbox_that_cannot_be_made_says_why(running: Sandbox) -> None:
 
 def test_keeper_and_command_line_agree_on_the_descriptor() -> None:
     assert keeper._STARTED_DESCRIPTOR == bubblewrap.STARTED_DESCRIPTOR
+    assert keeper._FILTER_DESCRIPTOR == bubblewrap.FILTER_DESCRIPTOR
 
 
 def test_the_keeper_shuts_the_server_down_when_the_machine_asks_it_to_end(running: Sandbox) -> None:

@@ -20,9 +20,10 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from drservice.clock import SystemClock
 from drservice.environments import keeper, proc
+from drservice.environments.limits import Limits
 from drservice.environments.sandbox import list_sandboxes, reap
 from tests.contract.env_fixtures import (
-    assert_nothing_left, eventually, init_cluster, make_sandbox, postgres_argv, ready, root_of)
+    assert_nothing_left, eventually, init_cluster, make_sandbox, postgres_argv, ready, root_of, tool)
 
 environments = Path(sys.argv[2])
 sandbox = make_sandbox(environments)
@@ -35,9 +36,19 @@ sandbox.start(postgres_argv())
 eventually(lambda: ready(sandbox))
 sandbox.require_own_socket()
 status = sandbox.execute(
-    ["sh", "-c", "cat /proc/1/environ /proc/self/environ; chmod 000 /env/data/base; unshare -U true"],
+    ["sh", "-c", "cat /proc/1/environ /proc/self/environ; chmod 000 /env/data/pg_notify; unshare -U true"],
     timeout_seconds=10)
+reach = ("-h", "/env/sock", "-U", "postgres")
+tools = [tool(sandbox, "psql", *reach, "-XAtqc", "select 1").status,
+    tool(sandbox, "pg_amcheck", *reach, "--install-missing", "-d", "template1").status]
+documents = sandbox.folder("documents")
+(documents / "a").write_text("x")
+planted = sandbox.execute(["sh", "-c", "cd /env/files/documents && cat a && touch b"], timeout_seconds=10)
+eventually(lambda: (sandbox.measure().peak_memory_bytes or 0) > 5 << 20)
+usage = sandbox.measure()
+sandbox.execute(["chmod", "700", "/env/data/pg_notify"], timeout_seconds=10)
 sandbox.stop()
+tools.append(tool(sandbox, "pg_checksums", "--check", "-D", "/env/data").status)
 stopped = sandbox.exit_status()
 sandbox.start(["sleep", "600"])
 noted = json.loads((root / "keeper" / keeper.STATE).read_text())
@@ -45,7 +56,16 @@ proc.send_signal(proc.ProcessIdentity(**noted["keeper"]), signal.SIGKILL)
 eventually(lambda: proc.processes_of(root) == [], seconds=5)
 reaped = reap(environments, SystemClock())
 assert_nothing_left(root)
+bounded = make_sandbox(environments, limits=Limits(memory_bytes=100 << 20))
+bounded.start(["sh", "-c", "head -c 70M /dev/zero > /tmp/a; head -c 70M /dev/zero > /dev/shm/b; sleep 600"])
+eventually(lambda: bounded.describe().broken_limit is not None)
+limit = bounded.describe().broken_limit.limit.value
+bounded_root = root_of(bounded)
+bounded.destroy()
+assert_nothing_left(bounded_root)
 print(json.dumps({
+    "tools": tools, "limit": limit, "planted": planted.status == 0, "read": planted.stdout.decode(),
+    "measured": None not in (usage.cpu_ms, usage.data_bytes, usage.files_bytes) and usage.processes >= 5,
     "uid": os.getuid(), "failed": [p.name + ": " + p.detail for p in probes if not p.isolated],
     "probes": len(probes), "seconds": seconds, "stopped": stopped, "reaped": reaped == [sandbox.id],
     "secret": "s3cret" in status.stdout.decode(),
@@ -91,4 +111,5 @@ def test_an_ordinary_user_gets_the_same_isolation(open_folder: Path) -> None:
     assert seen.pop("probes") >= 15
     assert seen == {
         "uid": account.uid, "failed": [], "stopped": 0, "reaped": True, "secret": False, "nested": False, "left": 0,
+        "tools": [0, 0, 0], "limit": "memory", "planted": False, "read": "x", "measured": True,
     }  # fmt: skip
