@@ -152,7 +152,7 @@ class CaptureWorker:
         for begin in range(0, len(data), chunk_bytes):
             chunk = data[begin : begin + chunk_bytes]
             chunk_id = blake3(chunk).digest()
-            if chunk_id == self._zero_id(len(chunk)):
+            if not chunk[0] and not chunk[-1] and chunk_id == self._zero_id(len(chunk)):
                 table.add_zero(len(chunk))
             elif not self._reuse(chunk_id, len(chunk), previous, index + begin // chunk_bytes, table):
                 place = self._sink.add(chunk_id, chunk)

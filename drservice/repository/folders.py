@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from typing import Protocol, TypeAlias
@@ -38,7 +38,7 @@ _INLINE_FILES = 2_000
 """Below both, starting worker processes costs more than it saves."""
 _BATCH_BYTES = 8 << 20
 _BATCH_FILES = 256
-_ROUND_FILES = 1 << 16
+_ROUND_FILES = 1 << 12
 """Files planned at once: the large ones among them are read first."""
 _ROWS = 512
 
@@ -136,9 +136,8 @@ class FolderIntake:
             ObjectStoreError: the store failed; packs that were acknowledged are re-used by the next run.
         """
         changed = (item for folder in folders for item in self._judge_folder(folder))
-        first = list(islice(changed, _ROUND_FILES))
+        first, small = _beginning(changed)
         make = partial(BulkWorker, self._parts.spec, self._root, self._hashed)
-        small = len(first) < _INLINE_FILES and sum(item[2] for item in first) < _INLINE_BYTES
         batches = _batches(chain(first, changed))
         if not first:
             pass
@@ -254,17 +253,17 @@ class FolderIntake:
         identity = FileIdentity(
             device=device, inode=inode, modified_ns=modified_ns, changed_ns=changed_ns, read_began_ns=read_began_ns
         )
-        entry = self._with_chunks(
-            Entry(
-                path=result.path,
-                kind=EntryKind.FILE,
-                mode=result.mode,
-                size=result.size,
-                chunk_bytes=WHOLE_FILE_CHUNK_BYTES,
-                identity=identity,
-                sha1=result.sha1 if wrong else b"",
-            ),
-            tables,
+        inline = tables[0] if len(tables) == 1 and len(tables[0]) <= INLINE_CHUNKS else None
+        entry = Entry(
+            path=result.path,
+            kind=EntryKind.FILE,
+            mode=result.mode,
+            size=result.size,
+            chunk_bytes=WHOLE_FILE_CHUNK_BYTES,
+            inline=inline,
+            leaves=() if inline is not None else stage_leaves(tables, self._parts.nodes, self._parts.staged),
+            identity=identity,
+            sha1=result.sha1 if wrong else b"",
         )
         mark = make_mark(result.path, result.size, identity, not_its_name=wrong, leaves=bool(entry.leaves))
         self._rows.append((result.path, encode_entry(entry), mark))
@@ -275,14 +274,21 @@ class FolderIntake:
         if wrong:
             self.outcome.not_their_name.append(result.path)
 
-    def _with_chunks(self, entry: Entry, tables: Sequence[ChunkTable]) -> Entry:
-        if len(tables) == 1 and len(tables[0]) <= INLINE_CHUNKS:
-            return replace(entry, inline=tables[0])
-        return replace(entry, leaves=stage_leaves(tables, self._parts.nodes, self._parts.staged))
-
     def _write_rows(self) -> None:
         self._parts.staged.put_entries(self._rows)
         self._rows.clear()
+
+
+def _beginning(changed: Iterator[_Changed]) -> tuple[list[_Changed], bool]:
+    """Return the first files to read, and whether they are all and so little that one process reads them soonest."""
+    first: list[_Changed] = []
+    size = 0
+    for item in changed:
+        first.append(item)
+        size += item[2]
+        if len(first) >= _INLINE_FILES or size >= _INLINE_BYTES:
+            return first, False
+    return first, True
 
 
 def _batches(changed: Iterator[_Changed]) -> Iterator[Sequence[FolderTask]]:

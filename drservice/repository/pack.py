@@ -39,6 +39,7 @@ DATA_KIND = b"d"
 NODE_KIND = b"n"
 DATA_PACK_BYTES = 32 << 20
 NODE_PACK_BYTES = 4 << 20
+_SLACK_BYTES = 1 << 20
 _PADDING = bytes(5)
 _MAX_RECORDS = 1 << 20
 _KIND_NAMES = {DATA_KIND: ("data", "packs"), NODE_KIND: ("nodes", "nodes")}
@@ -80,9 +81,9 @@ class PackTarget:
 
 
 class _OpenPack:
-    """A pack being filled. Records are encrypted straight into its buffer."""
+    """A pack being filled. Records are encrypted straight into its buffer, which an earlier pack may have used."""
 
-    def __init__(self, target: PackTarget, token: int, compressor: Compressor) -> None:
+    def __init__(self, target: PackTarget, token: int, compressor: Compressor, buffer: bytearray) -> None:
         salt = os.urandom(32)
         key = derive_record_key(
             target.data_key, salt=salt, purpose="pack", scope=target.scope, context=_KIND_NAMES[target.kind][0]
@@ -92,17 +93,17 @@ class _OpenPack:
         self._kind = target.kind
         self._key = key
         self._compressor = compressor
-        self._buffer = bytearray(
-            HEADER.pack(MAGIC, target.key_id.encode(), target.kind, _PADDING, salt, key.commitment)
-        )
+        self.buffer = buffer
+        HEADER.pack_into(buffer, 0, MAGIC, target.key_id.encode(), target.kind, _PADDING, salt, key.commitment)
+        self._end = HEADER.size
         self._table = bytearray()
 
     def __len__(self) -> int:
-        return len(self._buffer)
+        return self._end
 
     def add(self, chunk_id: bytes, plain: bytes | bytearray | memoryview) -> Place:
         codec, packed = self._compressor.compress(plain)
-        offset = len(self._buffer)
+        offset = self._end
         stored = self._append(self._kind, packed, plain_length=len(plain), codec=codec, chunk_id=chunk_id)
         self._table += TABLE_ROW.pack(chunk_id, offset, stored, len(plain), codec)
         place = Place(
@@ -120,17 +121,27 @@ class _OpenPack:
         self, kind: bytes, packed: bytes | bytearray | memoryview, *, plain_length: int, codec: int, chunk_id: bytes
     ) -> int:
         aad = record_aad(kind, self.records, plain_length, codec, chunk_id)
-        cipher = self._key.cipher.encrypt(record_nonce(self.records), packed, aad)
-        self._buffer += cipher
-        return len(cipher)
+        stored = len(packed) + TAG_BYTES
+        self._make_room(stored)
+        with memoryview(self.buffer) as view, view[self._end : self._end + stored] as place:
+            self._key.cipher.encrypt_into(record_nonce(self.records), packed, aad, place)
+        self._end += stored
+        return stored
 
-    def finish(self) -> tuple[bytearray, bytes]:
+    def _make_room(self, amount: int) -> None:
+        lacking = self._end + amount - len(self.buffer)
+        if lacking > 0:
+            self.buffer += bytes(lacking)
+
+    def finish(self) -> tuple[memoryview, bytes]:
         """Append footer and trailer; return the whole object and the record table."""
         table = bytes(self._table)
         packed = self._compressor.compress_always(table)
         stored = self._append(b"f", packed, plain_length=len(table), codec=CODEC_ZSTD, chunk_id=NO_CHUNK)
-        self._buffer += TRAILER.pack(stored, len(table), self.records, END_MAGIC)
-        return self._buffer, table
+        self._make_room(TRAILER.size)
+        TRAILER.pack_into(self.buffer, self._end, stored, len(table), self.records, END_MAGIC)
+        self._end += TRAILER.size
+        return memoryview(self.buffer)[: self._end], table
 
 
 class PackSink:
@@ -148,6 +159,8 @@ class PackSink:
         self._in_flight: Future[ClosedPack] | None = None
         self._next_token = 0
         self._pack: _OpenPack | None = None
+        self._spare: list[bytearray] = []
+        """Buffers of packs that are stored: fresh memory costs more than encrypting into it."""
 
     def add(self, chunk_id: bytes, plain: bytes | bytearray | memoryview) -> Place:
         """Store ``plain`` (its BLAKE3 is ``chunk_id``) in the open pack; a full one is sent off.
@@ -156,7 +169,8 @@ class PackSink:
             ObjectStoreError: an earlier pack could not be stored.
         """
         if self._pack is None:
-            self._pack = _OpenPack(self._target, self._next_token, self._compressor)
+            buffer = self._spare.pop() if self._spare else bytearray(self._target.pack_bytes + _SLACK_BYTES)
+            self._pack = _OpenPack(self._target, self._next_token, self._compressor, buffer)
             self._next_token += 1
         place = self._pack.add(chunk_id, plain)
         if len(self._pack) >= self._target.pack_bytes:
@@ -197,7 +211,10 @@ class PackSink:
             # The salt is random, so it can only be this very pack whose acknowledgement was lost on the way.
             if hashlib.sha256(self._store.read(key)).hexdigest() != name:
                 raise DamagedObjectError(f"{key} exists with other bytes than its name says") from None
-        return ClosedPack(token=pack.token, name=bytes.fromhex(name), stored_bytes=len(body), table=table)
+        closed = ClosedPack(token=pack.token, name=bytes.fromhex(name), stored_bytes=len(body), table=table)
+        body.release()
+        self._spare.append(pack.buffer)
+        return closed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,10 @@ _FRAME_HEAD = struct.Struct(">BII")
 _AAD_PREFIX = b"drservice record v1"
 _AAD_NUMBERS = struct.Struct(">BIIB")
 _WORTH_COMPRESSING = 0.97
+_PROBED_BYTES = 128 << 10
+_SAMPLES = 8
+_SAMPLE_BYTES = 1 << 10
+_WORTH_TRYING = 0.99
 _MAX_WINDOW_LOG = 27
 
 
@@ -91,10 +95,17 @@ class Compressor:
 
     def compress(self, plain: bytes | bytearray | memoryview) -> tuple[int, bytes | bytearray | memoryview]:
         """Return (codec, bytes to store); raw when zstd saves less than 3 %."""
+        if len(plain) >= _PROBED_BYTES and not self._promises(plain):
+            return CODEC_RAW, plain
         packed = self._compressor.compress(plain, self._compressor.FLUSH_FRAME)
         if len(packed) >= len(plain) * _WORTH_COMPRESSING:
             return CODEC_RAW, plain
         return CODEC_ZSTD, packed
+
+    def _promises(self, plain: bytes | bytearray | memoryview) -> bool:
+        """Tell by small samples whether a large piece is worth compressing: most in a filestore is not."""
+        sample = b"".join(plain[at : at + _SAMPLE_BYTES] for at in range(0, len(plain), len(plain) // _SAMPLES))
+        return len(self._compressor.compress(sample, self._compressor.FLUSH_FRAME)) < len(sample) * _WORTH_TRYING
 
     def compress_always(self, plain: bytes) -> bytes:
         """Return ``plain`` as a zstd frame, whatever it saves."""
