@@ -13,7 +13,7 @@ import secrets
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
@@ -99,7 +99,11 @@ class _ZipSink:
         return size
 
     def close(self) -> None:
-        if not self._file.closed:
+        if self._file.closed:
+            return
+        with suppress(OSError, ValueError):  # what is not published is thrown away; its end need not be written
+            self._zip.close()
+        with suppress(OSError):
             self._file.close()
 
 

@@ -42,6 +42,8 @@ from drservice.evidence.reportentries import (
     Unreadable,
 )
 
+_GREATEST = 2**53 - 1
+"""What every reader of JSON counts to (RFC 8259, section 6)."""
 PREDICATE_PREFIX = "urn:drservice:evidence:"
 
 _E = TypeVar("_E", bound=Enum)
@@ -111,7 +113,7 @@ class _Fields:
 
     def number(self, name: str) -> int:
         value = self._get(name)
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, int) or isinstance(value, bool) or abs(value) > _GREATEST:
             raise self._wrong(name, "whole number")
         return value
 
@@ -127,7 +129,7 @@ class _Fields:
     def instant(self, name: str) -> datetime:
         try:
             return from_iso(self.text(name))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise _ShapeError(f"{self._where}.{name}: {error}") from error
 
     def maybe_instant(self, name: str) -> datetime | None:
