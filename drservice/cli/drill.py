@@ -13,7 +13,8 @@ from drservice.clock import to_iso
 from drservice.errors import ExitStatus
 from drservice.model.checks import CheckResult, CheckState, Severity
 from drservice.model.estate import DrillPlan, Estate, Service
-from drservice.operations.drill import DrillRequest, DrillResult, requested_target, run_drill
+from drservice.operations.drill import DrillResult, run_drill
+from drservice.operations.drillrecord import DrillRequest, requested_target
 from drservice.operations.mutation import EXPLANATIONS, Mutation
 from drservice.operations.restore import RestoreContext
 from drservice.operations.servicerestore import document_counts

@@ -11,46 +11,43 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, replace
 
 from drservice import telemetry
-from drservice.canonical import Json
 from drservice.checks.interface import RecoveredDatabase, RecoveredDocuments, RecoveredService
 from drservice.checks.suite import SuiteOutcome, run_suite, without_answer
-from drservice.clock import to_iso
 from drservice.components.postgres.connection import connection_parameters
 from drservice.environments.interface import Environment
-from drservice.environments.limits import Limits
-from drservice.environments.sandbox import open_sandbox, reap
+from drservice.environments.sandbox import open_sandbox
 from drservice.errors import DrError, IsolationError
 from drservice.evidence.ledger import Record
-from drservice.evidence.statements import Subject
-from drservice.model.checks import CheckResult, CheckState, Severity
-from drservice.model.estate import DrillPlan, DrillTarget, PostgresSettings, Service
+from drservice.model.checks import CheckResult, CheckState
+from drservice.model.estate import DrillTarget
 from drservice.model.evidence import EvidenceKind
-from drservice.model.ids import ServiceName, make_ulid
+from drservice.model.ids import make_ulid
 from drservice.model.outcomes import Measured, Verdict, judge
-from drservice.operations.drilljournal import UnderWay, orphans, under_way
-from drservice.operations.drillplan import PreparedDrill, not_tested, prepare_drill
+from drservice.operations.drilljournal import under_way
+from drservice.operations.drillplan import PreparedDrill, prepare_drill
+from drservice.operations.drillrecord import (
+    Course,
+    DrillRequest,
+    journalled,
+    outcome_fields,
+    record_orphans,
+)
 from drservice.operations.evidence import Evidence
 from drservice.operations.findings import new_finding_ids, open_findings, record_findings
 from drservice.operations.instants import proven_span
 from drservice.operations.loss import (
-    Production,
     accuracy_seconds,
     ask_production,
-    loss_seconds,
+    loss_at,
+    loss_now,
     recovered_counter,
 )
-from drservice.operations.mutation import Mutation, altered_repository, is_detected, spoil
+from drservice.operations.mutation import altered_repository, is_detected, spoil
 from drservice.operations.records import (
-    check_fields,
-    error_fields,
     milliseconds,
-    recovery_fields,
-    target_fields,
-    texts,
 )
 from drservice.operations.replay import restart_server
 from drservice.operations.restore import (
@@ -60,23 +57,11 @@ from drservice.operations.restore import (
     RestoreResult,
     plan_restore,
     run_restore,
+    scanner_of,
 )
-from drservice.operations.servicerestore import baselines_for, document_counts, recovered_fields, subjects_of
+from drservice.operations.servicerestore import baselines_for, document_counts, subjects_of
 
-_NICENESS = 10
-"""A drill may run beside production."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrillRequest:
-    """What is asked for."""
-
-    service: Service
-    component: PostgresSettings
-    plan: DrillPlan
-    keep: bool = False
-    mutation: Mutation | None = None
-    limits: Limits = field(default_factory=lambda: Limits(niceness=_NICENESS))
+_NOT_ASKED = "not asked: the recovery did not come to an end"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,23 +91,6 @@ class DrillResult:
         return self.verdict.passed if self.detected is None else self.detected
 
 
-@dataclass(slots=True, kw_only=True)
-class _Course:
-    """A drill under way: what has been seen so far."""
-
-    began: float
-    decided_at: datetime
-    production: Production | None
-    nonce: str
-    counter: int | None = None
-    restored: RestoreResult | None = None
-    suite: SuiteOutcome | None = None
-    error: DrError | None = None
-    spoilt: str | None = None
-    rto_seconds: float = 0.0
-    destroyed: bool = False
-
-
 def run_drill(context: RestoreContext, evidence: Evidence, request: DrillRequest) -> DrillResult:
     """Run one drill from its obligation to its record.
 
@@ -149,7 +117,7 @@ def run_drill(context: RestoreContext, evidence: Evidence, request: DrillRequest
     run = make_ulid(context.clock.now(), os.urandom(10))
     obligation = make_ulid(context.clock.now(), os.urandom(10))
     entry = _record_obligation(context, evidence, prepared, run, obligation)
-    with under_way(context.state_dir, _journalled(prepared, obligation, entry.number)):
+    with under_way(context.state_dir, journalled(prepared, obligation, entry.number)):
         course = _recover_and_check(context, request, prepared)
         return _conclude(context, evidence, request, prepared, course, run=run, obligation=obligation, entry=entry)
 
@@ -169,39 +137,13 @@ def _record_obligation(
     return entry
 
 
-def _journalled(prepared: PreparedDrill, obligation: str, entry: int) -> UnderWay:
-    chosen = prepared.chosen
-    return UnderWay(
-        obligation=obligation,
-        obligation_entry=entry,
-        service=prepared.service.name,
-        plan=prepared.plan.name,
-        plan_sha256=prepared.plan_sha256(),
-        requested=requested_target(prepared),
-        kind=chosen.kind.value,
-        seed=chosen.seed.hex() if chosen.seed is not None else None,
-        mutation=prepared.mutation.value if prepared.mutation is not None else None,
-        rto_ms=prepared.criteria.rto_ms,
-        rpo_ms=prepared.criteria.rpo_ms,
-    )
-
-
-def requested_target(prepared: PreparedDrill) -> str:
-    """Return the target as records spell it: ``latest``, or the instant."""
-    chosen = prepared.chosen
-    if chosen.kind is DrillTarget.LATEST:
-        return "latest"
-    assert chosen.target.time is not None
-    return to_iso(chosen.target.time)
-
-
 # --- the recovery and the questions ---------------------------------------------------------------------------
 
 
-def _recover_and_check(context: RestoreContext, request: DrillRequest, prepared: PreparedDrill) -> _Course:
+def _recover_and_check(context: RestoreContext, request: DrillRequest, prepared: PreparedDrill) -> Course:
     """Restore, spoil if this drill has to fail, ask everything, destroy."""
     decided_at = context.clock.now()
-    course = _Course(
+    course = Course(
         began=context.clock.monotonic(),
         decided_at=decided_at,
         production=ask_production(request.component.dsn, at=decided_at),
@@ -214,7 +156,7 @@ def _recover_and_check(context: RestoreContext, request: DrillRequest, prepared:
         into=None,
         afterwards=Afterwards.LEAVE_RUNNING,
         files=tuple(request.service.files()),
-        purpose="drill",
+        purpose="drill" if request.mutation is None else "mutation",
         limits=request.limits,
     )
     environment: Environment | None = None
@@ -227,20 +169,37 @@ def _recover_and_check(context: RestoreContext, request: DrillRequest, prepared:
         ) as repository:
             course.restored = run_restore(replace(context, repository=repository), restore)
         environment = open_sandbox(course.restored.environment.path)
-        course.counter = recovered_counter(environment)
+        course.loss_seconds = _loss_seconds(context, prepared, course, environment)
         recovered = _recovered(context, request, course.restored, environment)
         spoilt = spoil(recovered, request.mutation)
         course.spoilt = spoilt.what if spoilt is not None else None
         course.suite = _ask(context, prepared, recovered)
     except DrError as error:
         course.error = error
-        course.suite = course.suite or without_answer(prepared.checks, f"nothing was asked: {error.message}")
+        course.suite = course.suite or without_answer(prepared.checks, _NOT_ASKED)
     finally:
         course.rto_seconds = context.clock.monotonic() - course.began
         if environment is not None:
             with _reporting(course):
                 _end(context, request, course, environment)
     return course
+
+
+def _loss_seconds(
+    context: RestoreContext, prepared: PreparedDrill, course: Course, environment: Environment
+) -> float | None:
+    """Return the committed work that was not durable; asked before anything is written in the copy."""
+    assert course.restored is not None
+    if prepared.chosen.kind is DrillTarget.LATEST:
+        return loss_now(
+            course.restored,
+            decided_at=course.decided_at,
+            production=course.production,
+            counter=recovered_counter(environment),
+        )
+    assert prepared.chosen.target.time is not None
+    with scanner_of(context, course.restored.planned.resolved.plan.snapshot, course.restored.planned.scope) as scanner:
+        return loss_at(prepared.chosen.target.time, course.restored, scanner)
 
 
 def _ask(context: RestoreContext, prepared: PreparedDrill, recovered: RecoveredService) -> SuiteOutcome:
@@ -297,7 +256,7 @@ def _recovered(
     )
 
 
-def _end(context: RestoreContext, request: DrillRequest, course: _Course, environment: Environment) -> None:
+def _end(context: RestoreContext, request: DrillRequest, course: Course, environment: Environment) -> None:
     if not request.keep:
         context.progress.step("destroy")
         environment.destroy()
@@ -308,7 +267,7 @@ def _end(context: RestoreContext, request: DrillRequest, course: _Course, enviro
 
 
 @contextmanager
-def _reporting(course: _Course) -> Iterator[None]:
+def _reporting(course: Course) -> Iterator[None]:
     """Let an environment that cannot be ended be part of the outcome instead of hiding it."""
     try:
         yield
@@ -320,7 +279,7 @@ def _reporting(course: _Course) -> Iterator[None]:
 # --- the outcome ----------------------------------------------------------------------------------------------
 
 
-def _measured(prepared: PreparedDrill, course: _Course) -> Measured:
+def _measured(course: Course) -> Measured:
     restored = course.restored
     if restored is None:
         isolated = False if isinstance(course.error, IsolationError) else None
@@ -333,16 +292,9 @@ def _measured(prepared: PreparedDrill, course: _Course) -> Measured:
             isolated=isolated,
         )
     documents = document_counts(restored)
-    loss = loss_seconds(
-        restored,
-        kind=prepared.chosen.kind,
-        decided_at=course.decided_at,
-        production=course.production,
-        counter=course.counter,
-    )
     return Measured(
         rto_ms=milliseconds(course.rto_seconds),
-        rpo_ms=milliseconds(loss),
+        rpo_ms=milliseconds(course.loss_seconds),
         target_accuracy_ms=milliseconds(accuracy_seconds(restored)),
         documents_missing=documents.missing if documents is not None else None,
         documents_corrupt=documents.corrupt if documents is not None else None,
@@ -350,13 +302,16 @@ def _measured(prepared: PreparedDrill, course: _Course) -> Measured:
     )
 
 
-def _verdict(prepared: PreparedDrill, course: _Course, measured: Measured) -> Verdict:
+def _verdict(prepared: PreparedDrill, course: Course, measured: Measured) -> Verdict:
     assert course.suite is not None, "set in every way out of the recovery"
     verdict = judge(prepared.criteria, course.suite.results, measured, not_applicable=course.suite.not_applicable)
     if course.error is None:
         return verdict
     reason = f"{course.error.code}: {course.error.message}"
-    return replace(verdict, passed=False, reasons=(reason, *verdict.reasons))
+    if course.restored is not None:
+        return replace(verdict, passed=False, reasons=(reason, *verdict.reasons))
+    unasked = f"none of the {len(prepared.checks)} planned checks could be asked"
+    return Verdict(passed=False, reasons=(reason, unasked), warnings=(), not_tested=(_NOT_ASKED,))
 
 
 def _conclude(
@@ -364,7 +319,7 @@ def _conclude(
     evidence: Evidence,
     request: DrillRequest,
     prepared: PreparedDrill,
-    course: _Course,
+    course: Course,
     *,
     run: str,
     obligation: str,
@@ -373,7 +328,7 @@ def _conclude(
     """Judge, put the outcome and its findings on record, and seal them."""
     context.progress.step("put the outcome on record")
     assert course.suite is not None, "set in every way out of the recovery"
-    measured = _measured(prepared, course)
+    measured = _measured(course)
     verdict = _verdict(prepared, course, measured)
     is_ordinary = request.mutation is None
     known = open_findings(evidence, request.service) if is_ordinary else []
@@ -386,7 +341,7 @@ def _conclude(
         fields={
             "obligation": obligation,
             "obligation_entry": entry.number,
-            **_outcome_fields(request, prepared, course, measured, verdict),
+            **outcome_fields(request, prepared, course, measured, verdict),
             "findings": list(opened.values()),
         },
     )
@@ -422,120 +377,4 @@ def _conclude(
             if mutation is not None
             else None
         ),
-    )
-
-
-def _outcome_fields(
-    request: DrillRequest, prepared: PreparedDrill, course: _Course, measured: Measured, verdict: Verdict
-) -> dict[str, Json]:
-    restored = course.restored
-    assert course.suite is not None, "set in every way out of the recovery"
-    recovered = (
-        recovered_fields(restored, rto_seconds=course.rto_seconds)
-        if restored is not None
-        else recovery_fields(
-            point=None,
-            snapshots=(),
-            phases=None,
-            rto_seconds=None,
-            documents=None,
-            isolation=(),
-            environment=None,
-            error=course.error,
-        )
-    )
-    challenge: Json = {
-        "nonce": course.nonce,
-        "lsn": str(restored.reached.lsn) if restored is not None else None,
-    }
-    return {
-        **recovered,
-        "error": error_fields(course.error),
-        "outcome": "passed" if verdict.passed else "failed",
-        "target": target_fields(
-            requested=requested_target(prepared),
-            kind=prepared.chosen.kind.value,
-            reached_time=restored.reached.time if restored is not None else None,
-            reached_lsn=str(restored.reached.lsn) if restored is not None else None,
-            timeline=int(restored.reached.timeline) if restored is not None else None,
-        ),
-        "reasons": texts(verdict.reasons),
-        "checks": check_fields([*course.suite.results, *_excused(course.suite)]),
-        "rpo_ms": measured.rpo_ms,
-        "target_accuracy_ms": measured.target_accuracy_ms,
-        "promised": {"rto_ms": prepared.criteria.rto_ms, "rpo_ms": prepared.criteria.rpo_ms},
-        "not_tested": not_tested(prepared, verdict.not_tested),
-        "seed": prepared.chosen.seed.hex() if prepared.chosen.seed is not None else None,
-        "mutation": request.mutation.value if request.mutation is not None else None,
-        "destroyed": course.destroyed,
-        "kept": request.keep and restored is not None,
-        "challenge": challenge,
-    }
-
-
-def _excused(suite: SuiteOutcome) -> list[CheckResult]:
-    """Return planned checks that make no sense for this service: recorded as not verified, counting for nothing."""
-    return [
-        CheckResult(
-            name=name,
-            state=CheckState.UNVERIFIED,
-            severity=Severity.WARNING,
-            detail=f"not applicable: {reason}",
-            seconds=0.0,
-        )
-        for name, reason in suite.not_applicable.items()
-    ]
-
-
-# --- drills that did not end ----------------------------------------------------------------------------------
-
-
-def record_orphans(context: RestoreContext, evidence: Evidence) -> list[int]:
-    """Put drills whose process died on this host on record as aborted; returns the numbers of the records.
-
-    Raises:
-        LedgerError, ObjectStoreError: they could not be put on record, and stay in the journal.
-    """
-    reap(context.environments_dir, context.clock)
-    with orphans(context.state_dir) as drills:
-        return [_record_abortion(evidence, drill).number for drill in drills]
-
-
-def _record_abortion(evidence: Evidence, drill: UnderWay) -> Record:
-    nothing = recovery_fields(
-        point=None,
-        snapshots=(),
-        phases=None,
-        rto_seconds=None,
-        documents=None,
-        isolation=(),
-        environment=None,
-        error=None,
-    )
-    return evidence.require(
-        EvidenceKind.DRILL,
-        service=ServiceName(drill.service),
-        run=None,
-        subject=[Subject(f"plan/{drill.plan}", drill.plan_sha256)],
-        fields={
-            **nothing,
-            "obligation": drill.obligation,
-            "obligation_entry": drill.obligation_entry,
-            "outcome": "aborted",
-            "target": target_fields(
-                requested=drill.requested, kind=drill.kind, reached_time=None, reached_lsn=None, timeline=None
-            ),
-            "reasons": ["the process that ran this drill ended before its outcome was on record"],
-            "checks": [],
-            "rpo_ms": None,
-            "target_accuracy_ms": None,
-            "promised": {"rto_ms": drill.rto_ms, "rpo_ms": drill.rpo_ms},
-            "not_tested": ["everything: the drill did not come to an end"],
-            "seed": drill.seed,
-            "mutation": drill.mutation,
-            "destroyed": True,
-            "kept": False,
-            "findings": [],
-            "challenge": {"nonce": secrets.token_hex(16), "lsn": None},
-        },
     )

@@ -17,6 +17,7 @@ from drservice.clock import Clock
 from drservice.errors import DrError, LogKeyError
 from drservice.evidence.anchoring import Anchor
 from drservice.evidence.ledger import Entry, Ledger, Record
+from drservice.evidence.signing import Signer
 from drservice.evidence.statements import Occasion, Statement, Subject, make_statement
 from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import RepositoryId, RunId, ServiceName
@@ -34,6 +35,8 @@ class Evidence:
     ledger: Ledger
     host: str
     clock: Clock
+    signer: Signer | None
+    """This host's signing key, if it has one that is believed."""
     problem: str | None
     """Why this host cannot sign records; ``None`` if it can."""
     holds_log_key: bool

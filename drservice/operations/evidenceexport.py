@@ -147,4 +147,5 @@ def export_bundle(
         scenarios=scenarios_of(estate),
         only_service=service,
     )
-    return build_bundle(contents, target=target, wishes=wishes, form=form)
+    signers = [evidence.signer] if evidence.signer is not None else []
+    return build_bundle(contents, target=target, wishes=wishes, form=form, signers=signers)

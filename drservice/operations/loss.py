@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from drservice.components.postgres.asking import asking
+from drservice.components.postgres.waldump import TransactionEnd
 from drservice.environments.interface import Environment
 from drservice.errors import DrError
-from drservice.model.estate import DrillTarget
 from drservice.model.wal import Lsn
-from drservice.operations.locate import RecoveryEnd, plan_segments
+from drservice.operations.locate import RecoveryEnd, WalScanner, plan_segments
 from drservice.operations.restore import RestoreResult
 
 _SECONDS = 20.0
@@ -53,21 +53,17 @@ def recovered_counter(environment: Environment) -> int | None:
     return int(answer) if answer is not None else None
 
 
-def loss_seconds(
-    restored: RestoreResult,
-    *,
-    kind: DrillTarget,
-    decided_at: datetime,
-    production: Production | None,
-    counter: int | None,
-) -> float | None:
-    """Return the seconds of committed work that were not durable; ``None`` if nothing tells.
+def loss_now(
+    restored: RestoreResult, *, decided_at: datetime, production: Production | None, counter: int | None
+) -> float:
+    """Return the seconds of committed work that a recovery to the latest position lacks.
 
-    For an instant in the past: how much later its WAL was durable. For the latest position: as defined above; without
-    an answer from production the time since the newest durable commit, which is the most it can have been.
+    Args:
+        restored: the recovery.
+        decided_at: when it was decided.
+        production: where production stood then; without it the answer is the most that it can have been.
+        counter: the recovered copy's transaction counter.
     """
-    if kind is not DrillTarget.LATEST:
-        return _durable_lag_seconds(restored)
     plan = restored.planned.resolved.plan
     if production is not None:
         if production.flushed <= plan.reach.end:
@@ -76,6 +72,35 @@ def loss_seconds(
             return 0.0
     newest = restored.reached.time or plan.snapshot.stopped_at
     return max(0.0, (decided_at - newest).total_seconds())
+
+
+def loss_at(instant: datetime, restored: RestoreResult, scanner: WalScanner) -> float | None:
+    """Return what losing production at an instant in the past would have cost, in seconds of committed work.
+
+    Commits up to the instant are compared with what the store held at the instant, by the store's own times. ``None``
+    if the store does not tell them.
+    """
+    plan, inventory = restored.planned.resolved.plan, restored.planned.archived.inventory
+    size = inventory.segment_bytes
+    names = plan_segments(plan, inventory)
+    last = restored.reached.lsn.segment_number(size) - plan.snapshot.postgres.start_lsn.segment_number(size)
+    was_at_risk = False
+    for name in reversed(names[: last + 1]):
+        stored_at = inventory.stored_at.get(name)
+        if stored_at is None:
+            return None
+        commits = [
+            event.at
+            for event in scanner.dump(name).events
+            if isinstance(event, TransactionEnd) and event.outcome.committed and event.at <= instant
+        ]
+        if stored_at > instant:
+            was_at_risk = was_at_risk or bool(commits)
+        elif not was_at_risk:
+            return 0.0
+        elif commits:
+            return (instant - max(commits)).total_seconds()
+    return max(0.0, (instant - plan.snapshot.stopped_at).total_seconds()) if was_at_risk else 0.0
 
 
 def accuracy_seconds(restored: RestoreResult) -> float | None:
@@ -91,17 +116,3 @@ def accuracy_seconds(restored: RestoreResult) -> float | None:
             return 0.0
         return max(0.0, (restored.reached.time - target).total_seconds())
     return None
-
-
-def _durable_lag_seconds(restored: RestoreResult) -> float | None:
-    """Return how long after the target the segment with the position that was reached was in the store."""
-    plan, inventory = restored.planned.resolved.plan, restored.planned.archived.inventory
-    target = plan.target.time
-    if target is None:
-        return None
-    names = plan_segments(plan, inventory)
-    index = restored.reached.lsn.segment_number(
-        inventory.segment_bytes
-    ) - plan.snapshot.postgres.start_lsn.segment_number(inventory.segment_bytes)
-    stored_at = inventory.stored_at.get(names[index]) if 0 <= index < len(names) else None
-    return max(0.0, (stored_at - target).total_seconds()) if stored_at is not None else None

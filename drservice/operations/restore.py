@@ -268,6 +268,15 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
         environment.destroy()
     if directory is not None:
         announce_history(directory, result.reached.timeline, account=processes.server_account(None))
+    if request.purpose != "mutation":
+        _remember(context, request, planned, result)
+    context.progress.done()
+    return result
+
+
+def _remember(context: RestoreContext, request: RestoreRequest, planned: Planned, result: RestoreResult) -> None:
+    """Keep the rates for estimates, and that recovery was proved; a copy that is to be spoilt proves nothing."""
+    seconds = result.phases
     remember(
         context.state_dir,
         planned.scope,
@@ -276,14 +285,12 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
             snapshot=planned.resolved.plan.snapshot.id,
             target=request.target.describe(),
             restored_bytes=result.restored_bytes,
-            fetch_seconds=phases.seconds["fetch"],
+            fetch_seconds=seconds["fetch"],
             wal_segments=result.wal_segments,
-            replay_seconds=phases.seconds["replay"],
-            other_seconds=phases.total() - phases.seconds["fetch"] - phases.seconds["replay"],
+            replay_seconds=seconds["replay"],
+            other_seconds=sum(seconds.values()) - seconds["fetch"] - seconds["replay"],
         ),
     )
-    context.progress.done()
-    return result
 
 
 def _recover(

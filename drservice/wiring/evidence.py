@@ -76,6 +76,7 @@ def _evidence(plane: DataPlane, places: tuple[AnchorPlace, ...]) -> Evidence:
         ),
         host=executor.name if executor is not None else host_name(),
         clock=plane.clock,
+        signer=executor if problem is None else None,
         problem=problem,
         holds_log_key=log is not None,
     )
