@@ -15,18 +15,20 @@ from pathlib import Path
 from drservice import telemetry
 from drservice.processes import create_private, make_folder, open_private
 
-_ROW = struct.Struct(">BQQ32s32sI")
+_ROW = struct.Struct(">BQQQ32s32sI")
 _SEEN, _DOUBTFUL = 1, 2
 _NO_LEAF = bytes(32)
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One entry: its leaf hash, the identity of its statement, and the size of its bytes."""
+    """One entry: its leaf hash, the identity of its statement, and what a listing said of the object that was read."""
 
     leaf: bytes
     identity: bytes
     stored_bytes: int
+    modified_us: int = 0
+    """Microseconds since 1970 by the store's clock; 0 for an entry that was written here and not read back yet."""
 
 
 class LeafCache:
@@ -56,11 +58,11 @@ class LeafCache:
         usable = len(data) - len(data) % _ROW.size
         for position in range(0, usable, _ROW.size):
             row = data[position : position + _ROW.size]
-            kind, number, stored_bytes, leaf, identity, checksum = _ROW.unpack(row)
+            kind, number, stored_bytes, modified_us, leaf, identity, checksum = _ROW.unpack(row)
             if zlib.crc32(row[:-4]) != checksum:
                 usable = position
                 break
-            self._take(kind, number, Leaf(leaf, identity, stored_bytes))
+            self._take(kind, number, Leaf(leaf, identity, stored_bytes, modified_us))
         self._read_bytes += usable
         if usable != len(data):
             self._rewrite()
@@ -144,5 +146,5 @@ class LeafCache:
 
 
 def _row(kind: int, number: int, leaf: Leaf) -> bytes:
-    row = _ROW.pack(kind, number, leaf.stored_bytes, leaf.leaf, leaf.identity, 0)[:-4]
+    row = _ROW.pack(kind, number, leaf.stored_bytes, leaf.modified_us, leaf.leaf, leaf.identity, 0)[:-4]
     return row + struct.pack(">I", zlib.crc32(row))

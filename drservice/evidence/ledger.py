@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from drservice.clock import Clock, to_iso
@@ -62,7 +63,7 @@ from drservice.evidence.statements import (
     sign_statement,
 )
 from drservice.model.evidence import EvidenceKind, KeyAction, KeyRole
-from drservice.objectstore.interface import ObjectStore
+from drservice.objectstore.interface import ObjectInfo, ObjectStore
 from drservice.objectstore.locks import host_lock
 from drservice.processes import create_private, make_folder
 
@@ -73,6 +74,8 @@ TIME_EXTENSION = "time "
 
 _NUMBER = re.compile("[0-9]{12}")
 _LOCK_PATIENCE_SECONDS = 60.0
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _UNBELIEVABLE = (StatementError, UnknownSignerError, BadSignatureError)
 
 
@@ -102,6 +105,10 @@ def entry_key(number: int) -> str:
 def artefact_key(sha256: str) -> str:
     """Return the key of an artefact."""
     return f"{PREFIX}artefact/{sha256[:2]}/{sha256}"
+
+
+def _microseconds(info: ObjectInfo) -> int:
+    return (info.modified_at - _EPOCH) // _MICROSECOND
 
 
 class Ledger:
@@ -287,18 +294,21 @@ class Ledger:
         raise MissingObjectError(f"the artefact {sha256} is not in the ledger")
 
     def tree(self) -> MerkleTree:
-        """Return the Merkle tree over all entries; entries this host has not seen are read and verified.
+        """Return the Merkle tree over all entries; those this host has not read, or that changed since, are read.
+
+        Size and time in the listing tell which; each entry is read once as a rule.
 
         Raises:
+            LedgerRollbackError: an entry is not the one this host has seen before.
             As :meth:`entry` and :meth:`size`.
         """
         self._cache.refresh()
-        sizes = self._sizes()
-        for number, stored_bytes in enumerate(sizes):
+        listed = self._listed()
+        for number, info in enumerate(listed):
             known = self._cache.get(number)
-            if known is None or known.stored_bytes != stored_bytes:
-                self._ingest(number, known)
-        return MerkleTree(self._cache.leaf(number) for number in range(len(sizes)))
+            if known is None or (known.stored_bytes, known.modified_us) != (info.stored_bytes, _microseconds(info)):
+                self._ingest(number, known, info)
+        return MerkleTree(self._cache.leaf(number) for number in range(len(listed)))
 
     # --- checkpoints and anchors ------------------------------------------------------------------------
 
@@ -470,38 +480,40 @@ class Ledger:
                 raise LedgerRollbackError(f"entry {number}, which this host has seen, is gone") from error
             raise LedgerGapError(f"entry {number} is missing in the ledger, and later ones are there") from error
 
-    def _sizes(self) -> list[int]:
-        """Return the stored size of every entry, from a complete listing."""
-        sizes: list[int] = []
+    def _listed(self) -> list[ObjectInfo]:
+        """Return what a complete listing says of every entry."""
+        found: list[ObjectInfo] = []
         for info in self._store.list(PREFIX):
             name = info.key.removeprefix(PREFIX)
             if not name[:1].isdigit():
                 break
             if _NUMBER.fullmatch(name) is None:
                 continue
-            while len(sizes) < int(name):
-                self._require_present(len(sizes), self._cache.highest)
-                sizes.append(self._store.stat(entry_key(len(sizes))).stored_bytes)
-            sizes.append(info.stored_bytes)
-        while len(sizes) <= self._cache.highest:
-            self._require_present(len(sizes), self._cache.highest)
-            sizes.append(self._store.stat(entry_key(len(sizes))).stored_bytes)
-        return sizes
+            self._fill(found, int(name))
+            found.append(info)
+        self._fill(found, self._cache.highest + 1)
+        return found
 
-    def _ingest(self, number: int, known: Leaf | None) -> None:
+    def _fill(self, found: list[ObjectInfo], size: int) -> None:
+        """Ask for each entry below ``size`` that a listing left out."""
+        while len(found) < size:
+            self._require_present(len(found), self._cache.highest)
+            found.append(self._store.stat(entry_key(len(found))))
+
+    def _ingest(self, number: int, known: Leaf | None, info: ObjectInfo | None) -> None:
         signed = self.entry(number).signed
         leaf = leaf_hash(signed.raw)
         if known is not None and known.leaf != leaf:
             raise LedgerRollbackError(f"entry {number} is not the one this host has seen before: it was replaced")
-        if known is None:
-            self._cache.add(number, Leaf(leaf, signed.statement.identity, len(signed.raw)))
+        stored_bytes, modified_us = (len(signed.raw), 0) if info is None else (info.stored_bytes, _microseconds(info))
+        self._cache.add(number, Leaf(leaf, signed.statement.identity, stored_bytes, modified_us))
 
     def _ingest_readable(self, begin: int, end: int) -> None:
         """Learn the identities of entries; what cannot be believed is nothing this host has written."""
         for number in range(begin, end):
             if number not in self._cache:
                 try:
-                    self._ingest(number, None)
+                    self._ingest(number, None, None)
                 except _UNBELIEVABLE:
                     continue
 

@@ -331,7 +331,7 @@ def _require_schema(kind: EvidenceKind, value: Json) -> None:
 
 @functools.cache
 def _validator(kind: EvidenceKind) -> Validator:
-    from jsonschema import Draft202012Validator, ValidationError, validators  # noqa: PLC0415 - see above
+    from jsonschema import Draft202012Validator, FormatChecker, ValidationError, validators  # noqa: PLC0415 - see above
 
     def pattern(_: Validator, rule: str, text: object, __: object) -> Iterator[ValidationError]:
         # Python's $ also matches before a last newline, which ECMA 262 (and so JSON Schema) does not know.
@@ -339,7 +339,10 @@ def _validator(kind: EvidenceKind) -> Validator:
             yield ValidationError(f"{text[:200]!r} does not match {rule!r}")
 
     strict = validators.extend(Draft202012Validator, {"pattern": pattern})
-    made: Validator = strict(schema(kind))
+    formats = FormatChecker(formats=())
+    # The pattern has the form; this asks whether there is such a day. What is no text, "type" refuses.
+    formats.checks("date-time", raises=ValueError)(lambda text: not isinstance(text, str) or bool(from_iso(text)))
+    made: Validator = strict(schema(kind), format_checker=formats)
     return made
 
 

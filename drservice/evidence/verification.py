@@ -811,7 +811,7 @@ class _Verification:
         value = _json(self.bundle.read(name), step, name)
         shape = _object(**{word: _count}, size=_count, hashes=_list(_pattern("[A-Za-z0-9+/]{43}=")))
         if shape(value) is not None or (value[word], value["size"]) != (number, self.newest.size):
-            raise VerificationError(step, f"{name} is no proof for {word} {number} of {self.newest.size}")
+            raise VerificationError(step, f"{name} is no proof about {number} of {self.newest.size}")
         hashes = [raw for text in value["hashes"] if (raw := _base64(text, 32))]
         if len(hashes) != len(value["hashes"]):
             raise VerificationError(step, f"{name} has a hash that is not written the one way")

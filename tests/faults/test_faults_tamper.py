@@ -66,8 +66,8 @@ signs checkpoints; what was anchored before stays). The steps are those of [evid
 TAIL = """
 ## What is not detected
 
-{undetected} of {forged} edits of single fields in records remain unnoticed when the attacker holds the host's and the log
-key, *and* nothing of the log was anchored or noted elsewhere before: the record is then simply another record. With
+{undetected} of {forged} edits of single fields in records remain unnoticed when the attacker holds the host's and the
+log key, *and* nothing of the log was anchored or noted elsewhere before: the record is then simply another record. With
 an anchor in a second store, or a `known` root in the policy, every one of them is refused (step 5) in what the anchor
 covers. The {seen} edits refused without any anchor contradict their schema, their obligation or another record.
 
