@@ -77,7 +77,7 @@ _AS_IT_SHOULD = {DrillVerdict.PASSED, DrillVerdict.DETECTED}
 
 def view_of(report: Report) -> View:
     """Return the report in words, ready to be set."""
-    subject = f"service {report.only_service}" if report.only_service else "all services"
+    subject = f"Service {report.only_service}" if report.only_service else "All services"
     return View(
         title="Recovery evidence",
         subject=neutralise(subject, limit=120),
@@ -94,9 +94,9 @@ def view_of(report: Report) -> View:
         counts=_counts(report),
         services=tuple(_card(posture) for posture in report.posture),
         sections=(
-            _posture_section(report),
             _exceptions(report),
             _gaps(report),
+            _posture_section(report),
             _coverage(report),
             _drills(report),
             restore_section(report),
@@ -363,7 +363,7 @@ def _drills(report: Report) -> Section:
             ("Verdict", 4, Style.STATUS),
             ("Service", 3),
             ("Plan", 4),
-            ("Recorded", 5),
+            ("Recorded (UTC)", 5),
             ("RPO", 3, Style.NUMBER),
             ("RTO", 3, Style.NUMBER),
             ("Checks", 3, Style.NUMBER),
@@ -419,9 +419,9 @@ def _drill_row(drill: Drill) -> tuple[Cell, ...]:
 
 def _verify(report: Report) -> Section:
     commands = (
-        ("with Python and the package cryptography alone, without any trust in drservice", "python3 verify.py ."),
-        ("with drservice, against keys that you hold yourself", "drservice evidence verify BUNDLE --policy FILE"),
-        ("that this file is the one the bundle names", "sha256sum report.html report.pdf"),
+        ("With Python and the package cryptography alone, without any trust in drservice", "python3 verify.py ."),
+        ("With drservice, against keys that you hold yourself", "drservice evidence verify BUNDLE --policy FILE"),
+        ("That these files are those that manifest.json lists", "sha256sum report.html report.pdf"),
     )
     intro = (
         "This report is a reading aid; the entries are the evidence. In the unpacked bundle, the first command "

@@ -176,8 +176,8 @@ def number(value: str) -> Cell:
 
 
 def moment(value: str) -> Cell:
-    """Return a cell with a formatted instant or day, which is not broken over lines."""
-    return Cell(text=value, style=Style.TIME)
+    """Return a cell with a formatted instant or day, which is not broken over lines; its column says UTC."""
+    return Cell(text=value.removesuffix(" UTC"), style=Style.TIME)
 
 
 def status(word: str, tone: Tone) -> Cell:

@@ -99,6 +99,7 @@ def test_the_document_is_an_archivable_tagged_pdf_dated_at_the_end_of_its_period
     assert "Tagged:          yes" in told
     assert "JavaScript:      no" in told
     assert "CreationDate:    2026-04-01T00:00:00" in told.replace("+00", "").replace("Z", "")
+    assert b"report.json" in pdf
     assert "PDF/A-3A" in told or b"<pdfaid:part>3</pdfaid:part>" in pdf
 
 
