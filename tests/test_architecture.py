@@ -16,6 +16,9 @@ MODULES = sorted(path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.
 BREAKGLASS = "drservice/repository/breakglass/restore.py"
 """Stored in every repository and run without anything else of drservice: it must stand alone, in one file."""
 
+VERIFIER = "drservice/evidence/verification.py"
+"""Enclosed in every bundle of evidence, for auditors without drservice: one file as well."""
+
 MODULE_LINES, FUNCTION_LINES = 600, 60
 
 
@@ -56,7 +59,7 @@ def test_there_is_something_to_look_at() -> None:
     assert BREAKGLASS in MODULES
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module != BREAKGLASS])
+@pytest.mark.parametrize("module", [module for module in MODULES if module not in {BREAKGLASS, VERIFIER}])
 def test_a_module_fits_into_one_head(module: str) -> None:
     assert len(source(module).splitlines()) <= MODULE_LINES
 
