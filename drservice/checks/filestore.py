@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
+from pathlib import Path
 from typing import TypeAlias
 
 from drservice.checks.business import ask_recovered, database_of
@@ -29,18 +29,19 @@ from drservice.checks.interface import (
     listed,
     passed,
 )
+from drservice.components.odoo_filestore.names import is_document, sha1_of_name
 from drservice.components.postgres.asking import Asking
 from drservice.errors import UnansweredError
 from drservice.model.estate import FilesKind
 from drservice.model.ids import ComponentName
 
-_DOCUMENT = re.compile(r"[0-9a-f]{2,3}/[0-9a-f]{40}")
 _REFERRED = (
     "select store_fname, max(file_size), min(file_size) from ir_attachment where store_fname is not null group by 1"
 )
 _ELSEWHERE = (
-    "select count(*) filter (where store_fname !~ '^[0-9a-f]{2,3}/[0-9a-f]{40}$'),"
-    " count(*) filter (where store_fname is null and db_datas is not null) from ir_attachment"
+    "select count(*) filter (where store_fname <> '' and not (store_fname ~ '^[0-9a-f]{2,3}/[0-9a-f]{40}$'"
+    "  and starts_with(split_part(store_fname, '/', 2), split_part(store_fname, '/', 1)))),"
+    " count(*) filter (where coalesce(store_fname, '') = '' and db_datas is not null) from ir_attachment"
 )
 _THREADS = 4
 _AHEAD = 2000
@@ -89,7 +90,12 @@ def ask_hashes(component: ComponentName, service: RecoveredService, seconds: flo
     """Read every document that the recovered rows refer to: its SHA-1 is its name, its size is the row's."""
     documents = documents_of(service, component)
     tally = _examine(documents, service, seconds, _read)
-    damaged = [f"{name} has {seen.value}" for name, seen in tally.wrong.items() if seen is not _Seen.ABSENT]
+    known = set(documents.missing_in_production)
+    damaged = [
+        f"{name} has {seen.value}"
+        for name, seen in tally.wrong.items()
+        if seen is not _Seen.ABSENT and name not in known
+    ]
     if damaged:
         return failed(
             f"{len(damaged)} of {tally.count} documents are damaged: {listed(damaged)}", value=str(len(damaged))
@@ -98,11 +104,11 @@ def ask_hashes(component: ComponentName, service: RecoveredService, seconds: flo
 
 
 def ask_missing_in_production(component: ComponentName, service: RecoveredService, _: float) -> Finding:
-    """Tell which documents production itself had lost before the snapshot."""
+    """Tell which documents production itself had lost or spoilt before the snapshot."""
     lost = list(documents_of(service, component).missing_in_production)
     if lost:
-        return failed(f"{len(lost)} documents were missing in production already: {listed(lost)}", value=str(len(lost)))
-    return passed("production had every document", value="0")
+        return failed(f"production had no good copy of {len(lost)} documents: {listed(lost)}", value=str(len(lost)))
+    return passed("production had a good copy of every document", value="0")
 
 
 def ask_covered(component: ComponentName, service: RecoveredService, seconds: float) -> Finding | NotApplicable:
@@ -129,7 +135,7 @@ def documents_of(service: RecoveredService, component: ComponentName) -> Recover
 
 
 def _directory_present(documents: RecoveredDocuments) -> Finding:
-    present = sum(len(files) for _, _, files in os.walk(documents.root, onerror=_raise))
+    present = _count_files(documents.root)
     wrong = [*documents.missing, *documents.corrupt]
     if wrong:
         return failed(f"{len(wrong)} of {documents.expected} files are missing or damaged: {listed(wrong)}")
@@ -138,8 +144,17 @@ def _directory_present(documents: RecoveredDocuments) -> Finding:
     return passed(f"{present} files are there")
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _count_files(root: Path) -> int:
+    """Count the plain files below a folder, links not followed."""
+    count, folders = 0, [root]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                else:
+                    count += entry.is_file(follow_symlinks=False)
+    return count
 
 
 _Examiner: TypeAlias = Callable[[int, str], tuple[_Seen, int]]
@@ -153,7 +168,7 @@ def _examine(documents: RecoveredDocuments, service: RecoveredService, seconds: 
         with _rows_of(documents, service, seconds) as source, ThreadPoolExecutor(_THREADS) as pool:
             rows = source.scan(_REFERRED)
             while batch := list(islice(rows, _AHEAD)):
-                known = [row for row in batch if row[0] is not None and _DOCUMENT.fullmatch(row[0]) is not None]
+                known = [row for row in batch if row[0] is not None and is_document(row[0])]
                 tally.count += len(known)
                 tally.elsewhere += len(batch) - len(known)
                 seen = pool.map(lambda row: examiner(root, str(row[0])), known)
@@ -212,5 +227,4 @@ def _read(root: int, name: str) -> tuple[_Seen, int]:
         while block := stream.read(_BLOCK):
             digest.update(block)
             size += len(block)
-    sound = digest.hexdigest() == base and base.startswith(folder)
-    return (_Seen.SOUND if sound else _Seen.OTHER_CONTENT), size
+    return (_Seen.SOUND if digest.digest() == sha1_of_name(name) else _Seen.OTHER_CONTENT), size

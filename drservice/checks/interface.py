@@ -53,6 +53,7 @@ class RecoveredDocuments:
     corrupt: tuple[str, ...]
     extra: int
     missing_in_production: tuple[str, ...]
+    """Of which production had no good copy: nothing there, or other content than the name says."""
     database: str | None
     """Whose rows refer to the documents; set for ``odoo-filestore`` only."""
     follows: ComponentName | None
@@ -116,6 +117,12 @@ def failed(detail: str, *, value: str | None = None) -> Finding:
 def unverified(detail: str) -> Finding:
     """Return that the question got no proper answer."""
     return Finding(state=CheckState.UNVERIFIED, detail=detail)
+
+
+def spoken(text: str, *, most: int = 2000) -> str:
+    """Return a text that a hostile server had a hand in so that it can be printed and recorded: one line, bounded."""
+    short = text if len(text) <= most else f"{text[:most]}... ({len(text)} letters)"
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in short)
 
 
 def listed(names: list[str], *, most: int = 5) -> str:

@@ -16,6 +16,7 @@ from drservice.checks.interface import (
     RecoveredService,
     failed,
     passed,
+    spoken,
     unverified,
 )
 from drservice.checks.postgres import databases
@@ -145,5 +146,4 @@ def ask_checksums(
 def _first_lines(*streams: bytes) -> str:
     """Return the start of what a program said, on one line: of the first stream that holds something."""
     text = next((stream.decode("utf-8", "replace") for stream in streams if stream.strip()), "it said nothing")
-    words = " ".join(text[:2000].split())
-    return "".join(letter for letter in words[:300] if letter.isprintable())
+    return spoken(" ".join(text[:2000].split()), most=300)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TypeAlias
 
 from drservice.checks import business, filestore, postgres, programs, watermarks
-from drservice.checks.interface import Ask, Check, Finding, NotApplicable, RecoveredService, unverified
+from drservice.checks.interface import Ask, Check, Finding, NotApplicable, RecoveredService, spoken, unverified
 from drservice.checks.programs import Restart
 from drservice.clock import Clock
 from drservice.errors import DrError
@@ -161,10 +161,10 @@ def run_suite(
             name=check.name,
             state=found.state,
             severity=check.severity,
-            detail=found.detail,
+            detail=spoken(found.detail),
             seconds=seconds,
             owner=check.owner,
-            value=found.value,
+            value=None if found.value is None else spoken(found.value, most=200),
         )
         results.append(result)
         progress(check.name, result)

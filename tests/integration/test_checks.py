@@ -674,6 +674,9 @@ def test_a_document_with_other_content_fails_whatever_the_restore_says(plant: Pl
     assert plant.ask("documents/documents-present").state is PASSED
     result = plant.ask("documents/documents-hash")
     assert (result.state, result.value) == (FAILED, "1")
+    plant.missing_in_production = (name_of(CONTENTS[3]),)  # production had no good copy
+    assert plant.ask("documents/documents-hash").state is PASSED
+    plant.missing_in_production = ()
     path.write_bytes(CONTENTS[3])
     assert plant.ask("documents/documents-hash").state is PASSED
     plant.sql(f"update ir_attachment set file_size = 3 where store_fname = '{name_of(CONTENTS[3])}'")
@@ -697,12 +700,20 @@ def test_links_pipes_and_folders_in_the_place_of_documents_fail_and_hang_nothing
 def test_hostile_names_are_never_used_as_paths(plant: Plant) -> None:
     secret = plant.root.parent / "secret"
     secret.write_bytes(b"secret")
-    for name in ("../secret", "/etc/passwd", "ab/../../secret", "s3://bucket/key", "ab/" + "g" * 40, "x\ny"):
+    for name in (
+        "../secret",
+        "/etc/passwd",
+        "ab/../../secret",
+        "s3://bucket/key",
+        "ab/" + "g" * 40,
+        "x\ny",
+        "ab/" + "c" * 40,
+    ):
         plant.sql(f"insert into ir_attachment (store_fname) values ('{name}')")
     plant.sql("insert into ir_attachment (db_datas) values ('inside')")
     assert plant.ask("documents/documents-present").state is PASSED
     result = plant.ask("documents/documents-not-covered")
-    assert (result.state, result.severity, result.value) == (FAILED, Severity.WARNING, "6")
+    assert (result.state, result.severity, result.value) == (FAILED, Severity.WARNING, "7")
     assert "1 attachments are inside the database" in result.detail
 
 

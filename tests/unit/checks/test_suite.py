@@ -158,3 +158,10 @@ def test_foreign_names_are_shown_few_and_escaped() -> None:
     shown = listed(["\x1b[2J", *[f"name-{number}" for number in range(10)]])
     assert "\x1b" not in shown
     assert shown.endswith("and 6 more")
+
+
+def test_what_a_hostile_server_says_is_recorded_short_and_escaped() -> None:
+    (result,) = run(check("one", lambda *_: failed("\x1b[2J\n" + "x" * 10_000_000, value="y" * 10_000_000))).results
+    assert result.detail.startswith("\\x1b[2J\\x0ax")
+    assert len(result.detail) < 2100
+    assert len(result.value or "") < 300
