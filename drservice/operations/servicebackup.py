@@ -168,8 +168,9 @@ def _measure(
     for component in databases:
         context.progress.step(f"measure {service.name}/{component.name}")
         checks = [check for check in service.checks if check.component == component.name]
+        followed = [item.database for item in service.files() if item.follows == component.name and item.database]
         try:
-            baselines[component.name] = measure_baseline(component.dsn, checks, clock=context.clock)
+            baselines[component.name] = measure_baseline(component.dsn, checks, clock=context.clock, databases=followed)
         except DrError as error:
             notes.append(f"no baseline of {component.name}: {error.message}")
             telemetry.warning("baseline not measured", component=component.name, problem=error.message)
