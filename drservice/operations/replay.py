@@ -88,6 +88,7 @@ def await_recovery(environment: Environment, feeder: Feeder, *, clock: Clock, se
 
     Raises:
         DrError: the feeder's own problem, if it caused the end.
+        EnvironmentLimitError: the environment was ended for a broken limit.
         ReplayError: the server ended, or nothing happened for ``seconds``.
     """
     last_change = clock.monotonic()
@@ -98,6 +99,7 @@ def await_recovery(environment: Environment, feeder: Feeder, *, clock: Clock, se
         if log.ready and log.new_timeline is not None:
             return log
         if not environment.running():
+            environment.require_within_limits()
             raise _ended(interpret_log(environment.server_log()), feeder, environment)
         present = (feeder.state.served, len(text))
         if present != seen:
