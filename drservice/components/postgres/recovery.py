@@ -221,6 +221,8 @@ def isolation_options(control: ControlFile, *, major: int) -> Options:
         options.append(("archive_library", ""))
     if major >= 17:
         options += [("event_triggers", "off"), ("summarize_wal", "off"), ("sync_replication_slots", "off")]
+    if major >= 18:
+        options.append(("io_method", "worker"))  # a sandbox refuses io_uring
     return tuple(options)
 
 
