@@ -119,7 +119,7 @@ def unverified(detail: str) -> Finding:
     return Finding(state=CheckState.UNVERIFIED, detail=detail)
 
 
-def spoken(text: str, *, most: int = 2000) -> str:
+def spoken(text: str, *, most: int = 500) -> str:
     """Return a text that a hostile server had a hand in so that it can be printed and recorded: one line, bounded."""
     short = text if len(text) <= most else f"{text[:most]}... ({len(text)} letters)"
     return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in short)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -163,5 +164,12 @@ def test_foreign_names_are_shown_few_and_escaped() -> None:
 def test_what_a_hostile_server_says_is_recorded_short_and_escaped() -> None:
     (result,) = run(check("one", lambda *_: failed("\x1b[2J\n" + "x" * 10_000_000, value="y" * 10_000_000))).results
     assert result.detail.startswith("\\x1b[2J\\x0ax")
-    assert len(result.detail) < 2100
+    assert len(result.detail) < 600
     assert len(result.value or "") < 300
+
+
+def test_every_built_in_check_is_described_with_its_severity() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "checks.md").read_text(encoding="utf-8")
+    described = dict(re.findall(r"^\| `([a-z_-]+)` \| (critical|warning) \|", page, re.MULTILINE))
+    planned = {item.name.partition("/")[2]: item.severity.value for item in plan_suite(SERVICE) if "/" in item.name}
+    assert described == planned
