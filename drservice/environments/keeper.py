@@ -32,7 +32,7 @@ from pathlib import Path
 from drservice import processes
 from drservice.environments import proc, seccomp
 from drservice.environments.limits import BrokenLimit, LimitKind
-from drservice.environments.watch import Bounds, Watch
+from drservice.environments.watch import PERIOD_SECONDS, Bounds, Watch
 
 LAUNCH = "launch.json"
 STATE = "state.json"
@@ -174,7 +174,7 @@ def _watch_until_its_end(
     broken: BrokenLimit | None = None
     kill_at = 0.0
     while bwrap.poll() is None:
-        received = signal.sigtimedwait({*_FORWARDED, signal.SIGCHLD, signal.SIGHUP}, watch.rest_seconds)
+        received = signal.sigtimedwait({*_FORWARDED, signal.SIGCHLD, signal.SIGHUP}, PERIOD_SECONDS)
         forwarded = _FORWARDED.get(signal.Signals(received.si_signo)) if received is not None else None
         if forwarded is not None and server is not None:
             proc.send_signal(server, forwarded)

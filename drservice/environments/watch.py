@@ -2,8 +2,9 @@
 
 The kernel's own bounds (bubblewrap.py) hold for each process and at once; what is summed over processes and files has
 to be looked at again and again, because a cgroup with controllers is not to be had everywhere, least of all by an
-ordinary user. A look costs milliseconds and is repeated every tenth of a second, or so much later that looking takes at
-most a tenth of the time. What runs inside is hostile: nothing here waits for it, follows its links or trusts its sizes.
+ordinary user. Lifetime and free space are looked at every tenth of a second; processes too, or so much later that
+looking at them (their page tables are read) takes at most a tenth of the time. What runs inside is hostile: nothing
+here waits for it, follows its links or trusts its sizes.
 
 Standard library only (besides ``proc`` and ``limits``), because the keeper loads it.
 """
@@ -23,7 +24,7 @@ from drservice.environments.limits import BrokenLimit, LimitKind
 
 USAGE = "usage.json"
 
-_PERIOD_SECONDS = 0.1
+PERIOD_SECONDS = 0.1
 _REST_PER_WORK = 9
 _WALK_SLICE_SECONDS = 0.02
 _WALK_REST_SECONDS = 1.0
@@ -58,27 +59,26 @@ class Noted:
 
 
 class Watch:
-    """Looks at one environment; its keeper calls :meth:`look` and waits :attr:`rest_seconds` between."""
+    """Looks at one environment; its keeper calls :meth:`look` every :data:`PERIOD_SECONDS`."""
 
     def __init__(self, root: Path, bounds: Bounds) -> None:
-        self.rest_seconds = _PERIOD_SECONDS
         self._notes = root / "keeper"
         self._bounds = bounds
         self._members = proc.Members(root)
         self._noted = read_noted(self._notes) or Noted()
         self._earlier_cpu_ms = self._noted.cpu_ms
         self._note_due = 0.0
+        self._processes_due = 0.0
         self._walk: Iterator[int] = iter(())
         self._walk_due = 0.0
 
     def look(self) -> BrokenLimit | None:
         """Return the first bound that is broken now."""
         begin = time.monotonic()
-        broken = self._lifetime() or self._space() or self._processes() or self._disk(begin)
+        broken = self._lifetime() or self._space() or self._processes(begin) or self._disk(begin)
         if begin >= self._note_due or broken is not None:
             self.note()
             self._note_due = begin + _NOTE_SECONDS
-        self.rest_seconds = max(_PERIOD_SECONDS, _REST_PER_WORK * (time.monotonic() - begin))
         return broken
 
     def note(self, *, cpu_ms: int = 0) -> None:
@@ -102,8 +102,12 @@ class Watch:
             else None
         )
 
-    def _processes(self) -> BrokenLimit | None:
+    def _processes(self, now: float) -> BrokenLimit | None:
+        if now < self._processes_due:
+            return None
         sample = self._members.sample()
+        ended = time.monotonic()
+        self._processes_due = ended + _REST_PER_WORK * (ended - now)
         self._noted = Noted(
             peak_memory_bytes=max(self._noted.peak_memory_bytes, sample.memory_bytes),
             # A process that was not waited for takes its time along: the sum may shrink, what was seen stays seen.
