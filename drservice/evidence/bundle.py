@@ -11,6 +11,7 @@ import hashlib
 import json
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
@@ -21,7 +22,7 @@ from drservice.clock import from_iso, to_iso
 from drservice.errors import CheckpointError, EvidenceIncompleteError, StatementError
 from drservice.evidence.anchoring import anchors as anchors_of
 from drservice.evidence.bundlewriting import BundleForm, Sink, open_sink
-from drservice.evidence.ledger import TIME_EXTENSION, Ledger
+from drservice.evidence.ledger import TIME_EXTENSION, Ledger, entry_key
 from drservice.evidence.merkle import MerkleTree, leaf_hash
 from drservice.evidence.notes import Checkpoint, NoteSigner, parse_checkpoint, sign_note, split_note
 from drservice.evidence.report import AnchorFacts, LedgerFacts, Period, Report, ReportInputs, Scenario, ServiceFacts
@@ -31,10 +32,12 @@ from drservice.evidence.reporthtml import render_html
 from drservice.evidence.reportpdf import render_pdf
 from drservice.evidence.reportsections import view_of
 from drservice.evidence.reporttext import format_instant, neutralise
-from drservice.evidence.statements import PAYLOAD_TYPE, decode_envelope, fingerprint
+from drservice.evidence.statements import ARTEFACT_PREFIX, PAYLOAD_TYPE, decode_envelope, fingerprint
 from drservice.model.evidence import EvidenceKind
+from drservice.objectstore.interface import ObjectStore
 
 MANIFEST_SCHEMA = "drservice/evidence-bundle/v1"
+READERS = 8
 NOTE_TITLE = "drservice evidence bundle v1"
 
 Blocks = Callable[[], Iterable[bytes]]
@@ -82,17 +85,23 @@ class BuiltBundle:
     report: Report
 
 
-def read_contents(ledger: Ledger, *, repository: str, policy: bytes, only_service: str | None = None) -> BundleContents:
-    """Read a ledger up to its newest checkpoint; every entry is verified on the way.
+def read_contents(
+    ledger: Ledger, store: ObjectStore, *, repository: str, policy: bytes, only_service: str | None = None
+) -> BundleContents:
+    """Read a ledger up to its newest checkpoint.
+
+    The ledger verifies entries that this host has not seen before; of the others the bytes are taken whose leaf hash
+    was verified then. :func:`report_of` compares all of them with the signed root.
 
     Args:
         ledger: the ledger, with its anchor places.
+        store: the store that the ledger is in.
         repository: the repository's id.
         policy: the policy file for the bundle.
         only_service: take only artefacts of this service, and of none in particular; entries are always all taken.
 
     Raises:
-        EvidenceIncompleteError: there is no checkpoint yet.
+        EvidenceIncompleteError: there is no checkpoint yet, or an entry is not the one that was verified.
         LedgerError, StatementError, KeyProblemError, ObjectStoreError: the ledger cannot be read or believed.
     """
     checkpoints = ledger.checkpoints()
@@ -101,31 +110,57 @@ def read_contents(ledger: Ledger, *, repository: str, policy: bytes, only_servic
             "the ledger has no signed checkpoint yet", hint="Sign one on the host with the log key, then export again."
         )
     *earlier, newest = checkpoints
-    raws: list[bytes] = []
-    artefacts: dict[str, Blocks] = {}
-    for entry in ledger.entries(0, newest.checkpoint.size):
-        raws.append(entry.signed.raw)
-        statement = entry.signed.statement
-        if only_service is None or statement.service in {None, only_service}:
-            artefacts.update((each.sha256, _artefact(ledger, each.sha256)) for each in statement.artefacts())
+    size = newest.checkpoint.size
+    entries = _read_entries(store, ledger.tree(), size)
+    named = {
+        sha256
+        for number, raw in enumerate(entries)
+        for service, sha256 in _artefacts_of(_decoded(number, raw, {}).statement)
+        if only_service is None or service in {None, only_service}
+    }
     places = {
         place.name: {
             anchor.signed.checkpoint.size: anchor.signed.note
             for anchor in anchors_of(place, origin=ledger.origin, policy=ledger.policy)
-            if anchor.signed.checkpoint.size <= newest.checkpoint.size
+            if anchor.signed.checkpoint.size <= size
         }
         for place in ledger.anchors
     }
     return BundleContents(
         repository=repository,
         origin=ledger.origin,
-        entries=raws,
+        entries=entries,
         checkpoint=newest.note,
         earlier={each.checkpoint.size: each.note for each in earlier},
         anchors=places,
-        artefacts=artefacts,
+        artefacts={sha256: _artefact(ledger, sha256) for sha256 in sorted(named)},
         policy=policy,
     )
+
+
+def _read_entries(store: ObjectStore, tree: MerkleTree, size: int) -> list[bytes]:
+    """Return the entries whose leaf hashes the tree has, several at a time (a store may be far away)."""
+    if len(tree) < size:
+        raise EvidenceIncompleteError(f"the newest checkpoint has {size} entries, the ledger only {len(tree)}")
+
+    def read(number: int) -> bytes:
+        for raw in store.read_versions(entry_key(number)):
+            if leaf_hash(raw) == tree.leaf(number):
+                return raw
+        raise EvidenceIncompleteError(f"entry {number} is not the one that was verified before, or is gone")
+
+    with ThreadPoolExecutor(max_workers=READERS) as pool:
+        return list(pool.map(read, range(size)))
+
+
+def _artefacts_of(statement: Mapping[str, Json]) -> Iterator[tuple[str | None, str]]:
+    """Yield (service, SHA-256) of each artefact that a statement names."""
+    predicate, subjects = statement.get("predicate"), statement.get("subject")
+    service = predicate.get("service") if isinstance(predicate, dict) else None
+    for subject in subjects if isinstance(subjects, list) else ():
+        name, digest = subject["name"], subject["digest"]["sha256"]
+        if name.startswith(ARTEFACT_PREFIX):
+            yield service, digest
 
 
 def _artefact(ledger: Ledger, sha256: str) -> Blocks:
