@@ -355,8 +355,6 @@ def _conclude(
     )
     evidence.seal()
     context.progress.done()
-    failed = [item.name for item in course.suite.results if item.state is not CheckState.PASSED]
-    mutation = request.mutation
     return DrillResult(
         run=run,
         prepared=prepared,
@@ -372,9 +370,13 @@ def _conclude(
         destroyed=course.destroyed,
         findings=tuple(opened.values()),
         closed=tuple(closed),
-        detected=(
-            not verdict.passed and is_detected(mutation, error=course.error, failed_checks=failed)
-            if mutation is not None
-            else None
-        ),
+        detected=_detected(request, course, verdict),
     )
+
+
+def _detected(request: DrillRequest, course: Course, verdict: Verdict) -> bool | None:
+    if request.mutation is None:
+        return None
+    assert course.suite is not None, "set in every way out of the recovery"
+    failed = [item.name for item in course.suite.results if item.state is CheckState.FAILED]
+    return not verdict.passed and is_detected(request.mutation, error=course.error, failed_checks=failed)
