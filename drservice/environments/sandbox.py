@@ -227,6 +227,8 @@ class Sandbox:
             EnvironmentLimitError: it was ended for a broken limit.
         """
         self.require_within_limits()
+        if self._noted_exit() is not None:  # the keeper's last note: it ends itself at once
+            _wait_until(lambda: self._keeper() is None, _IMMEDIATE_SECONDS)
         if self._keeper() is not None:
             raise EnvironmentFailedError(f"a server runs in {self.id} already", hint="Stop it first.")
         inside = bubblewrap.telling_argv(_require_program(argv))
