@@ -10,7 +10,7 @@ import unicodedata
 from datetime import UTC, datetime
 
 MAX_TEXT = 600
-"""Characters of one text that a report shows; the entry itself holds all of it."""
+"""Characters of one text that a report shows; the entry holds all of it."""
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _MARKS = {"Mn", "Me"}
@@ -29,7 +29,7 @@ def neutralise(text: str, *, limit: int = MAX_TEXT) -> str:
     shown = text[:limit]
     if not (shown.isascii() and shown.isprintable()):
         shown = "".join(_visible(unicodedata.normalize("NFC", shown)))
-    return shown if len(text) <= limit else f"{shown}... [{len(text) - limit:,} more characters are in the entry]"
+    return shown if len(text) <= limit else f"{shown}... [{len(text) - limit:,} more characters]"
 
 
 def _visible(text: str) -> list[str]:

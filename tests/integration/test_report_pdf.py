@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,12 +19,12 @@ from drservice.evidence import reportpdf
 from drservice.evidence.reportbuilding import build_report
 from drservice.evidence.reportpdf import render_pdf
 from drservice.evidence.reportsections import view_of
-from drservice.evidence.reportview import View
+from drservice.evidence.reportview import Section, Table, View, columns, text
 from tests.doubles.evidencestory import Story, inputs, whole_quarter
 from tests.doubles.hostile import hostile_quarter, hostile_services
 
 ROOT = Path(__file__).resolve().parents[2]
-A4_WIDTH, RIGHT_MARGIN = 595, 51
+LEFT, TEXT_WIDTH = 51, 493
 """In points."""
 PROGRAM = """
 import hashlib, sys
@@ -48,6 +49,16 @@ def text_of(pdf: bytes, folder: Path) -> str:
     (folder / "report.pdf").write_bytes(pdf)
     result = subprocess.run([program, "-layout", "report.pdf", "-"], cwd=folder, capture_output=True, check=True)
     return result.stdout.decode("utf-8")
+
+
+def words_of(pdf: bytes, folder: Path) -> list[tuple[float, float, str]]:
+    """Return left edge, right edge and letters of every word."""
+    program = shutil.which("pdftotext")
+    assert program, "install poppler-utils (deploy/install-system-packages)"
+    (folder / "report.pdf").write_bytes(pdf)
+    result = subprocess.run([program, "-bbox", "report.pdf", "-"], cwd=folder, capture_output=True, check=True)
+    found = re.findall(r'<word xMin="([0-9.]+)" .*? xMax="([0-9.]+)" .*?>(.*?)</word>', result.stdout.decode("utf-8"))
+    return [(float(left), float(right), word) for left, right, word in found]
 
 
 def flat(text: str) -> str:
@@ -150,15 +161,22 @@ def test_a_long_word_stays_inside_the_page(tmp_path: Path) -> None:
     service = dataclasses.replace(shown.services[0], name="W" * 70, sentence="x" * 600)
     pdf = render_pdf(dataclasses.replace(shown, services=(service,), sections=()))
     assert flat(text_of(pdf, tmp_path)).count("x") >= 600
-    (tmp_path / "report.pdf").write_bytes(pdf)
-    boxes = subprocess.run(
-        [shutil.which("pdftotext") or "pdftotext", "-bbox", "report.pdf", "-"],
-        cwd=tmp_path,
-        capture_output=True,
-        check=True,
-    ).stdout.decode()
-    right = [float(part.split('"')[1]) for part in boxes.split("xMax=")[1:] for part in [f"={part}"]]
-    assert max(right) <= 596
+    assert 400 < max(right for _, right, _ in words_of(pdf, tmp_path)) <= LEFT + TEXT_WIDTH + 1
+
+
+def test_no_cell_of_a_table_runs_into_the_next(tmp_path: Path) -> None:
+    """Words that are longer than a column break, at whatever length."""
+    titles = columns(*((f"T{place}", 3) for place in range(7)))
+    rows = tuple(tuple(text(letter * size) for letter in "abcdegh") for size in range(1, 60))
+    table = Table(title="Wide", columns=titles, rows=rows, empty="")
+    section = Section(name="wide", title="Wide", intro="", tables=(table,))
+    pdf = render_pdf(dataclasses.replace(whole_view(), services=(), sections=(section,)))
+    found = [word for word in words_of(pdf, tmp_path) if re.fullmatch(r"([abcdegh])\1*", word[2])]
+    assert len(found) > 7 * 59
+    for left, right, word in found:
+        begin = LEFT + "abcdegh".index(word[0]) * TEXT_WIDTH / 7
+        assert begin <= left
+        assert right <= begin + TEXT_WIDTH / 7 + 1, word
 
 
 def test_a_template_that_does_not_fit_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
