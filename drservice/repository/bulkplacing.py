@@ -36,6 +36,8 @@ _PIECE_BYTES = 24 << 20
 _PIECE_FILES = 1024
 _INLINE_BYTES = 24 << 20
 _INLINE_FILES = 2_000
+_SPARSE_BYTES = 64 << 20
+"""Smaller files are not looked into for holes."""
 _BEHIND_BYTES = 32 << 20
 _BEHIND_FILES = 512
 _WORTH_A_SPAN = 0.5
@@ -301,6 +303,18 @@ def _span(task: PackPlan) -> tuple[int, int, int]:
         return 0, 0, 0
     end = max(row.offset + row.stored_length for row in rows)
     return min(row.offset for row in rows), end, sum(row.stored_length for row in rows)
+
+
+def data_bytes(reader: SnapshotReader, files: Iterable[WantedFile]) -> int:
+    """Return the space that files need: holes need none."""
+    return sum(item.entry.size if item.entry.size < _SPARSE_BYTES else _filled(reader, item.entry) for item in files)
+
+
+def _filled(reader: SnapshotReader, entry: Entry) -> int:
+    try:
+        return sum(row.plain_length for table in reader.tables(entry) for row in table if row.codec != CODEC_ZERO)
+    except UNUSABLE_PACK:
+        return 0  # placing it will say what is lost
 
 
 def place_whole_files(

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from drservice.components.odoo_filestore.names import is_document, sha1_of_name
 from drservice.components.odoo_filestore.record import document_record
-from drservice.errors import DocumentsDamagedError, DrError, TargetDirectoryError
+from drservice.errors import DocumentsDamagedError, DrError, NoIdentityError, TargetDirectoryError
 from drservice.model.ids import SnapshotId
 from drservice.processes import Account
-from drservice.repository.bulkplacing import BulkPlaced, PlacingSpec, WantedFile, place_whole_files
+from drservice.repository.bulkplacing import BulkPlaced, PlacingSpec, WantedFile, data_bytes, place_whole_files
 from drservice.repository.nodes import Entry, EntryKind
 from drservice.repository.placing import PlacingProgress, require_space, sync_folder, write_error
 from drservice.repository.reader import UNUSABLE_PACK, SnapshotReader
@@ -113,7 +113,7 @@ def place_documents(
         TargetDirectoryError: the target is in use; nothing was written.
         RecoveryError: the folder cannot be written; nothing is under the target's name.
         ObjectStoreError: the store does not answer; the same.
-        NoIdentityError, WrongIdentityError: nothing can be opened here.
+        NoIdentityError: nothing can be opened here.
     """
     search = _Search(wanted=set(wanted))
     with _staging(target, context.account) as staging:
@@ -147,12 +147,14 @@ def _place_from(
     try:
         reader, spec = _open(context, snapshot, staging)
         record = document_record(reader)
+    except NoIdentityError:
+        raise
     except UNUSABLE_PACK as error:
         search.unreadable.append(f"snapshot {snapshot}: {error.message}")
         return
     search.never_there.update(map(os.fsdecode, record.missing))
     files = list(_documents(reader, search, preferred=preferred))
-    require_space(staging, sum(item.entry.size for item in files))
+    require_space(staging, data_bytes(reader, files))
     _make_folders(staging, {item.entry.path.rpartition(b"/")[0] for item in files}, context.account)
     lost: set[str] = set()
     placed = 0
@@ -204,7 +206,7 @@ def place_folder(context: PlaceContext, snapshot: SnapshotId, target: Path) -> P
         folders = [entry for entry in entries if entry.kind is EntryKind.DIRECTORY]
         links = [entry for entry in entries if entry.kind is EntryKind.LINK]
         files = [WantedFile(entry, b"") for entry in entries if entry.kind is EntryKind.FILE]
-        require_space(staging, sum(item.entry.size for item in files))
+        require_space(staging, data_bytes(reader, files))
         _make_folders(staging, [entry.path for entry in folders], context.account)
         total = BulkPlaced()
         for reply in place_whole_files(reader, files, spec, workers=context.workers, progress=context.progress):
