@@ -47,6 +47,17 @@ def test_only_the_environments_own_folders_are_writable(account: Account | None)
     assert argv.index("--remount-ro") > last_mount
 
 
+@pytest.mark.parametrize("account", [POSTGRES, None])
+def test_folders_of_other_components_are_bound_read_only(account: Account | None) -> None:
+    bound = pairs_after(sandbox_argv(layout(account), ["/usr/bin/true"]), "--ro-bind", 2)
+    assert bound.index(["/state/ID/files", "/env/files"]) < bound.index(["/srv/restored", "/env/files/documents"])
+
+
+@pytest.mark.parametrize("account", [POSTGRES, None])
+def test_every_program_inside_is_under_the_filter(account: Account | None) -> None:
+    assert pairs_after(sandbox_argv(layout(account), ["/usr/bin/true"]), "--seccomp", 1) == [["8"]]
+
+
 def test_root_leaves_every_privilege_before_the_program() -> None:
     argv = sandbox_argv(layout(POSTGRES), ["/usr/bin/true"])
     assert "--unshare-user" not in argv
@@ -63,10 +74,11 @@ def test_an_ordinary_user_gets_a_user_namespace_that_cannot_nest() -> None:
 
 
 def test_limits_become_bounds() -> None:
-    limits = Limits(memory_bytes=1 << 20, processes=12, open_files=64, niceness=10)
+    limits = Limits(memory_bytes=1 << 20, processes=12, open_files=64, disk_bytes=9, niceness=10)
     argv = sandbox_argv(layout(POSTGRES, limits), ["/usr/bin/true"])
-    assert {"--data=1048576:1048576", "--nproc=42:42", "--nofile=64:64"} <= set(argv)
+    assert {"--data=1048576:1048576", "--nproc=42:42", "--nofile=64:64", "--fsize=9:9"} <= set(argv)
     assert pairs_after(argv, "nice", 2) == [["-n", "10"]]
+    assert pairs_after(argv, "choom", 2) == [["-n", "500"]]
     assert pairs_after(argv, "--size", 1) == [["1048576"], ["1048576"]]
 
 
