@@ -22,7 +22,7 @@ from drservice.clock import from_iso, to_iso
 from drservice.errors import CheckpointError, EvidenceIncompleteError, StatementError
 from drservice.evidence.anchoring import anchors as anchors_of
 from drservice.evidence.bundlewriting import BundleForm, Sink, open_sink
-from drservice.evidence.ledger import TIME_EXTENSION, Ledger, entry_key
+from drservice.evidence.ledger import TIME_EXTENSION, Ledger
 from drservice.evidence.merkle import MerkleTree, leaf_hash
 from drservice.evidence.notes import Checkpoint, NoteSigner, parse_checkpoint, sign_note, split_note
 from drservice.evidence.report import AnchorFacts, LedgerFacts, Period, Report, ReportInputs, Scenario, ServiceFacts
@@ -34,7 +34,6 @@ from drservice.evidence.reportsections import view_of
 from drservice.evidence.reporttext import format_instant, neutralise
 from drservice.evidence.statements import ARTEFACT_PREFIX, PAYLOAD_TYPE, decode_envelope, fingerprint
 from drservice.model.evidence import EvidenceKind
-from drservice.objectstore.interface import ObjectStore
 
 MANIFEST_SCHEMA = "drservice/evidence-bundle/v1"
 READERS = 8
@@ -85,9 +84,7 @@ class BuiltBundle:
     report: Report
 
 
-def read_contents(
-    ledger: Ledger, store: ObjectStore, *, repository: str, policy: bytes, only_service: str | None = None
-) -> BundleContents:
+def read_contents(ledger: Ledger, *, repository: str, policy: bytes, only_service: str | None = None) -> BundleContents:
     """Read a ledger up to its newest checkpoint.
 
     The ledger verifies entries that this host has not seen before; of the others the bytes are taken whose leaf hash
@@ -95,13 +92,12 @@ def read_contents(
 
     Args:
         ledger: the ledger, with its anchor places.
-        store: the store that the ledger is in.
         repository: the repository's id.
         policy: the policy file for the bundle.
         only_service: take only artefacts of this service, and of none in particular; entries are always all taken.
 
     Raises:
-        EvidenceIncompleteError: there is no checkpoint yet, or an entry is not the one that was verified.
+        EvidenceIncompleteError: there is no checkpoint yet.
         LedgerError, StatementError, KeyProblemError, ObjectStoreError: the ledger cannot be read or believed.
     """
     checkpoints = ledger.checkpoints()
@@ -111,7 +107,7 @@ def read_contents(
         )
     *earlier, newest = checkpoints
     size = newest.checkpoint.size
-    entries = _read_entries(store, ledger.tree(), size)
+    entries = _read_entries(ledger, size)
     named = {
         sha256
         for number, raw in enumerate(entries)
@@ -138,19 +134,13 @@ def read_contents(
     )
 
 
-def _read_entries(store: ObjectStore, tree: MerkleTree, size: int) -> list[bytes]:
-    """Return the entries whose leaf hashes the tree has, several at a time (a store may be far away)."""
+def _read_entries(ledger: Ledger, size: int) -> list[bytes]:
+    """Return the first ``size`` entries, several at a time (a store may be far away)."""
+    tree = ledger.tree()
     if len(tree) < size:
         raise EvidenceIncompleteError(f"the newest checkpoint has {size} entries, the ledger only {len(tree)}")
-
-    def read(number: int) -> bytes:
-        for raw in store.read_versions(entry_key(number)):
-            if leaf_hash(raw) == tree.leaf(number):
-                return raw
-        raise EvidenceIncompleteError(f"entry {number} is not the one that was verified before, or is gone")
-
     with ThreadPoolExecutor(max_workers=READERS) as pool:
-        return list(pool.map(read, range(size)))
+        return list(pool.map(lambda number: ledger.raw_of_leaf(number, tree.leaf(number)), range(size)))
 
 
 def _artefacts_of(statement: Mapping[str, Json]) -> Iterator[tuple[str | None, str]]:

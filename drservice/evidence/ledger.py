@@ -252,6 +252,17 @@ class Ledger:
         """Return the exact bytes of an entry: the oldest version that can be believed."""
         return self.entry(number).signed.raw
 
+    def raw_of_leaf(self, number: int, leaf: bytes) -> bytes:
+        """Return the bytes of an entry by the leaf hash it had when it was verified; nothing else is verified anew.
+
+        Raises:
+            LedgerGapError: there is none of this number with this hash (any more).
+        """
+        for raw in self._store.read_versions(entry_key(number)):
+            if leaf_hash(raw) == leaf:
+                return raw
+        raise LedgerGapError(f"entry {number} is gone, or is not the one that was verified before")
+
     def entry(self, number: int) -> Entry:
         """Return an entry: the oldest version that is a statement signed by a known key.
 

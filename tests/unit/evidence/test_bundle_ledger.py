@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from drservice.canonical import canonical_bytes
-from drservice.errors import DrError, EvidenceIncompleteError, UnknownSignerError
+from drservice.errors import DrError, EvidenceIncompleteError, LedgerGapError, UnknownSignerError
 from drservice.evidence import bundle as bundle_module
 from drservice.evidence.anchoring import AnchorPlace
 from drservice.evidence.bundle import ReportWishes, build_bundle, read_contents
@@ -68,10 +68,10 @@ def tell(ledger: Ledger, clock: ManualClock) -> None:
 
 
 def test_what_a_ledger_holds_becomes_a_bundle_that_is_accepted(
-    ledger: Ledger, clock: ManualClock, store: MemoryStore, tmp_path: Path
+    ledger: Ledger, clock: ManualClock, tmp_path: Path
 ) -> None:
     tell(ledger, clock)
-    contents = read_contents(ledger, store, repository=made.REPOSITORY, policy=POLICY)
+    contents = read_contents(ledger, repository=made.REPOSITORY, policy=POLICY)
     built = build_bundle(contents, target=tmp_path / "b.zip", wishes=WISHES, signers=[made.HOST])
     verified = verify_bundle(tmp_path / "b.zip")
     assert (verified.size, verified.is_complete, verified.manifest_signed_by) == (5, True, made.HOST.name)
@@ -84,21 +84,21 @@ def test_what_a_ledger_holds_becomes_a_bundle_that_is_accepted(
 
 
 def test_entries_behind_the_newest_checkpoint_wait_for_the_next_bundle(
-    ledger: Ledger, clock: ManualClock, store: MemoryStore, tmp_path: Path
+    ledger: Ledger, clock: ManualClock, tmp_path: Path
 ) -> None:
     tell(ledger, clock)
     ledger.append(made.backup(clock.now(), 40))
-    contents = read_contents(ledger, store, repository=made.REPOSITORY, policy=POLICY)
+    contents = read_contents(ledger, repository=made.REPOSITORY, policy=POLICY)
     assert len(contents.entries) == 5
     build_bundle(contents, target=tmp_path / "b.zip", wishes=WISHES)
     assert verify_bundle(tmp_path / "b.zip").size == 5
 
 
 def test_a_bundle_of_one_service_holds_all_entries_and_its_own_artefacts(
-    ledger: Ledger, clock: ManualClock, store: MemoryStore, tmp_path: Path
+    ledger: Ledger, clock: ManualClock, tmp_path: Path
 ) -> None:
     tell(ledger, clock)
-    contents = read_contents(ledger, store, repository=made.REPOSITORY, policy=POLICY, only_service="reporting")
+    contents = read_contents(ledger, repository=made.REPOSITORY, policy=POLICY, only_service="reporting")
     assert len(contents.entries) == 5
     assert contents.artefacts == {}
     wishes = ReportWishes(period=WISHES.period, services=WISHES.services, only_service="reporting")
@@ -107,10 +107,10 @@ def test_a_bundle_of_one_service_holds_all_entries_and_its_own_artefacts(
     assert (verified.service, verified.entries) == ("reporting", 5)
 
 
-def test_a_ledger_without_a_checkpoint_is_not_exported(ledger: Ledger, clock: ManualClock, store: MemoryStore) -> None:
+def test_a_ledger_without_a_checkpoint_is_not_exported(ledger: Ledger, clock: ManualClock) -> None:
     ledger.begin(made.occasion(clock.now(), service=None))
     with pytest.raises(EvidenceIncompleteError, match="no signed checkpoint"):
-        read_contents(ledger, store, repository=made.REPOSITORY, policy=POLICY)
+        read_contents(ledger, repository=made.REPOSITORY, policy=POLICY)
 
 
 def test_a_ledger_that_was_changed_is_not_exported(ledger: Ledger, clock: ManualClock, store: MemoryStore) -> None:
@@ -119,7 +119,7 @@ def test_a_ledger_that_was_changed_is_not_exported(ledger: Ledger, clock: Manual
     store.create(entry_key(1), sign_statement(made.backup(clock.now(), 11), [made.HOST]))
     with pytest.raises(DrError):
         build_bundle(
-            read_contents(ledger, store, repository=made.REPOSITORY, policy=POLICY), target=Path("never"), wishes=WISHES
+            read_contents(ledger, repository=made.REPOSITORY, policy=POLICY), target=Path("never"), wishes=WISHES
         )
 
 
@@ -128,17 +128,26 @@ def test_an_entry_signed_by_a_stranger_is_not_exported(ledger: Ledger, clock: Ma
     store.delete(entry_key(1))
     store.create(entry_key(1), sign_statement(made.backup(clock.now(), 10), [made.STRANGER]))
     with pytest.raises((UnknownSignerError, EvidenceIncompleteError)):
-        read_contents(ledger, store, repository=made.REPOSITORY, policy=POLICY)
+        read_contents(ledger, repository=made.REPOSITORY, policy=POLICY)
 
 
 def test_an_artefact_that_is_gone_stops_the_export_and_leaves_nothing(
     ledger: Ledger, clock: ManualClock, store: MemoryStore, tmp_path: Path
 ) -> None:
     tell(ledger, clock)
-    contents = read_contents(ledger, store, repository=made.REPOSITORY, policy=POLICY)
+    contents = read_contents(ledger, repository=made.REPOSITORY, policy=POLICY)
     store.delete(artefact_key(DIGEST))
     target = tmp_path / "out" / "b.zip"
     target.parent.mkdir()
     with pytest.raises(DrError, match=DIGEST):
         build_bundle(contents, target=target, wishes=WISHES)
     assert list(target.parent.iterdir()) == []
+
+
+def test_an_entry_is_read_by_the_leaf_hash_it_was_verified_with(ledger: Ledger, clock: ManualClock) -> None:
+    tell(ledger, clock)
+    leaf = ledger.tree().leaf(1)
+    assert ledger.raw_of_leaf(1, leaf) == ledger.raw(1)
+    for number, other in ((2, leaf), (1, bytes(32)), (77, leaf)):
+        with pytest.raises(LedgerGapError, match=str(number)):
+            ledger.raw_of_leaf(number, other)
