@@ -1,7 +1,8 @@
-"""Where the demo happens: one folder with a plant, a production host's files, a recovery site's files, a repository.
+"""Where the demo happens: one folder with a plant, a production host, a recovery site, a repository, a second store.
 
-The production host's configuration names no identity: what it writes it cannot read. Everything is removed at the
-end, whatever happened.
+The keys are apart. The production host has a signing key and no identity: what it writes it cannot read. The recovery
+site has the identity, a signing key of its own, and the key that signs the ledger. Everything is removed at the end,
+whatever happened, but the evidence that somebody asked for.
 """
 
 from __future__ import annotations
@@ -12,21 +13,30 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from drservice import processes
+from drservice.cli.plant import DATABASE, Plant
 from drservice.environments.sandbox import list_sandboxes, open_sandbox
-from drservice.errors import DrError, EnvironmentFailedError, ProgramMissingError
+from drservice.errors import DrError, EnvironmentFailedError, ProgramMissingError, UsageError
+from drservice.evidence.signing import make_log_key
 from drservice.model.estate import Estate
+from drservice.model.evidence import ledger_origin
 from drservice.model.wal import Lsn, WalFileKind, WalFileName, segment_begin, segment_number
+from drservice.operations.enroll import begin_ledger
+from drservice.repository.hostkey import make_host_key
 from drservice.repository.keys import make_identity
 from drservice.repository.walarchive import ArchivedFile
 from drservice.settings.loading import load
+from drservice.wiring.data_plane import open_data_plane
+from drservice.wiring.evidence import open_evidence
 
 SERVICE = "erp"
 
+_BUNDLE = "bundle.zip"
+_KEPT = (_BUNDLE, "report.pdf", "verify.py")
 _HOST = """\
 # What the production host knows. It can write backups and WAL; it has no identity, so it cannot read them.
 version: 1
@@ -34,33 +44,54 @@ state_dir: {folder}/host
 repository:
   url: file://{folder}/repository         # in earnest: an S3 bucket, away from this machine
   recipients: [{recipient}]
+  signers:                                # whose objects and records are believed
+{signers}
 services:
-  erp:
-    tier: 1
-    objectives: {{rpo: 30s, rto: 2m}}       # what is promised; the demo measures it
-    components:
-      database:
-        kind: postgres
-        dsn: "{dsn}"
-        data_directory: {folder}/plant/data
+{services}
+evidence:
+  log_keys: [{log_keys}]
 """
 _RECOVERY = """\
-# What the recovery site knows: the identity that opens the backups, and whose signature it believes.
+# What the recovery site knows: the identity that opens the backups. It also signs the ledger, and anchors it elsewhere.
 version: 1
 state_dir: {folder}/recovery
 repository:
   url: file://{folder}/repository
   recipients: [{recipient}]
   identity: file:{folder}/recovery/identity.age
-  signers: {{{signer}: {{key: "{key}", services: [erp]}}}}
+  signers:
+{signers}
 services:
+{services}
+drills:
+  any-instant: {{service: erp, target: random, within: 7d}}
+evidence:
+  log_keys: [{log_keys}]
+  anchors: [{{name: second-store, url: "file://{folder}/anchors"}}]
+"""
+_SERVICES = """\
   erp:
     tier: 1
-    objectives: {{rpo: 30s, rto: 2m}}
+    owner: plant-it
+    objectives: {{rpo: 30s, rto: 2m, documents_rpo: 60s}}       # what is promised; the demo measures it
     components:
       database:
         kind: postgres
         dsn: "{dsn}"
+        data_directory: {data}
+      documents: {{kind: odoo-filestore, path: {filestore}, database: {database}}}
+      configuration: {{kind: directory, path: {configuration}}}
+    checks:
+      - name: journal-balances
+        component: database
+        sql: "select sum(debit - credit) from account_move_line where parent_state = 'posted'"
+        expect: "= 0"
+        owner: finance
+      - name: posted-items
+        component: database
+        sql: "select count(*), sum(debit) from account_move_line where parent_state = 'posted' and {{settled}}"
+        expect: unchanged
+        owner: finance\
 """
 
 
@@ -89,6 +120,16 @@ class Site:
         """What the recovery site knows."""
         return load(self.recovery_configuration).estate
 
+    @property
+    def evidence(self) -> Path:
+        """Where the bundle is written, and what is taken out of it for people."""
+        return self.folder / "evidence"
+
+    @property
+    def bundle(self) -> Path:
+        """The bundle."""
+        return self.evidence / _BUNDLE
+
     def repository_bytes(self) -> int:
         """How much the repository holds, every object counted."""
         return sum(item.lstat().st_size for item in (self.folder / "repository").rglob("*") if item.is_file())
@@ -108,13 +149,16 @@ def make_site() -> Site:
         if account is not None:
             os.chown(folder / name, account.uid, account.gid)
     (folder / "recovery").mkdir(mode=0o711)
+    for name in ("anchors", "evidence"):
+        (folder / name).mkdir(mode=0o755)
     return Site(folder=folder, account=account)
 
 
-def write_configurations(site: Site, *, dsn: str) -> str:
-    """Make an identity, write both configurations, and create the repository as PostgreSQL's user.
+def write_configurations(site: Site, plant: Plant) -> str:
+    """Make the keys of both sites, write both configurations, create the repository and begin the ledger.
 
-    That user will run ``drservice wal push``: if it cannot run this program, the demo ends here.
+    The repository is created as PostgreSQL's user, who will run ``drservice wal push``: if it cannot run this program,
+    the demo ends here. The ledger is begun by the recovery site, which keeps the log key.
 
     Returns:
         The repository's id.
@@ -124,19 +168,58 @@ def write_configurations(site: Site, *, dsn: str) -> str:
         DrError: the repository cannot be created.
     """
     identity, recipient = make_identity()
-    values = {"folder": str(site.folder), "recipient": recipient, "dsn": dsn}
-    site.host_configuration.write_text(_HOST.format(**values), encoding="utf-8")
-    site.host_configuration.chmod(0o644)
     secret = site.folder / "recovery" / "identity.age"
     secret.touch(mode=0o600)
     secret.write_text(f"{identity}\n", encoding="utf-8")
+    services = _SERVICES.format(
+        dsn=plant.dsn,
+        data=plant.data,
+        filestore=plant.filestore.root,
+        database=DATABASE,
+        configuration=plant.configuration,
+    )
+    signers = {"recovery-site": f"ed25519:{make_host_key(site.folder / 'recovery').public_key.hex()}"}
+    writing = _Writing(site=site, recipient=recipient, services=services, signers=signers)
+    writing.write(site.host_configuration, _HOST)
     created = _initialise(site)
     signer = created["signer"]
     assert isinstance(signer, dict)
-    text = _RECOVERY.format(**values, signer=signer["name"], key=signer["key"])
-    site.recovery_configuration.write_text(text, encoding="utf-8")
-    site.recovery_configuration.chmod(0o644)
+    signers["production"] = str(signer["key"])
+    writing.write(site.recovery_configuration, _RECOVERY)
+    log_key = _begin_ledger(site.recovery())
+    for path, template in ((site.host_configuration, _HOST), (site.recovery_configuration, _RECOVERY)):
+        writing.write(path, template, log_key)
     return str(created["repository"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Writing:
+    """What both configurations say; ``signers``: name to public key, as far as they are known."""
+
+    site: Site
+    recipient: str
+    services: str
+    signers: Mapping[str, str]
+
+    def write(self, path: Path, template: str, log_key: str | None = None) -> None:
+        text = template.format(
+            folder=self.site.folder,
+            recipient=self.recipient,
+            signers="\n".join(f'    {name}: {{key: "{key}", services: [erp]}}' for name, key in self.signers.items()),
+            services=self.services,
+            log_keys=f'"{log_key}"' if log_key is not None else "",
+        )
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o644)
+
+
+def _begin_ledger(estate: Estate) -> str:
+    """Make the log key of the recovery site and write the ledger's first record; returns the public key."""
+    with open_data_plane(estate) as plane:
+        key = make_log_key(estate.state_dir, ledger_origin(plane.repository.id))
+        with open_evidence(plane) as evidence:
+            begin_ledger(evidence)
+    return f"ed25519:{key.public_key.hex()}"
 
 
 def program(site: Site) -> list[str]:
@@ -153,7 +236,7 @@ def archive_command(site: Site) -> str:
 
 
 def _initialise(site: Site) -> dict[str, object]:
-    argv: list[str] = ["/usr/bin/env", *program(site), "--json", "init"]
+    argv: list[str] = ["/usr/bin/env", *program(site), "--json", "init", "--without-log-key"]
     done = processes.run(argv, account=site.account, timeout_seconds=120)
     try:
         answer = json.loads(done.stdout)
@@ -201,6 +284,43 @@ def remove_site(site: Site) -> None:
     if site.folder.exists():
         left = next(iter(sorted(site.folder.rglob("*"))), site.folder)
         raise EnvironmentFailedError(f"{left} could not be removed", hint=f"Remove it: rm -rf {site.folder}")
+
+
+def require_place(directory: Path) -> None:
+    """Return if evidence could be kept in a directory, which need not exist yet.
+
+    Raises:
+        UsageError: it could not.
+    """
+    place = directory.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"no evidence can be kept in {directory}", hint="Name a folder that this user can write to.")
+
+
+def keep_evidence(site: Site, directory: Path) -> Path:
+    """Copy bundle, report and verifier into a directory, in the place of those of an earlier run; nothing else changes.
+
+    Returns:
+        The directory's absolute path.
+
+    Raises:
+        UsageError: they cannot be written there.
+    """
+    kept = directory.absolute()
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+        for name in _KEPT:
+            temporary = kept / f".{name}.{os.getpid()}"
+            try:
+                shutil.copyfile(site.evidence / name, temporary)
+                temporary.replace(kept / name)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"the evidence cannot be kept in {directory}: {error.strerror}") from error
+    return kept
 
 
 def recovery_program(site: Site) -> list[str]:

@@ -29,12 +29,18 @@ def list_environments(invocation: Invocation) -> None:
                 "dsn": item.dsn,
                 "created_at": to_iso(item.created_at),
                 "expires_at": to_iso(item.expires_at),
+                "broken_limit": (
+                    {"limit": item.broken_limit.limit.value, "detail": item.broken_limit.detail}
+                    if item.broken_limit is not None
+                    else None
+                ),
             }
             for item in found
         ]
     }
     rows = [(i.id, i.service, i.purpose, i.state.value, to_iso(i.expires_at)[:19] + "Z") for i in found]
     lines = format_table(("ENVIRONMENT", "SERVICE", "PURPOSE", "STATE", "EXPIRES"), rows) if rows else ["none"]
+    lines += [f"ended {item.id}: {item.broken_limit.detail}" for item in found if item.broken_limit is not None]
     lines = [*lines, *(f'connect {item.id}: psql "{item.dsn}"' for item in found if item.state.value == "running")]
     invocation.output.result("environment-list", document, lines)
 

@@ -1,7 +1,7 @@
-"""What the demo promised its customers, and the comparison of it with a recovered database. Pure: no I/O.
+"""What the demo promised its customers, and the comparison of it with a recovered service. Pure: no I/O.
 
-The oracle is the client's side: an order counts as promised once the database has acknowledged its commit. The
-server's own account of what it kept is not asked.
+The oracle is the client's side: an order or a document counts as promised once the database has acknowledged its
+commit. The server's own account of what it kept is not asked.
 """
 
 from __future__ import annotations
@@ -44,6 +44,28 @@ class Comparison:
     def recovered(self) -> int:
         """How many of the promised orders are there."""
         return self.acknowledged - len(self.lost)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """One document as the client filed it: the transaction of its row, and the SHA-1 of what it handed over."""
+
+    entry: Order
+    sha1: str
+
+
+def compare_documents(documents: Iterable[Document], found: Mapping[str, str | None], target: datetime) -> Comparison:
+    """Compare the documents a client remembers with those recovered to ``target``; other content counts as lost.
+
+    Args:
+        documents: everything that was ever filed.
+        found: name in the recovered rows to the SHA-1 of the content that lies there, ``None`` without a file.
+        target: the instant that was asked for, by the same clock.
+    """
+    remembered = list(documents)
+    filed = {document.entry.number: document.sha1 for document in remembered}
+    whole = {name: int(sha1 is not None and filed.get(name) == sha1) for name, sha1 in found.items()}
+    return compare([document.entry for document in remembered], whole, target)
 
 
 def compare(orders: Iterable[Order], found: Mapping[str, int], target: datetime) -> Comparison:

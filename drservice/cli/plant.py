@@ -1,7 +1,8 @@
 """The demo's plant: a PostgreSQL cluster with a manufacturer's tables, and people who enter orders all the time.
 
 Everything lives in one folder and is ended by its own pid. The people remember each commit the server acknowledged;
-what they remember is the oracle a recovery is compared with.
+what they remember is the oracle a recovery is compared with. The tables of journal items, stock moves and attachments
+have the columns that Odoo gives them; documents are in ``plantdocuments``.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import LiteralString
 
 from drservice import processes
-from drservice.cli.oracle import Order
+from drservice.cli.oracle import Document, Order
+from drservice.cli.plantdocuments import Filestore, Filing, file_history
 from drservice.components.postgres.connection import Session, connect
 from drservice.components.postgres.server import SUPPORTED_MAJORS, PostgresPrograms, find_programs
 from drservice.environments.proc import ProcessIdentity, children_of, is_alive, send_signal
@@ -50,6 +53,17 @@ create table work_order (
     id bigint generated always as identity primary key, number text not null unique,
     product_id int not null references product, quantity int not null, planned_at timestamptz not null,
     state text not null, instructions text);
+create table account_move_line (
+    id bigint generated always as identity primary key, move_name text not null, account text not null,
+    parent_state text not null, debit numeric(16,2) not null, credit numeric(16,2) not null);
+create table stock_move (
+    id bigint generated always as identity primary key, reference text not null,
+    product_id int not null references product, product_qty numeric not null, state text not null);
+create table ir_attachment (
+    id bigint generated always as identity primary key, name text not null, res_model text, type text not null,
+    store_fname text, checksum varchar(40), file_size int, db_datas bytea, mimetype text,
+    create_date timestamptz not null default now());
+create index on ir_attachment (store_fname);
 """
 _HISTORY: LiteralString = """
 insert into customer select i, 'Customer ' || i, (array['DE','FR','IT','PL','US'])[1 + i % 5]
@@ -64,7 +78,13 @@ insert into sale_order_line (order_id, product_id, quantity, price)
     from sale_order o, generate_series(1, 4) j;
 insert into work_order (number, product_id, quantity, planned_at, state, instructions)
     select 'W' || lpad(i::text, 6, '0'), 1 + i % 2000, 1 + i % 50, timestamptz '2026-01-01Z' + i * interval '5 minutes',
-    'done', repeat(md5((i * 3)::text), 6) from generate_series(1, 15000) i
+    'done', repeat(md5((i * 3)::text), 6) from generate_series(1, 15000) i;
+insert into account_move_line (move_name, account, parent_state, debit, credit)
+    select 'INV/' || o.number, side.account, 'posted', o.amount * side.debit, o.amount * (1 - side.debit)
+    from (select s.number, sum(l.quantity * l.price) from sale_order s join sale_order_line l on l.order_id = s.id
+        group by s.number order by s.number) o(number, amount), (values ('1400', 1), ('8400', 0)) side(account, debit);
+insert into stock_move (reference, product_id, product_qty, state)
+    select 'WH/' || number, product_id, quantity, 'done' from work_order order by id
 """
 _DIGEST: LiteralString = """
 select count(*), md5(string_agg(line, E'\\n' order by line)) from (
@@ -73,24 +93,41 @@ select count(*), md5(string_agg(line, E'\\n' order by line)) from (
     union all select 'sale_order' || o::text from sale_order o where o.state = 'done'
     union all select 'line' || l::text from sale_order_line l join sale_order o on o.id = l.order_id
         where o.state = 'done'
-    union all select 'work_order' || w::text from work_order w where w.state = 'done') as rows(line)
+    union all select 'work_order' || w::text from work_order w where w.state = 'done'
+    union all select 'journal' || a::text from account_move_line a where a.move_name like 'INV/%'
+    union all select 'move' || m::text from stock_move m where m.reference like 'WH/%') as rows(line)
 """
 _SALE: LiteralString = """
 with o as (
     insert into sale_order (number, customer_id, ordered_at, state)
-    values (%s, 1 + floor(random() * 500)::int, clock_timestamp(), 'sale') returning id)
-insert into sale_order_line (order_id, product_id, quantity, price)
-select o.id, 1 + floor(random() * 2000)::int, 1 + j, 10 * j from o, generate_series(1, %s) j
+    values (%s, 1 + floor(random() * 500)::int, clock_timestamp(), 'sale') returning id, number),
+l as (
+    insert into sale_order_line (order_id, product_id, quantity, price)
+    select o.id, 1 + floor(random() * 2000)::int, 1 + j, 10 * j from o, generate_series(1, %s) j
+    returning quantity * price as amount)
+insert into account_move_line (move_name, account, parent_state, debit, credit)
+select o.number, side.account, 'posted', t.amount * side.debit, t.amount * (1 - side.debit)
+from o, (select sum(amount) from l) t(amount), (values ('1400', 1), ('8400', 0)) side(account, debit)
 """
 _WORK: LiteralString = """
-insert into work_order (number, product_id, quantity, planned_at, state)
-values (%s, 1 + floor(random() * 2000)::int, 1 + %s, clock_timestamp(), 'planned')
+with w as (
+    insert into work_order (number, product_id, quantity, planned_at, state)
+    values (%s, 1 + floor(random() * 2000)::int, 1 + %s, clock_timestamp(), 'planned')
+    returning number, product_id, quantity)
+insert into stock_move (reference, product_id, product_qty, state)
+select number, product_id, quantity, 'done' from w
 """
 _FOUND: LiteralString = """
 select o.number, count(l.id) from sale_order o left join sale_order_line l on l.order_id = o.id
 where o.state = 'sale' group by o.number
 union all select number, 0 from work_order where state = 'planned'
 """
+
+
+_CONFIGURATION = {
+    "odoo.conf": "[options]\ndb_name = plant\nlist_db = False\nproxy_mode = True\nworkers = 4\n",
+    "addons.txt": "# what is installed beside Odoo itself\nplant_quality 17.0.1.4\nplant_labels 17.0.2.0\n",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +168,10 @@ def installed_postgres() -> PostgresPrograms:
 
 @dataclass(slots=True, kw_only=True)
 class Plant:
-    """The cluster in ``folder``: ``data/``, ``sock/``, ``log``. ``account``: who runs it, ``None`` = this user."""
+    """The cluster in ``folder``: ``data/``, ``sock/``, ``log``, and its files: ``filestore/``, ``configuration/``.
+
+    ``account``: who runs the server, ``None`` = this user.
+    """
 
     folder: Path
     programs: PostgresPrograms
@@ -148,15 +188,30 @@ class Plant:
         """A libpq string that reaches the plant's database."""
         return f"host={self.folder / 'sock'} dbname={DATABASE} user=postgres"
 
-    def create(self) -> None:
-        """Make the cluster, its tables and some history; the server is stopped again at the end.
+    @property
+    def filestore(self) -> Filestore:
+        """The documents of the plant's database."""
+        return Filestore(self.folder / "filestore" / DATABASE)
+
+    @property
+    def configuration(self) -> Path:
+        """The folder with the application's configuration."""
+        return self.folder / "configuration"
+
+    def create(self) -> list[Document]:
+        """Make the cluster, its tables, some history and its documents; the server is stopped again at the end.
+
+        Returns:
+            The documents that were filed.
 
         Raises:
             PostgresError: a program failed; the message has its last line.
         """
-        for name, mode in (("data", 0o700), ("sock", 0o755)):
+        for name, mode in (("data", 0o700), ("sock", 0o755), ("filestore", 0o755), ("configuration", 0o755)):
             (self.folder / name).mkdir(mode=mode)
             processes.inherit_owner(self.folder / name)
+        for name, text in _CONFIGURATION.items():
+            (self.configuration / name).write_text(text, encoding="utf-8")
         made = processes.run(
             [self.programs.path("initdb"), "-D", self.data, *_INITDB], account=self.account, timeout_seconds=120
         )
@@ -181,8 +236,10 @@ class Plant:
             for statement in (*_SCHEMA.split(";"), *_HISTORY.split(";")):
                 if statement.strip():
                     session.rows(statement)
+            documents = file_history(session, self.filestore)
             session.rows("vacuum analyze")
         self.stop()
+        return documents
 
     def configure(self, settings: dict[str, str]) -> None:
         """Append settings to postgresql.conf; values are quoted here."""
@@ -258,20 +315,23 @@ class Complaint:
 
 
 class People:
-    """Order entry: threads that commit one order after the other and remember what was acknowledged."""
+    """People at work: threads that commit one order or document after the other and remember what was acknowledged."""
 
-    def __init__(self, dsn: str, *, clerks: int = 2) -> None:
+    def __init__(self, dsn: str, filing: Filing, *, clerks: int = 2) -> None:
         self._dsn = dsn
+        self._filing = filing
         self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._work, args=(f"SO-{clerk}-", _SALE, 3), name=f"clerk-{clerk}", daemon=True)
-            for clerk in range(1, clerks + 1)
-        ]
-        self._threads.append(
-            threading.Thread(target=self._work, args=("WO-1-", _WORK, 0), name="shop-floor", daemon=True)
-        )
         self._orders: list[Order] = []
+        self._documents: list[Document] = []
         self.complaints: list[Complaint] = []
+        work: dict[str, Callable[[str], None]] = {
+            f"SO-{clerk}-": partial(self._enter_orders, statement=_SALE, lines=3) for clerk in range(1, clerks + 1)
+        }
+        work["WO-1-"] = partial(self._enter_orders, statement=_WORK, lines=0)
+        work["DOC-1-"] = self._file_documents
+        self._threads = [
+            threading.Thread(target=what, args=(prefix,), name=prefix, daemon=True) for prefix, what in work.items()
+        ]
 
     def start(self) -> None:
         """Begin to enter orders."""
@@ -286,10 +346,30 @@ class People:
                 thread.join()
 
     def orders(self) -> list[Order]:
-        """Return what was sent so far, as remembered by those who sent it."""
+        """Return what was entered so far, as remembered by those who sent it."""
         return list(self._orders)
 
-    def _work(self, prefix: str, statement: LiteralString, lines: int) -> None:
+    def documents(self) -> list[Document]:
+        """Return what was filed so far, as remembered by those who sent it."""
+        return list(self._documents)
+
+    def _enter_orders(self, prefix: str, *, statement: LiteralString, lines: int) -> None:
+        self._work(prefix, lines, lambda session, number: session.rows(statement, (number, lines)), self._orders.append)
+
+    def _file_documents(self, prefix: str) -> None:
+        def remember(entry: Order) -> None:
+            self._documents.append(Document(entry=entry, sha1=self._filing.sha1_of(entry.number)))
+
+        self._work(prefix, 1, self._filing.file, remember)
+
+    def _work(
+        self,
+        prefix: str,
+        lines: int,
+        enter: Callable[[Session, str], object],
+        remember: Callable[[Order], None],
+    ) -> None:
+        """Enter one thing after the other until told to stop, or until the server refuses."""
         number, begun, acknowledged = "", datetime.now(UTC), None
         try:
             with connect(self._dsn, application_name=prefix) as session:
@@ -297,20 +377,15 @@ class People:
                     if self._stop.wait(_PAUSE_SECONDS):
                         return
                     number, begun, acknowledged = f"{prefix}{count:05d}", datetime.now(UTC), None
-                    session.rows(statement, (number, lines))
+                    enter(session, number)
                     acknowledged = datetime.now(UTC)
                     flushed = Lsn.parse(session.row("select pg_current_wal_flush_lsn()::text")[0])
-                    self._remember(number, lines, begun, acknowledged, flushed)
+                    remember(Order(number=number, lines=lines, begun=begun, acknowledged=acknowledged, flushed=flushed))
         except DrError as error:
-            if acknowledged is not None or isinstance(error, PostgresUnreachableError):
+            if number and (acknowledged is not None or isinstance(error, PostgresUnreachableError)):
                 # Without an answer nobody knows whether it was committed: it may or may not be there later.
-                self._remember(number, lines, begun, acknowledged, None)
+                remember(Order(number=number, lines=lines, begun=begun, acknowledged=acknowledged, flushed=None))
             self.complaints.append(Complaint(at=datetime.now(UTC), who=prefix.strip("-"), what=error.message))
-
-    def _remember(
-        self, number: str, lines: int, begun: datetime, acknowledged: datetime | None, flushed: Lsn | None
-    ) -> None:
-        self._orders.append(Order(number=number, lines=lines, begun=begun, acknowledged=acknowledged, flushed=flushed))
 
 
 def _family(pid: int) -> list[ProcessIdentity]:

@@ -28,7 +28,14 @@ from drservice.components.postgres.recovery import (
 from drservice.components.postgres.server import PostgresPrograms
 from drservice.environments.exchange import RESTORE_COMMAND, SCRIPT_NAME, fetch_script
 from drservice.environments.interface import Environment
-from drservice.errors import PostgresError, ProofError, ReplayError
+from drservice.errors import (
+    EnvironmentFailedError,
+    EnvironmentLimitError,
+    IsolationError,
+    PostgresError,
+    ProofError,
+    ReplayError,
+)
 from drservice.model.recovery import RecoveryPlan
 from drservice.model.wal import Lsn, Timeline
 from drservice.operations.feeder import Feeder
@@ -196,14 +203,18 @@ def await_connection(environment: Environment, *, clock: Clock) -> None:
     """Wait until the server takes connections.
 
     Raises:
-        PostgresError: it does not within a minute.
+        PostgresError, EnvironmentFailedError: it does not within a minute, or it ended.
+        IsolationError: what listens there is not its own socket.
     """
     deadline = clock.monotonic() + _CONNECT_SECONDS
     while True:
         try:
             environment.require_own_socket()
             connect(environment.dsn, application_name="drservice restore").close()
-        except PostgresError:
+        except (IsolationError, EnvironmentLimitError):
+            raise
+        except (PostgresError, EnvironmentFailedError):
+            # A server that was just started has no socket yet.
             if clock.monotonic() > deadline or not environment.running():
                 raise
             clock.sleep(_POLL_SECONDS)
