@@ -203,7 +203,12 @@ def _decode_facts(header: Mapping[str, Json], kind: str) -> PostgresFacts | File
     facts = header.get(own)
     if not isinstance(facts, Mapping) or other in header:
         raise TypeError(f"the facts are not those of kind {kind!r}")
-    return _decode_files(facts) if kind in FILES_KINDS else _decode_cluster(facts)
+    if kind not in FILES_KINDS:
+        return _decode_cluster(facts)
+    files = _decode_files(facts)
+    if header.get("state") != files.state.value:
+        raise ValueError(f"the facts are those of a snapshot that is {files.state.value}")
+    return files
 
 
 def _number(facts: Mapping[str, Json], name: str) -> int:

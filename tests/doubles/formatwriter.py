@@ -268,6 +268,7 @@ class Writer:
             },
             **changes,
         }
+        fields = {field: value for field, value in fields.items() if value is not None or field == "previous"}
         key = f"s/{self.service}/{self.component}/snapshots/{name}"
         return self.envelope(key, "snapshot", fields, struct.pack(">I", len(public)) + public + sealed)
 

@@ -1,4 +1,4 @@
-"""Restore a PostgreSQL cluster from a drservice repository with this one file and nothing else of drservice.
+"""Restore a cluster, a filestore or a folder from a drservice repository with this one file and nothing else of it.
 
 RESTORE.md beside this file says what to do step by step; docs/format.md of drservice describes every byte (§ marks
 below refer to it). Needed: Python 3.9 or newer with the package `cryptography`; zstd in any form (Python 3.14,
@@ -6,6 +6,7 @@ below refer to it). Needed: Python 3.9 or newer with the package `cryptography`;
 
     python3 restore.py --repository DIR list
     python3 restore.py --repository DIR --identity FILE restore --service erp --into NEW --wal-into NEW
+    python3 restore.py --repository DIR --identity FILE restore --service erp --component documents --into NEW
     python3 restore.py --repository DIR --identity FILE wal --service erp 000000010000000000000007 --to FILE
     python3 restore.py --repository DIR --identity FILE verify
 
@@ -49,7 +50,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 ULID = "[0-9A-HJKMNP-TV-Z]{26}"
 WAL_NAME = r"[0-9A-F]{8}([0-9A-F]{16}(\.partial|\.[0-9A-F]{8}\.backup)?|\.history)(\.r[0-9A-Z]{26})?"
 ZERO_ID = bytes(32)
+KINDS = ("postgres", "odoo-filestore", "directory")
 MARKER = "RESTORE-INCOMPLETE"
+UNFINISHED = "This restore did not finish. Do not start PostgreSQL here, and let no program use these files.\n"
 CONTROL, WITHHELD = b"global/pg_control", b"global/pg_control.withheld"
 LARGEST_FRAME, LARGEST_NODE = 1 << 20, 64 << 20
 THREADS = min(8, max(4, os.cpu_count() or 4))
@@ -480,10 +483,14 @@ class Component:
         with reading(key):
             own = (fields["id"], fields["service"], fields["component"])
             demand(own == (name, self.service, self.name), "describes another snapshot")
-            demand(fields["kind"] == "postgres", f"this script does not know kind {fields['kind']}")
+            demand(fields["kind"] in KINDS, f"this script does not know kind {fields['kind']}")
             times = [moment(fields[each]) for each in ("started_at", "stopped_at", "checked_at")]
-            about = fields["postgres"]
-            numbers = [lsn(about["start_lsn"]), lsn(about["stop_lsn"]), about["segment_bytes"], about["timeline"]]
+            if fields["kind"] == "postgres":
+                about = fields["postgres"]
+                numbers = [lsn(about["start_lsn"]), lsn(about["stop_lsn"]), about["segment_bytes"], about["timeline"]]
+            else:
+                numbers = [fields["documents"][each] for each in ("missing", "corrupt", "unreadable")]
+            demand(("postgres" in fields) != ("documents" in fields), "facts of two kinds")
             demand(len(times) == 3 and all(type(number) is int for number in numbers), "odd fields")
             return Snapshot(name, key, fields, body)
 
@@ -590,13 +597,13 @@ def segment_name(timeline: str, number: int, segment_bytes: int) -> str:
 # --- Restoring ----------------------------------------------------------------------------------------------
 
 
-def check_entry(entry: Fields, before: bytes, folders: set[bytes]) -> None:
+def check_entry(entry: Fields, before: bytes, folders: set[bytes], reserved: tuple[bytes, ...]) -> None:
     """Refuse an entry that could write outside the target or over another one."""
     path, kind = entry["p"], entry["t"]
     demand(not {b"", b".", b".."} & set(path.split(b"/")) and b"\0" not in path, "a path that leaves the target")
     demand(path > before, "paths are repeated or not in order")
     demand(posixpath.dirname(path) in folders, "does not lie in a folder of the snapshot")
-    demand(path not in (MARKER.encode(), WITHHELD, b"backup_label", b"tablespace_map"), "reserved name")
+    demand(path not in reserved, "reserved name")
     demand(kind in ("d", "f", "l"), f"unknown type {kind!r}")
     demand(kind == "l" or 0 <= entry["m"] <= 0o7777, "impossible mode")
     demand(kind != "l" or isinstance(entry["l"], bytes), "impossible link")
@@ -609,14 +616,15 @@ def stays_inside(link: Fields) -> bool:
     return bool(target) and b"\0" not in target and not posixpath.isabs(target) and ends != b".."
 
 
-def read_tree(component: Component, root: Piece) -> list[Fields]:
+def read_tree(component: Component, root: Piece, kind: str) -> list[Fields]:
     """Return all entries of a snapshot; every path is checked before anything is written."""
+    reserved = (MARKER.encode(), *((WITHHELD, b"backup_label", b"tablespace_map") if kind == "postgres" else ()))
     entries: list[Fields] = []
     folders = {b""}
     before = b""
     for entry in component.entries(root):
         with reading(shown(entry["p"])):
-            check_entry(entry, before, folders)
+            check_entry(entry, before, folders, reserved)
             before = entry["p"]
             if entry["t"] == "d":
                 folders.add(before)
@@ -659,20 +667,27 @@ def in_threads(what: str, work: Callable[[Value], None], items: list[Value]) -> 
             raise
 
 
-def place_cluster(component: Component, entries: list[Fields], attachments: Fields, into: Path) -> int:
+def place_tree(component: Component, entries: list[Fields], into: Path, kind: str) -> int:
     """Write folders, files and links, pg_control under another name; return how many links were left out."""
-    folders, files, links = ([entry for entry in entries if entry["t"] == kind] for kind in "dfl")
+    folders, files, links = ([entry for entry in entries if entry["t"] == letter] for letter in "dfl")
 
     def place(entry: Fields) -> None:
-        path = into / os.fsdecode(WITHHELD if entry["p"] == CONTROL else entry["p"])
+        path = into / os.fsdecode(WITHHELD if entry["p"] == CONTROL and kind == "postgres" else entry["p"])
+        sha1 = hashlib.sha1(usedforsecurity=False)
         with reading(shown(entry["p"])), new_file(path, entry["m"] & 0o777) as file:
             at = 0
             for piece in component.pieces(entry):
+                plain = bytes(piece.plain) if piece.codec == 255 else component.record(b"d", piece)
                 if piece.codec != 255:
                     file.seek(at)
-                    file.write(component.record(b"d", piece))
+                    file.write(plain)
+                if kind == "odoo-filestore":
+                    sha1.update(plain)
                 at += piece.plain
             file.truncate(entry["z"])
+            if kind == "odoo-filestore":
+                named = bytes.fromhex(posixpath.basename(entry["p"]).decode("ascii"))
+                demand(sha1.digest() == entry.get("h", named), "the content does not have the SHA-1 it should have")
 
     for entry in folders:
         (into / os.fsdecode(entry["p"])).mkdir(mode=0o700)
@@ -682,14 +697,18 @@ def place_cluster(component: Component, entries: list[Fields], attachments: Fiel
             (into / os.fsdecode(entry["p"])).symlink_to(os.fsdecode(entry["l"]))
         else:
             note(f"LEFT OUT: the link {shown(entry['p'])} -> {shown(entry['l'])}, which leaves the target")
-    for name in ("backup_label", "tablespace_map"):
-        if attachments.get(name):
-            with new_file(into / name) as file:
-                file.write(attachments[name])
     for entry in reversed(folders):
         sync_folder(into / os.fsdecode(entry["p"]))
         (into / os.fsdecode(entry["p"])).chmod(entry["m"] & 0o777)
     return sum(not stays_inside(entry) for entry in links)
+
+
+def place_labels(attachments: Fields, into: Path) -> None:
+    """Write the files without which a cluster must not start."""
+    for name in ("backup_label", "tablespace_map"):
+        if attachments.get(name):
+            with new_file(into / name) as file:
+                file.write(attachments[name])
 
 
 def place_wal(component: Component, snapshot: Snapshot, into: Path) -> None:
@@ -742,31 +761,64 @@ def empty_folder(path: Path) -> None:
 def restore(component: Component, arguments: argparse.Namespace) -> int:
     """Restore the files of a snapshot and, if asked, the WAL that follows it."""
     snapshot, into, wal_into = component.choose(arguments.snapshot), arguments.into, arguments.wal_into
-    about = snapshot.header["postgres"]
+    kind = snapshot.header["kind"]
+    demand(kind == "postgres" or not wal_into, f"{component.prefix} is a folder of files and has no WAL")
     note(f"snapshot {snapshot.id} of {snapshot.header['stopped_at']}, {snapshot.header['state']}")
     for folder in [into] + ([wal_into] if wal_into else []):
         empty_folder(folder)
     marker = into / MARKER
-    marker.write_text("This restore did not finish. Do not start PostgreSQL here.\n")
+    marker.write_text(UNFINISHED)
     try:
         with reading(snapshot.key):
             secret, packs = component.contents(snapshot)
-            demand(bool(secret["attachments"].get("backup_label")), "holds no backup_label")
+            cluster = kind == "postgres"
+            demand(not cluster or bool(secret["attachments"].get("backup_label")), "holds no backup_label")
             component.require(packs)
-            entries = read_tree(component, Piece(*secret["root"]))
-            demand(any(entry["p"] == CONTROL for entry in entries), "has no global/pg_control")
-            left_out = place_cluster(component, entries, secret["attachments"], into)
-        if wal_into:
-            with reading("WAL"):
-                place_wal(component, snapshot, wal_into)
-        (into / os.fsdecode(WITHHELD)).rename(into / os.fsdecode(CONTROL))
-        sync_folder(into / "global")
+            entries = read_tree(component, Piece(*secret["root"]), kind)
+            demand(not cluster or any(entry["p"] == CONTROL for entry in entries), "has no global/pg_control")
+            left_out = place_tree(component, entries, into, kind)
+        if cluster:
+            finish_cluster(component, snapshot, secret["attachments"], into, wal_into)
     except BaseException as error:
-        marker.write_text(f"This restore did not finish. Do not start PostgreSQL here.\n{error}\n", "utf-8", "replace")
+        marker.write_text(f"{UNFINISHED}{error}\n", "utf-8", "replace")
         raise
     marker.unlink()
     sync_folder(into)
     say(f"Restored {len(entries)} entries of {component.prefix}, snapshot {snapshot.id}, into {into}")
+    if cluster:
+        explain_cluster(snapshot, secret, into, wal_into)
+    else:
+        explain_files(snapshot, entries)
+    return 3 if left_out else 0
+
+
+def finish_cluster(
+    component: Component, snapshot: Snapshot, attachments: Fields, into: Path, wal_into: Path | None
+) -> None:
+    """Write label files and WAL, and give pg_control its name last."""
+    place_labels(attachments, into)
+    if wal_into:
+        with reading("WAL"):
+            place_wal(component, snapshot, wal_into)
+    (into / os.fsdecode(WITHHELD)).rename(into / os.fsdecode(CONTROL))
+    sync_folder(into / "global")
+
+
+def explain_files(snapshot: Snapshot, entries: list[Fields]) -> None:
+    """Say what production itself had lost when the snapshot was taken."""
+    about = snapshot.header["documents"]
+    if about["missing"] or about["unreadable"]:
+        say(f"ATTENTION: on the server {about['missing']} documents were missing already, and {about['unreadable']}")
+        say("files could not be read for this snapshot: an older one may have them.")
+    wrong = [shown(entry["p"]) for entry in entries if entry.get("h")]
+    if wrong:
+        say(f"ATTENTION: {len(wrong)} documents were damaged on the server already: {', '.join(wrong[:50])}")
+    say("Give the folder to the user that Odoo (or whoever owned it) runs as.")
+
+
+def explain_cluster(snapshot: Snapshot, secret: Fields, into: Path, wal_into: Path | None) -> None:
+    """Say what was restored and how PostgreSQL recovers it."""
+    about = snapshot.header["postgres"]
     say(f"System identifier {about['system_id']}, timeline {about['timeline']}, from {about['start_lsn']}.")
     if about["bad_pages"]:
         say(f"ATTENTION: {about['bad_pages']} pages were bad on the server already: {secret['bad_pages'][:50]}")
@@ -777,7 +829,6 @@ def restore(component: Component, arguments: argparse.Namespace) -> int:
         say("  recovery_target_time = '2026-01-31 12:00:00+00'   # the instant you want, or no such line for the end")
         say("  recovery_target_action = 'pause'                  # look first, then: select pg_wal_replay_resume()")
         say(f"\nThen: touch {shlex.quote(str(into))}/recovery.signal, give the folder to the user postgres, start.")
-    return 3 if left_out else 0
 
 
 # --- The other commands -------------------------------------------------------------------------------------
@@ -792,9 +843,14 @@ def show(component: Component) -> int:
             bad += 1
             say(f"  DAMAGED {one}")
             continue
-        head, about = one.header, one.header["postgres"]
+        head = one.header
         void = "  VOID (or the copy lost its file times)" if component.is_void(one) else ""
         say(f"  snapshot {one.id}  {head['started_at']} to {head['stopped_at']}  {head['state']}{void}")
+        if head["kind"] != "postgres":
+            lost = ", ".join(f"{head['documents'][each]} {each}" for each in ("missing", "corrupt", "unreadable"))
+            say(f"    {head['kind']}, {head['files']} files; in production {lost}")
+            continue
+        about = head["postgres"]
         lsns = f"{about['start_lsn']} to {about['stop_lsn']}"
         say(f"    system {about['system_id']}, timeline {about['timeline']}, {lsns}")
     for system_id in component.repository.names(f"{component.prefix}/wal"):
@@ -828,7 +884,7 @@ def check_snapshot(component: Component, found: Snapshot | Problem) -> None:
     with reading(found.key):
         secret, packs = component.contents(found)
         component.require(packs)
-        for entry in read_tree(component, Piece(*secret["root"])):
+        for entry in read_tree(component, Piece(*secret["root"]), found.header["kind"]):
             with reading(shown(entry["p"])):
                 for piece in component.pieces(entry) if entry["t"] == "f" else ():
                     if piece.codec != 255:
