@@ -105,7 +105,7 @@ def _of_drill(drill: Drill) -> Iterator[Deviation]:
     for probe in entry.restoration.isolation:
         if not probe.is_good:
             yield _make(DeviationKind.ISOLATION, stamp, f"{probe.name}: {probe.detail}")
-    if not entry.is_destroyed:
+    if not entry.is_destroyed and entry.restoration.environment is not None:
         text = "kept on purpose" if entry.is_kept else "the environment was neither destroyed nor kept on purpose"
         gravity = Gravity.WARNING if entry.is_kept else Gravity.CRITICAL
         yield _make(DeviationKind.LEFT_BEHIND, stamp, text, gravity=gravity)

@@ -137,11 +137,12 @@ def _result_facts(drill: Drill) -> tuple[Fact, ...]:
     if drill.verdict in _MUTATED:
         promised = Promise()  # nothing is promised of a drill that must fail
     after = "destroyed" if entry.is_destroyed else "kept on purpose" if entry.is_kept else "NOT destroyed"
+    environment = f"{entry.restoration.environment}; {after}" if entry.restoration.environment else "none was made"
     return (
         fact("RPO: committed work lost", _against(entry.rpo_ms, promised.rpo_ms)),
         fact("RTO: decision to checks passed", _against(entry.restoration.rto_ms, promised.rto_ms)),
         fact("Documents", documents_text(entry.restoration.documents)),
-        fact("Environment", f"{entry.restoration.environment or 'none was made'}; {after}"),
+        fact("Environment", environment),
     )
 
 
@@ -186,7 +187,7 @@ def _tables(drill: Drill) -> tuple[Table, ...]:
     checks = Table(
         title="Checks",
         columns=columns(
-            ("State", 3, Style.STATUS), ("Check", 4), ("Owner", 3), ("Time", 2, Style.NUMBER), ("What it found", 8)
+            ("State", 3, Style.STATUS), ("Check", 5), ("Owner", 3), ("Time", 2, Style.NUMBER), ("What it found", 8)
         ),
         rows=tuple(
             (
@@ -219,7 +220,8 @@ def _tables(drill: Drill) -> tuple[Table, ...]:
 
 
 def _check_word(state: CheckOutcome, gravity: Gravity) -> str:
-    return state.value if gravity is Gravity.CRITICAL else f"{state.value} (warning)"
+    is_plain = state is CheckOutcome.PASSED or gravity is Gravity.CRITICAL
+    return state.value if is_plain else f"{state.value} (warning)"
 
 
 def _check_tone(state: CheckOutcome, gravity: Gravity) -> Tone:

@@ -21,7 +21,7 @@ from drservice.evidence.report import (
     Verified,
 )
 from drservice.evidence.reportdrills import documents_text, drill_card, verdict_cell
-from drservice.evidence.reportentries import Gravity
+from drservice.evidence.reportentries import Gravity, Target
 from drservice.evidence.reportpopulations import keys_section, population_section, restore_section
 from drservice.evidence.reporttext import count_of, format_count, format_day, format_instant, format_ms, neutralise
 from drservice.evidence.reportview import (
@@ -128,11 +128,14 @@ def _headline(report: Report) -> Cell:
     proved = standings.count(Standing.PROVED)
     whole = count_of(len(standings), "service")
     breached = standings.count(Standing.BREACHED)
+    shaky = standings.count(Standing.ATTENTION)
     if breached:
         return status(f"{breached} of {whole} breached", Tone.BAD)
-    if proved == len(standings):
-        return status(f"{whole} of {len(standings)} proved recoverable as promised", Tone.GOOD)
-    return status(f"{proved} of {whole} proved recoverable as promised, the rest is not", Tone.WARN)
+    if proved + shaky < len(standings):
+        return status(f"{len(standings) - proved - shaky} of {whole} not proved recoverable", Tone.WARN)
+    if shaky:
+        return status(f"{whole} proved recoverable as promised, {shaky} with exceptions", Tone.WARN)
+    return status(f"{whole} proved recoverable as promised", Tone.GOOD)
 
 
 def _summary(report: Report) -> str:
@@ -180,7 +183,7 @@ def _sentence(posture: ServicePosture) -> str:
         return "No drill has passed: nobody has shown that this service comes back."
     restoration, documents = drill.restoration, drill.restoration.documents
     target = restoration.target
-    reached = format_instant(target.reached_time) if target else "-"
+    reached = format_instant(target.reached_time) if target and target.reached_time else _position(target)
     parts = [f"{format_ms(drill.rpo_ms)} of committed work was lost" if drill.rpo_ms is not None else ""]
     if documents is not None:
         parts.append(f"{documents.missing:,} of {documents.expected:,} documents were missing")
@@ -191,6 +194,13 @@ def _sentence(posture: ServicePosture) -> str:
     said = ", ".join(part for part in parts if part) or "nothing was measured"
     place = f" (entry {drill.stamp.number})"
     return f"On {format_instant(drill.stamp.recorded_at)} it was recovered to {reached} in isolation: {said}{place}."
+
+
+def _position(target: Target | None) -> str:
+    """Return where a recovery ended whose last transaction has no time."""
+    if target is None:
+        return "a position that is not recorded"
+    return " at ".join(part for part in (target.requested or "its target", target.reached_lsn) if part)
 
 
 def _bar(name: str, measured: Measured) -> Bar:

@@ -305,6 +305,11 @@ def test_an_environment_that_stays_is_told(*, is_kept: bool, gravity: Gravity) -
     assert [(d.kind, d.gravity) for d in report.deviations] == [(DeviationKind.LEFT_BEHIND, gravity)]
 
 
+def test_where_no_environment_was_made_none_is_left_behind() -> None:
+    report = only_erp(one_drill(destroyed=False, environment=None))
+    assert report.deviations == ()
+
+
 @pytest.mark.parametrize("field", ["missing", "corrupt"])
 def test_documents_that_did_not_come_back_are_told(field: str) -> None:
     documents = {"expected": 9, "missing": 0, "corrupt": 0, "extra": 0, "missing_in_production": 0, field: 2}

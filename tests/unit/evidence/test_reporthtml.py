@@ -7,15 +7,16 @@ from html.parser import HTMLParser
 
 import pytest
 
+from drservice.canonical import Json
 from drservice.errors import ReportRenderError
 from drservice.evidence import reporthtml
-from drservice.evidence.report import Report
+from drservice.evidence.report import Report, ServiceFacts
 from drservice.evidence.reportbuilding import build_report
 from drservice.evidence.reportentries import DrillOutcome
 from drservice.evidence.reporthtml import render_html
 from drservice.evidence.reportsections import DETAILED_DRILLS, detailed, view_of
 from drservice.evidence.reportview import Style, Table, Tone, View
-from tests.doubles.evidencestory import Story, at, good_quarter, inputs, whole_quarter
+from tests.doubles.evidencestory import Story, at, estate, good_quarter, inputs, whole_quarter
 from tests.doubles.hostile import ALL, hostile_quarter, hostile_services
 
 
@@ -112,6 +113,40 @@ def test_exceptions_come_before_what_went_well() -> None:
     names = [section.name for section in view_of(report_of(whole_quarter())).sections]
     assert names[:4] == ["exceptions", "not-tested", "measured", "coverage"]
     assert names.index("drills") > names.index("not-tested")
+
+
+def headline(story: Story, *services: ServiceFacts) -> tuple[str, Tone]:
+    given = inputs(len(story.statements), services=services)
+    cell = view_of(build_report(story.entries(), inputs=given)).headline
+    return (cell.text, cell.tone)
+
+
+def test_the_headline_says_no_more_than_was_proved() -> None:
+    erp, other = estate()[0], ServiceFacts(name="other")
+    assert headline(good_quarter(), erp) == ("1 service proved recoverable as promised", Tone.GOOD)
+    story = good_quarter()
+    story.finding(at(80), "erp", 70)
+    assert headline(story, erp) == ("1 service proved recoverable as promised, 1 with exceptions", Tone.WARN)
+    story.backup(at(81), "other")
+    assert headline(story, erp, other) == ("1 of 2 services not proved recoverable", Tone.WARN)
+    story.backup(at(82), "other", outcome="failed")
+    assert headline(story, erp, other) == ("1 of 2 services breached", Tone.BAD)
+    assert headline(Story()) == ("no service is in the scope of this report", Tone.WARN)
+
+
+def test_a_recovery_without_a_time_says_the_position_it_reached() -> None:
+    target: Json = {
+        "requested": "latest",
+        "kind": "latest",
+        "reached_time": None,
+        "reached_lsn": "0/2B000060",
+        "timeline": 2,
+    }
+    latest: Json = {"kind": "latest", "time": None, "from": None, "to": None, "seed_commitment": None}
+    story = Story()
+    entry = story.obligation(at(10), "erp", 60, target=latest)
+    story.drill(at(10, hour=3), "erp", 60, entry, target=target, seed=None)
+    assert "it was recovered to latest at 0/2B000060 in isolation" in view_of(report_of(story)).services[0].sentence
 
 
 def test_a_bar_never_leaves_its_place() -> None:
