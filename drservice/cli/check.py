@@ -6,8 +6,10 @@ import click
 
 from drservice.cli.invocation import Invocation
 from drservice.errors import ExitStatus
-from drservice.operations.health import CheckResult, CheckState, HealthContext, run_checks
+from drservice.operations.checklist import CheckResult, CheckState
+from drservice.operations.health import HealthContext, run_checks
 from drservice.wiring.data_plane import open_data_plane
+from drservice.wiring.evidence import open_anchored_evidence
 
 _MARKS = {CheckState.OK: "ok     ", CheckState.WARNING: "warning", CheckState.FAILED: "FAILED "}
 _NAGIOS_CRITICAL = 2
@@ -21,8 +23,8 @@ def check(invocation: Invocation, service: str | None, *, nagios: bool) -> ExitS
     """Run the checks."""
     loaded = invocation.load()
     estate = loaded.estate
-    with open_data_plane(estate) as plane:
-        context = HealthContext(estate=estate, repository=plane.repository, clock=plane.clock)
+    with open_data_plane(estate) as plane, open_anchored_evidence(plane) as evidence:
+        context = HealthContext(estate=estate, repository=plane.repository, evidence=evidence, clock=plane.clock)
         results = run_checks(context, estate.selected(service))
     for notice in loaded.notices:
         remedy = "Nothing to do; a later version acts on it."

@@ -84,7 +84,7 @@ def run_drills(
                 context,
                 evidence,
                 DrillRequest(
-                    service=service,
+                    service=service.around(service.database(component)),
                     component=service.database(component),
                     plan=plan,
                     keep=keep and mutation is None,

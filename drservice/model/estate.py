@@ -6,7 +6,7 @@ Built by ``settings`` only; everything below works with these values and never s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
@@ -189,6 +189,17 @@ class Service:
     def databases(self) -> list[PostgresSettings]:
         """Return the PostgreSQL components, in the order of the configuration."""
         return [item for item in self.components.values() if isinstance(item, PostgresSettings)]
+
+    def around(self, cluster: PostgresSettings) -> Service:
+        """Return the service as one cluster sees it: without other clusters and what follows those."""
+        kept = {
+            name: item
+            for name, item in self.components.items()
+            if item is cluster or (isinstance(item, FilesSettings) and item.follows in {None, cluster.name})
+        }
+        return replace(
+            self, components=kept, checks=tuple(check for check in self.checks if check.component == cluster.name)
+        )
 
     def files(self) -> list[FilesSettings]:
         """Return the components that are folders of files, in the order of the configuration."""

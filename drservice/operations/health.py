@@ -8,11 +8,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from enum import Enum
 from pathlib import Path
 
 from drservice.clock import Clock
@@ -28,6 +26,9 @@ from drservice.errors import DrError
 from drservice.model.estate import CaptureMethod, Estate, PostgresSettings, Service
 from drservice.objectstore.interface import CreateMode
 from drservice.operations.backup import choose_method, refuse_unrecoverable
+from drservice.operations.checklist import Checklist, CheckResult
+from drservice.operations.evidence import Evidence
+from drservice.operations.healthfiles import check_evidence, check_files
 from drservice.operations.info import component_info
 from drservice.operations.keys import check_identities
 from drservice.operations.lineage import Lineage
@@ -36,59 +37,13 @@ from drservice.repository.repository import Repository
 _PROBE_LIFETIME = timedelta(minutes=10)
 
 
-class CheckState(Enum):
-    """How a question was answered."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckResult:
-    """One question and its answer."""
-
-    name: str
-    state: CheckState
-    detail: str
-    remedy: str = ""
-
-
-@dataclass(slots=True)
-class Checklist:
-    """Collects answers; an error inside a question fails it and no other."""
-
-    results: list[CheckResult] = field(default_factory=list)
-
-    def ok(self, name: str, detail: str) -> None:
-        """Answer yes."""
-        self.results.append(CheckResult(name=name, state=CheckState.OK, detail=detail))
-
-    def warn(self, name: str, detail: str, remedy: str) -> None:
-        """Answer yes, with a weakness that people should know."""
-        self.results.append(CheckResult(name=name, state=CheckState.WARNING, detail=detail, remedy=remedy))
-
-    def fail(self, name: str, detail: str, remedy: str) -> None:
-        """Answer no."""
-        self.results.append(CheckResult(name=name, state=CheckState.FAILED, detail=detail, remedy=remedy))
-
-    @contextmanager
-    def asking(self, name: str) -> Iterator[None]:
-        """Fail the question ``name`` if the block raises."""
-        try:
-            yield
-        except DrError as error:
-            self.fail(name, error.message, error.hint)
-        except OSError as error:
-            self.fail(name, str(error), "Check the path and the rights of this user.")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthContext:
     """What the checks look at. ``repository`` is ``None`` where it could not be opened."""
 
     estate: Estate
     repository: Repository
+    evidence: Evidence
     clock: Clock
 
 
@@ -98,11 +53,14 @@ def run_checks(context: HealthContext, services: Sequence[Service]) -> list[Chec
     _check_store(context, checklist)
     _check_keys(context, services, checklist)
     _check_recovery_tools(context, checklist)
+    check_evidence(context.evidence, context.estate, checklist)
     for service in services:
         for component in service.databases():
             prefix = f"{service.name}/{component.name}"
             _check_component(context, service, component, prefix, checklist)
             _check_repository_of(context, service, component, prefix, checklist)
+        for files in service.files():
+            check_files(context.repository, service, files, checklist)
     return checklist.results
 
 

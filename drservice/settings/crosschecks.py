@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from drservice.clock import from_iso
+from drservice.model.checks import Expectation
 from drservice.settings.positions import Document, Path, Plain, Problem, format_path
 
 _SECRET_WORDS = ("AGE-SECRET-KEY-", "PRIVATE KEY-----")
@@ -46,6 +47,10 @@ def _references(document: Document) -> Iterator[Problem]:
             asked = _mapping(check).get("component")
             path = (*here, "checks", index, "component")
             yield from _known(document, path, asked, components, "this service's components")
+            expected, sql = _mapping(check).get("expect"), _mapping(check).get("sql")
+            if isinstance(sql, str) and "{settled" in sql and isinstance(expected, str) and not _compares(expected):
+                message = "`{settled}` needs a baseline; expected `unchanged` or `within N% of baseline` in `expect`"
+                yield _problem(document, (*here, "checks", index, "sql"), message)
             if isinstance(asked, str) and _mapping(components.get(asked)).get("kind", "postgres") != "postgres":
                 yield _problem(document, path, "expected a component of kind postgres; the check is a query")
     for name, drill in _mapping(root.get("drills")).items():
@@ -56,6 +61,14 @@ def _references(document: Document) -> Iterator[Problem]:
             for index, service_name in _items(_mapping(entry).get("services")):
                 path = (*holder, name, "services", index)
                 yield from _known(document, path, service_name, services, "services")
+
+
+def _compares(expected: str) -> bool:
+    """Tell whether an expectation compares with production; one that cannot be read is told elsewhere."""
+    try:
+        return Expectation.parse(expected).needs_baseline
+    except ValueError:
+        return True
 
 
 def _needs(document: Document) -> Iterator[Problem]:

@@ -210,3 +210,27 @@ def test_verify_looks_at_files_as_well(story: dict[str, object]) -> None:
     document = plant.json("verify", "erp", "--all")
     assert [item["component"] for item in document["components"]] == ["database", "documents", "configuration"]
     assert all(item["findings"] == [] for item in document["components"])
+
+
+def test_check_asks_about_folders_rows_and_the_ledger(story: dict[str, object], tmp_path: Path) -> None:
+    plant = plant_of(story)
+    answers = {item["name"]: item for item in plant.json("check", "erp", status=1)["checks"]}
+    assert answers["ledger anchored in second"]["remedy"] == "Run: drservice evidence anchor"
+    plant.json("evidence", "anchor")
+    answers = {item["name"]: item for item in plant.json("check", "erp")["checks"]}
+    for name in ("ledger anchored in second", "ledger", "records kept aside", "erp/documents: folder", "erp/documents: rows"):
+        assert answers[name]["state"] == "ok", answers[name]
+    document = plant.document()
+    document["services"]["erp"]["components"]["documents"]["path"] = str(tmp_path / "not-there")
+    document["evidence"] = {}
+    config = tmp_path / "broken.yaml"
+    config.write_text(json.dumps(document))
+    answers = {item["name"]: item for item in plant.json("check", "erp", config=config, status=1)["checks"]}
+    assert answers["erp/documents: folder"]["state"] == "failed"
+    assert answers["ledger anchored"]["state"] == "warning"
+    plant.sql("insert into ir_attachment (name, store_fname) values ('elsewhere', 's3://bucket/key')")
+    try:
+        answers = {item["name"]: item for item in plant.json("check", "erp")["checks"]}
+    finally:
+        plant.sql("delete from ir_attachment where name = 'elsewhere'")
+    assert answers["erp/documents: rows"]["state"] == "warning"

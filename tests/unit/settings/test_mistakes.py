@@ -77,6 +77,64 @@ MISTAKES = {
         "services.erp.schedule.backup",
         "the hour field",
     ),
+    "documents without a cluster": (
+        ERP + "    components:\n      d: {kind: odoo-filestore, path: /f, database: plant}\n",
+        "6:10",
+        "services.erp.components.d",
+        "need a component of kind postgres",
+    ),
+    "documents of two clusters": (
+        ERP
+        + "    components:\n      a: {kind: postgres, dsn: host=a}\n      b: {kind: postgres, dsn: host=b}\n"
+        + "      d: {kind: odoo-filestore, path: /f, database: plant}\n",
+        "8:10",
+        "services.erp.components.d",
+        "`follows` must name",
+    ),
+    "documents that follow no cluster": (
+        ERP
+        + "    components:\n      a: {kind: postgres, dsn: host=a}\n"
+        + "      d: {kind: odoo-filestore, path: /f, database: plant, follows: d}\n",
+        "7:69",
+        "services.erp.components.d.follows",
+        "`d` is not one of this service's postgres components",
+    ),
+    "a component with the name of the points": (
+        ERP + "    components:\n      points: {kind: postgres, dsn: host=a}\n",
+        "6:15",
+        "services.erp.components.points",
+        "where recovery points are stored",
+    ),
+    "two checks with one name": (
+        DATABASE
+        + "        dsn: host=a\n    checks:\n"
+        + "      - {name: x, component: database, sql: select 0, expect: '= 0'}\n" * 2,
+        "11:16",
+        "services.erp.checks[1].name",
+        "the name of another check",
+    ),
+    "an expectation that is none": (
+        DATABASE
+        + "        dsn: host=a\n    checks:\n"
+        + "      - {name: x, component: database, sql: select 0, expect: zero}\n",
+        "10:63",
+        "services.erp.checks[0].expect",
+        "expected",
+    ),
+    "settled rows without a baseline": (
+        DATABASE
+        + "        dsn: host=a\n    checks:\n"
+        + "      - {name: x, component: database, sql: 'select 0 where {settled}', expect: '= 0'}\n",
+        "10:45",
+        "services.erp.checks[0].sql",
+        "needs a baseline",
+    ),
+    "two anchors with one name": (
+        HEAD + "evidence: {anchors: [{name: x, url: 'file:///a'}, {name: x, url: 'file:///b'}]}\n",
+        "3:58",
+        "evidence.anchors[1].name",
+        "the name of another anchor",
+    ),
     "bad name": (HEAD + "services:\n  ERP 1: {}\n", "4:3", "services.ERP 1", "expected a name"),
     "unknown kind": (
         ERP + "    components:\n      x:\n        kind: mysql\n",

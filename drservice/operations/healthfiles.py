@@ -1,0 +1,105 @@
+"""What ``check`` asks about folders of files and about the ledger of evidence."""
+
+from __future__ import annotations
+
+import os
+
+from drservice.clock import to_iso
+from drservice.components.postgres.asking import asking
+from drservice.evidence.anchoring import Anchor
+from drservice.model.estate import Estate, FilesKind, FilesSettings, Service
+from drservice.operations.checklist import Checklist
+from drservice.operations.evidence import Evidence
+from drservice.operations.production import read_references
+from drservice.repository.repository import Repository
+
+_SECONDS = 60.0
+
+
+def check_files(repository: Repository, service: Service, component: FilesSettings, checklist: Checklist) -> None:
+    """Ask whether a folder can be captured, whether its rows can be asked, and whether it ever was captured."""
+    prefix = f"{service.name}/{component.name}"
+    name = f"{prefix}: folder"
+    if os.access(component.path, os.R_OK | os.X_OK) and component.path.is_dir():
+        checklist.ok(name, str(component.path))
+    else:
+        checklist.fail(
+            name,
+            f"{component.path} is no folder that this user may read",
+            "Correct `path`, or run as a user that may read it.",
+        )
+    if component.kind is FilesKind.ODOO_FILESTORE:
+        _check_rows(service, component, prefix, checklist)
+    with checklist.asking(f"{prefix}: snapshots"):
+        listing = repository.snapshots(repository.scope(service.name, component.name))
+        if listing.records:
+            newest = listing.records[-1]
+            checklist.ok(f"{prefix}: snapshots", f"{len(listing.records)}, the newest of {to_iso(newest.started_at)}")
+        else:
+            checklist.fail(f"{prefix}: snapshots", "there is none", f"Run: drservice backup {service.name}")
+        for key, error in listing.unreadable.items():
+            checklist.fail(f"{prefix}: unreadable snapshot", f"{key}: {error.message}", error.hint)
+
+
+def _check_rows(service: Service, component: FilesSettings, prefix: str, checklist: Checklist) -> None:
+    name = f"{prefix}: rows"
+    with checklist.asking(name):
+        dsn = service.database(component.follows).dsn
+        with asking(dsn, seconds=_SECONDS, database=component.database, application_name="drservice check") as session:
+            found = read_references(session)
+        if found.elsewhere:
+            checklist.warn(
+                name,
+                f"{found.elsewhere} attachments are kept outside the filestore and are not covered",
+                "Back up what they refer to (an object store of an add-on) by other means.",
+            )
+        else:
+            checklist.ok(name, f"{len(found.documents)} documents are referred to")
+
+
+def check_evidence(evidence: Evidence, estate: Estate, checklist: Checklist) -> None:
+    """Ask whether this host can put on record what it does, and whether the ledger is anchored."""
+    with checklist.asking("ledger"):
+        size = evidence.ledger.size()
+        if size == 0:
+            checklist.warn(
+                "ledger",
+                "it was not begun: nothing that is done is on record",
+                "Run `drservice evidence begin` on the machine that shall hold the log key.",
+            )
+            return
+        evidence.ledger.entry(0)
+        checklist.ok("ledger", f"{size} records")
+    with checklist.asking("records kept aside"):
+        waiting = len(evidence.ledger.pending())
+        if waiting:
+            checklist.warn("records kept aside", f"{waiting} wait on this host", "Run: drservice evidence anchor")
+        else:
+            checklist.ok("records kept aside", "none")
+    if not estate.evidence.anchors:
+        checklist.warn(
+            "ledger anchored",
+            "no anchor is configured: who can rewrite the repository can set the ledger back unseen",
+            "Name a second store in evidence.anchors.",
+        )
+        return
+    for name, anchor in _anchors(evidence, checklist):
+        if anchor is None:
+            checklist.fail(f"ledger anchored in {name}", "there is no checkpoint", "Run: drservice evidence anchor")
+        elif anchor.age(evidence.clock.now()) > estate.evidence.anchor_age:
+            checklist.fail(
+                f"ledger anchored in {name}",
+                f"the last one is of {to_iso(anchor.anchored_at)}",
+                "Run: drservice evidence anchor",
+            )
+        else:
+            checklist.ok(
+                f"ledger anchored in {name}",
+                f"{anchor.signed.checkpoint.size} records at {to_iso(anchor.anchored_at)}",
+            )
+
+
+def _anchors(evidence: Evidence, checklist: Checklist) -> tuple[tuple[str, Anchor | None], ...]:
+    with checklist.asking("ledger anchored"):
+        return evidence.ledger.last_anchors()
+    return ()
