@@ -1,4 +1,4 @@
-"""Recovery points as objects (docs/format.md, section 8): public members, a sealed baseline.
+"""Recovery points as objects (docs/format.md, section 10): public members, a sealed baseline.
 
 A point is created once all of its snapshots exist, so whoever sees it can restore every part of it. Its own data key
 travels in its header, wrapped for the recipients: a host that writes points cannot read them back.
