@@ -119,6 +119,20 @@ def test_a_full_pack_is_sent_off_and_the_next_begins() -> None:
     assert len(list(packing.store.list(""))) == 3
 
 
+def test_a_buffer_that_is_used_again_leaves_nothing_of_the_pack_before_it() -> None:
+    packing = Packing(MemoryStore(), pack_bytes=100_000)
+    plains = [[noise(3 << 20, 1)], [noise(120_000, 2)], [noise(110_000, 3)], [b"the last is short"]]
+    for [plain] in plains:  # the first needs more room than a buffer has
+        packing.add(plain)
+        packing.sink.flush()
+    packing.sink.close()
+    names = [pack.name.hex() for pack in packing.closed]
+    stored = [packing.store.read(f"s/erp/db/packs/{name[:2]}/{name}") for name in names]
+    assert [hashlib.sha256(data).hexdigest() for data in stored] == names
+    assert [opened(data) for data in stored] == plains
+    assert len(packing.sink._spare) <= 2, "memory is two packs at most"
+
+
 def test_a_flush_without_records_stores_nothing() -> None:
     packing = Packing(MemoryStore())
     packing.sink.flush()

@@ -169,6 +169,14 @@ def test_what_does_not_compress_is_stored_raw() -> None:
     assert Compressor(1).compress(bytes(4096))[0] == CODEC_ZSTD
 
 
+def test_large_pieces_are_sampled_all_over_before_they_are_compressed() -> None:
+    half = 512 << 10
+    assert Compressor(1).compress(noise(2 * half))[0] == CODEC_RAW
+    assert Compressor(1).compress(bytes(half) + noise(half))[0] == CODEC_ZSTD
+    assert Compressor(1).compress(noise(half) + b"text" * (half // 4))[0] == CODEC_ZSTD
+    assert Compressor(1).compress(memoryview(noise(2 * half)))[0] == CODEC_RAW
+
+
 def test_two_bodies_of_one_plain_text_share_nothing_that_can_be_seen() -> None:
     first, second = sealed(b"same"), sealed(b"same")
     assert first[:64] != second[:64]
