@@ -33,7 +33,7 @@ SCOPE = (
         "The truth of what was written",
         (
             "The ledger proves that entries were not changed, dropped or reordered once written. That what was "
-            "written is true rests on separate keys, on targets nobody could choose, and on drills that must fail."
+            "written is true rests on separate keys, on targets fixed beforehand, and on drills that must fail."
         ),
     ),
 )

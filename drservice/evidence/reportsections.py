@@ -442,25 +442,32 @@ def _verify(report: Report) -> Section:
     return Section(name="verify", title="How to verify", intro=intro, commands=commands)
 
 
-def _words() -> Section:
-    rows = (
-        ("proved", "A drill passed in the period, every promise was kept and measured, and there is no exception."),
-        ("attention", "Proved, and there are exceptions."),
-        ("not proved", "No drill passed in the period, or a promised objective was not measured."),
+_WORDS = (
+    ("proved", "A drill passed in the period, every promise was kept and measured, and there is no exception."),
+    ("attention", "Proved, and there are exceptions."),
+    ("not proved", "No drill passed in the period, or a promised objective was not measured."),
+    ("breached", "The last drill or backup failed, nothing is backed up, a promise is broken, or entries contradict."),
+    ("backed up", "Snapshots exist. Says nothing about whether they can be recovered."),
+    ("verified", "The service was recovered and questioned in a drill that passed."),
+    ("must fail, and did", "Damage was built in on purpose, and the drill noticed it."),
+    ("unverified", "A check that could not be run. It counts as failed."),
+    (
+        "seed",
         (
-            "breached",
-            "The last drill or backup failed, nothing is backed up, a promise is broken, or entries contradict.",
+            "A random target is the beginning of its window plus so many microseconds: the first 8 bytes (big-endian) "
+            "of the SHA-256 of 'drservice target v1', a newline and the seed, modulo one more than the microseconds of "
+            "the window. The SHA-256 of the seed was recorded before the drill: the target was not chosen afterwards."
         ),
-        ("backed up", "Snapshots exist. Says nothing about whether they can be recovered."),
-        ("verified", "The service was recovered and questioned in a drill that passed."),
-        ("must fail, and did", "Damage was built in on purpose, and the drill noticed it."),
-        ("unverified", "A check that could not be run. It counts as failed."),
-        ("escapes", "Characters that would hide, or that the typeface lacks, are written as \\xNN or \\uNNNN."),
-    )
+    ),
+    ("escapes", "Characters that would hide, or that the typeface lacks, are written as \\xNN or \\uNNNN."),
+)
+
+
+def _words() -> Section:
     table = Table(
         title="Words",
         columns=columns(("Word", 2), ("Meaning", 8)),
-        rows=tuple((text(word), text(meaning)) for word, meaning in rows),
+        rows=tuple((text(word), text(meaning)) for word, meaning in _WORDS),
         empty="",
     )
     intro = "All times are UTC. Everything is judged as of the end of the period."
