@@ -14,7 +14,7 @@ from datetime import datetime
 
 from drservice.canonical import Json, canonical_bytes, parse_canonical
 from drservice.clock import from_iso, to_iso
-from drservice.errors import DrError, FormatError, MissingObjectError, ObjectNotFoundError, StoreUnreachableError
+from drservice.errors import DrError, FormatError, MissingObjectError, StoreUnreachableError
 from drservice.model.ids import ComponentName, PointId, ServiceName, SnapshotId, SystemId, is_ulid, make_ulid
 from drservice.model.points import DatabasePosition, PointMember, PointState, RecoveryPoint
 from drservice.model.snapshot import SnapshotState
@@ -127,8 +127,10 @@ class PointArchive:
         Raises:
             MissingObjectError, NoIdentityError, WrongIdentityError, DamagedObjectError, FormatError.
         """
-        envelope, body = self._read(point)
         what = f"recovery point {point}"
+        if next(self.store.list(layout.point_key(self.service, point)), None) is None:
+            raise MissingObjectError(f"there is no {what} of {self.service}")
+        envelope, body = self._read(point)
         data_key = self.keyring.unwrap_inline(envelope.text("wrapped_key"), what)
         plain = b"".join(open_body(data_key, body, scope=self._scope, context=f"point/{point}", where=what))
         try:
@@ -141,16 +143,13 @@ class PointArchive:
 
     def _read(self, point: PointId) -> tuple[Envelope, bytes | memoryview]:
         key = layout.point_key(self.service, point)
-        try:
-            return read_object(
-                lambda: self.store.read_versions(key),
-                trust=self.trust,
-                repository=self._scope.repository,
-                key=key,
-                kind="point",
-            )
-        except ObjectNotFoundError as error:
-            raise MissingObjectError(f"there is no recovery point {point} of {self.service}") from error
+        return read_object(
+            lambda: self.store.read_versions(key),
+            trust=self.trust,
+            repository=self._scope.repository,
+            key=key,
+            kind="point",
+        )
 
 
 def _encode(member: PointMember) -> dict[str, Json]:

@@ -1,4 +1,4 @@
-"""Drills from the command line: what is promised beforehand, what is found, what stays on record, what is left behind."""
+"""Drills from the command line: what is promised, what is found, what stays on record, what is left behind."""
 
 from __future__ import annotations
 
@@ -62,9 +62,12 @@ def test_a_drill_recovers_asks_judges_records_and_leaves_nothing(plant: Plant) -
     assert done["documents"] == {"expected": 60, "missing": 0, "corrupt": 0, "extra": 0, "missing_in_production": 0}
     states = {check["name"]: check["state"] for check in done["checks"]}
     assert set(states.values()) == {"passed"}
-    assert {"database/target-reached", "database/watermarks", "documents/documents-hash", "business:moves-balance"} <= set(
-        states
-    )
+    assert {
+        "database/target-reached",
+        "database/watermarks",
+        "documents/documents-hash",
+        "business:moves-balance",
+    } <= set(states)
     assert {"database/pg_amcheck", "database/pg_checksums", "business:posted-lines"} <= set(states)
     assert done["rpo_seconds"] == 0, "everything that was committed is archived"
     assert 0 < sum(done["phases"].values()) < done["rto_seconds"], "asking is part of the recovery time"
@@ -225,9 +228,9 @@ def table(mutated: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Drills that must fail",
         "",
-        "Made by `tests/acceptance/test_drills.py`; do not edit. Each line is a drill of a plant in which something was",
-        "broken first (`drservice drill SERVICE --mutation NAME`). It must fail, and for this reason; it stands in the ledger",
-        "like any other.",
+        "Made by `tests/acceptance/test_drills.py`; do not edit. Each line is a drill of a plant in which something",
+        "was broken first (`drservice drill SERVICE --mutation NAME`). It must fail, and for this reason; it stands in",
+        "the ledger like any other.",
         "",
         "| mutation | what is broken | noticed by |",
         "|---|---|---|",
@@ -262,7 +265,7 @@ def test_the_bundle_verifies_alone_and_a_changed_one_does_not(plant: Plant, tmp_
     assert verified["mutations_missed"] == []
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "clean"], check=True, capture_output=True)
     python = tmp_path / "clean" / "bin" / "python"
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "cryptography>=50"]
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "cryptography>=50"]
     subprocess.run(pip, check=True, capture_output=True)
     folder = tmp_path / "unpacked"
     subprocess.run([python, "-m", "zipfile", "-e", bundle, folder], check=True)

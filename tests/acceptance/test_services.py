@@ -102,7 +102,7 @@ def test_info_speaks_of_the_service(story: dict[str, object]) -> None:
     assert service["documents_seconds_at_risk"] > 0
 
 
-def test_exactly_the_documents_of_the_target_are_placed(story: dict[str, object], tmp_path: Path) -> None:
+def test_exactly_the_documents_of_the_target_are_placed(story: dict[str, object]) -> None:
     """At this instant ``removed`` is still referred to, although production and the last snapshot lack it."""
     plant = plant_of(story)
     target = to_iso(story["before_removal"])  # type: ignore[arg-type]  # a datetime of the server
@@ -218,7 +218,13 @@ def test_check_asks_about_folders_rows_and_the_ledger(story: dict[str, object], 
     assert answers["ledger anchored in second"]["remedy"] == "Run: drservice evidence anchor"
     plant.json("evidence", "anchor")
     answers = {item["name"]: item for item in plant.json("check", "erp")["checks"]}
-    for name in ("ledger anchored in second", "ledger", "records kept aside", "erp/documents: folder", "erp/documents: rows"):
+    for name in (
+        "ledger anchored in second",
+        "ledger",
+        "records kept aside",
+        "erp/documents: folder",
+        "erp/documents: rows",
+    ):
         assert answers[name]["state"] == "ok", answers[name]
     document = plant.document()
     document["services"]["erp"]["components"]["documents"]["path"] = str(tmp_path / "not-there")

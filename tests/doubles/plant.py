@@ -1,7 +1,7 @@
 """A plant for tests: a cluster with tables in Odoo's shape, documents as Odoo keeps them, a folder with configuration.
 
-    plant = Plant.over(cluster)              # configuration, tables, 60 documents; the server runs and archives
-    plant.upload(b"..."); plant.estate.json("backup", "erp")
+plant = Plant.over(cluster)              # configuration, tables, 60 documents; the server runs and archives
+plant.upload(b"..."); plant.estate.json("backup", "erp")
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ create table account_move_line (id serial primary key, parent_state text not nul
 create table stock_move (id serial primary key, state text not null, product_qty numeric(12,2) not null);
 """
 LINES = """
-insert into account_move_line (parent_state, debit, credit) select 'posted', i % 10, i % 10 from generate_series(1, 500) i;
+insert into account_move_line (parent_state, debit, credit)
+    select 'posted', i % 10, i % 10 from generate_series(1, 500) i;
 insert into stock_move (state, product_qty) select 'done', i % 7 from generate_series(1, 300) i;
 """
 CHECKS = [
