@@ -1,7 +1,8 @@
 """``drservice demo``: the whole story on this machine: a plant at work, a mistake, a recovery, and what it cost.
 
-Nothing here is a rehearsal path: WAL is archived by the real ``archive_command``; backup and restore are the
-operations that the commands call. The result is judged by the orders the plant's people saw acknowledged.
+Nothing here is a rehearsal path: WAL is archived by the real ``archive_command``; backup, restore, drill and evidence
+are the operations that the commands call. The result is judged by the orders and documents that the plant's people saw
+acknowledged, and by the drill, its counterpart that must fail, and the bundle's own verifier.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
 
 import click
 
 from drservice.cli import demosite
-from drservice.cli.demoreport import BackupFacts, Facts, document, problems_of, report
+from drservice.cli.demofacts import BackupFacts, DocumentFacts, DrillFacts, EvidenceFacts, Facts, MutationFacts
+from drservice.cli.demoproof import Proof, open_proof
+from drservice.cli.demoreport import document, problems_of, report
+from drservice.cli.demostory import NoteTeller, StepTeller, Story, clock
 from drservice.cli.formatting import format_bytes, format_seconds
 from drservice.cli.invocation import Invocation
-from drservice.cli.oracle import Exposure, compare, exposure
-from drservice.cli.output import Colour, Line, Output, Span
+from drservice.cli.oracle import Document, Exposure, compare, compare_documents, exposure
+from drservice.cli.output import Colour, Line, Span
 from drservice.cli.plant import (
     ARCHIVE_SECONDS,
     DATABASE,
@@ -33,17 +39,26 @@ from drservice.cli.plant import (
     installed_postgres,
     orders_in,
 )
+from drservice.cli.plantdocuments import Filestore, Filing, documents_in
 from drservice.clock import to_iso
 from drservice.components.postgres.connection import connect
 from drservice.environments.sandbox import open_sandbox
 from drservice.errors import ExitStatus, NoIdentityError, WalTimeoutError
+from drservice.model.estate import FilesKind
+from drservice.model.ids import ComponentName
 from drservice.model.recovery import Target, TargetKind
+from drservice.model.snapshot import SnapshotRecord
 from drservice.model.wal import Lsn, WalFileName
-from drservice.operations.backup import BackupContext, BackupResult, run_backup
-from drservice.operations.progress import SilentProgress
-from drservice.operations.restore import Afterwards, RestoreContext, RestoreRequest, RestoreResult, run_restore
+from drservice.operations.backup import BackupContext, BackupResult
+from drservice.operations.evidence import Evidence
+from drservice.operations.restore import Afterwards, RestoreContext, RestoreRequest, RestoreResult
+from drservice.operations.servicebackup import ServiceBackup, run_service_backup
+from drservice.operations.servicerestore import document_counts, restore_service
 from drservice.repository.walarchive import WalArchive
 from drservice.wiring.data_plane import DataPlane, open_data_plane
+from drservice.wiring.evidence import open_evidence
+
+DOCUMENTS = ComponentName("documents")
 
 _BEFORE = timedelta(seconds=1)
 _WORK_SECONDS = 2.5
@@ -54,10 +69,15 @@ _ARCHIVE_WAIT_SECONDS = 120.0
 
 @click.command(help="A plant, a mistake, a recovery: the whole story on this machine, in about a minute.")
 @click.option("--keep", is_flag=True, help="leave the recovered database running and say how to reach it")
+@click.option(
+    "--evidence", type=click.Path(path_type=Path), metavar="DIR", help="keep the bundle, its report and verify.py there"
+)
 @click.pass_obj
-def demo(invocation: Invocation, *, keep: bool) -> ExitStatus:
-    """Tell the story, measure it, and leave nothing behind."""
+def demo(invocation: Invocation, *, keep: bool, evidence: Path | None) -> ExitStatus:
+    """Tell the story, measure it, and leave nothing behind but what was asked for."""
     began = time.monotonic()
+    if evidence is not None:
+        demosite.require_place(evidence)
     story = Story(invocation.output)
     programs = installed_postgres()
     site = demosite.make_site()
@@ -67,6 +87,7 @@ def demo(invocation: Invocation, *, keep: bool) -> ExitStatus:
         stage = Stage(story=story, site=site, plant=plant)
         with _ending(stage):
             facts = stage.play()
+        folder = demosite.keep_evidence(site, evidence) if evidence is not None else None
         leave = keep
     finally:
         if not leave:
@@ -75,58 +96,15 @@ def demo(invocation: Invocation, *, keep: bool) -> ExitStatus:
     problems = problems_of(facts)
     seconds = time.monotonic() - began
     kept = str(site.folder) if leave else None
+    if folder is None and leave:
+        folder = site.evidence
+    answer = document(facts, problems, seconds=seconds, kept=kept, evidence=str(folder) if folder else None)
     lines = report(facts, problems, blocks=story.blocks, seconds=seconds)
-    invocation.output.result(
-        "demo", document(facts, problems, seconds=seconds, kept=kept), [*lines, "", *_goodbye(site, facts, leave=leave)]
-    )
+    goodbye = [*_where(folder), *_goodbye(site, facts, leave=leave)]
+    invocation.output.result("demo", answer, [*lines, "", *goodbye])
     if problems:
         return ExitStatus.FAILED
     return ExitStatus.BREACHED if facts.breached() else ExitStatus.OK
-
-
-class Story:
-    """Tells the story as it happens; ``blocks``: whether block characters can be shown."""
-
-    def __init__(self, output: Output) -> None:
-        self._output = output
-        self._chapter = 0
-        self.blocks = "utf" in (output.stdout.encoding or "").lower()
-
-    def chapter(self, title: str) -> None:
-        """Begin a numbered step."""
-        self._chapter += 1
-        self._output.tell("")
-        self._output.tell((Span(f"{self._chapter}. {title}", Colour.STRONG),))
-
-    def line(self, *parts: str | Span) -> None:
-        """Tell one thing of the present step."""
-        self._output.tell(("   ", *parts))
-
-    def aside(self, text: str) -> None:
-        """Tell something for those who look closely."""
-        self.line(Span(text, Colour.FAINT))
-
-
-class StepTeller:
-    """Progress of an operation, told as asides of the story."""
-
-    def __init__(self, story: Story) -> None:
-        self._story = story
-
-    def step(self, name: str, *, total_bytes: int | None = None, total_items: int | None = None) -> None:
-        """Tell that a step begins."""
-        del total_bytes, total_items
-        self._story.aside(f"- {name}")
-
-    def advance(self, amount: int) -> None:
-        """Ignore the amount: nothing here takes long."""
-
-    def note(self, text: str) -> None:
-        """Tell a note."""
-        self._story.aside(f"- {text}")
-
-    def done(self) -> None:
-        """Ignore the end."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -159,13 +137,57 @@ class Looks:
             time.sleep(_LOOK_SECONDS)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """When it was decided to restore; recovery time counts from here."""
+    """When it was decided to restore, recovery time counts from here, and what was fetched from production then."""
 
     at: datetime
     clock: float
-    wal_seconds: float = 0.0
+    documents: SnapshotRecord
+    documents_seconds: float
+    wal_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Production:
+    """The production host with its repository and ledger open."""
+
+    plane: DataPlane
+    ledger: Evidence
+
+    def backup(self, story: Story, only: ComponentName | None = None) -> ServiceBackup:
+        """Take a recovery point of the service now, or a snapshot of one component."""
+        estate = self.plane.estate
+        context = BackupContext(
+            repository=self.plane.repository,
+            state_dir=estate.state_dir,
+            clock=self.plane.clock,
+            progress=NoteTeller(story),
+        )
+        return run_service_backup(context, self.ledger, estate.service(demosite.SERVICE), only)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """The first half of the story: from the backups to what the recovered service holds."""
+
+    backups: tuple[ServiceBackup, ...]
+    looks: tuple[Exposure, ...]
+    dropped_at: datetime
+    decision: Decision
+    host_cannot_read: bool
+    restored: RestoreResult
+    orders: dict[str, int]
+    documents: dict[str, str | None]
+    history_is_the_same: bool
+    checked: float
+    """When the last comparison was done, by the monotonic clock."""
+    check_seconds: float
+
+    @property
+    def target(self) -> datetime:
+        """The instant that was asked for."""
+        return self.dropped_at - _BEFORE
 
 
 @dataclass(slots=True, kw_only=True)
@@ -176,36 +198,47 @@ class Stage:
     site: demosite.Site
     plant: Plant
     people: People | None = None
+    history: list[Document] = field(default_factory=list)
 
     def play(self) -> Facts:
         """Play all steps and return what was seen."""
         digest = self._plant_at_work()
         self._protect()
-        with open_data_plane(self.site.host()) as production:
-            people = self.people = People(self.plant.dsn)
+        with open_data_plane(self.site.host()) as plane, open_evidence(plane) as ledger:
+            production = Production(plane=plane, ledger=ledger)
+            people = self.people = People(self.plant.dsn, Filing(self.plant.filestore))
             people.start()
             self.story.chapter("Two backups while people work")
             first = self._backup(production, "first")
-            scope = production.repository.scope(first.record.service, first.record.component)
-            looks = Looks(archive=production.repository.wal(scope), people=people, backup=first)
+            database = first.databases[0]
+            scope = plane.repository.scope(database.record.service, database.record.component)
+            looks = Looks(archive=plane.repository.wal(scope), people=people, backup=database)
             looks.keep_looking(_WORK_SECONDS)
             second = self._backup(production, "second")
             looks.keep_looking(_WORK_SECONDS)
             dropped_at = self._drop(looks)
-            decision = self._decide(people, looks)
+            decision = self._decide(production, people, looks)
             unreadable = self._host_cannot_read(looks)
-        target = dropped_at - _BEFORE
-        restored = self._restore(target)
-        return self._check(
-            digest,
-            [first, second],
-            looks.seen,
-            restored,
-            dropped_at=dropped_at,
-            target=target,
-            decision=decision,
-            unreadable=unreadable,
-        )
+        with open_proof(self.site, self.story) as proof:
+            restored = self._restore(proof, dropped_at - _BEFORE)
+            mark = time.monotonic()
+            orders, documents, same = self._ask(restored, digest)
+            checked = time.monotonic()
+            recovery = Recovery(
+                backups=(first, second),
+                looks=tuple(looks.seen),
+                dropped_at=dropped_at,
+                decision=decision,
+                host_cannot_read=unreadable,
+                restored=restored,
+                orders=orders,
+                documents=documents,
+                history_is_the_same=same,
+                checked=checked,
+                check_seconds=checked - mark,
+            )
+            drill, mutation, evidence = proof.drill(), proof.drill_that_must_fail(), proof.evidence()
+        return self._facts(recovery, digest, people, drill, mutation, evidence)
 
     def close(self) -> None:
         """Send the people home and stop the plant's server."""
@@ -216,29 +249,27 @@ class Stage:
     def _plant_at_work(self) -> Digest:
         self.story.chapter("A plant")
         mark = time.monotonic()
-        self.plant.create()
+        self.history = self.plant.create()
         self.plant.start()
         with connect(self.plant.dsn) as session:
             digest = digest_of(session)
         self.plant.stop()
         programs = self.plant.programs
         self.story.line(
-            f"PostgreSQL {programs.major}.{programs.minor}, {digest.rows:,} rows of customers, products, orders"
-            f" ({format_seconds(time.monotonic() - mark)})"
+            f"PostgreSQL {programs.major}.{programs.minor}, {digest.rows:,} rows, {len(self.history)} documents in a"
+            f" filestore ({format_seconds(time.monotonic() - mark)})"
         )
+        self.story.aside("tables in the shape of Odoo's: orders, journal items, stock moves, attachments")
         self.story.aside(f"everything is in {self.site.folder} and goes at the end")
         return digest
 
     def _protect(self) -> None:
         self.story.chapter("Keys, configuration, repository")
         mark = time.monotonic()
-        repository = demosite.write_configurations(self.site, dsn=self.plant.dsn)
-        self.story.line(
-            f"{self.site.host_configuration.name}      the production host can write backups, not read them"
-        )
-        self.story.line(
-            f"{self.site.recovery_configuration.name}  the recovery site alone has the identity that opens them"
-        )
+        repository = demosite.write_configurations(self.site, self.plant)
+        self.story.line("host.yaml      the production host can write backups, not read them")
+        self.story.line("recovery.yaml  the recovery site alone has the identity that opens them,")
+        self.story.line("               and the key that signs the ledger of evidence")
         self.story.line(f"repository {repository} ({format_seconds(time.monotonic() - mark)})")
         command = demosite.archive_command(self.site)
         self.plant.configure(
@@ -248,25 +279,17 @@ class Stage:
         self.story.aside(f"archive_command = '{command}'")
         self.story.aside(f"archive_timeout = {ARCHIVE_SECONDS}s; PostgreSQL restarted with it")
 
-    def _backup(self, production: DataPlane, which: str) -> BackupResult:
-        estate = production.estate
-        service = estate.service(demosite.SERVICE)
-        context = BackupContext(
-            repository=production.repository,
-            state_dir=estate.state_dir,
-            clock=production.clock,
-            progress=SilentProgress(),
-        )
-        result = run_backup(context, service, service.database())
-        record = result.record
+    def _backup(self, production: Production, which: str) -> ServiceBackup:
+        result = production.backup(self.story)
+        facts = _backup_facts(result)
         self.story.line(
-            f"{which + ':':<7} {format_bytes(record.source_bytes)} of files, read {format_bytes(record.read_bytes)},"
-            f" stored {format_bytes(record.stored_bytes)} ({format_seconds(result.seconds)})"
+            f"{which + ':':<7} {format_bytes(facts.source_bytes)} of files, read {format_bytes(facts.read_bytes)},"
+            f" stored {format_bytes(facts.stored_bytes)} ({format_seconds(facts.seconds)})"
         )
-        self.story.aside(
-            f"        {result.reused_files} of {record.files} files unchanged; "
-            + ", ".join(f"{name} {format_seconds(value)}" for name, value in result.phases.items())
-        )
+        for record in result.records:
+            self.story.aside(
+                f"        {record.component}: {record.files} files, stored {format_bytes(record.stored_bytes)}"
+            )
         return result
 
     def _drop(self, looks: Looks) -> datetime:
@@ -275,27 +298,39 @@ class Stage:
         dropped_at = datetime.now(UTC)
         with connect(self.plant.dsn, application_name="a tired hand") as session:
             session.rows("drop table work_order")
-        self.story.line(Span(f"{_clock(dropped_at)}  DROP TABLE work_order;", Colour.BAD))
+        self.story.line(Span(f"{clock(dropped_at)}  DROP TABLE work_order;", Colour.BAD))
         return dropped_at
 
-    def _decide(self, people: People, looks: Looks) -> Decision:
-        """Let time pass until it is noticed, then bring the last WAL into the repository."""
+    def _decide(self, production: Production, people: People, looks: Looks) -> Decision:
+        """Let time pass until it is noticed, then bring the last documents and the last WAL into the repository."""
         looks.keep_looking(_UNNOTICED_SECONDS)
         for complaint in people.complaints:
-            self.story.line(f"{_clock(complaint.at)}  {complaint.who}: {complaint.what.splitlines()[0]}")
+            self.story.line(f"{clock(complaint.at)}  {complaint.who}: {complaint.what.splitlines()[0]}")
         people.stop()
-        decision = Decision(at=datetime.now(UTC), clock=time.monotonic())
-        self.story.line(f"{_clock(decision.at)}  sales went on until now; we decide to restore to one second before")
+        decided_at, decided = datetime.now(UTC), time.monotonic()
+        self.story.line(f"{clock(decided_at)}  sales went on until now; we decide to restore to one second before")
         with connect(self.plant.dsn, application_name="drservice demo") as session:
             needed = Lsn.parse(session.row("select pg_current_wal_flush_lsn()::text")[0])
             session.rows("select pg_switch_wal()")
-        deadline = time.monotonic() + _ARCHIVE_WAIT_SECONDS
+        self.story.line(f"$ drservice backup {demosite.SERVICE} --component {DOCUMENTS}")
+        last = production.backup(self.story, DOCUMENTS)
+        captured = time.monotonic()
+        deadline = captured + _ARCHIVE_WAIT_SECONDS
         while looks.durable() < needed:
             if time.monotonic() > deadline:
                 raise WalTimeoutError(f"the WAL up to {needed} did not reach the repository: {self.plant.last_words()}")
             time.sleep(_LOOK_SECONDS)
-        decision.wal_seconds = time.monotonic() - decision.clock
-        return decision
+        (record,) = last.records
+        self.story.line(
+            f"the documents filed since ({format_bytes(record.stored_bytes)}) and the last WAL are in the repository"
+        )
+        return Decision(
+            at=decided_at,
+            clock=decided,
+            documents=record,
+            documents_seconds=captured - decided,
+            wal_seconds=time.monotonic() - captured,
+        )
 
     def _host_cannot_read(self, looks: Looks) -> bool:
         """Tell whether the production host fails to open even the WAL that it wrote itself."""
@@ -308,116 +343,162 @@ class Stage:
             return True
         return False
 
-    def _restore(self, target: datetime) -> RestoreResult:
+    def _restore(self, proof: Proof, target: datetime) -> RestoreResult:
         self.story.chapter("The recovery")
         self.story.line(f"$ drservice restore {demosite.SERVICE} --to {to_iso(target)} --start")
-        estate = self.site.recovery()
-        service = estate.service(demosite.SERVICE)
-        with open_data_plane(estate) as recovery:
-            context = RestoreContext(
-                repository=recovery.repository,
-                state_dir=estate.state_dir,
-                clock=recovery.clock,
-                progress=StepTeller(self.story),
-            )
-            request = RestoreRequest(
-                service=service,
-                component=service.database(),
-                target=Target(kind=TargetKind.TIME, time=target),
-                into=None,
-                afterwards=Afterwards.LEAVE_RUNNING,
-            )
-            return run_restore(context, request)
+        service = proof.estate.service(demosite.SERVICE)
+        context = RestoreContext(
+            repository=proof.plane.repository,
+            state_dir=proof.estate.state_dir,
+            clock=proof.plane.clock,
+            progress=StepTeller(self.story),
+        )
+        request = RestoreRequest(
+            service=service,
+            component=service.database(),
+            target=Target(kind=TargetKind.TIME, time=target),
+            into=None,
+            afterwards=Afterwards.LEAVE_RUNNING,
+            files=tuple(service.files()),
+        )
+        return restore_service(context, proof.ledger, request)
 
-    def _check(
+    def _ask(self, restored: RestoreResult, digest: Digest) -> tuple[dict[str, int], dict[str, str | None], bool]:
+        """Ask the recovered service for its orders and documents, and whether the rows from before are as they were."""
+        open_sandbox(restored.environment.path).require_own_socket()
+        filestore = Filestore(root_of_documents(restored))
+        with connect(_dsn(restored), application_name="drservice demo") as session:
+            orders, documents = orders_in(session), documents_in(session, filestore)
+            same = digest_of(session) == digest
+        self.story.line(
+            f"isolation: {len(restored.isolation)} probes from inside found no way out; the server inside is on"
+            f" timeline {restored.reached.timeline}"
+        )
+        for text in restored.reached.evidence:
+            self.story.aside(f"- {text}")
+        counts = document_counts(restored)
+        assert counts is not None, "the service has documents"
+        self.story.line(f"{counts.expected} documents that the recovered rows refer to, {counts.missing} missing")
+        return orders, documents, same
+
+    def _facts(
         self,
+        recovery: Recovery,
         digest: Digest,
-        backups: list[BackupResult],
-        looks: list[Exposure],
-        restored: RestoreResult,
-        *,
-        dropped_at: datetime,
-        target: datetime,
-        decision: Decision,
-        unreadable: bool,
+        people: People,
+        drill: DrillFacts,
+        mutation: MutationFacts,
+        evidence: EvidenceFacts,
     ) -> Facts:
-        mark = time.monotonic()
-        environment = restored.environment
-        dsn = environment.dsn.replace("dbname=postgres", f"dbname={DATABASE}")
-        found, same = _ask(restored, dsn, digest)
-        checked = time.monotonic()
-        assert self.people is not None
-        orders = self.people.orders()
+        restored, decision = recovery.restored, recovery.decision
+        orders = people.orders()
         with connect(self.plant.dsn, application_name="drservice demo") as session:
             gone = not session.rows("select from pg_class where relname = 'work_order'")
         objectives = self.site.recovery().service(demosite.SERVICE).objectives
         assert objectives.rpo is not None
         assert objectives.rto is not None
         phases = dict(restored.phases)
-        phases["check"] += checked - mark
+        phases["check"] += recovery.check_seconds
         plan = restored.planned.resolved.plan
-        facts = Facts(
-            backups=tuple(_backup_facts(result) for result in backups),
-            exposures=tuple(looks),
+        return Facts(
+            backups=tuple(_backup_facts(result) for result in recovery.backups),
+            exposures=recovery.looks,
             orders=tuple(orders),
-            found=frozenset(found),
-            comparison=compare(orders, found, target),
+            found=frozenset(recovery.orders),
+            comparison=compare(orders, recovery.orders, recovery.target),
+            documents=self._document_facts(recovery, people, objectives.documents_rpo),
             history_rows=digest.rows,
-            history_is_the_same=same,
+            history_is_the_same=recovery.history_is_the_same,
             mistake_is_real=gone,
-            host_cannot_read=unreadable,
-            target=target,
-            dropped_at=dropped_at,
+            host_cannot_read=recovery.host_cannot_read,
+            target=recovery.target,
+            dropped_at=recovery.dropped_at,
             decided_at=decision.at,
             used_snapshot=plan.snapshot.id,
             used_from=plan.snapshot.started_at,
             reached=restored.reached.time,
             probes=len(restored.isolation),
-            phases={"wal": decision.wal_seconds, **phases},
-            rto_seconds=checked - decision.clock,
+            phases={"documents": decision.documents_seconds, "wal": decision.wal_seconds, **phases},
+            rto_seconds=recovery.checked - decision.clock,
             rpo_promised_seconds=objectives.rpo.total_seconds(),
             rto_promised_seconds=objectives.rto.total_seconds(),
+            drill=drill,
+            mutation=mutation,
+            evidence=evidence,
             repository_bytes=self.site.repository_bytes(),
-            environment=environment.id,
-            dsn=dsn,
+            environment=restored.environment.id,
+            dsn=_dsn(restored),
         )
-        self.story.line(
-            f"isolation: {facts.probes} probes from inside found no way out; the server inside is on"
-            f" timeline {restored.reached.timeline}"
+
+    def _document_facts(self, recovery: Recovery, people: People, promised: timedelta | None) -> DocumentFacts:
+        assert promised is not None
+        counts = document_counts(recovery.restored)
+        assert counts is not None, "the service has documents"
+        passes = [
+            *(
+                item.record
+                for result in recovery.backups
+                for item in result.files
+                if item.record.component == DOCUMENTS
+            ),
+            recovery.decision.documents,
+        ]
+        return DocumentFacts(
+            comparison=compare_documents([*self.history, *people.documents()], recovery.documents, recovery.target),
+            expected=counts.expected,
+            missing=counts.missing,
+            corrupt=counts.corrupt,
+            rows=len(recovery.documents),
+            rpo_seconds=longest_wait(passes),
+            rpo_promised_seconds=promised.total_seconds(),
         )
-        for text in restored.reached.evidence:
-            self.story.aside(f"- {text}")
-        return facts
 
 
-def _ask(restored: RestoreResult, dsn: str, digest: Digest) -> tuple[dict[str, int], bool]:
-    """Ask the recovered database for its orders, and whether the rows from before the demo are as they were."""
-    open_sandbox(restored.environment.path).require_own_socket()
-    with connect(dsn, application_name="drservice demo") as session:
-        return orders_in(session), digest_of(session) == digest
+def longest_wait(passes: list[SnapshotRecord]) -> float:
+    """Return the longest time that a document may have waited: filed as one pass began, seen by the next."""
+    return max((after.stopped_at - before.started_at).total_seconds() for before, after in pairwise(passes))
 
 
-def _backup_facts(result: BackupResult) -> BackupFacts:
-    record = result.record
+def root_of_documents(restored: RestoreResult) -> Path:
+    """Return the recovered filestore."""
+    return next(item.root for item in restored.files if item.component.kind is FilesKind.ODOO_FILESTORE)
+
+
+def _dsn(restored: RestoreResult) -> str:
+    return restored.environment.dsn.replace("dbname=postgres", f"dbname={DATABASE}")
+
+
+def _backup_facts(result: ServiceBackup) -> BackupFacts:
+    database = result.databases[0].record
+    assert result.point is not None, "the whole service was backed up"
     return BackupFacts(
-        snapshot=record.id,
-        started_at=record.started_at,
-        stopped_at=record.stopped_at,
-        source_bytes=record.source_bytes,
-        read_bytes=record.read_bytes,
-        stored_bytes=record.stored_bytes,
-        seconds=result.seconds,
+        point=result.point.id,
+        snapshot=database.id,
+        started_at=database.started_at,
+        stopped_at=database.stopped_at,
+        source_bytes=sum(record.source_bytes for record in result.records),
+        read_bytes=sum(record.read_bytes for record in result.records),
+        stored_bytes=sum(record.stored_bytes for record in result.records),
+        seconds=(result.ended_at - result.started_at).total_seconds(),
     )
 
 
-def _clock(instant: datetime) -> str:
-    return f"{instant:%H:%M:%S}.{instant.microsecond // 1000:03d}"
+def _where(evidence: Path | None) -> list[Line]:
+    """Tell where the evidence is."""
+    if evidence is None:
+        return ["--evidence DIR keeps the bundle and its report."]
+    verify = shlex.join(["python3", str(evidence / "verify.py"), str(evidence / demosite.BUNDLE)])
+    return [
+        f"bundle:  {evidence / demosite.BUNDLE}",
+        f"report:  {evidence / 'report.pdf'}",
+        f"verify:  {verify}    (needs the package cryptography only)",
+    ]
 
 
 def _goodbye(site: demosite.Site, facts: Facts, *, leave: bool) -> list[Line]:
     if not leave:
         return [
-            "Nothing is left running or on disk; --keep leaves the recovered database to look at.",
+            "Nothing else is left running or on disk; --keep leaves the recovered database to look at.",
             "next: drservice init    (writes a first configuration for a PostgreSQL of yours)",
         ]
     again = shlex.join([*demosite.recovery_program(site), "restore", demosite.SERVICE, "--to", to_iso(facts.target)])

@@ -1,84 +1,27 @@
-"""What the demo saw, what was wrong with it, and how it is told. Pure: values in, lines or a document out."""
+"""What was wrong with what the demo saw, and how it is told. Pure: values in, lines or a document out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterator, Sequence
 
+from drservice.cli.demofacts import DocumentFacts, Facts
 from drservice.cli.formatting import format_bytes, format_seconds, format_table
-from drservice.cli.oracle import Comparison, Exposure, Moment, Order, picture
+from drservice.cli.oracle import Moment, picture
 from drservice.cli.output import Colour, Line, Span
 from drservice.clock import to_iso
 
 _PICTURE_COLUMNS = 58
 _SHOWN = 5
 _PHASES = {
+    "documents": "a last pass over the documents",
     "wal": "the last WAL reaches the repository",
     "plan": "plan, and prove that the target exists",
-    "fetch": "fetch and decrypt the files",
+    "fetch": "fetch and decrypt files and documents",
     "place": "make them durable",
     "start": "isolation self-test, start the server",
     "replay": "replay WAL up to the target",
-    "check": "prove the target, compare every order",
+    "check": "prove the target, compare orders and documents",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackupFacts:
-    """One backup in numbers."""
-
-    snapshot: str
-    started_at: datetime
-    stopped_at: datetime
-    source_bytes: int
-    read_bytes: int
-    stored_bytes: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """Everything the demo measured."""
-
-    backups: tuple[BackupFacts, ...]
-    exposures: tuple[Exposure, ...]
-    """Committed work at risk, looked at many times between the first backup and the decision."""
-    orders: tuple[Order, ...]
-    found: frozenset[str]
-    """Numbers of the orders in the recovered database."""
-    comparison: Comparison
-    history_rows: int
-    history_is_the_same: bool
-    mistake_is_real: bool
-    """Production has lost the table."""
-    host_cannot_read: bool
-    """The production host could not open what it had written."""
-    target: datetime
-    dropped_at: datetime
-    decided_at: datetime
-    used_snapshot: str
-    used_from: datetime
-    reached: datetime | None
-    """Time of the last transaction replayed."""
-    probes: int
-    phases: Mapping[str, float]
-    rto_seconds: float
-    """From the decision to the end of the checks, waiting for the last WAL included."""
-    rpo_promised_seconds: float
-    rto_promised_seconds: float
-    repository_bytes: int
-    environment: str
-    dsn: str
-
-    @property
-    def worst(self) -> Exposure:
-        """The look at which the most time was at risk."""
-        return max(self.exposures, key=lambda seen: seen.seconds)
-
-    def breached(self) -> bool:
-        """Tell whether a promise was not kept although nothing was wrong."""
-        return self.worst.seconds > self.rpo_promised_seconds or self.rto_seconds > self.rto_promised_seconds
 
 
 def problems_of(facts: Facts) -> tuple[str, ...]:
@@ -101,17 +44,50 @@ def problems_of(facts: Facts) -> tuple[str, ...]:
         found.append(f"the last transaction replayed is of {facts.reached}, not before the target")
     if facts.backups[-1].stored_bytes >= facts.backups[0].stored_bytes:
         found.append("the second backup re-used nothing of the first")
-    return tuple(found)
+    return (*found, *_document_problems(facts.documents), *_proof_problems(facts))
 
 
-def document(facts: Facts, problems: Sequence[str], *, seconds: float, kept: str | None) -> dict[str, object]:
+def _document_problems(documents: DocumentFacts) -> Iterator[str]:
+    seen = documents.comparison
+    if seen.lost:
+        yield f"{len(seen.lost)} acknowledged documents are missing or not as they were: {_some(seen.lost)}"
+    if seen.unwanted:
+        yield f"{len(seen.unwanted)} documents are there that must not be: {_some(seen.unwanted)}"
+    if seen.acknowledged == 0 or seen.after_target == 0:
+        yield "no document was filed before the target, or none after it: this run proves nothing about documents"
+    if documents.missing or documents.corrupt:
+        yield f"the restore counts {documents.missing} documents missing and {documents.corrupt} corrupt"
+    if documents.expected != documents.rows:
+        yield f"the restore looked for {documents.expected} documents, {documents.rows} rows refer to one"
+
+
+def _proof_problems(facts: Facts) -> Iterator[str]:
+    drill, evidence = facts.drill, facts.evidence
+    if not drill.passed:
+        yield f"the drill did not pass: {'; '.join(drill.reasons) or 'it does not say why'}"
+    if not drill.destroyed:
+        yield "what the drill recovered was not destroyed"
+    if not facts.mutation.detected:
+        yield f"the drill that had to fail ({facts.mutation.mutation}) noticed nothing: the checks are unproven"
+    if not evidence.verified:
+        yield f"the bundle does not verify: {evidence.told or 'its verifier said nothing'}"
+    if evidence.anchored < evidence.records:
+        yield f"{evidence.records - evidence.anchored} of {evidence.records} records are not anchored"
+    if evidence.report_bytes == 0:
+        yield "the bundle has an empty report.pdf"
+
+
+def document(
+    facts: Facts, problems: Sequence[str], *, seconds: float, kept: str | None, evidence: str | None
+) -> dict[str, object]:
     """Return the JSON document; ``kept``: the folder, if it was left.
 
     ``rpo_seconds`` is the most committed work that the loss of the machine would have cost at any look;
-    ``commits_lost`` counts orders acknowledged up to the target that the recovered database lacks. ``null`` stands for
-    what is not built yet.
+    ``commits_lost`` counts orders acknowledged up to the target that the recovered database lacks,
+    ``documents_missing`` documents acknowledged up to the target that are not there with their content. ``evidence``:
+    where the bundle and its report were kept, if they were.
     """
-    seen = facts.comparison
+    seen, documents, drill = facts.comparison, facts.documents, facts.drill
     return {
         "state": "failed" if problems else "breached" if facts.breached() else "passed",
         "problems": list(problems),
@@ -127,14 +103,39 @@ def document(facts: Facts, problems: Sequence[str], *, seconds: float, kept: str
         "rto_seconds": round(facts.rto_seconds, 3),
         "rto_promised_seconds": facts.rto_promised_seconds,
         "phases": {name: round(value, 3) for name, value in facts.phases.items()},
-        "documents_expected": None,
-        "documents_missing": None,
-        "drill_verdict": None,
-        "evidence_verified": None,
+        "documents_expected": documents.comparison.acknowledged,
+        "documents_missing": len(documents.comparison.lost),
+        "documents_after_target": documents.comparison.after_target,
+        "documents_unwanted": len(documents.comparison.unwanted),
+        "documents_rpo_seconds": round(documents.rpo_seconds, 3),
+        "drill_verdict": "passed" if drill.passed else "failed",
+        "drill": {
+            "record": drill.record,
+            "target": {"kind": drill.kind, "requested": drill.target},
+            "reasons": list(drill.reasons),
+            "checks": drill.checks,
+            "checks_passed": drill.checks_passed,
+            "not_tested": list(drill.not_tested),
+            "rto_seconds": drill.rto_ms / 1000 if drill.rto_ms is not None else None,
+            "rpo_seconds": drill.rpo_ms / 1000 if drill.rpo_ms is not None else None,
+            "seconds": round(drill.seconds, 3),
+        },
+        "mutation": {
+            "record": facts.mutation.record,
+            "mutation": facts.mutation.mutation,
+            "detected": facts.mutation.detected,
+            "noticed": list(facts.mutation.noticed),
+            "seconds": round(facts.mutation.seconds, 3),
+        },
+        "evidence_verified": facts.evidence.verified,
+        "evidence_records": facts.evidence.records,
+        "evidence_anchored": facts.evidence.anchored,
+        "evidence_folder": evidence,
         "repository_bytes": facts.repository_bytes,
         "source_bytes": facts.backups[-1].source_bytes,
         "snapshots": [
             {
+                "point": item.point,
                 "snapshot": item.snapshot,
                 "started_at": to_iso(item.started_at),
                 "stopped_at": to_iso(item.stopped_at),
@@ -174,7 +175,10 @@ def report(facts: Facts, problems: Sequence[str], *, blocks: bool, seconds: floa
 
 def _picture(facts: Facts, *, blocks: bool) -> list[Line]:
     moments = [
-        *(Moment(mark=str(n), at=b.stopped_at, text=f"snapshot {n}") for n, b in enumerate(facts.backups, start=1)),
+        *(
+            Moment(mark=str(n), at=b.stopped_at, text=f"recovery point {n}")
+            for n, b in enumerate(facts.backups, start=1)
+        ),
         Moment(mark="T", at=facts.target, text="the target: one second before the mistake"),
         Moment(mark="X", at=facts.dropped_at, text="DROP TABLE work_order"),
         Moment(mark="D", at=facts.decided_at, text="decision to restore"),
@@ -193,23 +197,55 @@ def _picture(facts: Facts, *, blocks: bool) -> list[Line]:
 
 
 def _table(facts: Facts) -> list[str]:
-    seen, worst = facts.comparison, facts.worst
-    rto = format_seconds(facts.rto_seconds)
+    seen, worst, documents = facts.comparison, facts.worst, facts.documents
+    filed = documents.comparison
     rows = [
         (f"orders lost, of {seen.acknowledged} acknowledged up to the target", "0", str(len(seen.lost))),
         (f"orders there, of {seen.after_target} begun after the target", "0", str(len(seen.unwanted))),
+        (f"documents missing, of {filed.acknowledged} acknowledged", "0", str(len(filed.lost))),
+        (f"documents there, of {filed.after_target} filed after the target", "0", str(len(filed.unwanted))),
         (
-            f"RPO: work at risk, the worst of {len(facts.exposures)} looks ({worst.orders} orders)",
+            f"RPO: {worst.orders} orders at risk, the worst of {len(facts.exposures)} looks",
             format_seconds(facts.rpo_promised_seconds),
             format_seconds(worst.seconds),
         ),
-        ("RTO: decision to checks passed", format_seconds(facts.rto_promised_seconds), rto),
+        (
+            "RPO of documents: longest wait for a pass",
+            format_seconds(documents.rpo_promised_seconds),
+            format_seconds(documents.rpo_seconds),
+        ),
+        (
+            "RTO: decision to checks passed",
+            format_seconds(facts.rto_promised_seconds),
+            format_seconds(facts.rto_seconds),
+        ),
         *((f"     {_PHASES.get(name, name)}", "", format_seconds(value)) for name, value in facts.phases.items()),
-        ("files of the database", "", format_bytes(facts.backups[-1].source_bytes)),
-        ("repository: two snapshots and the WAL", "", format_bytes(facts.repository_bytes)),
-        ("documents, drill verdict, signed evidence", "", "not built yet"),
+        *_proof_rows(facts),
+        ("database, documents, configuration", "", format_bytes(facts.backups[-1].source_bytes)),
+        ("repository: two recovery points and the WAL", "", format_bytes(facts.repository_bytes)),
     ]
     return format_table(("", "PROMISED", "MEASURED"), rows)
+
+
+def _proof_rows(facts: Facts) -> list[tuple[str, str, str]]:
+    drill, mutation, evidence = facts.drill, facts.mutation, facts.evidence
+    return [
+        (
+            f"drill: {drill.checks_passed} of {drill.checks} checks passed ({format_seconds(drill.seconds)})",
+            "passed",
+            "passed" if drill.passed else "FAILED",
+        ),
+        (
+            f"damage on purpose: {mutation.mutation} ({format_seconds(mutation.seconds)})",
+            "noticed",
+            "noticed" if mutation.detected else "NOT NOTICED",
+        ),
+        (
+            f"evidence: {evidence.records} signed records, {evidence.anchored} anchored",
+            "verified",
+            "verified" if evidence.verified else "NOT VERIFIED",
+        ),
+    ]
 
 
 def _some(numbers: Sequence[str]) -> str:

@@ -34,9 +34,9 @@ from drservice.wiring.data_plane import open_data_plane
 from drservice.wiring.evidence import open_evidence
 
 SERVICE = "erp"
+BUNDLE = "bundle.zip"
 
-_BUNDLE = "bundle.zip"
-_KEPT = (_BUNDLE, "report.pdf", "verify.py")
+_KEPT = (BUNDLE, "report.pdf", "verify.py")
 _HOST = """\
 # What the production host knows. It can write backups and WAL; it has no identity, so it cannot read them.
 version: 1
@@ -128,7 +128,7 @@ class Site:
     @property
     def bundle(self) -> Path:
         """The bundle."""
-        return self.evidence / _BUNDLE
+        return self.evidence / BUNDLE
 
     def repository_bytes(self) -> int:
         """How much the repository holds, every object counted."""

@@ -109,8 +109,20 @@ def test_the_demo_recovers_every_acknowledged_order_and_leaves_nothing() -> None
     assert answer["rpo_looks"] > 10
     assert 0 < answer["rto_seconds"] <= answer["rto_promised_seconds"]
     assert sum(answer["phases"].values()) == pytest.approx(answer["rto_seconds"], abs=1.0)
-    assert [answer[name] for name in ("documents_expected", "documents_missing", "drill_verdict")] == [None] * 3
-    assert answer["evidence_verified"] is None
+    assert answer["documents_expected"] > 350, "300 from before, and what was filed up to the target"
+    assert answer["documents_after_target"] > 10
+    assert (answer["documents_missing"], answer["documents_unwanted"]) == (0, 0)
+    assert 0 < answer["documents_rpo_seconds"] <= 60
+    assert answer["drill_verdict"] == "passed"
+    assert answer["drill"]["target"]["kind"] == "random"
+    assert answer["drill"]["checks"] == answer["drill"]["checks_passed"] > 10
+    assert answer["drill"]["rpo_seconds"] is not None
+    assert answer["mutation"]["detected"] is True
+    assert "documents-hash" in answer["mutation"]["noticed"][0]
+    assert answer["evidence_verified"] is True
+    # The log key; three backups, a restore, and two drills with their obligations.
+    assert answer["evidence_records"] == answer["evidence_anchored"] == 9
+    assert answer["evidence_folder"] is None
     assert 0 < answer["repository_bytes"] < answer["source_bytes"]
     first, second = answer["snapshots"]
     assert second["stored_bytes"] < first["stored_bytes"] / 2
@@ -118,6 +130,43 @@ def test_the_demo_recovers_every_acknowledged_order_and_leaves_nothing() -> None
     assert answer["isolation_probes"] > 10
     assert (answer["folder"], answer["environment"]) == (None, None)
     assert_nothing_left(folder_in(stderr))
+
+
+def test_the_evidence_that_was_asked_for_stays_and_verifies_without_this_program(tmp_path: Path) -> None:
+    kept = tmp_path / "made" / "by the demo"
+    kept.mkdir(parents=True)
+    (kept / "report.pdf").write_text("of the last run")
+    (kept / "notes.txt").write_text("mine")
+    process = start_demo("--json", "--evidence", str(kept))
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stdout + stderr
+    assert json.loads(stdout)["evidence_folder"] == str(kept)
+    assert_nothing_left(folder_in(stderr))
+    assert sorted(item.name for item in kept.iterdir()) == ["bundle.zip", "notes.txt", "report.pdf", "verify.py"]
+    assert (kept / "report.pdf").read_bytes().startswith(b"%PDF-")
+    verify = [sys.executable, "-I", "-X", "importtime", str(kept / "verify.py"), str(kept / "bundle.zip")]
+    done = subprocess.run(verify, capture_output=True, text=True, check=False, timeout=60, cwd="/", env={})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed 1" in done.stdout
+    assert "faults planted noticed 1" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "cryptography" in imported
+    assert not any(name.split(".")[0] == "drservice" for name in imported)
+
+    bundle = (kept / "bundle.zip").read_bytes()
+    at = bundle.index(b'"signatures"')
+    (kept / "bundle.zip").write_bytes(bundle[:at] + b'"Signatures"' + bundle[at + 12 :])
+    done = subprocess.run(verify, capture_output=True, text=True, check=False, timeout=60, cwd="/", env={})
+    assert done.returncode == 5, "a bundle that was changed must not verify"
+
+
+def test_a_place_that_cannot_hold_evidence_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    process = start_demo("--evidence", str(tmp_path / "file" / "below"))
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2, stdout + stderr
+    assert "no evidence can be kept in" in stderr
+    assert "everything is in" not in stdout
 
 
 def test_an_ordinary_user_can_keep_the_recovered_database_and_destroy_it_later() -> None:
@@ -137,6 +186,12 @@ def test_an_ordinary_user_can_keep_the_recovered_database_and_destroy_it_later()
             assert row is not None
             assert row[0] > 15_000
         assert destroy[2] == str(folder)
+        report = re.search(r"^report:  (\S+)$", stdout, re.MULTILINE)
+        verify = re.search(r"^verify:  python3 (\S+) (\S+) ", stdout, re.MULTILINE)
+        assert report is not None
+        assert Path(report[1]).read_bytes().startswith(b"%PDF-")
+        assert verify is not None
+        subprocess.run([sys.executable, "-I", verify[1], verify[2]], check=True, capture_output=True)
         assert not any("plant/data" in words for words in naming(folder).values()), "production still runs"
         account = processes.account_named("postgres") if os.geteuid() == 0 else None
         done = processes.run(shlex.split(destroy[1]), account=account, timeout_seconds=60)
@@ -146,7 +201,10 @@ def test_an_ordinary_user_can_keep_the_recovered_database_and_destroy_it_later()
     assert_nothing_left(folder)
 
 
-@pytest.mark.parametrize(("number", "when"), [(signal.SIGINT, "3. Two backups"), (signal.SIGTERM, "- replay WAL")])
+@pytest.mark.parametrize(
+    ("number", "when"),
+    [(signal.SIGINT, "3. Two backups"), (signal.SIGTERM, "- replay WAL"), (signal.SIGINT, "7. A drill")],
+)
 def test_an_interrupted_demo_leaves_nothing(number: signal.Signals, when: str) -> None:
     process = start_demo()
     told: list[str] = []
@@ -184,13 +242,27 @@ def test_a_program_that_postgres_cannot_run_is_told_at_once(tmp_path: Path) -> N
     assert_nothing_left(folder_in(done.stderr))
 
 
-def test_a_damaged_repository_fails_the_demo() -> None:
+@pytest.mark.parametrize("component", ["database", "configuration"])
+def test_a_damaged_repository_fails_the_demo(component: str) -> None:
     process = start_demo()
     told: list[str] = []
     read_until(process.stdout, "5. The recovery", told)
     folder = folder_in("".join(told))
-    shutil.rmtree(folder / "repository" / "s" / "erp" / "database" / "packs")
+    shutil.rmtree(folder / "repository" / "s" / "erp" / component / "packs")
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 5, stdout + stderr
     assert "PASSED" not in stdout
+    assert_nothing_left(folder)
+
+
+def test_documents_that_are_lost_fail_the_demo() -> None:
+    process = start_demo()
+    told: list[str] = []
+    read_until(process.stdout, "5. The recovery", told)
+    folder = folder_in("".join(told))
+    shutil.rmtree(folder / "repository" / "s" / "erp" / "documents" / "snapshots")
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1, stdout + stderr
+    assert re.search(r"PROBLEM: \d+ acknowledged documents are missing", stdout)
+    assert "PROBLEM: the drill did not pass" in stdout
     assert_nothing_left(folder)

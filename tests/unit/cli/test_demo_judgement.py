@@ -1,4 +1,4 @@
-"""The demo's judgement: a lost, a torn, a late and an invented order are each found, and every problem is told."""
+"""The demo's judgement: whatever is lost, torn, late, invented, unproven or unverified is found and told."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from drservice.cli.demoreport import BackupFacts, Facts, document, problems_of, report
-from drservice.cli.oracle import Exposure, Moment, Order, compare, exposure, picture
+from drservice.cli.demofacts import BackupFacts, DocumentFacts, DrillFacts, EvidenceFacts, Facts, MutationFacts
+from drservice.cli.demoreport import document, problems_of, report
+from drservice.cli.oracle import (
+    Document,
+    Exposure,
+    Moment,
+    Order,
+    compare,
+    compare_documents,
+    exposure,
+    picture,
+)
 from drservice.model.wal import Lsn
 
 T0 = datetime(2026, 11, 23, 2, 9, 0, tzinfo=UTC)
@@ -75,9 +85,79 @@ def test_an_order_of_unknown_position_is_never_called_safe() -> None:
     assert exposure([unknown], durable=Lsn(1 << 60), at=at(2)).orders == 1
 
 
+DOCUMENTS = (
+    *(Document(entry=order(item.number, 0, 1, lines=1), sha1="a") for item in ORDERS[:2]),
+    Document(entry=order("in flight", 9.9, 10.1, lines=1), sha1="b"),
+    Document(entry=order("after", 10.1, 10.2, lines=1), sha1="c"),
+)
+WHOLE: dict[str, str | None] = {"before": "a", "just before": "a"}
+
+
+def test_documents_that_are_there_with_their_content_are_recovered() -> None:
+    for found in (WHOLE, {**WHOLE, "in flight": "b"}):
+        seen = compare_documents(DOCUMENTS, found, TARGET)
+        assert (seen.acknowledged, seen.lost, seen.unwanted, seen.after_target) == (2, (), (), 1)
+
+
+@pytest.mark.parametrize("content", [None, "b"])
+def test_a_row_without_its_file_and_a_file_with_other_content_are_lost_documents(content: str | None) -> None:
+    assert compare_documents(DOCUMENTS, {**WHOLE, "before": content}, TARGET).lost == ("before",)
+    assert compare_documents(DOCUMENTS, {**WHOLE, "in flight": content and "a"}, TARGET).unwanted == ("in flight",)
+
+
+def test_a_document_without_a_row_is_lost_and_one_that_nobody_filed_or_filed_later_is_unwanted() -> None:
+    assert compare_documents(DOCUMENTS, {"before": "a"}, TARGET).lost == ("just before",)
+    seen = compare_documents(DOCUMENTS, {**WHOLE, "after": "c", "phantom": "a", "hole": None}, TARGET)
+    assert (seen.lost, seen.unwanted) == ((), ("after", "hole", "phantom"))
+
+
+def documents() -> DocumentFacts:
+    return DocumentFacts(
+        comparison=compare_documents(DOCUMENTS, WHOLE, TARGET),
+        expected=2,
+        missing=0,
+        corrupt=0,
+        rows=2,
+        rpo_seconds=4.0,
+        rpo_promised_seconds=60.0,
+    )
+
+
+def drill() -> DrillFacts:
+    return DrillFacts(
+        passed=True,
+        reasons=(),
+        target="2026-11-23T02:09:05.000000Z",
+        kind="random",
+        checks=16,
+        checks_passed=16,
+        not_tested=("people",),
+        destroyed=True,
+        rto_ms=2500,
+        rpo_ms=None,
+        record=6,
+        seconds=3.0,
+    )
+
+
+MUTATION = MutationFacts(
+    mutation="document-encrypted", detected=True, noticed=("FAILED documents/documents-hash",), record=8, seconds=3.0
+)
+EVIDENCE = EvidenceFacts(
+    records=9, anchored=9, verified=True, told="VERIFIED", bundle_bytes=400_000, report_bytes=200_000
+)
+
+
 def facts() -> Facts:
     backup = BackupFacts(
-        snapshot="S", started_at=at(0), stopped_at=at(1), source_bytes=50, read_bytes=50, stored_bytes=9, seconds=1.0
+        point="P",
+        snapshot="S",
+        started_at=at(0),
+        stopped_at=at(1),
+        source_bytes=50,
+        read_bytes=50,
+        stored_bytes=9,
+        seconds=1.0,
     )
     found = {"before": 3, "just before": 3}
     return Facts(
@@ -86,6 +166,7 @@ def facts() -> Facts:
         orders=ORDERS,
         found=frozenset(found),
         comparison=compare(ORDERS, found, TARGET),
+        documents=documents(),
         history_rows=100,
         history_is_the_same=True,
         mistake_is_real=True,
@@ -101,17 +182,28 @@ def facts() -> Facts:
         rto_seconds=2.0,
         rpo_promised_seconds=30.0,
         rto_promised_seconds=120.0,
+        drill=drill(),
+        mutation=MUTATION,
+        evidence=EVIDENCE,
         repository_bytes=10,
         environment="E",
         dsn="host=/x",
     )
 
 
+def with_documents(found: dict[str, str | None], *, rows: int = 2, expected: int = 2) -> dict[str, object]:
+    comparison = compare_documents(DOCUMENTS, found, TARGET)
+    return {"documents": dataclasses.replace(documents(), comparison=comparison, rows=rows, expected=expected)}
+
+
 def test_a_good_run_passes_and_reports_the_worst_look() -> None:
     seen = facts()
     assert problems_of(seen) == ()
-    answer = document(seen, (), seconds=3.0, kept=None)
+    answer = document(seen, (), seconds=3.0, kept=None, evidence=None)
     assert (answer["state"], answer["rpo_seconds"], answer["commits_lost"]) == ("passed", 1.5, 0)
+    assert (answer["documents_expected"], answer["documents_missing"]) == (2, 0)
+    assert (answer["drill_verdict"], answer["evidence_verified"], answer["evidence_folder"]) == ("passed", True, None)
+    assert document(seen, (), seconds=3.0, kept=None, evidence="/e")["evidence_folder"] == "/e"
 
 
 @pytest.mark.parametrize(
@@ -127,6 +219,23 @@ def test_a_good_run_passes_and_reports_the_worst_look() -> None:
         ({"reached": None}, "last transaction"),
         ({"reached": at(10.5)}, "last transaction"),
         ({"backups": (facts().backups[0], facts().backups[0])}, "re-used nothing"),
+        (with_documents({"before": "a"}, rows=1, expected=1), "1 acknowledged documents are missing"),
+        (with_documents({**WHOLE, "before": "z"}), "not as they were: before"),
+        (with_documents({**WHOLE, "after": "c"}, rows=3, expected=3), "1 documents are there that must not be: after"),
+        ({"documents": dataclasses.replace(documents(), comparison=compare((), {}, TARGET))}, "about documents"),
+        (
+            {"documents": dataclasses.replace(documents(), comparison=compare_documents(DOCUMENTS[:2], WHOLE, TARGET))},
+            "about documents",
+        ),
+        ({"documents": dataclasses.replace(documents(), missing=1)}, "counts 1 documents missing and 0 corrupt"),
+        ({"documents": dataclasses.replace(documents(), corrupt=2)}, "counts 0 documents missing and 2 corrupt"),
+        ({"documents": dataclasses.replace(documents(), expected=1)}, "looked for 1 documents, 2 rows"),
+        ({"drill": dataclasses.replace(drill(), passed=False, reasons=("too slow",))}, "did not pass: too slow"),
+        ({"drill": dataclasses.replace(drill(), destroyed=False)}, "not destroyed"),
+        ({"mutation": dataclasses.replace(MUTATION, detected=False)}, "(document-encrypted) noticed nothing"),
+        ({"evidence": dataclasses.replace(EVIDENCE, verified=False, told="step 4: no")}, "does not verify: step 4: no"),
+        ({"evidence": dataclasses.replace(EVIDENCE, anchored=7)}, "2 of 9 records are not anchored"),
+        ({"evidence": dataclasses.replace(EVIDENCE, report_bytes=0)}, "empty report.pdf"),
     ],
 )
 def test_each_problem_fails_the_run(change: dict[str, object], words: str) -> None:
@@ -134,7 +243,7 @@ def test_each_problem_fails_the_run(change: dict[str, object], words: str) -> No
     problems = problems_of(seen)
     assert len(problems) == 1
     assert words in problems[0]
-    assert document(seen, problems, seconds=3.0, kept=None)["state"] == "failed"
+    assert document(seen, problems, seconds=3.0, kept=None, evidence=None)["state"] == "failed"
     told = [
         "".join(p if isinstance(p, str) else p.text for p in line)
         for line in report(seen, problems, blocks=True, seconds=3)
@@ -143,11 +252,30 @@ def test_each_problem_fails_the_run(change: dict[str, object], words: str) -> No
     assert told[-1].startswith("FAILED")
 
 
-@pytest.mark.parametrize("change", [{"rto_promised_seconds": 1.9}, {"rpo_promised_seconds": 1.4}])
-def test_a_promise_that_is_not_kept_is_a_breach(change: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rto_promised_seconds": 1.9},
+        {"rpo_promised_seconds": 1.4},
+        {"documents": dataclasses.replace(documents(), rpo_promised_seconds=3.9)},
+    ],
+)
+def test_a_promise_that_is_not_kept_is_a_breach(change: dict[str, object]) -> None:
     seen = dataclasses.replace(facts(), **change)  # type: ignore[arg-type]  # the cases name their fields
     assert seen.breached()
-    assert document(seen, (), seconds=3.0, kept=None)["state"] == "breached"
+    assert document(seen, (), seconds=3.0, kept=None, evidence=None)["state"] == "breached"
+
+
+def test_what_is_wrong_with_the_proof_is_also_in_the_table_in_words() -> None:
+    seen = dataclasses.replace(
+        facts(),
+        drill=dataclasses.replace(drill(), passed=False, checks_passed=15),
+        mutation=dataclasses.replace(MUTATION, detected=False),
+        evidence=dataclasses.replace(EVIDENCE, verified=False),
+    )
+    told = "\n".join(str(line) for line in report(seen, problems_of(seen), blocks=False, seconds=3))
+    for words in ("15 of 16 checks", "FAILED", "NOT NOTICED", "NOT VERIFIED"):
+        assert words in told
 
 
 def test_the_picture_shows_where_the_recovered_orders_end() -> None:

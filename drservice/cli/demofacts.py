@@ -1,0 +1,138 @@
+"""What the demo saw, as values: what its judgement, its JSON document and its report are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from drservice.cli.oracle import Comparison, Exposure, Order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupFacts:
+    """One recovery point in numbers. ``snapshot``: the database's; sizes are those of all components."""
+
+    point: str
+    snapshot: str
+    started_at: datetime
+    stopped_at: datetime
+    """End of the database's snapshot: the instant the point stands for."""
+    source_bytes: int
+    read_bytes: int
+    stored_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentFacts:
+    """What became of the documents."""
+
+    comparison: Comparison
+    """Seen from those who filed them."""
+    expected: int
+    """The restore's own count of documents that the recovered rows refer to."""
+    missing: int
+    corrupt: int
+    rows: int
+    """Rows in the recovered database that refer to a document."""
+    rpo_seconds: float
+    """The longest time that a filed document had to wait for the end of a pass that has it."""
+    rpo_promised_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillFacts:
+    """How the drill ended."""
+
+    passed: bool
+    reasons: tuple[str, ...]
+    target: str
+    kind: str
+    checks: int
+    checks_passed: int
+    not_tested: tuple[str, ...]
+    destroyed: bool
+    rto_ms: int | None
+    rpo_ms: int | None
+    record: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MutationFacts:
+    """How the drill ended that had to fail."""
+
+    mutation: str
+    detected: bool
+    """It failed, and for the right reason."""
+    noticed: tuple[str, ...]
+    record: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceFacts:
+    """The ledger and its bundle."""
+
+    records: int
+    anchored: int
+    """How many of them a second store vouches for."""
+    verified: bool
+    """The bundle's own verifier, in a process of its own, found nothing wrong."""
+    told: str
+    """Its last word."""
+    bundle_bytes: int
+    report_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Everything the demo measured."""
+
+    backups: tuple[BackupFacts, ...]
+    exposures: tuple[Exposure, ...]
+    """Committed work at risk, looked at many times between the first backup and the decision."""
+    orders: tuple[Order, ...]
+    found: frozenset[str]
+    """Numbers of the orders in the recovered database."""
+    comparison: Comparison
+    documents: DocumentFacts
+    history_rows: int
+    history_is_the_same: bool
+    mistake_is_real: bool
+    """Production has lost the table."""
+    host_cannot_read: bool
+    """The production host could not open what it had written."""
+    target: datetime
+    dropped_at: datetime
+    decided_at: datetime
+    used_snapshot: str
+    used_from: datetime
+    reached: datetime | None
+    """Time of the last transaction replayed."""
+    probes: int
+    phases: Mapping[str, float]
+    rto_seconds: float
+    """From the decision to the end of the checks, waiting for the last WAL included."""
+    rpo_promised_seconds: float
+    rto_promised_seconds: float
+    drill: DrillFacts
+    mutation: MutationFacts
+    evidence: EvidenceFacts
+    repository_bytes: int
+    environment: str
+    dsn: str
+
+    @property
+    def worst(self) -> Exposure:
+        """The look at which the most time was at risk."""
+        return max(self.exposures, key=lambda seen: seen.seconds)
+
+    def breached(self) -> bool:
+        """Tell whether a promise was not kept although nothing was wrong."""
+        return (
+            self.worst.seconds > self.rpo_promised_seconds
+            or self.rto_seconds > self.rto_promised_seconds
+            or self.documents.rpo_seconds > self.documents.rpo_promised_seconds
+        )

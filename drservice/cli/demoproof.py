@@ -1,0 +1,194 @@
+"""The second half of the demo: the recovery site drills, is seen to notice damage, and hands out evidence.
+
+The bundle is verified as an auditor would do it: by the ``verify.py`` that is in it, in a process of its own that has
+nothing of this one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from drservice import processes
+from drservice.cli import demosite
+from drservice.cli.demofacts import DrillFacts, EvidenceFacts, MutationFacts
+from drservice.cli.demostory import NoteTeller, StepTeller, Story
+from drservice.cli.formatting import format_bytes, format_seconds
+from drservice.cli.output import Colour, Span
+from drservice.errors import DrError
+from drservice.model.checks import CheckState
+from drservice.model.estate import Estate
+from drservice.operations.drill import DrillResult, run_drill
+from drservice.operations.drillrecord import DrillRequest, requested_target
+from drservice.operations.evidence import Evidence
+from drservice.operations.evidenceexport import default_period, export_bundle
+from drservice.operations.mutation import EXPLANATIONS, Mutation
+from drservice.operations.progress import Progress
+from drservice.operations.restore import RestoreContext
+from drservice.wiring.data_plane import DataPlane, open_data_plane
+from drservice.wiring.evidence import open_anchored_evidence
+
+MUTATION = Mutation.DOCUMENT_ENCRYPTED
+
+_VERIFY_SECONDS = 120.0
+_TAKEN_OUT = ("report.pdf", "verify.py")
+_MARKS = {
+    CheckState.PASSED: "passed    ",
+    CheckState.FAILED: "FAILED    ",
+    CheckState.UNVERIFIED: "UNVERIFIED",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """The recovery site with its ledger and anchors open."""
+
+    site: demosite.Site
+    story: Story
+    estate: Estate
+    plane: DataPlane
+    ledger: Evidence
+
+    def drill(self) -> DrillFacts:
+        """Recover to an instant that nobody chose, ask everything, judge, destroy."""
+        self.story.chapter("A drill")
+        self.story.line(f"$ drservice drill {demosite.SERVICE}")
+        result, seconds = self._run(None, StepTeller(self.story))
+        chosen = result.prepared.chosen
+        seed, how = (", the seed's hash", ", chosen by that seed") if chosen.seed is not None else ("", "")
+        self.story.line(f"record {result.obligation_entry}, before the restore: what counts as passed{seed}")
+        self.story.line(f"target {requested_target(result.prepared)}{how}")
+        for item in result.results:
+            self.story.aside(f"{_MARKS[item.state]} {item.name} ({format_seconds(item.seconds)})")
+        for reason in result.verdict.reasons:
+            self.story.line(Span(f"- {reason}", Colour.BAD))
+        verdict = Span("PASSED", Colour.GOOD) if result.verdict.passed else Span("FAILED", Colour.BAD)
+        self.story.line(f"record {result.record.number}: ", verdict, f" ({format_seconds(seconds)})")
+        measured = result.measured
+        return DrillFacts(
+            passed=result.verdict.passed,
+            reasons=result.verdict.reasons,
+            target=requested_target(result.prepared),
+            kind=chosen.kind.value,
+            checks=len(result.results),
+            checks_passed=sum(item.state is CheckState.PASSED for item in result.results),
+            not_tested=result.verdict.not_tested,
+            destroyed=result.destroyed,
+            rto_ms=measured.rto_ms,
+            rpo_ms=measured.rpo_ms,
+            record=result.record.number,
+            seconds=seconds,
+        )
+
+    def drill_that_must_fail(self) -> MutationFacts:
+        """Damage the recovered copy before it is asked: checks that notice nothing would prove nothing."""
+        self.story.chapter("A drill that must fail")
+        self.story.line(f"$ drservice drill {demosite.SERVICE} --mutation {MUTATION.value}")
+        result, seconds = self._run(MUTATION, NoteTeller(self.story))
+        self.story.line(f"broken on purpose: {result.spoilt or EXPLANATIONS[MUTATION]}")
+        noticed = _noticed(result)
+        for text in noticed:
+            self.story.aside(text)
+        word = Span("NOTICED", Colour.GOOD) if result.detected else Span("NOT NOTICED", Colour.BAD)
+        self.story.line(f"record {result.record.number}: ", word, f" ({format_seconds(seconds)})")
+        return MutationFacts(
+            mutation=MUTATION.value,
+            detected=bool(result.detected),
+            noticed=noticed,
+            record=result.record.number,
+            seconds=seconds,
+        )
+
+    def evidence(self) -> EvidenceFacts:
+        """Anchor the ledger, write the bundle, and verify it with nothing but what is in it."""
+        self.story.chapter("The evidence")
+        mark = time.monotonic()
+        anchors = self.ledger.seal()
+        for anchor in anchors:
+            size = anchor.signed.checkpoint.size
+            self.story.line(f"{size} signed records, the checkpoint over them anchored in {anchor.place}")
+        built = export_bundle(
+            self.ledger,
+            self.estate,
+            target=self.site.bundle,
+            period=default_period(self.plane.clock.now()),
+            service=None,
+        )
+        with zipfile.ZipFile(built.path) as bundle:
+            for name in _TAKEN_OUT:
+                (self.site.evidence / name).write_bytes(bundle.read(name))
+        report_bytes = (self.site.evidence / "report.pdf").stat().st_size
+        self.story.line(
+            f"bundle {format_bytes(built.stored_bytes)} in {built.files} files, with the report as PDF"
+            f" ({format_bytes(report_bytes)}) and HTML ({format_seconds(time.monotonic() - mark)})"
+        )
+        verified, told = self._verify()
+        return EvidenceFacts(
+            records=built.report.ledger.tree_size,
+            anchored=min((anchor.signed.checkpoint.size for anchor in anchors), default=0),
+            verified=verified,
+            told=told,
+            bundle_bytes=built.stored_bytes,
+            report_bytes=report_bytes,
+        )
+
+    def _verify(self) -> tuple[bool, str]:
+        """Run the bundle's own verifier; returns whether it passed, and its last word."""
+        mark = time.monotonic()
+        self.story.line(f"$ python -I verify.py {self.site.bundle.name}      (stand-alone, offline)")
+        # -I: neither PYTHONPATH nor the folder it is started in; the environment is a fresh one, too.
+        argv: list[str | Path] = [sys.executable, "-I", self.site.evidence / "verify.py", self.site.bundle]
+        done = processes.run(argv, timeout_seconds=_VERIFY_SECONDS)
+        lines = done.stdout.decode("utf-8", "replace").splitlines()
+        for line in lines:
+            if not line.startswith(("step ", "  ", "policy")):
+                self.story.aside(line)
+        if done.status == 0:
+            steps = sum(line.startswith("step ") for line in lines)
+            took = format_seconds(time.monotonic() - mark)
+            self.story.line(f"{steps} steps: ", Span("VERIFIED", Colour.GOOD), f" ({took})")
+        else:
+            self.story.line(Span(f"NOT VERIFIED: {done.last_line()}", Colour.BAD))
+        return done.status == 0, done.last_line()
+
+    def _run(self, mutation: Mutation | None, progress: Progress) -> tuple[DrillResult, float]:
+        mark = time.monotonic()
+        service = self.estate.service(demosite.SERVICE)
+        context = RestoreContext(
+            repository=self.plane.repository,
+            state_dir=self.estate.state_dir,
+            clock=self.plane.clock,
+            progress=progress,
+        )
+        request = DrillRequest(
+            service=service,
+            component=service.database(),
+            plan=self.estate.drill(service, None),
+            mutation=mutation,
+        )
+        return run_drill(context, self.ledger, request), time.monotonic() - mark
+
+
+@contextmanager
+def open_proof(site: demosite.Site, story: Story) -> Iterator[Proof]:
+    """Open the recovery site's repository, ledger and anchors.
+
+    Raises:
+        DrError: one of them cannot be opened.
+    """
+    estate = site.recovery()
+    with open_data_plane(estate) as plane, open_anchored_evidence(plane) as ledger:
+        yield Proof(site=site, story=story, estate=estate, plane=plane, ledger=ledger)
+
+
+def _noticed(result: DrillResult) -> tuple[str, ...]:
+    """Return what noticed the damage: the error that ended the recovery, or the checks that failed."""
+    error: DrError | None = result.error
+    found = [f"error[{error.code}]: {error.message}"] if error is not None else []
+    found += [f"FAILED {item.name}: {item.detail}" for item in result.results if item.state is CheckState.FAILED]
+    return tuple(found)
