@@ -15,7 +15,7 @@ SOURCES := $(if $(CLOSED),$(shell find drservice -type f -not -path '*/__pycache
 STAMPS := $(VENV)/.stamps
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test test-long check bench lock format clean
+.PHONY: help setup demo test test-long check bench bench-files lock format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ check: setup ## lint, types, layers, fast tests
 
 bench: setup ## time backup and restore of a pgbench cluster (SCALE=130 is about 2 GB)
 	$(BIN)/python benchmarks/main_job.py --scale $(or $(SCALE),130)
+
+bench-files: setup ## race the filestore against restic and borg, which it fetches from Debian
+	$(BIN)/python benchmarks/filestore.py --rounds $(or $(ROUNDS),3) --output benchmarks/results/filestore.json
 
 format: setup ## let ruff put the code in order
 	$(BIN)/ruff format .
