@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
 from drservice.cli.table import COMMANDS, GROUPS
-from drservice.model.runbook import Runbook, parse_runbook
-from tests.doubles.cluster import ClusterMaker
-from tests.doubles.plant import DATABASE, Plant
-from tests.doubles.runbooks import Walk, command_blocks, read, shipped
+from drservice.evidence.signing import load_log_key
+from drservice.repository.hostkey import make_host_key
+from tests.doubles.cluster import ClusterMaker, hand_over
+from tests.doubles.estate import copy_tree
+from tests.doubles.plant import DATABASE, Plant, placed
+from tests.doubles.runbooks import People, Walk, command_blocks, read, shipped
 
 IDS = [path.stem for path in shipped()]
 SERVICE = "erp"
@@ -43,16 +48,40 @@ def plants(maker: ClusterMaker) -> Iterator[Callable[[], Plant]]:
         plant.cluster.stop()
 
 
-def walk(name: str, plant: Plant, blanks: dict[str, str], **how: object) -> Walk:
+@pytest.fixture(scope="module")
+def calm(maker: ClusterMaker) -> Iterator[Plant]:
+    """A plant with a recovery point and some work after it, which no runbook here changes."""
+    plant = Plant.over(maker.make(wal_segment_mb=1))
+    plant.json("backup", SERVICE)
+    plant.sql("insert into account_move_line (parent_state, debit, credit) values ('posted', 5, 5)")
+    plant.archive()
+    yield plant
+    plant.estate.close()
+
+
+def walk(
+    name: str,
+    plant: Plant,
+    blanks: dict[str, str],
+    *,
+    people: People | None = None,
+    settings: Path | None = None,
+) -> Walk:
     """Return a walk through a shipped runbook on this plant, in an empty folder of its own."""
     folder = plant.cluster.root / name
     folder.mkdir()
     path = os.pathsep.join([str(Path(sys.executable).parent), str(plant.cluster.bin), os.environ["PATH"]])
-    environment = {"PATH": path, "HOME": str(folder), "DRSERVICE_CONFIG": str(plant.estate.config)}
+    environment = {"PATH": path, "HOME": str(folder), "DRSERVICE_CONFIG": str(settings or plant.estate.config)}
     runbook = read(name)
     filled = {"SERVICE": SERVICE, "DATABASE": DATABASE, "PRODUCTION": plant.cluster.dsn(DATABASE), "WORK": str(folder)}
     wanted = {key: value for key, value in filled.items() if key in runbook.blanks}
-    return Walk(runbook=runbook, blanks={**wanted, **blanks}, environment=environment, folder=folder, **how)  # type: ignore[arg-type]  # people, and nothing else
+    return Walk(
+        runbook=runbook,
+        blanks={**wanted, **blanks},
+        environment=environment,
+        folder=folder,
+        people=people or {},
+    )
 
 
 def finish(played: Walk) -> None:
@@ -86,9 +115,7 @@ def named_commands(text: str) -> set[str]:
 @pytest.mark.parametrize("name", [*IDS, "README"])
 def test_every_command_that_a_runbook_names_exists(name: str) -> None:
     text = (shipped()[0].parent / f"{name}.md").read_text(encoding="utf-8")
-    scripts = text if name == "README" else "\n".join(
-        part for step in read(name).steps for part in step.texts()
-    )
+    scripts = text if name == "README" else "\n".join(part for step in read(name).steps for part in step.texts())
     assert named_commands(scripts) <= {entry.name for entry in COMMANDS}
     prose = "\n".join(re.findall(r"`(drservice [^`]*)`", text))
     assert named_commands(prose) <= {entry.name for entry in COMMANDS}
@@ -137,3 +164,92 @@ def test_point_in_time_restore(plants: Callable[[], Plant]) -> None:
     assert (plant.filestore / lost).owner() == (plant.filestore / lost).parent.owner()
     assert plant.estate.environments() == []
     assert plant.sql("select count(*) from pg_namespace where nspname = 'recovered'") == [(0,)]
+
+
+def another_machine(plant: Plant, name: str, **changes: object) -> Path:
+    """Write settings as they come from git: signers named, a state and a repository of its own, nothing of the host."""
+    folder = plant.cluster.root / name
+    folder.mkdir(exist_ok=True)
+    document = plant.document()
+    document["state_dir"] = str(folder / "state")
+    document["repository"]["url"] = f"file://{copy_tree(plant.estate.repository, folder / 'repository')}"
+    document["repository"]["signers"] = {"lost-host": {"key": host_key_of(plant.estate.state)}}
+    document["evidence"] = {"log_keys": [log_key_of(plant.estate.state)]}
+    path = folder / "drservice.yaml"
+    path.write_text(json.dumps({**document, **changes}, indent=1))
+    path.chmod(0o644)
+    return path
+
+
+def host_key_of(state: Path) -> str:
+    return f"ed25519:{make_host_key(state).public_key.hex()}"
+
+
+def log_key_of(state: Path) -> str:
+    key = load_log_key(state, "any")
+    assert key is not None
+    return f"ed25519:{key.public_key.hex()}"
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change settings, as a person does with an editor."""
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document, indent=1))
+
+
+def believe(line: str) -> Callable[[dict[str, Any]], object]:
+    """Return the edit that adds a printed line ``HOST: {key: "ed25519:..."}`` to the signers."""
+    found = re.fullmatch(r'(\S+): \{key: "(ed25519:[0-9a-f]{64})"\}', line)
+    assert found is not None, line
+    return lambda document: document["repository"]["signers"].update({f"{found[1]}-new": {"key": found[2]}})
+
+
+def test_host_loss(calm: Plant) -> None:
+    settings = another_machine(calm, "host-loss-machine")
+    machine = settings.parent
+    sockets = machine / "sockets"
+    sockets.mkdir()
+    hand_over(sockets)
+    account = calm.cluster.account
+    assert account is not None, "run the tests as root: this runbook changes owners"
+    rows = calm.sql("select * from account_move_line order by id")
+    documents = machine / "filestore"
+
+    def prepare(_: Walk) -> None:
+        def change(document: dict[str, Any]) -> None:
+            components = document["services"][SERVICE]["components"]
+            components["database"]["data_directory"] = str(machine / "erp" / "database")
+            components["database"]["dsn"] = f"host={sockets} dbname={DATABASE} user=postgres"
+            components["documents"]["path"] = str(documents)
+
+        edit(settings, change)
+
+    played = walk(
+        "host-loss",
+        calm,
+        {
+            "SETTINGS": str(settings),
+            "STATE": str(machine / "state"),
+            "NEW": str(machine / "erp"),
+            "DATABASE_ACCOUNT": account.name,
+            "PROGRAMS": str(calm.cluster.bin),
+            "SOCKETS": str(sockets),
+            "DOCUMENTS_PATH": str(documents),
+            "DOCUMENTS_ACCOUNT": account.name,
+        },
+        settings=settings,
+        people={
+            "install": prepare,
+            "list-signer": lambda walk: edit(settings, believe(walk.blanks["SIGNER_LINE"])),
+        },
+    )
+    try:
+        finish(played)
+        with psycopg.connect(f"host={sockets} dbname={DATABASE} user=postgres") as connection:
+            assert connection.execute("select * from account_move_line order by id").fetchall() == rows
+    finally:
+        calm.cluster.run("pg_ctl", "stop", "--mode=immediate", f"--pgdata={machine / 'erp' / 'database'}")
+    assert placed(documents) == placed(calm.filestore)
+    assert f"{len(calm.acknowledged)} documents in place" in played.outputs["documents"]
+    assert "timeline 2" in played.outputs["first-backup"]
