@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -49,7 +50,7 @@ from drservice.model.ids import ComponentName
 from drservice.model.recovery import Target, TargetKind
 from drservice.model.snapshot import SnapshotRecord
 from drservice.model.wal import Lsn, WalFileName
-from drservice.operations.backup import BackupContext, BackupResult
+from drservice.operations.backup import BackupContext
 from drservice.operations.evidence import Evidence
 from drservice.operations.restore import Afterwards, RestoreContext, RestoreRequest, RestoreResult
 from drservice.operations.servicebackup import ServiceBackup, run_service_backup
@@ -61,7 +62,7 @@ from drservice.wiring.evidence import open_evidence
 DOCUMENTS = ComponentName("documents")
 
 _BEFORE = timedelta(seconds=1)
-_WORK_SECONDS = 2.5
+_WORK_SECONDS = 2.0
 _UNNOTICED_SECONDS = 1.5
 _LOOK_SECONDS = 0.1
 _ARCHIVE_WAIT_SECONDS = 120.0
@@ -113,12 +114,12 @@ class Looks:
 
     archive: WalArchive
     people: People
-    backup: BackupResult
+    record: SnapshotRecord
     seen: list[Exposure] = field(default_factory=list)
 
     def durable(self) -> Lsn:
         """Return the end of the WAL that is in the repository without a gap."""
-        facts = self.backup.record.postgres
+        facts = self.record.postgres
         files = self.archive.listing(facts.system_id)
         return demosite.durable_end(files, first=facts.start_lsn, segment_bytes=facts.segment_bytes)
 
@@ -129,12 +130,21 @@ class Looks:
         self.seen.append(found)
         return found
 
-    def keep_looking(self, seconds: float) -> None:
-        """Let the plant work, and look ten times a second."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Look ten times a second while the block runs; a look that failed is raised at its end."""
+        stop = threading.Event()
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            looks = pool.submit(self._look_until, stop)
+            try:
+                yield
+            finally:
+                stop.set()
+            looks.result()
+
+    def _look_until(self, stop: threading.Event) -> None:
+        while not stop.wait(_LOOK_SECONDS):
             self.look()
-            time.sleep(_LOOK_SECONDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,14 +178,28 @@ class Production:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recovery:
-    """The first half of the story: from the backups to what the recovered service holds."""
+class Ordinary:
+    """The first half of the story: from the first backup to the decision."""
 
     backups: tuple[ServiceBackup, ...]
     looks: tuple[Exposure, ...]
+    drill: DrillFacts
+    mutation: MutationFacts
     dropped_at: datetime
     decision: Decision
     host_cannot_read: bool
+    people: People
+
+    @property
+    def target(self) -> datetime:
+        """The instant to restore to."""
+        return self.dropped_at - _BEFORE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What the recovered service holds."""
+
     restored: RestoreResult
     orders: dict[str, int]
     documents: dict[str, str | None]
@@ -183,11 +207,6 @@ class Recovery:
     checked: float
     """When the last comparison was done, by the monotonic clock."""
     check_seconds: float
-
-    @property
-    def target(self) -> datetime:
-        """The instant that was asked for."""
-        return self.dropped_at - _BEFORE
 
 
 @dataclass(slots=True, kw_only=True)
@@ -204,32 +223,14 @@ class Stage:
         """Play all steps and return what was seen."""
         digest = self._plant_at_work()
         self._protect()
-        with open_data_plane(self.site.host()) as plane, open_evidence(plane) as ledger:
-            production = Production(plane=plane, ledger=ledger)
-            people = self.people = People(self.plant.dsn, Filing(self.plant.filestore))
-            people.start()
-            self.story.chapter("Two backups while people work")
-            first = self._backup(production, "first")
-            database = first.databases[0]
-            scope = plane.repository.scope(database.record.service, database.record.component)
-            looks = Looks(archive=plane.repository.wal(scope), people=people, backup=database)
-            looks.keep_looking(_WORK_SECONDS)
-            second = self._backup(production, "second")
-            looks.keep_looking(_WORK_SECONDS)
-            dropped_at = self._drop(looks)
-            decision = self._decide(production, people, looks)
-            unreadable = self._host_cannot_read(looks)
         with open_proof(self.site, self.story) as proof:
-            restored = self._restore(proof, dropped_at - _BEFORE)
+            with open_data_plane(self.site.host()) as plane, open_evidence(plane) as ledger:
+                ordinary = self._ordinary_days(Production(plane=plane, ledger=ledger), proof)
+            restored = self._restore(proof, ordinary.target)
             mark = time.monotonic()
             orders, documents, same = self._ask(restored, digest)
             checked = time.monotonic()
             recovery = Recovery(
-                backups=(first, second),
-                looks=tuple(looks.seen),
-                dropped_at=dropped_at,
-                decision=decision,
-                host_cannot_read=unreadable,
                 restored=restored,
                 orders=orders,
                 documents=documents,
@@ -237,8 +238,40 @@ class Stage:
                 checked=checked,
                 check_seconds=checked - mark,
             )
-            drill, mutation, evidence = proof.drill(), proof.drill_that_must_fail(), proof.evidence()
-        return self._facts(recovery, digest, people, drill, mutation, evidence)
+            evidence = proof.evidence()
+        return self._facts(ordinary, recovery, digest, evidence)
+
+    def _ordinary_days(self, production: Production, proof: Proof) -> Ordinary:
+        """Let people work, back up, drill beside them, and then make the mistake."""
+        people = self.people = People(self.plant.dsn, Filing(self.plant.filestore))
+        people.start()
+        self.story.chapter("Two backups while people work")
+        first = self._backup(production, "first")
+        record = first.databases[0].record
+        repository = production.plane.repository
+        archive = repository.wal(repository.scope(record.service, record.component))
+        looks = Looks(archive=archive, people=people, record=record)
+        with looks.looking():
+            time.sleep(_WORK_SECONDS)
+            second = self._backup(production, "second")
+            behind = second.databases[0].record.postgres
+            self._await_wal(looks, behind.stop_lsn + behind.segment_bytes)  # instants to choose from
+            # Before the mistake: a drill to an instant after it would find that a sequence has gone with its table.
+            drill, mutation = proof.drill(), proof.drill_that_must_fail()
+            time.sleep(_UNNOTICED_SECONDS)
+            dropped_at = self._drop()
+            time.sleep(_UNNOTICED_SECONDS)
+        decision = self._decide(production, people, looks)
+        return Ordinary(
+            backups=(first, second),
+            looks=tuple(looks.seen),
+            drill=drill,
+            mutation=mutation,
+            dropped_at=dropped_at,
+            decision=decision,
+            host_cannot_read=self._host_cannot_read(looks),
+            people=people,
+        )
 
     def close(self) -> None:
         """Send the people home and stop the plant's server."""
@@ -292,9 +325,8 @@ class Stage:
             )
         return result
 
-    def _drop(self, looks: Looks) -> datetime:
+    def _drop(self) -> datetime:
         self.story.chapter("The mistake")
-        looks.look()
         dropped_at = datetime.now(UTC)
         with connect(self.plant.dsn, application_name="a tired hand") as session:
             session.rows("drop table work_order")
@@ -302,8 +334,7 @@ class Stage:
         return dropped_at
 
     def _decide(self, production: Production, people: People, looks: Looks) -> Decision:
-        """Let time pass until it is noticed, then bring the last documents and the last WAL into the repository."""
-        looks.keep_looking(_UNNOTICED_SECONDS)
+        """Decide to restore, and bring the last documents and the last WAL into the repository."""
         for complaint in people.complaints:
             self.story.line(f"{clock(complaint.at)}  {complaint.who}: {complaint.what.splitlines()[0]}")
         people.stop()
@@ -315,11 +346,7 @@ class Stage:
         self.story.line(f"$ drservice backup {demosite.SERVICE} --component {DOCUMENTS}")
         last = production.backup(self.story, DOCUMENTS)
         captured = time.monotonic()
-        deadline = captured + _ARCHIVE_WAIT_SECONDS
-        while looks.durable() < needed:
-            if time.monotonic() > deadline:
-                raise WalTimeoutError(f"the WAL up to {needed} did not reach the repository: {self.plant.last_words()}")
-            time.sleep(_LOOK_SECONDS)
+        self._await_wal(looks, needed)
         (record,) = last.records
         self.story.line(
             f"the documents filed since ({format_bytes(record.stored_bytes)}) and the last WAL are in the repository"
@@ -332,9 +359,16 @@ class Stage:
             wal_seconds=time.monotonic() - captured,
         )
 
+    def _await_wal(self, looks: Looks, needed: Lsn) -> None:
+        deadline = time.monotonic() + _ARCHIVE_WAIT_SECONDS
+        while looks.durable() < needed:
+            if time.monotonic() > deadline:
+                raise WalTimeoutError(f"the WAL up to {needed} did not reach the repository: {self.plant.last_words()}")
+            time.sleep(_LOOK_SECONDS)
+
     def _host_cannot_read(self, looks: Looks) -> bool:
         """Tell whether the production host fails to open even the WAL that it wrote itself."""
-        system_id = looks.backup.record.postgres.system_id
+        system_id = looks.record.postgres.system_id
         newest = max(item.name for item in looks.archive.listing(system_id))
         try:
             looks.archive.fetch(WalFileName.parse(newest), system_id=system_id)
@@ -381,17 +415,9 @@ class Stage:
         self.story.line(f"{counts.expected} documents that the recovered rows refer to, {counts.missing} missing")
         return orders, documents, same
 
-    def _facts(
-        self,
-        recovery: Recovery,
-        digest: Digest,
-        people: People,
-        drill: DrillFacts,
-        mutation: MutationFacts,
-        evidence: EvidenceFacts,
-    ) -> Facts:
-        restored, decision = recovery.restored, recovery.decision
-        orders = people.orders()
+    def _facts(self, ordinary: Ordinary, recovery: Recovery, digest: Digest, evidence: EvidenceFacts) -> Facts:
+        restored, decision = recovery.restored, ordinary.decision
+        orders = ordinary.people.orders()
         with connect(self.plant.dsn, application_name="drservice demo") as session:
             gone = not session.rows("select from pg_class where relname = 'work_order'")
         objectives = self.site.recovery().service(demosite.SERVICE).objectives
@@ -401,18 +427,18 @@ class Stage:
         phases["check"] += recovery.check_seconds
         plan = restored.planned.resolved.plan
         return Facts(
-            backups=tuple(_backup_facts(result) for result in recovery.backups),
-            exposures=recovery.looks,
+            backups=tuple(_backup_facts(result) for result in ordinary.backups),
+            exposures=ordinary.looks,
             orders=tuple(orders),
             found=frozenset(recovery.orders),
-            comparison=compare(orders, recovery.orders, recovery.target),
-            documents=self._document_facts(recovery, people, objectives.documents_rpo),
+            comparison=compare(orders, recovery.orders, ordinary.target),
+            documents=self._document_facts(ordinary, recovery, objectives.documents_rpo),
             history_rows=digest.rows,
             history_is_the_same=recovery.history_is_the_same,
             mistake_is_real=gone,
-            host_cannot_read=recovery.host_cannot_read,
-            target=recovery.target,
-            dropped_at=recovery.dropped_at,
+            host_cannot_read=ordinary.host_cannot_read,
+            target=ordinary.target,
+            dropped_at=ordinary.dropped_at,
             decided_at=decision.at,
             used_snapshot=plan.snapshot.id,
             used_from=plan.snapshot.started_at,
@@ -422,33 +448,36 @@ class Stage:
             rto_seconds=recovery.checked - decision.clock,
             rpo_promised_seconds=objectives.rpo.total_seconds(),
             rto_promised_seconds=objectives.rto.total_seconds(),
-            drill=drill,
-            mutation=mutation,
+            drill=ordinary.drill,
+            mutation=ordinary.mutation,
             evidence=evidence,
             repository_bytes=self.site.repository_bytes(),
             environment=restored.environment.id,
             dsn=_dsn(restored),
         )
 
-    def _document_facts(self, recovery: Recovery, people: People, promised: timedelta | None) -> DocumentFacts:
+    def _document_facts(self, ordinary: Ordinary, recovery: Recovery, promised: timedelta | None) -> DocumentFacts:
         assert promised is not None
         counts = document_counts(recovery.restored)
         assert counts is not None, "the service has documents"
         passes = [
             *(
                 item.record
-                for result in recovery.backups
+                for result in ordinary.backups
                 for item in result.files
                 if item.record.component == DOCUMENTS
             ),
-            recovery.decision.documents,
+            ordinary.decision.documents,
         ]
         return DocumentFacts(
-            comparison=compare_documents([*self.history, *people.documents()], recovery.documents, recovery.target),
+            comparison=compare_documents(
+                [*self.history, *ordinary.people.documents()], recovery.documents, ordinary.target
+            ),
             expected=counts.expected,
             missing=counts.missing,
             corrupt=counts.corrupt,
             rows=len(recovery.documents),
+            root=str(root_of_documents(recovery.restored)),
             rpo_seconds=longest_wait(passes),
             rpo_promised_seconds=promised.total_seconds(),
         )
@@ -505,6 +534,7 @@ def _goodbye(site: demosite.Site, facts: Facts, *, leave: bool) -> list[Line]:
     return [
         "The recovered database runs in its sandbox; production's server is stopped.",
         f'connect: psql "{facts.dsn}"',
+        f"documents: {facts.documents.root}",
         f"again:   {again} --dry-run",
         f"destroy: {demosite.destroy_command(site, facts.environment)}",
     ]

@@ -36,6 +36,8 @@ class DocumentFacts:
     corrupt: int
     rows: int
     """Rows in the recovered database that refer to a document."""
+    root: str
+    """The recovered filestore."""
     rpo_seconds: float
     """The longest time that a filed document had to wait for the end of a pass that has it."""
     rpo_promised_seconds: float

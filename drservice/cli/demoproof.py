@@ -1,4 +1,4 @@
-"""The second half of the demo: the recovery site drills, is seen to notice damage, and hands out evidence.
+"""The recovery site in the demo: it drills, is seen to notice damage, and hands out evidence.
 
 The bundle is verified as an auditor would do it: by the ``verify.py`` that is in it, in a process of its own that has
 nothing of this one.
@@ -24,6 +24,7 @@ from drservice.errors import DrError
 from drservice.model.checks import CheckState
 from drservice.model.estate import Estate
 from drservice.operations.drill import DrillResult, run_drill
+from drservice.operations.drillplan import not_tested
 from drservice.operations.drillrecord import DrillRequest, requested_target
 from drservice.operations.evidence import Evidence
 from drservice.operations.evidenceexport import default_period, export_bundle
@@ -56,17 +57,20 @@ class Proof:
 
     def drill(self) -> DrillFacts:
         """Recover to an instant that nobody chose, ask everything, judge, destroy."""
-        self.story.chapter("A drill")
+        self.story.chapter("A drill, beside the plant at work")
         self.story.line(f"$ drservice drill {demosite.SERVICE}")
         result, seconds = self._run(None, StepTeller(self.story))
         chosen = result.prepared.chosen
-        seed, how = (", the seed's hash", ", chosen by that seed") if chosen.seed is not None else ("", "")
-        self.story.line(f"record {result.obligation_entry}, before the restore: what counts as passed{seed}")
+        seed, how = (" and a seed's hash", ", chosen by the seed") if chosen.seed is not None else ("", "")
+        self.story.line(f"record {result.obligation_entry} came before the restore: what counts as passed{seed}")
         self.story.line(f"target {requested_target(result.prepared)}{how}")
         for item in result.results:
             self.story.aside(f"{_MARKS[item.state]} {item.name} ({format_seconds(item.seconds)})")
         for reason in result.verdict.reasons:
             self.story.line(Span(f"- {reason}", Colour.BAD))
+        untested = tuple(str(text) for text in not_tested(result.prepared, result.verdict.not_tested))
+        for text in untested:
+            self.story.aside(f"not tested: {text}")
         verdict = Span("PASSED", Colour.GOOD) if result.verdict.passed else Span("FAILED", Colour.BAD)
         self.story.line(f"record {result.record.number}: ", verdict, f" ({format_seconds(seconds)})")
         measured = result.measured
@@ -77,7 +81,7 @@ class Proof:
             kind=chosen.kind.value,
             checks=len(result.results),
             checks_passed=sum(item.state is CheckState.PASSED for item in result.results),
-            not_tested=result.verdict.not_tested,
+            not_tested=untested,
             destroyed=result.destroyed,
             rto_ms=measured.rto_ms,
             rpo_ms=measured.rpo_ms,

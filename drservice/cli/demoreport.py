@@ -154,7 +154,7 @@ def document(
         "isolation_probes": facts.probes,
         "history_rows": facts.history_rows,
         "folder": kept,
-        "environment": {"id": facts.environment, "dsn": facts.dsn} if kept else None,
+        "environment": {"id": facts.environment, "dsn": facts.dsn, "documents": documents.root} if kept else None,
         "seconds": round(seconds, 3),
     }
 

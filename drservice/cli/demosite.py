@@ -73,7 +73,7 @@ _SERVICES = """\
   erp:
     tier: 1
     owner: plant-it
-    objectives: {{rpo: 30s, rto: 2m, documents_rpo: 60s}}       # what is promised; the demo measures it
+    objectives: {{rpo: 30s, rto: 2m, documents_rpo: 5m}}       # what is promised; the demo measures it
     components:
       database:
         kind: postgres

@@ -118,6 +118,7 @@ def documents() -> DocumentFacts:
         missing=0,
         corrupt=0,
         rows=2,
+        root="/r",
         rpo_seconds=4.0,
         rpo_promised_seconds=60.0,
     )
