@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -38,8 +37,6 @@ _INLINE_BYTES = 24 << 20
 _INLINE_FILES = 2_000
 _SPARSE_BYTES = 64 << 20
 """Smaller files are not looked into for holes."""
-_BEHIND_BYTES = 32 << 20
-_BEHIND_FILES = 512
 _WORTH_A_SPAN = 0.5
 """Share of a span that must be wanted for it to be fetched with one request."""
 _NOBODY: tuple[SignerSettings, ...] = ()
@@ -124,7 +121,6 @@ class PlacingWorker:
         self._packs = PackOpener(self._store, scope=spec.scope, keyring=keyring)
         self._account = spec.account
         self._root = os.open(spec.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._behind = _WriteBehind()
 
     def work(self, tasks: Sequence[PackPlan], /) -> BulkPlaced:
         """Place the files of a batch."""
@@ -139,13 +135,11 @@ class PlacingWorker:
         )
 
     def flush(self) -> BulkPlaced:
-        """Let go of the files that are still on their way to the disk."""
-        self._behind.release_all()
+        """Nothing is kept back."""
         return BulkPlaced()
 
     def close(self) -> None:
-        """Release files, the root and connections."""
-        self._behind.release_all()
+        """Release the root and connections."""
         os.close(self._root)
         self._store.close()
 
@@ -176,11 +170,11 @@ class PlacingWorker:
         try:
             self._fill(plan, descriptor, fetched)
         except BaseException:
-            os.close(descriptor)
             with suppress(OSError):
                 os.unlink(plan.path, dir_fd=self._root)
             raise
-        self._behind.add(descriptor, plan.size)
+        finally:
+            os.close(descriptor)
         tally.files += 1
         tally.written_bytes += plan.size
 
@@ -208,37 +202,6 @@ class PlacingWorker:
             os.fchmod(descriptor, plan.mode)
         except OSError as error:
             raise write_error(plan.path, error) from error
-
-
-class _WriteBehind:
-    """Files on their way to the disk: what is written should neither wait in memory for the end nor fill it.
-
-    ``POSIX_FADV_DONTNEED`` begins to write out what is dirty and lets go of what is not, so it is asked for twice: when
-    a file is written, and when the disk has had time. Durable is only what the caller makes so.
-    """
-
-    def __init__(self) -> None:
-        self._files: deque[tuple[int, int]] = deque()
-        self._bytes = 0
-
-    def add(self, descriptor: int, size: int) -> None:
-        """Take over a written file."""
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        self._files.append((descriptor, size))
-        self._bytes += size
-        while self._bytes > _BEHIND_BYTES or len(self._files) > _BEHIND_FILES:
-            self._release()
-
-    def release_all(self) -> None:
-        """Close all files."""
-        while self._files:
-            self._release()
-
-    def _release(self) -> None:
-        descriptor, size = self._files.popleft()
-        self._bytes -= size
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
 
 
 class _Fetched:

@@ -47,6 +47,8 @@ class Region:
     source_bytes: int
     usage: Mapping[bytes, int] | None
     """Stored bytes by data pack; ``None`` where large files have leaves, which are counted one by one."""
+    pack: bytes = b""
+    """Where the last snapshot has the node; ``b""`` for a node of this run."""
 
 
 class SnapshotCache:
@@ -95,8 +97,14 @@ class SnapshotCache:
 
     def regions(self) -> Iterator[Region]:
         """Yield the nodes that hold the tree's entries, in order."""
-        for first, node, files, source, usage in self._db.execute("select * from regions order by first"):
-            yield Region(first, node, files, source, None if usage is None else dict(msgpack.unpackb(usage)))
+        rows = self._db.execute(
+            "select first, node, files, source, regions.usage, ref from regions join nodes on nodes.id = node"
+            " where ref is not null order by first"
+        )
+        for first, node, files, source, usage, ref in rows:
+            place = NodeRef.from_list(msgpack.unpackb(ref), "a cached node")
+            known = None if usage is None else dict(msgpack.unpackb(usage))
+            yield Region(first, node, files, source, known, place.pack)
 
     def leaf(self, node_id: bytes) -> ChunkTable | None:
         """Return the chunk table of a leaf."""
@@ -178,6 +186,11 @@ class StagedCache:
     def old_regions(self) -> Iterator[Region]:
         """Yield the nodes of the last snapshot that hold entries, in order."""
         return self._old.regions() if self._old is not None else iter(())
+
+    def carry_region(self, region: Region) -> None:
+        """Take over a node that holds entries, with its place, as it was in the old cache."""
+        self._write("insert or replace into nodes select * from old.nodes where id = ?", (region.node,))
+        self._write("insert or replace into regions select * from old.regions where first = ?", (region.first,))
 
     def put_region(self, region: Region) -> None:
         """Record a node of the new tree that holds entries."""

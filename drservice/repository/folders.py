@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from drservice.errors import CaptureError
 from drservice.repository.bulk import (
@@ -55,8 +55,7 @@ class ByteProgress(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class ListedFile:
+class ListedFile(NamedTuple):
     """A regular file as it was listed: its look is what :func:`marks.look_of` makes of its status."""
 
     name: bytes

@@ -87,13 +87,12 @@ class NodeSink:
         """Never refer to nodes in these packs any more: they are gone."""
         self._missing = self._missing | frozenset(packs)
 
-    def keep(self, identifier: bytes) -> bool:
-        """Use a node of the last snapshot again; ``False`` if its place is unknown or its pack is not to be used."""
-        known = self._staged.node(identifier)
-        if known is None or known.pack in self._missing:
+    def keep(self, region: Region) -> bool:
+        """Use a node of the last snapshot again; ``False`` if its pack is not to be used."""
+        if region.pack in self._missing:
             return False
-        self._staged.put_place(known)
-        self.used.add(identifier)
+        self._staged.carry_region(region)
+        self.used.add(region.node)
         return True
 
     def settle(self) -> None:
@@ -251,12 +250,11 @@ def _entry_nodes(staged: StagedCache, nodes: NodeSink, usage: PackUsage) -> Iter
     for index, region in enumerate(old):
         end = old[index + 1].first if index + 1 < len(old) else None
         untouched = region.usage is not None and not _any_within(changed, region.first, end)
-        if untouched and (begin is None or begins_node(region.first)) and nodes.keep(region.node):
+        if untouched and (begin is None or begins_node(region.first)) and nodes.keep(region):
             if begin is not None:
                 yield from _cut_anew(staged, nodes, usage, (begin, region.first))
             begin = None
             usage.add_region(region)
-            staged.put_region(region)
             yield region.first, region.node
             made = True
         elif begin is None:

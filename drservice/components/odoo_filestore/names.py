@@ -10,7 +10,7 @@ import re
 
 _NAME = re.compile(r"([0-9a-f]{2,3})/([0-9a-f]{40})")
 _FOLDER = re.compile(r"[0-9a-f]{2,3}")
-_FILE = re.compile(r"[0-9a-f]{40}")
+_is_digest = re.compile(r"[0-9a-f]{40}").fullmatch
 CHECKLIST = "checklist"
 """Odoo's list of files that its garbage collection looks at: empty files, worthless elsewhere."""
 
@@ -28,7 +28,7 @@ def is_document_folder(name: str) -> bool:
 
 def is_document_file(folder: str, name: str) -> bool:
     """Tell whether a file of this name in this folder is a document."""
-    return name.startswith(folder) and _FILE.fullmatch(name) is not None
+    return name.startswith(folder) and _is_digest(name) is not None
 
 
 def sha1_of_name(name: str) -> bytes:

@@ -91,7 +91,10 @@ class Walk:
             path = pending.pop()
             try:
                 with open_below(self._descriptor, path) as descriptor, os.scandir(descriptor) as found:
-                    listed, deeper = self._list(path, descriptor, found)
+                    if path and self._kind is FilesKind.ODOO_FILESTORE:
+                        listed, deeper = self._list_documents(path, found), list[bytes]()
+                    else:
+                        listed, deeper = self._list(path, descriptor, found)
             except OSError as error:
                 if not path:
                     raise DocumentsUnreadableError(f"cannot list {self.root.path}: {error.strerror}") from error
@@ -103,14 +106,15 @@ class Walk:
     def _list(
         self, path: bytes, descriptor: int, found: Iterator[os.DirEntry[str]]
     ) -> tuple[ListedFolder, list[bytes]]:
+        """List a folder of a plain folder, or the root of a filestore, which holds folders only."""
         prefix = path + b"/" if path else b""
         files: list[ListedFile] = []
         deeper: list[bytes] = []
-        is_ours = self._rule(path)
+        filestore = self._kind is FilesKind.ODOO_FILESTORE
         for item in found:
-            if not is_ours(item.name):
-                if path or item.name != CHECKLIST:
-                    self.aside.foreign.append(prefix + os.fsencode(item.name))
+            if filestore and not is_document_folder(item.name):
+                if item.name != CHECKLIST:
+                    self.aside.foreign.append(os.fsencode(item.name))
                 continue
             name = os.fsencode(item.name)
             try:
@@ -118,45 +122,59 @@ class Walk:
             except OSError as error:
                 self._failed(prefix + name, error)
                 continue
-            if stat.S_ISREG(status.st_mode) and not path and self._kind is FilesKind.ODOO_FILESTORE:
-                self.aside.foreign.append(name)  # documents lie in folders only
-            elif stat.S_ISREG(status.st_mode):
-                if prefix + name == RESTORE_MARKER:
-                    self.aside.left_out.append((name, "mark of a restore that did not finish"))
-                    continue
-                files.append(ListedFile(name, status.st_size, look_of(status)))
-            else:
+            if not stat.S_ISREG(status.st_mode):
                 self._other(prefix + name, name, status.st_mode, descriptor, deeper)
+            elif filestore:
+                self.aside.foreign.append(name)
+            elif prefix + name == RESTORE_MARKER:
+                self.aside.left_out.append((name, "mark of a restore that did not finish"))
+            else:
+                files.append(ListedFile(name, status.st_size, look_of(status)))
         deeper.sort()
         return ListedFolder(path, files, flat=not deeper), deeper
 
-    def _rule(self, path: bytes) -> Callable[[str], bool]:
-        """Return which names in a folder are ours."""
-        if self._kind is FilesKind.DIRECTORY:
-            return lambda _: True
-        if not path:
-            return is_document_folder
+    def _list_documents(self, path: bytes, found: Iterator[os.DirEntry[str]]) -> ListedFolder:
+        """List a folder of documents: most of what a backup does when nothing has changed."""
         folder = path.decode("ascii")
-        return lambda name: is_document_file(folder, name)
+        files: list[ListedFile] = []
+        for item in found:
+            text = item.name
+            name = os.fsencode(text)
+            if not is_document_file(folder, text):
+                self.aside.foreign.append(path + b"/" + name)
+                continue
+            try:
+                status = item.stat(follow_symlinks=False)
+            except OSError as error:
+                self._failed(path + b"/" + name, error)
+                continue
+            if stat.S_ISREG(status.st_mode):
+                files.append(ListedFile(name, status.st_size, look_of(status)))
+            else:
+                self.aside.left_out.append((path + b"/" + name, _kind_of(status.st_mode)))
+        return ListedFolder(path, files, flat=True)
 
     def _other(self, path: bytes, name: bytes, mode: int, descriptor: int, deeper: list[bytes]) -> None:
-        plain = self._kind is FilesKind.DIRECTORY
-        if stat.S_ISDIR(mode) and (plain or b"/" not in path):
+        if stat.S_ISDIR(mode):
             self._on_folder(FoundFolder(path, mode & 0o777))
             deeper.append(path)
-        elif stat.S_ISLNK(mode) and plain:
+        elif stat.S_ISLNK(mode) and self._kind is FilesKind.DIRECTORY:
             try:
                 self._on_link(FoundLink(path, os.readlink(name, dir_fd=descriptor)))
             except OSError as error:
                 self._failed(path, error)
         else:
-            self.aside.left_out.append((path, _KINDS.get(stat.S_IFMT(mode), "folder")))
+            self.aside.left_out.append((path, _kind_of(mode)))
 
     def _failed(self, path: bytes, error: OSError) -> None:
         if error.errno in GONE:
             self.aside.vanished.append(path)
         else:
             self.aside.unreadable.append((path, error.strerror or str(error)))
+
+
+def _kind_of(mode: int) -> str:
+    return _KINDS.get(stat.S_IFMT(mode), "folder")
 
 
 def _open_root(path: str) -> int:
