@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 from drservice.cli.table import COMMANDS, GROUPS
 from drservice.evidence.signing import load_log_key
 from drservice.repository.hostkey import make_host_key
+from drservice.repository.keys import make_identity
 from tests.doubles.cluster import ClusterMaker, hand_over
 from tests.doubles.estate import copy_tree
 from tests.doubles.plant import DATABASE, Plant, placed
@@ -50,13 +52,18 @@ def plants(maker: ClusterMaker) -> Iterator[Callable[[], Plant]]:
 
 @pytest.fixture(scope="module")
 def calm(maker: ClusterMaker) -> Iterator[Plant]:
-    """A plant with a recovery point and some work after it, which no runbook here changes."""
+    """A plant with a recovery point and a line after it (501), ``INSTANT`` and another one (502); nothing changes it."""
     plant = Plant.over(maker.make(wal_segment_mb=1))
     plant.json("backup", SERVICE)
-    plant.sql("insert into account_move_line (parent_state, debit, credit) values ('posted', 5, 5)")
+    plant.sql(LATE_LINE)
+    plant.sql("create table instant as select clock_timestamp() as at")
+    plant.sql(LATE_LINE)
     plant.archive()
     yield plant
     plant.estate.close()
+
+
+LATE_LINE = "insert into account_move_line (parent_state, debit, credit) values ('posted', 5, 5)"
 
 
 def walk(
@@ -253,3 +260,93 @@ def test_host_loss(calm: Plant) -> None:
     assert placed(documents) == placed(calm.filestore)
     assert f"{len(calm.acknowledged)} documents in place" in played.outputs["documents"]
     assert "timeline 2" in played.outputs["first-backup"]
+
+
+def test_lost_tool(calm: Plant) -> None:
+    settings = another_machine(calm, "lost-tool-machine")
+    repository = settings.parent / "repository"
+    sockets = settings.parent / "sockets"
+    sockets.mkdir()
+    hand_over(sockets)
+    account = calm.cluster.account
+    assert account is not None, "run the tests as root: this runbook changes owners"
+    (instant,) = calm.sql("select at from instant")[0]
+    new = settings.parent / "restored"
+    played = walk(
+        "lost-tool",
+        calm,
+        {
+            "REPOSITORY": str(repository),
+            "SCRIPT_SHA256": hashlib.sha256((repository / "restore.py").read_bytes()).hexdigest(),
+            "SIGNER": host_key_of(calm.estate.state),
+            "IDENTITY": str(calm.estate.identity),
+            "NEW": str(new),
+            "TARGET": str(instant),
+            "DATABASE_ACCOUNT": account.name,
+            "PROGRAMS": str(calm.cluster.bin),
+            "SOCKETS": str(sockets),
+            "TABLE": "account_move_line",
+        },
+        settings=settings,
+    )
+    try:
+        finish(played)
+        with psycopg.connect(f"host={sockets} dbname={DATABASE} user=postgres") as connection:
+            assert connection.execute("select max(id) from account_move_line").fetchone() == (501,)
+            assert connection.execute("show archive_mode").fetchone() == ("off",)
+    finally:
+        calm.cluster.run("pg_ctl", "stop", "--mode=immediate", f"--pgdata={new / 'database'}")
+    assert placed(new / "documents") == placed(calm.filestore)
+    assert placed(new / "configuration") == {"odoo.conf": b"[options]\nworkers = 4\n"}
+    assert "MISSING" not in played.outputs["missing-documents"]
+
+
+def test_lost_key(plants: Callable[[], Plant]) -> None:
+    plant = plants()
+    settings, state = plant.estate.config, plant.estate.state
+    secret, second = make_identity()
+    kept = plant.cluster.root / "kept.age"
+    kept.write_text(f"{secret}\n")
+    kept.chmod(0o600)
+    edit(settings, lambda it: it["repository"].update(recipients=[plant.estate.recipient, second], identity=f"file:{kept}"))
+    first = plant.json("backup", SERVICE)
+    old_key, old_log_key = host_key_of(state), log_key_of(state)
+    new_identity = plant.cluster.root / "new.age"
+
+    def change_recipients(walk: Walk) -> None:
+        edit(settings, lambda it: it["repository"].update(recipients=[second, walk.blanks["NEW_RECIPIENT"]]))
+
+    def list_both(walk: Walk) -> None:
+        signers = {"old": {"key": old_key}, walk.blanks["HOST"]: {"key": walk.blanks["HOST_KEY"]}}
+        edit(settings, lambda it: it["repository"].update(signers=signers))
+
+    played = walk(
+        "lost-key",
+        plant,
+        {
+            "STATE": str(state),
+            "DATABASE_ACCOUNT": state.owner(),
+            "NEW_IDENTITY": str(new_identity),
+            "OLD_LOG_KEY": old_log_key,
+            "BUNDLE": str(plant.cluster.root / "bundle.zip"),
+        },
+        people={
+            "change-recipients": change_recipients,
+            "configure-identity": lambda _: edit(
+                settings, lambda it: it["repository"].update(identity=f"file:{new_identity}")
+            ),
+            "new-signing-key": lambda _: (state / "signing.key").rename(state / "signing.key.stolen"),
+            "list-signer": list_both,
+            "keep-log-key": lambda _: edit(settings, lambda it: it["evidence"].update(log_keys=[old_log_key])),
+            "new-log-key": lambda _: (state / "log.key").unlink(),
+        },
+    )
+    finish(played)
+    assert host_key_of(state) == played.blanks["HOST_KEY"] != old_key
+    assert log_key_of(state) != old_log_key
+    done = plant.json("restore", SERVICE, "--to", "latest", "--into", plant.cluster.root / "read-with-the-new-identity")
+    assert done["documents"]["missing"] == 0
+    refused = plant.estate.refusal(
+        "restore", SERVICE, "--snapshot", first["snapshots"][0]["snapshot"], "--start", status=5
+    )
+    assert refused["code"] == "DR801", "the new identity opens nothing that is older"
