@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from drservice.cli.demofacts import DocumentFacts, Facts
+from drservice.cli.demofacts import BackupFacts, DocumentFacts, Facts
 from drservice.cli.formatting import format_bytes, format_seconds, format_table
 from drservice.cli.oracle import Moment, picture
 from drservice.cli.output import Colour, Line, Span
@@ -87,7 +87,7 @@ def document(
     ``documents_missing`` documents acknowledged up to the target that are not there with their content. ``evidence``:
     where the bundle and its report were kept, if they were.
     """
-    seen, documents, drill = facts.comparison, facts.documents, facts.drill
+    seen = facts.comparison
     return {
         "state": "failed" if problems else "breached" if facts.breached() else "passed",
         "problems": list(problems),
@@ -103,6 +103,26 @@ def document(
         "rto_seconds": round(facts.rto_seconds, 3),
         "rto_promised_seconds": facts.rto_promised_seconds,
         "phases": {name: round(value, 3) for name, value in facts.phases.items()},
+        **_proof_document(facts, evidence),
+        "repository_bytes": facts.repository_bytes,
+        "source_bytes": facts.backups[-1].source_bytes,
+        "snapshots": [_snapshot_document(item) for item in facts.backups],
+        "target": to_iso(facts.target),
+        "dropped_at": to_iso(facts.dropped_at),
+        "decided_at": to_iso(facts.decided_at),
+        "reached_time": to_iso(facts.reached) if facts.reached else None,
+        "restored_snapshot": facts.used_snapshot,
+        "isolation_probes": facts.probes,
+        "history_rows": facts.history_rows,
+        "folder": kept,
+        "environment": {"id": facts.environment, "dsn": facts.dsn, "documents": facts.documents.root} if kept else None,
+        "seconds": round(seconds, 3),
+    }
+
+
+def _proof_document(facts: Facts, evidence: str | None) -> dict[str, object]:
+    documents, drill, mutation = facts.documents, facts.drill, facts.mutation
+    return {
         "documents_expected": documents.comparison.acknowledged,
         "documents_missing": len(documents.comparison.lost),
         "documents_after_target": documents.comparison.after_target,
@@ -121,41 +141,29 @@ def document(
             "seconds": round(drill.seconds, 3),
         },
         "mutation": {
-            "record": facts.mutation.record,
-            "mutation": facts.mutation.mutation,
-            "detected": facts.mutation.detected,
-            "noticed": list(facts.mutation.noticed),
-            "seconds": round(facts.mutation.seconds, 3),
+            "record": mutation.record,
+            "mutation": mutation.mutation,
+            "detected": mutation.detected,
+            "noticed": list(mutation.noticed),
+            "seconds": round(mutation.seconds, 3),
         },
         "evidence_verified": facts.evidence.verified,
         "evidence_records": facts.evidence.records,
         "evidence_anchored": facts.evidence.anchored,
         "evidence_folder": evidence,
-        "repository_bytes": facts.repository_bytes,
-        "source_bytes": facts.backups[-1].source_bytes,
-        "snapshots": [
-            {
-                "point": item.point,
-                "snapshot": item.snapshot,
-                "started_at": to_iso(item.started_at),
-                "stopped_at": to_iso(item.stopped_at),
-                "source_bytes": item.source_bytes,
-                "read_bytes": item.read_bytes,
-                "stored_bytes": item.stored_bytes,
-                "seconds": round(item.seconds, 3),
-            }
-            for item in facts.backups
-        ],
-        "target": to_iso(facts.target),
-        "dropped_at": to_iso(facts.dropped_at),
-        "decided_at": to_iso(facts.decided_at),
-        "reached_time": to_iso(facts.reached) if facts.reached else None,
-        "restored_snapshot": facts.used_snapshot,
-        "isolation_probes": facts.probes,
-        "history_rows": facts.history_rows,
-        "folder": kept,
-        "environment": {"id": facts.environment, "dsn": facts.dsn, "documents": documents.root} if kept else None,
-        "seconds": round(seconds, 3),
+    }
+
+
+def _snapshot_document(item: BackupFacts) -> dict[str, object]:
+    return {
+        "point": item.point,
+        "snapshot": item.snapshot,
+        "started_at": to_iso(item.started_at),
+        "stopped_at": to_iso(item.stopped_at),
+        "source_bytes": item.source_bytes,
+        "read_bytes": item.read_bytes,
+        "stored_bytes": item.stored_bytes,
+        "seconds": round(item.seconds, 3),
     }
 
 
