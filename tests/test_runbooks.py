@@ -16,12 +16,13 @@ import pytest
 
 from drservice.cli.table import COMMANDS, GROUPS
 from drservice.evidence.signing import load_log_key
+from drservice.operations.mutation import Mutation
 from drservice.repository.hostkey import make_host_key
 from drservice.repository.keys import make_identity
 from tests.doubles.cluster import ClusterMaker, hand_over
 from tests.doubles.estate import copy_tree
 from tests.doubles.plant import DATABASE, Plant, placed
-from tests.doubles.runbooks import People, Walk, command_blocks, read, shipped
+from tests.doubles.runbooks import FOLDER, People, Walk, command_blocks, read, shipped
 
 IDS = [path.stem for path in shipped()]
 SERVICE = "erp"
@@ -54,6 +55,8 @@ def plants(maker: ClusterMaker) -> Iterator[Callable[[], Plant]]:
 def calm(maker: ClusterMaker) -> Iterator[Plant]:
     """A plant with a recovery point and a line after it (501), ``INSTANT`` and another one (502); nothing changes it."""
     plant = Plant.over(maker.make(wal_segment_mb=1))
+    for statement in filter(str.strip, OPEN_WORK.split(";")):
+        plant.sql(statement)
     plant.json("backup", SERVICE)
     plant.sql(LATE_LINE)
     plant.sql("create table instant as select clock_timestamp() as at")
@@ -63,6 +66,17 @@ def calm(maker: ClusterMaker) -> Iterator[Plant]:
     plant.estate.close()
 
 
+OPEN_WORK = """
+create table stock_picking (id serial primary key, name text, origin text, state text, scheduled_date timestamp);
+create table purchase_order (id serial primary key, name text, state text, date_planned timestamp, amount_total numeric);
+create table mrp_production (id serial primary key, name text, state text, product_qty numeric, date_start timestamp);
+create table sale_order (id serial primary key, name text, state text, commitment_date timestamp, amount_total numeric);
+insert into stock_picking (name, origin, state, scheduled_date) values
+    ('WH/OUT/1', 'S1', 'assigned', '2026-01-05 08:00'), ('WH/OUT/2', 'S2', 'done', '2026-01-04 08:00');
+insert into purchase_order (name, state, date_planned, amount_total) values ('P1', 'to approve', '2026-01-09', 10);
+insert into mrp_production (name, state, product_qty, date_start) values ('MO1', 'progress', 4, '2026-01-05 06:00');
+insert into sale_order (name, state, commitment_date, amount_total) values ('S1', 'sale', '2026-01-06', 99);
+"""
 LATE_LINE = "insert into account_move_line (parent_state, debit, credit) values ('posted', 5, 5)"
 
 
@@ -103,7 +117,7 @@ def finish(played: Walk) -> None:
 @pytest.mark.parametrize("name", IDS)
 def test_a_runbook_has_the_name_of_its_file_and_is_on_the_index(name: str) -> None:
     assert read(name).id == name
-    index = (shipped()[0].parent / "README.md").read_text(encoding="utf-8")
+    index = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert f"]({name}.md)" in index
 
 
@@ -114,18 +128,19 @@ def test_every_runbook_has_a_test_that_runs_it() -> None:
 
 
 def named_commands(text: str) -> set[str]:
-    """Return every command of the program that a text names, as far as the table knows its group."""
+    """Return every command of the program that a text names."""
     found = re.findall(r"\bdrservice(?: --[a-z-]+(?: [^ -]\S*)?)* ([a-z]+)(?: ([a-z]+))?", text)
     return {f"{first} {second}" if first in GROUPS else first for first, second in found}
 
 
 @pytest.mark.parametrize("name", [*IDS, "README"])
 def test_every_command_that_a_runbook_names_exists(name: str) -> None:
-    text = (shipped()[0].parent / f"{name}.md").read_text(encoding="utf-8")
-    scripts = text if name == "README" else "\n".join(part for step in read(name).steps for part in step.texts())
-    assert named_commands(scripts) <= {entry.name for entry in COMMANDS}
-    prose = "\n".join(re.findall(r"`(drservice [^`]*)`", text))
-    assert named_commands(prose) <= {entry.name for entry in COMMANDS}
+    text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    named = named_commands("\n".join(re.findall(r"`(drservice [^`]*)`", text)))
+    if name != "README":
+        named |= named_commands("\n".join(part for step in read(name).steps for part in step.texts()))
+        assert named, "a runbook of drservice uses drservice"
+    assert named <= {entry.name for entry in COMMANDS}
 
 
 # --- the runbooks ---------------------------------------------------------------------------------------------
@@ -308,7 +323,10 @@ def test_lost_key(plants: Callable[[], Plant]) -> None:
     kept = plant.cluster.root / "kept.age"
     kept.write_text(f"{secret}\n")
     kept.chmod(0o600)
-    edit(settings, lambda it: it["repository"].update(recipients=[plant.estate.recipient, second], identity=f"file:{kept}"))
+    edit(
+        settings,
+        lambda it: it["repository"].update(recipients=[plant.estate.recipient, second], identity=f"file:{kept}"),
+    )
     first = plant.json("backup", SERVICE)
     old_key, old_log_key = host_key_of(state), log_key_of(state)
     new_identity = plant.cluster.root / "new.age"
@@ -350,3 +368,36 @@ def test_lost_key(plants: Callable[[], Plant]) -> None:
         "restore", SERVICE, "--snapshot", first["snapshots"][0]["snapshot"], "--start", status=5
     )
     assert refused["code"] == "DR801", "the new identity opens nothing that is older"
+
+
+def test_quarterly_drill(calm: Plant) -> None:
+    bundle = calm.cluster.root / "quarter.zip"
+    policy = calm.cluster.root / "policy.json"
+    played = walk("quarterly-drill", calm, {"PLAN": "random", "BUNDLE": str(bundle), "POLICY": str(policy)})
+    finish(played)
+    mutations = played.outputs["mutations"]
+    assert mutations.count("NOTICED, as it must be") == len(Mutation)
+    assert "NOT NOTICED" not in mutations
+    assert played.outputs["verify-bundle"].count("\nVERIFIED\n") == 2
+    assert '"outcome": "passed"' in played.outputs["show"]
+
+
+def test_manual_fallback(calm: Plant) -> None:
+    lists = calm.cluster.root / "lists"
+    lists.mkdir()
+    taken: dict[str, list[str]] = {}
+
+    def look(_: Walk) -> None:
+        taken.update({path.stem: path.read_text().splitlines() for path in lists.iterdir()})
+
+    played = walk("manual-fallback", calm, {"LISTS": str(lists)}, people={"print": look})
+    finish(played)
+    assert {name: len(rows) - 1 for name, rows in taken.items()} == {
+        "open-transfers": 1,
+        "open-purchases": 1,
+        "open-work-orders": 1,
+        "open-sales": 1,
+    }
+    assert taken["open-transfers"][1].startswith("WH/OUT/1,S1,assigned,")
+    assert list(lists.iterdir()) == []
+    assert calm.estate.environments() == []
