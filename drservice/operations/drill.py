@@ -24,13 +24,14 @@ from drservice.evidence.ledger import Record
 from drservice.model.checks import CheckResult, CheckState
 from drservice.model.estate import DrillTarget
 from drservice.model.evidence import EvidenceKind
-from drservice.model.ids import make_ulid
+from drservice.model.ids import EnvironmentId, make_ulid
 from drservice.model.outcomes import Measured, Verdict, judge
-from drservice.operations.drilljournal import under_way
+from drservice.operations.drilljournal import Journal, under_way
 from drservice.operations.drillplan import PreparedDrill, prepare_drill
 from drservice.operations.drillrecord import (
     Course,
     DrillRequest,
+    is_left,
     journalled,
     outcome_fields,
     record_orphans,
@@ -111,14 +112,15 @@ def run_drill(context: RestoreContext, evidence: Evidence, request: DrillRequest
         span=span,
         mutation=request.mutation,
         clock=context.clock,
+        times=request.times,
     )
     for note in prepared.chosen.notes:
         context.progress.note(note)
     run = make_ulid(context.clock.now(), os.urandom(10))
     obligation = make_ulid(context.clock.now(), os.urandom(10))
-    entry = _record_obligation(context, evidence, prepared, run, obligation)
-    with under_way(context.state_dir, journalled(prepared, obligation, entry.number)):
-        course = _recover_and_check(context, request, prepared)
+    with under_way(context.state_dir, journalled(prepared, obligation, evidence.ledger.size())) as journal:
+        entry = _record_obligation(context, evidence, prepared, run, obligation)
+        course = _recover_and_check(context, request, prepared, journal)
         return _conclude(context, evidence, request, prepared, course, run=run, obligation=obligation, entry=entry)
 
 
@@ -140,7 +142,9 @@ def _record_obligation(
 # --- the recovery and the questions ---------------------------------------------------------------------------
 
 
-def _recover_and_check(context: RestoreContext, request: DrillRequest, prepared: PreparedDrill) -> Course:
+def _recover_and_check(
+    context: RestoreContext, request: DrillRequest, prepared: PreparedDrill, journal: Journal
+) -> Course:
     """Restore, spoil if this drill has to fail, ask everything, destroy."""
     decided_at = context.clock.now()
     course = Course(
@@ -149,6 +153,11 @@ def _recover_and_check(context: RestoreContext, request: DrillRequest, prepared:
         production=ask_production(request.component.dsn, at=decided_at),
         nonce=secrets.token_hex(16),
     )
+
+    def made(environment: EnvironmentId) -> None:
+        course.environment = environment
+        journal.note(environment)
+
     restore = RestoreRequest(
         service=request.service,
         component=request.component,
@@ -158,6 +167,7 @@ def _recover_and_check(context: RestoreContext, request: DrillRequest, prepared:
         files=tuple(request.service.files()),
         purpose="drill" if request.mutation is None else "mutation",
         limits=request.limits,
+        made=made,
     )
     environment: Environment | None = None
     try:
@@ -182,6 +192,7 @@ def _recover_and_check(context: RestoreContext, request: DrillRequest, prepared:
         if environment is not None:
             with _reporting(course):
                 _end(context, request, course, environment)
+        course.destroyed = course.environment is None or not is_left(context, course.environment)
     return course
 
 
@@ -260,7 +271,6 @@ def _end(context: RestoreContext, request: DrillRequest, course: Course, environ
     if not request.keep:
         context.progress.step("destroy")
         environment.destroy()
-        course.destroyed = True
     elif course.restored is not None and not environment.running():
         # pg_checksums needed it stopped; whoever asked to keep it wants to look at it.
         restart_server(environment, course.restored.programs, clock=context.clock)

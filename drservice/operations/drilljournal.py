@@ -1,7 +1,8 @@
 """Drills that are under way on this host, so that one whose process died does not vanish from the record.
 
 A file per drill in ``state_dir/drills``, locked by the process that runs it. A file without its lock is a drill whose
-process is gone: the next drill puts it on record as aborted.
+process is gone: the next drill removes its environment and puts it on record as aborted. The file is there before the
+obligation is: whatever the ledger says of a drill, its seed is known here.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from drservice.errors import LedgerError
-from drservice.processes import make_folder, open_private
+from drservice.model.ids import EnvironmentId
+from drservice.processes import create_private, make_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnderWay:
-    """A drill whose obligation is on record and whose outcome is not."""
+    """A drill whose obligation is about to be put on record, or is, and whose outcome is not."""
 
     obligation: str
-    obligation_entry: int
+    known_size: int
+    """The ledger had at least this many entries: neither obligation nor outcome stands at one of them."""
     service: str
     plan: str
     plan_sha256: str
@@ -39,47 +42,83 @@ def _folder(state_dir: Path) -> Path:
     return state_dir / "drills"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orphan:
+    """A drill whose process is gone."""
+
+    drill: UnderWay
+    environments: tuple[EnvironmentId, ...]
+    """What it had made; whether anything is left of it nobody knows yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """The file of one drill under way."""
+
+    _descriptor: int
+
+    def note(self, environment: EnvironmentId) -> None:
+        """Add an environment that the drill has made and that must not outlive it.
+
+        Raises:
+            LedgerError: this host's disk does not take it.
+        """
+        self._write({"environment": environment})
+
+    def begin(self, drill: UnderWay) -> None:
+        """Write what is known before the obligation is put on record."""
+        self._write(asdict(drill))
+
+    def _write(self, line: dict[str, object]) -> None:
+        try:
+            os.write(self._descriptor, json.dumps(line).encode("utf-8") + b"\n")
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise LedgerError(f"cannot note the drill under way: {error.strerror}") from error
+
+
 @contextmanager
-def under_way(state_dir: Path, drill: UnderWay) -> Iterator[None]:
-    """Keep a drill in the journal while the block runs; it is taken out at the end, whatever happened in the block.
+def under_way(state_dir: Path, drill: UnderWay) -> Iterator[Journal]:
+    """Keep a drill in the journal while the block runs; if the block does not end well, it stays there as an orphan.
 
     Raises:
         LedgerError: this host's disk does not take it.
     """
     path = _folder(state_dir) / f"{drill.obligation}.json"
+    fresh = path.with_suffix(".new")
     try:
         make_folder(path.parent)
-        descriptor = open_private(path)
+        descriptor = create_private(fresh)
     except OSError as error:
         raise LedgerError(f"cannot keep the drill in {path}: {error.strerror}") from error
     try:
+        # Locked and whole before it has the name that others look for: nobody takes it for an orphan.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.write(descriptor, json.dumps(asdict(drill)).encode("utf-8"))
-        os.fsync(descriptor)
-        yield
+        journal = Journal(descriptor)
+        journal.begin(drill)
+        fresh.rename(path)
+        yield journal
         path.unlink()
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def orphans(state_dir: Path) -> Iterator[list[UnderWay]]:
+def orphans(state_dir: Path) -> Iterator[list[Orphan]]:
     """Yield the drills whose process is gone, oldest first; they leave the journal when the block ends well."""
     held: list[tuple[int, Path]] = []
-    found: list[UnderWay] = []
+    found: list[Orphan] = []
     try:
         for path in sorted(_folder(state_dir).glob("*.json")):
             with suppress(FileNotFoundError):
                 descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
+                if not _take(descriptor):
                     os.close(descriptor)
-                    continue  # it runs
+                    continue
                 held.append((descriptor, path))
-                drill = _read(path)
-                if drill is not None:
-                    found.append(drill)
+                orphan = _read(path)
+                if orphan is not None:
+                    found.append(orphan)
         yield found
         for _, path in held:
             path.unlink(missing_ok=True)
@@ -88,9 +127,25 @@ def orphans(state_dir: Path) -> Iterator[list[UnderWay]]:
             os.close(descriptor)
 
 
-def _read(path: Path) -> UnderWay | None:
-    """Read a file of the journal; one that was cut off holds nothing: its obligation stays open in the ledger."""
+def _take(descriptor: int) -> bool:
+    """Return whether an opened file is an orphan of ours now: its drill does not run, and nobody else took it."""
     try:
-        return UnderWay(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return os.fstat(descriptor).st_nlink > 0  # whoever had it before has put it on record and removed it
+
+
+def _read(path: Path) -> Orphan | None:
+    """Read a file of the journal; one that was cut off holds nothing: its obligation was not on record yet.
+
+    A last line that was cut off is an environment in which nothing was started: the reaper knows it by its maker.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        first, *rest = (json.loads(line) for line in lines)
+        return Orphan(
+            drill=UnderWay(**first), environments=tuple(EnvironmentId(str(line["environment"])) for line in rest)
+        )
+    except (ValueError, TypeError, KeyError):
         return None

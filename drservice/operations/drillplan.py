@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from drservice.canonical import Json, canonical_bytes
 from drservice.checks.interface import Check
-from drservice.checks.suite import plan_suite
+from drservice.checks.suite import CheckTimes, plan_suite
 from drservice.clock import Clock, to_iso
 from drservice.errors import TargetOutsideWindowError, UsageError
 from drservice.evidence.statements import Subject
@@ -116,6 +116,7 @@ def prepare_drill(
     span: ProvenSpan,
     mutation: Mutation | None,
     clock: Clock,
+    times: CheckTimes | None = None,
 ) -> PreparedDrill:
     """Fix target, checks and criteria.
 
@@ -128,7 +129,7 @@ def prepare_drill(
             f"drill {plan.name} is planned for {plan.environment}, which this version does not have",
             hint="Use environment: sandbox.",
         )
-    checks = plan_suite(service)
+    checks = plan_suite(service, times=times)
     return PreparedDrill(
         plan=plan,
         service=service,

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from drservice.canonical import Json
-from drservice.checks.suite import SuiteOutcome
+from drservice.checks.suite import CheckTimes, SuiteOutcome
 from drservice.clock import to_iso
 from drservice.environments.limits import Limits
-from drservice.environments.sandbox import reap
+from drservice.environments.sandbox import open_sandbox, reap
 from drservice.errors import DrError
 from drservice.evidence.ledger import Record
 from drservice.evidence.statements import Subject
 from drservice.model.checks import CheckResult, CheckState, Severity
 from drservice.model.estate import DrillPlan, DrillTarget, PostgresSettings, Service
 from drservice.model.evidence import EvidenceKind
-from drservice.model.ids import ServiceName
+from drservice.model.ids import EnvironmentId, ServiceName
 from drservice.model.outcomes import Measured, Verdict
 from drservice.operations.drilljournal import UnderWay, orphans
 from drservice.operations.drillplan import PreparedDrill, not_tested
@@ -42,6 +42,7 @@ class DrillRequest:
     keep: bool = False
     mutation: Mutation | None = None
     limits: Limits = field(default_factory=lambda: Limits(niceness=_NICENESS))
+    times: CheckTimes = field(default_factory=CheckTimes)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,16 +58,18 @@ class Course:
     suite: SuiteOutcome | None = None
     error: DrError | None = None
     spoilt: str | None = None
+    environment: EnvironmentId | None = None
+    """What was made for it, from the moment on that something could outlive this process."""
     rto_seconds: float = 0.0
     destroyed: bool = False
 
 
-def journalled(prepared: PreparedDrill, obligation: str, entry: int) -> UnderWay:
+def journalled(prepared: PreparedDrill, obligation: str, known_size: int) -> UnderWay:
     """Return what the journal keeps, so that another process could put this drill on record as aborted."""
     chosen = prepared.chosen
     return UnderWay(
         obligation=obligation,
-        obligation_entry=entry,
+        known_size=known_size,
         service=prepared.service.name,
         plan=prepared.plan.name,
         plan_sha256=prepared.plan_sha256(),
@@ -154,15 +157,43 @@ def _excused(suite: SuiteOutcome) -> list[CheckResult]:
 def record_orphans(context: RestoreContext, evidence: Evidence) -> list[int]:
     """Put drills whose process died on this host on record as aborted; returns the numbers of the records.
 
+    Whatever they had made is destroyed first: a server that outlives its drill holds production's data.
+
     Raises:
+        EnvironmentFailedError: something of them cannot be destroyed; they stay in the journal.
         LedgerError, ObjectStoreError: they could not be put on record, and stay in the journal.
     """
     reap(context.environments_dir, context.clock)
-    with orphans(context.state_dir) as drills:
-        return [_record_abortion(evidence, drill).number for drill in drills]
+    numbers: list[int] = []
+    with orphans(context.state_dir) as found:
+        for orphan in found:
+            on_record = _on_record(evidence, orphan.drill)
+            if EvidenceKind.DRILL in on_record:
+                continue  # it died behind its outcome: all that can be left of it was kept on purpose
+            for environment in orphan.environments:
+                if is_left(context, environment):
+                    open_sandbox(context.environments_dir / environment).destroy()
+            if EvidenceKind.OBLIGATION in on_record:
+                entry = on_record[EvidenceKind.OBLIGATION]
+                numbers.append(_record_abortion(evidence, orphan.drill, entry).number)
+    return numbers
 
 
-def _record_abortion(evidence: Evidence, drill: UnderWay) -> Record:
+def is_left(context: RestoreContext, environment: EnvironmentId) -> bool:
+    """Return whether there is anything of an environment."""
+    return (context.environments_dir / environment).exists()
+
+
+def _on_record(evidence: Evidence, drill: UnderWay) -> dict[EvidenceKind, int]:
+    """Return where a drill's obligation and its outcome stand in the ledger."""
+    return {
+        entry.signed.statement.kind: entry.number
+        for entry in evidence.ledger.entries(drill.known_size)
+        if entry.signed.statement.predicate.get("obligation") == drill.obligation
+    }
+
+
+def _record_abortion(evidence: Evidence, drill: UnderWay, obligation_entry: int) -> Record:
     nothing = recovery_fields(
         point=None,
         snapshots=(),
@@ -181,7 +212,7 @@ def _record_abortion(evidence: Evidence, drill: UnderWay) -> Record:
         fields={
             **nothing,
             "obligation": drill.obligation,
-            "obligation_entry": drill.obligation_entry,
+            "obligation_entry": obligation_entry,
             "outcome": "aborted",
             "target": target_fields(
                 requested=drill.requested, kind=drill.kind, reached_time=None, reached_lsn=None, timeline=None

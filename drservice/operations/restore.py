@@ -8,7 +8,7 @@ reached the target, its rows say which documents belong to it, and exactly those
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -33,7 +33,7 @@ from drservice.environments.limits import Limits
 from drservice.environments.sandbox import prepare_sandbox
 from drservice.errors import DrError, ExitStatus, TargetOutsideWindowError, UnknownNameError, UsageError
 from drservice.model.estate import FilesSettings, PostgresSettings, Service
-from drservice.model.ids import SnapshotId
+from drservice.model.ids import EnvironmentId, SnapshotId
 from drservice.model.recovery import Target, TargetKind
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.alternatives import offering_another
@@ -93,6 +93,8 @@ class RestoreRequest:
     """Snapshots not to start from, because they are known to be damaged."""
     purpose: str = "restore"
     limits: Limits = field(default_factory=Limits)
+    made: Callable[[EnvironmentId], None] = lambda _: None
+    """Hears which environment was made before anything runs in it."""
 
     @property
     def cluster_directory(self) -> Path | None:
@@ -257,6 +259,7 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
     )
     environment = prepare_sandbox(spec, environments_dir=context.environments_dir, clock=context.clock)
     try:
+        request.made(environment.id)
         result = _recover(context, request, planned, environment, phases)
     except BaseException:
         environment.destroy()
