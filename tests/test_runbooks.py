@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 
 from drservice.cli.table import COMMANDS, GROUPS
 from drservice.evidence.signing import load_log_key
+from drservice.model.runbook import StepKind, parse_runbook
 from drservice.operations.mutation import Mutation
 from drservice.repository.hostkey import make_host_key
 from drservice.repository.keys import make_identity
@@ -24,6 +26,7 @@ from tests.doubles.estate import copy_tree
 from tests.doubles.plant import DATABASE, Plant, placed
 from tests.doubles.runbooks import FOLDER, People, Walk, command_blocks, read, shipped
 
+ROOT = FOLDER.parent
 IDS = [path.stem for path in shipped()]
 SERVICE = "erp"
 
@@ -53,7 +56,7 @@ def plants(maker: ClusterMaker) -> Iterator[Callable[[], Plant]]:
 
 @pytest.fixture(scope="module")
 def calm(maker: ClusterMaker) -> Iterator[Plant]:
-    """A plant with a recovery point and a line after it (501), ``INSTANT`` and another one (502); nothing changes it."""
+    """A plant with a recovery point, a line after it (501), the instant ``instant``, and another line (502)."""
     plant = Plant.over(maker.make(wal_segment_mb=1))
     for statement in filter(str.strip, OPEN_WORK.split(";")):
         plant.sql(statement)
@@ -67,10 +70,10 @@ def calm(maker: ClusterMaker) -> Iterator[Plant]:
 
 
 OPEN_WORK = """
-create table stock_picking (id serial primary key, name text, origin text, state text, scheduled_date timestamp);
-create table purchase_order (id serial primary key, name text, state text, date_planned timestamp, amount_total numeric);
-create table mrp_production (id serial primary key, name text, state text, product_qty numeric, date_start timestamp);
-create table sale_order (id serial primary key, name text, state text, commitment_date timestamp, amount_total numeric);
+create table stock_picking (id int, name text, origin text, state text, scheduled_date timestamp);
+create table purchase_order (id int, name text, state text, date_planned timestamp, amount_total numeric);
+create table mrp_production (id int, name text, state text, product_qty numeric, date_start timestamp);
+create table sale_order (id int, name text, state text, commitment_date timestamp, amount_total numeric);
 insert into stock_picking (name, origin, state, scheduled_date) values
     ('WH/OUT/1', 'S1', 'assigned', '2026-01-05 08:00'), ('WH/OUT/2', 'S2', 'done', '2026-01-04 08:00');
 insert into purchase_order (name, state, date_planned, amount_total) values ('P1', 'to approve', '2026-01-09', 10);
@@ -129,7 +132,7 @@ def test_every_runbook_has_a_test_that_runs_it() -> None:
 
 def named_commands(text: str) -> set[str]:
     """Return every command of the program that a text names."""
-    found = re.findall(r"\bdrservice(?: --[a-z-]+(?: [^ -]\S*)?)* ([a-z]+)(?: ([a-z]+))?", text)
+    found = re.findall(r"\bdrservice(?: --config \S+| --[a-z-]+)* ([a-z]+)(?: ([a-z]+))?", text)
     return {f"{first} {second}" if first in GROUPS else first for first, second in found}
 
 
@@ -141,6 +144,117 @@ def test_every_command_that_a_runbook_names_exists(name: str) -> None:
         named |= named_commands("\n".join(part for step in read(name).steps for part in step.texts()))
         assert named, "a runbook of drservice uses drservice"
     assert named <= {entry.name for entry in COMMANDS}
+
+
+@pytest.mark.parametrize("name", [*IDS, "README"])
+def test_links_of_a_runbook_lead_somewhere(name: str) -> None:
+    text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    mentioned = re.findall(r"\b([a-z-]+\.md)\b", text)
+    assert all((FOLDER / target).exists() or (ROOT / "docs" / target).exists() for target in [*links, *mentioned])
+
+
+def test_the_index_explains_every_key_of_a_step() -> None:
+    index = (FOLDER / "README.md").read_text(encoding="utf-8")
+    used = {key for name in IDS for key in re.findall(r"^([a-z_]+):", step_blocks(name), re.MULTILINE)}
+    known = set(re.findall(r"^\| `([a-z_]+)` \|", index, re.MULTILINE))
+    assert used - known == {"id", "do", "timeout", "asks"}, "and the names of these four say it all"
+
+
+def step_blocks(name: str) -> str:
+    text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    return "\n".join(re.findall(r"^```drservice-step\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+
+
+# --- what the walk notices --------------------------------------------------------------------------------------
+
+SMALL = """\
+---
+id: small
+title: Small
+purpose: See what a walk notices.
+use_when: [testing]
+owner: nobody
+minutes: 1
+needs: [bash]
+changes_production: no
+reviewed: 2026-11-26
+blanks: {NUMBER: told by the first step, WORD: a word}
+---
+## Count
+```drservice-step
+id: count
+kind: auto
+run: |
+  echo "${WORD} number $(wc -l < log)"
+  echo done >> log
+expect: "${WORD} number"
+learn: {NUMBER: 'number (\\d+)'}
+undo: echo undone >> log
+fallback: none
+```
+## Look
+```drservice-step
+id: look
+kind: check
+run: test "${NUMBER}" = 2 && echo right
+expect: right
+fallback: none
+```
+"""
+
+
+def small(folder: Path, text: str = SMALL) -> Walk:
+    (folder / "log").touch()
+    return Walk(runbook=parse_runbook(text), blanks={"WORD": "fine"}, environment={}, folder=folder)
+
+
+def test_a_walk_does_undoes_and_does_again_and_carries_on_what_it_learned(tmp_path: Path) -> None:
+    played = small(tmp_path)
+    finish(played)
+    assert (tmp_path / "log").read_text() == "done\nundone\ndone\n"
+    assert played.executed == {"count:run", "count:undo", "look:run"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            'expect: "${WORD} number"',
+            "expect: something else",
+            "step count (Count): exit 0, without ['something else']",
+        ),
+        ("expect: right", "expect: left", "step look (Look): exit 0, without ['left']"),
+        ("  echo done >> log", "  echo done >> log; exit 3", "step count (Count): exit 3"),
+        ("  echo done >> log", "  false | true; echo done >> log", "step count (Count): exit 1"),
+        ("number (\\d+)", "nummer (\\d+)", "the output does not tell NUMBER"),
+        ("undo: echo undone >> log", "undo: exit 4", "step count (Count): undo: exit 4"),
+    ],
+)
+def test_a_walk_fails_where_people_would_stop(tmp_path: Path, old: str, new: str, told: str) -> None:
+    assert old in SMALL
+    with pytest.raises(AssertionError, match=re.escape(told)):
+        small(tmp_path, SMALL.replace(old, new)).play()
+
+
+def test_a_block_that_was_not_run_is_noticed(tmp_path: Path) -> None:
+    played = small(tmp_path)
+    manual = dataclasses.replace(played.runbook.steps[1], kind=StepKind.MANUAL)
+    played.runbook = dataclasses.replace(played.runbook, steps=(played.runbook.steps[0], manual))
+    with pytest.raises(AssertionError, match="look:run"):
+        finish(played)
+
+
+def test_a_blank_that_nobody_fills_in_is_noticed(tmp_path: Path) -> None:
+    played = small(tmp_path)
+    played.blanks.clear()
+    with pytest.raises(AssertionError, match="does not fill in WORD"):
+        played.play()
+
+
+def test_a_command_that_does_not_exist_is_noticed() -> None:
+    text = "drservice --json restor erp; drservice evidence shwo 3; drservice --config x.yaml wal push; drservice info"
+    assert named_commands(text) == {"restor", "evidence shwo", "wal push", "info"}
 
 
 # --- the runbooks ---------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from drservice import processes
 from drservice.model.runbook import Runbook, Step, StepKind, parse_runbook
 
 FOLDER = Path(__file__).resolve().parents[2] / "runbooks"
-People: TypeAlias = "Mapping[str, Callable[[Walk], None]]"
+People: TypeAlias = "Mapping[str, Callable[[Walk], object]]"
 _PAUSE_SECONDS = 0.5
 _TIMEOUT_SECONDS = 120.0
 _COMMANDS = (StepKind.AUTO, StepKind.CHECK)
