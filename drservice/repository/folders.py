@@ -28,7 +28,7 @@ from drservice.repository.cache import SnapshotCache, StagedCache
 from drservice.repository.capture import WorkerSpec, file_clock_ns
 from drservice.repository.changes import ChangeRule
 from drservice.repository.chunktable import INLINE_CHUNKS, ChunkTable
-from drservice.repository.marks import MarkJudge, has_leaves, is_not_its_name, make_mark
+from drservice.repository.marks import MarkJudge, is_not_its_name, make_mark
 from drservice.repository.nodes import Entry, EntryKind, FileIdentity, decode_entry, encode_entry
 from drservice.repository.pool import Pool, run_inline
 from drservice.repository.staging import NodeSink, stage_leaves
@@ -199,7 +199,7 @@ class FolderIntake:
         for file in same:
             path = prefix + file.name
             mark = marks[path] or b""
-            if self._parts.missing or has_leaves(mark):
+            if self._parts.missing:
                 if not self._carry_checked(path):
                     changed.append(file)
                     continue
@@ -264,7 +264,7 @@ class FolderIntake:
             identity=identity,
             sha1=result.sha1 if wrong else b"",
         )
-        mark = make_mark(result.path, result.size, identity, not_its_name=wrong, leaves=bool(entry.leaves))
+        mark = make_mark(result.path, result.size, identity, not_its_name=wrong)
         self._rows.append((result.path, encode_entry(entry), mark))
         if len(self._rows) >= _ROWS:
             self._write_rows()

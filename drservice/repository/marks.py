@@ -21,7 +21,6 @@ NO_LOOK = bytes(LOOK_BYTES)
 _SIZE_AND_TIME = slice(16, 32)
 _SETTLED = 1
 _NOT_ITS_NAME = 2
-_LEAVES = 4
 
 
 def look_of(status: os.stat_result) -> bytes:
@@ -29,7 +28,7 @@ def look_of(status: os.stat_result) -> bytes:
     return _LOOK.pack(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def make_mark(path: bytes, size: int, identity: FileIdentity, *, not_its_name: bool, leaves: bool) -> bytes:
+def make_mark(path: bytes, size: int, identity: FileIdentity, *, not_its_name: bool) -> bytes:
     """Return the mark of a file that was read.
 
     Args:
@@ -37,22 +36,16 @@ def make_mark(path: bytes, size: int, identity: FileIdentity, *, not_its_name: b
         size: bytes that were read.
         identity: how the file looked before it was read.
         not_its_name: its content is not what its name says.
-        leaves: its chunks are in nodes of their own, which must be carried over with it.
     """
     look = _LOOK.pack(identity.device, identity.inode, size, identity.modified_ns, identity.changed_ns)
     settled = max(identity.modified_ns, identity.changed_ns) + SETTLED_NS <= identity.read_began_ns
-    flags = _SETTLED * settled | _NOT_ITS_NAME * not_its_name | _LEAVES * leaves
+    flags = _SETTLED * settled | _NOT_ITS_NAME * not_its_name
     return look + _REST.pack(identity.read_began_ns, reading_slot(path), flags)
 
 
 def is_not_its_name(mark: bytes) -> bool:
     """Tell whether the content was not what the file's name says."""
     return bool(mark[-1] & _NOT_ITS_NAME)
-
-
-def has_leaves(mark: bytes) -> bool:
-    """Tell whether the file's chunks are in nodes of their own."""
-    return bool(mark[-1] & _LEAVES)
 
 
 class MarkJudge:

@@ -13,7 +13,7 @@ from drservice.components.odoo_filestore.walk import Walk
 from drservice.model.ids import SnapshotId
 from drservice.repository.changes import ChangeRule
 from drservice.repository.holds import condemn
-from drservice.repository.nodes import NodeRef, build_root, encode_entry, node_id
+from drservice.repository.nodes import NodeRef, begins_node, build_root, encode_entry, node_id
 from tests.doubles.filestores import Filestore, settle, tree
 from tests.doubles.repositories import Heard
 
@@ -81,6 +81,19 @@ def test_a_tree_that_keeps_old_nodes_is_cut_as_from_nothing(filestore: Filestore
                     pack = table.packs[row.pack_index].hex()
                     used[pack] = used.get(pack, 0) + row.stored_length
         assert live == used
+
+
+def test_nodes_that_begin_where_512_entries_end_move_with_what_stands_before_them(folder: Filestore) -> None:
+    names = [name for name in (f"n{number:05}" for number in range(1300)) if not begins_node(name.encode())]
+    for name in names:
+        (folder.folder / name).write_bytes(b"x")
+    settle(folder.folder)
+    folder.capture()
+    (folder.folder / names[10]).unlink()
+    record, captured = folder.capture()
+    assert captured.reused_files == len(names) - 1
+    known = KnownPlaces(folder, record.id)
+    assert build_root(known.entries, known) == known.reader.secret.root
 
 
 def test_documents_in_packs_that_are_gone_are_read_and_stored_again(filestore: Filestore, tmp_path: Path) -> None:

@@ -285,3 +285,15 @@ def test_without_an_identity_nothing_is_called_missing(filestore: Filestore, tmp
     with pytest.raises(NoIdentityError):
         place_documents(blind, [record.id], tmp_path / "out", wanted=documents)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_document_that_is_not_its_name_is_not_placed_whatever_the_snapshot_says(
+    folder: Filestore, tmp_path: Path
+) -> None:
+    """A plain folder's snapshot does not know what names mean: here it stands for one that lies."""
+    name = folder.add(b"right")
+    (folder.folder / name).write_bytes(b"wrong")
+    record, _ = folder.capture()
+    placed = folder.place([record.id], tmp_path / "out", [name])
+    assert (placed.placed, placed.corrupt) == (0, (name,))
+    assert not (tmp_path / "out" / name).exists()

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from drservice.repository.changes import DAY_NS, is_due_for_reading, is_unchanged
-from drservice.repository.marks import NO_LOOK, MarkJudge, has_leaves, is_not_its_name, look_of, make_mark
+from drservice.repository.marks import NO_LOOK, MarkJudge, is_not_its_name, look_of, make_mark
 from drservice.repository.nodes import Entry, EntryKind, FileIdentity
 
 SECOND = 10**9
@@ -18,8 +18,8 @@ KNOWN = FileIdentity(device=1, inode=2, modified_ns=READ - DAY_NS, changed_ns=RE
 PATH = b"ab/" + b"ab" * 20
 
 
-def mark_of(identity: FileIdentity, *, wrong: bool = False, leaves: bool = False) -> bytes:
-    return make_mark(PATH, 100, identity, not_its_name=wrong, leaves=leaves)
+def mark_of(identity: FileIdentity, *, wrong: bool = False) -> bytes:
+    return make_mark(PATH, 100, identity, not_its_name=wrong)
 
 
 def look(size: int = 100, **changes: int) -> bytes:
@@ -84,7 +84,6 @@ def test_a_file_that_nobody_knows_is_read() -> None:
     assert not judge.by_name(look(), None)
 
 
-def test_flags_are_kept_apart() -> None:
-    for wrong, leaves in itertools.product([False, True], repeat=2):
-        mark = mark_of(KNOWN, wrong=wrong, leaves=leaves)
-        assert (is_not_its_name(mark), has_leaves(mark)) == (wrong, leaves)
+def test_a_mark_remembers_that_content_was_not_its_name() -> None:
+    assert is_not_its_name(mark_of(KNOWN, wrong=True))
+    assert not is_not_its_name(mark_of(KNOWN))
