@@ -506,7 +506,7 @@ class CheckpointError(LedgerError):
 
     code = "DR826"
     exit_status = ExitStatus.INTEGRITY
-    hint = "Compare the log keys that are trusted here with the fingerprint in entry 0; treat a stranger's as tampering."
+    hint = "Compare the log keys that are trusted here with the fingerprint in entry 0; treat a stranger as tampering."
 
 
 class AnchorError(LedgerError):

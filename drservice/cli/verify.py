@@ -22,9 +22,7 @@ _VERIFIED_WITHIN = timedelta(days=7)
 @click.argument("service", required=False)
 @click.option("--read-data-subset", metavar="N%", help="also read a random share of the data, another one each time")
 @click.option("--all", "everything", is_flag=True, help="also read all data")
-@click.option(
-    "--restore", "restoring", is_flag=True, help="recover to a random instant of the last week and check it"
-)
+@click.option("--restore", "restoring", is_flag=True, help="recover to a random instant of the last week and check it")
 @click.pass_obj
 def verify(
     invocation: Invocation,

@@ -100,6 +100,7 @@ def check_evidence(evidence: Evidence, estate: Estate, checklist: Checklist) -> 
 
 
 def _anchors(evidence: Evidence, checklist: Checklist) -> tuple[tuple[str, Anchor | None], ...]:
+    found: tuple[tuple[str, Anchor | None], ...] = ()
     with checklist.asking("ledger anchored"):
-        return evidence.ledger.last_anchors()
-    return ()
+        found = evidence.ledger.last_anchors()
+    return found

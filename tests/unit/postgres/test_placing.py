@@ -81,7 +81,7 @@ def test_a_target_that_cannot_be_made_is_a_recovery_error(
 def test_a_target_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RecoveryError, match="Not a directory"):
-        placing._make_target(tmp_path / "file" / "data", None)
+        placing.make_target(tmp_path / "file" / "data", None)
 
 
 @pytest.mark.parametrize("name", ["is_symlink", "iterdir"])

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # it has no types of its own
+from jsonschema import Draft202012Validator
 
 from drservice.errors import ConfigurationError
 from drservice.model.estate import CaptureMethod, DrillTarget, FilesKind, WalMode
