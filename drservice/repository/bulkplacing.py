@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +34,8 @@ _ROUND_FILES = 1 << 17
 _PIECE_BYTES = 24 << 20
 """Plain bytes a worker takes on at once."""
 _PIECE_FILES = 1024
+_BATCH_PACKS = 4
+"""Pieces per batch: of all but the first the pack is fetched while the one before is written."""
 _INLINE_BYTES = 24 << 20
 _INLINE_FILES = 2_000
 _SPARSE_BYTES = 64 << 20
@@ -121,12 +124,18 @@ class PlacingWorker:
         self._packs = PackOpener(self._store, scope=spec.scope, keyring=keyring)
         self._account = spec.account
         self._root = os.open(spec.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._ahead = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch-ahead")
 
     def work(self, tasks: Sequence[PackPlan], /) -> BulkPlaced:
-        """Place the files of a batch."""
+        """Place the files of a batch, and fetch for the next pack meanwhile."""
         tally = _Tally()
-        for task in tasks:
-            self._place_pack(task, tally)
+        coming = self._ahead.submit(self._fetch, tasks[0])
+        for number, task in enumerate(tasks, 1):
+            fetched = coming.result()
+            if number < len(tasks):
+                coming = self._ahead.submit(self._fetch, tasks[number])
+            self._place_pack(task, fetched, tally)
+            tally.fetched_bytes += fetched.fetched_bytes
         return BulkPlaced(
             files=tally.files,
             written_bytes=tally.written_bytes,
@@ -140,15 +149,19 @@ class PlacingWorker:
 
     def close(self) -> None:
         """Release the root and connections."""
+        self._ahead.shutdown(wait=True, cancel_futures=True)
         os.close(self._root)
         self._store.close()
 
-    def _place_pack(self, task: PackPlan, tally: _Tally) -> None:
-        fetched = _Fetched(self._packs, task.pack, tally)
+    def _fetch(self, task: PackPlan) -> _Fetched:
+        fetched = _Fetched(self._packs, task.pack)
         begin, end, wanted = _span(task)
         if wanted and wanted >= (end - begin) * _WORTH_A_SPAN:
             with suppress(*UNUSABLE_PACK):  # then chunk by chunk: each file is lost or found on its own
                 fetched.load(begin, end)
+        return fetched
+
+    def _place_pack(self, task: PackPlan, fetched: _Fetched, tally: _Tally) -> None:
         for plan in task.files:
             try:
                 self._place_file(plan, fetched, tally)
@@ -207,10 +220,10 @@ class PlacingWorker:
 class _Fetched:
     """A span of the pack of a task in memory if that pays, and everything else chunk by chunk."""
 
-    def __init__(self, packs: PackOpener, pack: bytes, tally: _Tally) -> None:
+    def __init__(self, packs: PackOpener, pack: bytes) -> None:
         self._packs = packs
         self._pack = pack
-        self._tally = tally
+        self.fetched_bytes = 0
         self._begin = 0
         self._data: memoryview | None = None
         self._key: RecordKey | None = None
@@ -224,7 +237,7 @@ class _Fetched:
         self._key = self._packs.record_key(self._pack)
         self._data = memoryview(self._packs.read(self._pack, begin, end - begin))
         self._begin = begin
-        self._tally.fetched_bytes += end - begin
+        self.fetched_bytes += end - begin
 
     def chunk(self, pack: bytes, row: ChunkRow) -> bytes | memoryview:
         """Return the plain bytes of a chunk.
@@ -239,7 +252,7 @@ class _Fetched:
                 return open_chunk(self._key, stored, pack, row)
             except UNUSABLE_PACK:
                 self._data = None  # from here on by ranges, from another version of the pack if there is one
-        self._tally.fetched_bytes += row.stored_length
+        self.fetched_bytes += row.stored_length
         return self._packs.chunk(pack, row)
 
 
@@ -336,10 +349,9 @@ def _batches(
                 lost.append((wanted.entry.path, error.message))
             else:
                 groups.setdefault(pack, []).append((offset, plan))
-        for pack, plans in groups.items():
-            plans.sort(key=lambda item: item[0])
-            for piece in _pieces(plan for _, plan in plans):
-                yield [PackPlan(pack, piece)]
+        pieces = (PackPlan(pack, piece) for pack, plans in groups.items() for piece in _pieces(plans))
+        while batch := list(islice(pieces, _BATCH_PACKS)):
+            yield batch
         files = list(islice(rest, _ROUND_FILES))
 
 
@@ -365,10 +377,11 @@ def _first_place(reader: SnapshotReader, plan: FilePlan) -> tuple[bytes, int]:
     return place or (b"", 0)
 
 
-def _pieces(plans: Iterable[FilePlan]) -> Iterator[list[FilePlan]]:
+def _pieces(plans: Iterable[tuple[int, FilePlan]]) -> Iterator[list[FilePlan]]:
+    """Cut files of one pack, in order of their place in it, into what a worker takes on at once."""
     piece: list[FilePlan] = []
     size = 0
-    for plan in plans:
+    for _, plan in sorted(plans, key=lambda item: item[0]):
         piece.append(plan)
         size += plan.size
         if size >= _PIECE_BYTES or len(piece) >= _PIECE_FILES:
