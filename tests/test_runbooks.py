@@ -16,8 +16,9 @@ import psycopg
 import pytest
 
 from drservice.cli.table import COMMANDS, GROUPS
+from drservice.clock import to_iso
 from drservice.evidence.signing import load_log_key
-from drservice.model.runbook import StepKind, parse_runbook
+from drservice.model.runbook import RunIn, StepKind, parse_runbook
 from drservice.operations.mutation import Mutation
 from drservice.repository.hostkey import make_host_key
 from drservice.repository.keys import make_identity
@@ -90,9 +91,10 @@ def walk(
     *,
     people: People | None = None,
     settings: Path | None = None,
+    occasion: RunIn = RunIn.BOTH,
 ) -> Walk:
     """Return a walk through a shipped runbook on this plant, in an empty folder of its own."""
-    folder = plant.cluster.root / name
+    folder = plant.cluster.root / f"{name}-{occasion.value}"
     folder.mkdir()
     path = os.pathsep.join([str(Path(sys.executable).parent), str(plant.cluster.bin), os.environ["PATH"]])
     environment = {"PATH": path, "HOME": str(folder), "DRSERVICE_CONFIG": str(settings or plant.estate.config)}
@@ -105,6 +107,7 @@ def walk(
         environment=environment,
         folder=folder,
         people=people or {},
+        occasion=occasion,
     )
 
 
@@ -285,7 +288,7 @@ def test_point_in_time_restore(plants: Callable[[], Plant]) -> None:
             "PRODUCTION_DOCUMENTS": str(plant.filestore),
             "DOCUMENTS_ACCOUNT": (plant.filestore / lost).parent.owner(),
         },
-        people={"choose-instant": lambda walk: walk.blanks.update(TARGET=instant.isoformat().replace("+00:00", "Z"))},
+        people={"choose-instant": lambda walk: walk.blanks.update(TARGET=to_iso(instant))},
     )
     finish(played)
 
@@ -341,54 +344,121 @@ def believe(line: str) -> Callable[[dict[str, Any]], object]:
     return lambda document: document["repository"]["signers"].update({f"{found[1]}-new": {"key": found[2]}})
 
 
-def test_host_loss(calm: Plant) -> None:
-    settings = another_machine(calm, "host-loss-machine")
-    machine = settings.parent
-    sockets = machine / "sockets"
-    sockets.mkdir()
-    hand_over(sockets)
-    account = calm.cluster.account
-    assert account is not None, "run the tests as root: this runbook changes owners"
-    rows = calm.sql("select * from account_move_line order by id")
-    documents = machine / "filestore"
-
-    def prepare(_: Walk) -> None:
-        def change(document: dict[str, Any]) -> None:
-            components = document["services"][SERVICE]["components"]
-            components["database"]["data_directory"] = str(machine / "erp" / "database")
-            components["database"]["dsn"] = f"host={sockets} dbname={DATABASE} user=postgres"
-            components["documents"]["path"] = str(documents)
-
-        edit(settings, change)
-
+def test_a_drill_of_the_point_in_time_restore_changes_nothing_in_production(calm: Plant) -> None:
+    lines, files = calm.sql("select * from account_move_line order by id"), placed(calm.filestore)
+    (instant,) = calm.sql("select at from instant")[0]
     played = walk(
-        "host-loss",
+        "point-in-time-restore",
         calm,
         {
-            "SETTINGS": str(settings),
-            "STATE": str(machine / "state"),
-            "NEW": str(machine / "erp"),
-            "DATABASE_ACCOUNT": account.name,
-            "PROGRAMS": str(calm.cluster.bin),
-            "SOCKETS": str(sockets),
-            "DOCUMENTS_PATH": str(documents),
-            "DOCUMENTS_ACCOUNT": account.name,
+            "TABLE": "account_move_line",
+            "KEY": "id",
+            "DROPPED_TABLE": "stock_move",
+            "PRODUCTION_DOCUMENTS": str(calm.filestore),
+            "DOCUMENTS_ACCOUNT": calm.filestore.owner(),
         },
-        settings=settings,
-        people={
-            "install": prepare,
-            "list-signer": lambda walk: edit(settings, believe(walk.blanks["SIGNER_LINE"])),
-        },
+        people={"choose-instant": lambda walk: walk.blanks.update(TARGET=to_iso(instant))},
+        occasion=RunIn.DRILL,
     )
+    played.play()
+    assert " 501 |" in played.outputs["look"]
+    assert " 502 |" in played.outputs["look"]
+    assert calm.sql("select * from account_move_line order by id") == lines
+    assert placed(calm.filestore) == files
+    assert calm.sql("select count(*) from pg_namespace where nspname = 'recovered'") == [(0,)]
+    assert calm.estate.environments() == []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NewMachine:
+    """A machine on which the service is to come back, and the walk that brings it."""
+
+    folder: Path
+    sockets: Path
+    played: Walk
+
+    @classmethod
+    def beside(cls, plant: Plant, occasion: RunIn) -> NewMachine:
+        """Make the machine; its repository is a copy, so that the plant's own goes on."""
+        settings = another_machine(plant, f"new-machine-{occasion.value}")
+        folder, sockets = settings.parent, settings.parent / "sockets"
+        sockets.mkdir()
+        hand_over(sockets)
+        account = plant.cluster.account
+        assert account is not None, "run the tests as root: this runbook changes owners"
+
+        def prepare(_: Walk) -> None:
+            def change(document: dict[str, Any]) -> None:
+                components = document["services"][SERVICE]["components"]
+                components["database"]["data_directory"] = str(folder / "erp" / "database")
+                components["database"]["dsn"] = f"host={sockets} dbname={DATABASE} user=postgres"
+                components["documents"]["path"] = str(folder / "filestore")
+
+            edit(settings, change)
+
+        played = walk(
+            "host-loss",
+            plant,
+            {
+                "SETTINGS": str(settings),
+                "STATE": str(folder / "state"),
+                "NEW": str(folder / "erp"),
+                "DATABASE_ACCOUNT": account.name,
+                "PROGRAMS": str(plant.cluster.bin),
+                "SOCKETS": str(sockets),
+                "DOCUMENTS_PATH": str(folder / "filestore"),
+                "DOCUMENTS_ACCOUNT": account.name,
+            },
+            settings=settings,
+            people={
+                "install": prepare,
+                "list-signer": lambda walk: edit(settings, believe(walk.blanks["SIGNER_LINE"])),
+            },
+            occasion=occasion,
+        )
+        return cls(folder=folder, sockets=sockets, played=played)
+
+    def ask(self, question: str) -> list[tuple[Any, ...]]:
+        """Ask the service that came back."""
+        with psycopg.connect(f"host={self.sockets} dbname={DATABASE} user=postgres") as connection:
+            return connection.execute(question.encode()).fetchall()
+
+    def stop(self, plant: Plant) -> None:
+        plant.cluster.run("pg_ctl", "stop", "--mode=immediate", f"--pgdata={self.folder / 'erp' / 'database'}")
+
+
+def test_host_loss(calm: Plant) -> None:
+    machine = NewMachine.beside(calm, RunIn.BOTH)
     try:
-        finish(played)
-        with psycopg.connect(f"host={sockets} dbname={DATABASE} user=postgres") as connection:
-            assert connection.execute("select * from account_move_line order by id").fetchall() == rows
+        finish(machine.played)
+        question = "select * from account_move_line order by id"
+        assert machine.ask(question) == calm.sql(question)
+        assert machine.ask("select last_archived_wal like '00000002%' from pg_stat_archiver") == [(True,)]
     finally:
-        calm.cluster.run("pg_ctl", "stop", "--mode=immediate", f"--pgdata={machine / 'erp' / 'database'}")
-    assert placed(documents) == placed(calm.filestore)
-    assert f"{len(calm.acknowledged)} documents in place" in played.outputs["documents"]
-    assert "timeline 2" in played.outputs["first-backup"]
+        machine.stop(calm)
+    assert placed(machine.folder / "filestore") == placed(calm.filestore)
+    assert f"{len(calm.acknowledged)} documents in place" in machine.played.outputs["documents"]
+    assert "timeline 2" in machine.played.outputs["first-backup"]
+
+
+def archived(repository: Path) -> set[str]:
+    """Return the names of all snapshots and WAL in a repository."""
+    names = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()}
+    return {name for name in names if "/wal/" in name or "/snapshots/" in name}
+
+
+def test_a_drill_of_the_host_loss_archives_nothing(calm: Plant) -> None:
+    machine = NewMachine.beside(calm, RunIn.DRILL)
+    before = archived(machine.folder / "repository")
+    assert before
+    try:
+        machine.played.play()
+        assert machine.ask("show archive_mode") == [("off",)]
+        machine.ask("select pg_switch_wal()")
+    finally:
+        machine.stop(calm)
+    assert archived(machine.folder / "repository") == before
+    assert {"archive-settings:run", "first-backup:run"} & machine.played.executed == set()
 
 
 def test_lost_tool(calm: Plant) -> None:

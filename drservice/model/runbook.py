@@ -5,7 +5,7 @@ block fenced as ``drservice-step``, which is YAML. Other fences are ``text`` (fo
 stands in no step would be one that no test runs. Rules of the format, all checked by :func:`parse_runbook`:
 
 * Steps are done from top to bottom. ``depends_on`` names steps that stand above; without it a step depends on the one
-  before. So there is no circle.
+  before. So there is no circle. A step that is not for this occasion (``run_in``) counts as done.
 * ``auto`` changes something and ``check`` only looks; both have ``run``, a script for ``bash -eu``. ``manual``,
   ``approval``, ``prompt`` and ``wait`` have ``do`` for people, and everything but ``wait`` an ``owner``.
 * A step is critical unless it says otherwise; a critical command has a ``fallback``: what to do when it fails.

@@ -3,8 +3,9 @@
     walk = Walk(runbook, blanks={"SERVICE": "erp"}, environment={...}, people={"choose-instant": lambda walk: ...})
     walk.play()
 
-A step passes as it does for people: its exit status is one of those it names, its output holds what it expects. A step
-with ``undo`` is done, undone, and done again. What a step tells (``learn``) fills the blanks of later ones.
+A step passes as it does for people: its exit status is one of those it names, its output holds what it expects. What a
+step tells (``learn``) fills the blanks of later ones. Without an occasion every script of the runbook is run, and a
+step with ``undo`` is done, undone, and done again; with one, just what people would do then.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from drservice import processes
-from drservice.model.runbook import Runbook, Step, StepKind, parse_runbook
+from drservice.model.runbook import Runbook, RunIn, Step, StepKind, parse_runbook
 
 FOLDER = Path(__file__).resolve().parents[2] / "runbooks"
 People: TypeAlias = "Mapping[str, Callable[[Walk], object]]"
@@ -53,6 +54,7 @@ class Walk:
     folder: Path
     """Where commands are run."""
     people: People = field(default_factory=dict)
+    occasion: RunIn = RunIn.BOTH
     executed: set[str] = field(default_factory=set)
     outputs: dict[str, str] = field(default_factory=dict)
 
@@ -62,7 +64,10 @@ class Walk:
         assert not unknown, f"{self.runbook.id} has no step {unknown}"
         for name in self.runbook.blanks_at_start():
             assert name in self.blanks, f"the test of {self.runbook.id} does not fill in {name}"
+        everything = self.occasion is RunIn.BOTH
         for step in self.runbook.steps:
+            if not everything and step.run_in not in {self.occasion, RunIn.BOTH}:
+                continue
             if step.id in self.people:
                 self.people[step.id](self)
             for name in step.asks:
@@ -70,7 +75,7 @@ class Walk:
             if step.kind not in _COMMANDS:
                 continue
             self._do(step)
-            if step.undo is not None:
+            if step.undo is not None and everything:
                 self._shell(step, step.undo, "undo", (0,))
                 self._do(step)
 
