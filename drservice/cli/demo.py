@@ -11,7 +11,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -188,6 +188,8 @@ class Ordinary:
     dropped_at: datetime
     decision: Decision
     host_cannot_read: bool
+    passes: tuple[SnapshotRecord, ...]
+    """Everything that captured documents, in order."""
     people: People
 
     @property
@@ -254,10 +256,12 @@ class Stage:
         with looks.looking():
             time.sleep(_WORK_SECONDS)
             second = self._backup(production, "second")
-            behind = second.databases[0].record.postgres
-            self._await_wal(looks, behind.stop_lsn + behind.segment_bytes)  # instants to choose from
             # Before the mistake: a drill to an instant after it would find that a sequence has gone with its table.
-            drill, mutation = proof.drill(), proof.drill_that_must_fail()
+            with people.filing_closed():
+                behind = second.databases[0].record.postgres
+                self._await_wal(looks, behind.stop_lsn + behind.segment_bytes)  # instants to choose from
+                covered = self._documents(production)
+                drill, mutation = proof.drill(), proof.drill_that_must_fail()
             time.sleep(_UNNOTICED_SECONDS)
             dropped_at = self._drop()
             time.sleep(_UNNOTICED_SECONDS)
@@ -270,6 +274,7 @@ class Stage:
             dropped_at=dropped_at,
             decision=decision,
             host_cannot_read=self._host_cannot_read(looks),
+            passes=(*(documents_of(result) for result in (first, second)), covered, decision.documents),
             people=people,
         )
 
@@ -292,7 +297,7 @@ class Stage:
             f"PostgreSQL {programs.major}.{programs.minor}, {digest.rows:,} rows, {len(self.history)} documents in a"
             f" filestore ({format_seconds(time.monotonic() - mark)})"
         )
-        self.story.aside("tables in the shape of Odoo's: orders, journal items, stock moves, attachments")
+        self.story.aside("in the shape of Odoo's: orders, journal items, stock moves, attachments")
         self.story.aside(f"everything is in {self.site.folder} and goes at the end")
         return digest
 
@@ -325,6 +330,17 @@ class Stage:
             )
         return result
 
+    def _documents(self, production: Production) -> SnapshotRecord:
+        """Take a pass over the documents: an instant after the newest one would lack what was filed since."""
+        self.story.line(f"$ drservice backup {demosite.SERVICE} --component {DOCUMENTS}")
+        result = production.backup(self.story, DOCUMENTS)
+        (record,) = result.records
+        seconds = (result.ended_at - result.started_at).total_seconds()
+        self.story.line(
+            f"documents filed since the last pass: {format_bytes(record.stored_bytes)} ({format_seconds(seconds)})"
+        )
+        return record
+
     def _drop(self) -> datetime:
         self.story.chapter("The mistake")
         dropped_at = datetime.now(UTC)
@@ -339,18 +355,14 @@ class Stage:
             self.story.line(f"{clock(complaint.at)}  {complaint.who}: {complaint.what.splitlines()[0]}")
         people.stop()
         decided_at, decided = datetime.now(UTC), time.monotonic()
-        self.story.line(f"{clock(decided_at)}  sales went on until now; we decide to restore to one second before")
+        self.story.line(f"{clock(decided_at)}  sales went on; we decide to restore to one second before")
         with connect(self.plant.dsn, application_name="drservice demo") as session:
             needed = Lsn.parse(session.row("select pg_current_wal_flush_lsn()::text")[0])
             session.rows("select pg_switch_wal()")
-        self.story.line(f"$ drservice backup {demosite.SERVICE} --component {DOCUMENTS}")
-        last = production.backup(self.story, DOCUMENTS)
+        record = self._documents(production)
         captured = time.monotonic()
         self._await_wal(looks, needed)
-        (record,) = last.records
-        self.story.line(
-            f"the documents filed since ({format_bytes(record.stored_bytes)}) and the last WAL are in the repository"
-        )
+        self.story.line("the last WAL is in the repository")
         return Decision(
             at=decided_at,
             clock=decided,
@@ -373,7 +385,7 @@ class Stage:
         try:
             looks.archive.fetch(WalFileName.parse(newest), system_id=system_id)
         except NoIdentityError as error:
-            self.story.aside(f"the production host tries to read its own WAL: error[{error.code}], it has no identity")
+            self.story.aside(f"production tries to read its own WAL: error[{error.code}], it has no identity")
             return True
         return False
 
@@ -405,7 +417,7 @@ class Stage:
             orders, documents = orders_in(session), documents_in(session, filestore)
             same = digest_of(session) == digest
         self.story.line(
-            f"isolation: {len(restored.isolation)} probes from inside found no way out; the server inside is on"
+            f"isolation: {len(restored.isolation)} probes from inside found no way out;"
             f" timeline {restored.reached.timeline}"
         )
         for text in restored.reached.evidence:
@@ -460,15 +472,6 @@ class Stage:
         assert promised is not None
         counts = document_counts(recovery.restored)
         assert counts is not None, "the service has documents"
-        passes = [
-            *(
-                item.record
-                for result in ordinary.backups
-                for item in result.files
-                if item.record.component == DOCUMENTS
-            ),
-            ordinary.decision.documents,
-        ]
         return DocumentFacts(
             comparison=compare_documents(
                 [*self.history, *ordinary.people.documents()], recovery.documents, ordinary.target
@@ -478,12 +481,17 @@ class Stage:
             corrupt=counts.corrupt,
             rows=len(recovery.documents),
             root=str(root_of_documents(recovery.restored)),
-            rpo_seconds=longest_wait(passes),
+            rpo_seconds=longest_wait(ordinary.passes),
             rpo_promised_seconds=promised.total_seconds(),
         )
 
 
-def longest_wait(passes: list[SnapshotRecord]) -> float:
+def documents_of(result: ServiceBackup) -> SnapshotRecord:
+    """Return the snapshot of the documents."""
+    return next(record for record in result.records if record.component == DOCUMENTS)
+
+
+def longest_wait(passes: Sequence[SnapshotRecord]) -> float:
     """Return the longest time that a document may have waited: filed as one pass began, seen by the next."""
     return max((after.stopped_at - before.started_at).total_seconds() for before, after in pairwise(passes))
 
@@ -520,14 +528,15 @@ def _where(evidence: Path | None) -> list[Line]:
     return [
         f"bundle:  {evidence / demosite.BUNDLE}",
         f"report:  {evidence / 'report.pdf'}",
-        f"verify:  {verify}    (needs the package cryptography only)",
+        f"verify:  {verify}",
+        "         (needs Python with the package cryptography, and nothing of drservice)",
     ]
 
 
 def _goodbye(site: demosite.Site, facts: Facts, *, leave: bool) -> list[Line]:
     if not leave:
         return [
-            "Nothing else is left running or on disk; --keep leaves the recovered database to look at.",
+            "Nothing else is left running or on disk; --keep leaves the recovered database.",
             "next: drservice init    (writes a first configuration for a PostgreSQL of yours)",
         ]
     again = shlex.join([*demosite.recovery_program(site), "restore", demosite.SERVICE, "--to", to_iso(facts.target)])

@@ -7,6 +7,7 @@ nothing of this one.
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 import zipfile
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from drservice.wiring.evidence import open_anchored_evidence
 
 MUTATION = Mutation.DOCUMENT_ENCRYPTED
 
+_COLUMNS = 76
 _VERIFY_SECONDS = 120.0
 _TAKEN_OUT = ("report.pdf", "verify.py")
 _MARKS = {
@@ -57,7 +59,7 @@ class Proof:
 
     def drill(self) -> DrillFacts:
         """Recover to an instant that nobody chose, ask everything, judge, destroy."""
-        self.story.chapter("A drill, beside the plant at work")
+        self.story.chapter("A drill, while the plant works")
         self.story.line(f"$ drservice drill {demosite.SERVICE}")
         result, seconds = self._run(None, StepTeller(self.story))
         chosen = result.prepared.chosen
@@ -94,10 +96,11 @@ class Proof:
         self.story.chapter("A drill that must fail")
         self.story.line(f"$ drservice drill {demosite.SERVICE} --mutation {MUTATION.value}")
         result, seconds = self._run(MUTATION, NoteTeller(self.story))
-        self.story.line(f"broken on purpose: {result.spoilt or EXPLANATIONS[MUTATION]}")
+        self.story.line("broken on purpose:")
+        self.story.line(result.spoilt or EXPLANATIONS[MUTATION])
         noticed = _noticed(result)
         for text in noticed:
-            self.story.aside(text)
+            self._wrapped(text)
         word = Span("NOTICED", Colour.GOOD) if result.detected else Span("NOT NOTICED", Colour.BAD)
         self.story.line(f"record {result.record.number}: ", word, f" ({format_seconds(seconds)})")
         return MutationFacts(
@@ -128,8 +131,8 @@ class Proof:
                 (self.site.evidence / name).write_bytes(bundle.read(name))
         report_bytes = (self.site.evidence / "report.pdf").stat().st_size
         self.story.line(
-            f"bundle {format_bytes(built.stored_bytes)} in {built.files} files, with the report as PDF"
-            f" ({format_bytes(report_bytes)}) and HTML ({format_seconds(time.monotonic() - mark)})"
+            f"bundle: {built.files} files, {format_bytes(built.stored_bytes)}, the report as PDF and HTML among them"
+            f" ({format_seconds(time.monotonic() - mark)})"
         )
         verified, told = self._verify()
         return EvidenceFacts(
@@ -151,7 +154,7 @@ class Proof:
         lines = done.stdout.decode("utf-8", "replace").splitlines()
         for line in lines:
             if not line.startswith(("step ", "  ", "policy")):
-                self.story.aside(line)
+                self._wrapped(line)
         if done.status == 0:
             steps = sum(line.startswith("step ") for line in lines)
             took = format_seconds(time.monotonic() - mark)
@@ -159,6 +162,10 @@ class Proof:
         else:
             self.story.line(Span(f"NOT VERIFIED: {done.last_line()}", Colour.BAD))
         return done.status == 0, done.last_line()
+
+    def _wrapped(self, text: str) -> None:
+        for line in textwrap.wrap(text, _COLUMNS, subsequent_indent="  "):
+            self.story.aside(line)
 
     def _run(self, mutation: Mutation | None, progress: Progress) -> tuple[DrillResult, float]:
         mark = time.monotonic()

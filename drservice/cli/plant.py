@@ -11,7 +11,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -321,6 +322,7 @@ class People:
         self._dsn = dsn
         self._filing = filing
         self._stop = threading.Event()
+        self._archive_room = threading.Lock()
         self._orders: list[Order] = []
         self._documents: list[Document] = []
         self.complaints: list[Complaint] = []
@@ -345,6 +347,12 @@ class People:
             if thread.is_alive():
                 thread.join()
 
+    @contextmanager
+    def filing_closed(self) -> Iterator[None]:
+        """Let nobody file a document while the block runs; orders go on."""
+        with self._archive_room:
+            yield
+
     def orders(self) -> list[Order]:
         """Return what was entered so far, as remembered by those who sent it."""
         return list(self._orders)
@@ -357,10 +365,14 @@ class People:
         self._work(prefix, lines, lambda session, number: session.rows(statement, (number, lines)), self._orders.append)
 
     def _file_documents(self, prefix: str) -> None:
+        def file(session: Session, number: str) -> None:
+            with self._archive_room:
+                self._filing.file(session, number)
+
         def remember(entry: Order) -> None:
             self._documents.append(Document(entry=entry, sha1=self._filing.sha1_of(entry.number)))
 
-        self._work(prefix, 1, self._filing.file, remember)
+        self._work(prefix, 1, file, remember)
 
     def _work(
         self,
