@@ -94,6 +94,8 @@ def walk(
     occasion: RunIn = RunIn.BOTH,
 ) -> Walk:
     """Return a walk through a shipped runbook on this plant, in an empty folder of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("runbooks are followed as root: they change owners and act as several users")
     folder = plant.cluster.root / f"{name}-{occasion.value}"
     folder.mkdir()
     path = os.pathsep.join([str(Path(sys.executable).parent), str(plant.cluster.bin), os.environ["PATH"]])

@@ -11,6 +11,7 @@ step with ``undo`` is done, undone, and done again; with one, just what people w
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -105,7 +106,7 @@ class Walk:
         self.executed.add(f"{step.id}:{what}")
 
     def _once(self, script: str) -> tuple[int, str]:
-        argv = ["/bin/bash", "-eu", "-o", "pipefail", "-c", f"cd {self.folder}; exec 2>&1\n{script}"]
+        argv = ["/bin/bash", "-eu", "-o", "pipefail", "-c", f"cd {shlex.quote(str(self.folder))}; exec 2>&1\n{script}"]
         variables = processes.clean_environment({**self.environment, **self.blanks})
         done = processes.run(argv, environment=variables, timeout_seconds=_TIMEOUT_SECONDS)
         return done.status, done.stdout.decode() + done.stderr.decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from datetime import date
 
 import pytest
@@ -190,6 +191,9 @@ def test_blanks_are_names_in_capitals_within_braces() -> None:
         ),
         ("  SERVICE: the service\n", "", "step recover: ${SERVICE} is not among the blanks of the front matter"),
         ("blanks:\n", "blanks:\n  OTHER: x\n", "blanks: OTHER is used by no step"),
+        ("learn:\n  ENVIRONMENT: 'destroy (\\S+)'", "learn: destroy", "learn: maps names to texts"),
+        ("id: look", "id: Look", "id: is made of a-z, 0-9, - and _, not 'Look'"),
+        ("title: An example", "title: [", "is no YAML"),
         ("kind: auto", "kind: automatic", "kind: is one of auto, check, manual, approval, prompt, wait"),
         ("id: look", "id: ask", "id: ask is the id of another step"),
         ("[ask, recover]", "[ask, later]", "depends_on: later is no step above this one"),
@@ -261,3 +265,40 @@ def test_what_is_no_runbook_is_refused(text: str, message: str) -> None:
 def test_a_form_is_no_command() -> None:
     text = changed("## 2. Ask\n", "## 2. Ask\n```text\n## no heading\n__________\n```\n")
     assert [step.title for step in parse_runbook(text).steps] == ["1. Recover", "2. Ask", "3. Look"]
+
+
+SCRAPS = (
+    "&a",
+    "*a",
+    "!!",
+    "%YAML 1.1",
+    "---",
+    "\t",
+    "'",
+    '"',
+    "|",
+    ">",
+    "{",
+    "[",
+    "]",
+    ": ",
+    "- ",
+    "? ",
+    "\0",
+    "\ud800",
+)
+
+
+def test_a_mutilated_runbook_is_read_or_refused_and_nothing_else() -> None:
+    chance = random.Random(20261126)
+    refused = 0
+    for _ in range(400):
+        letters = list(WHOLE)
+        for _ in range(chance.randint(1, 4)):
+            place = chance.randrange(len(letters))
+            letters[place : place + chance.choice((0, 1, 40))] = chance.choice(SCRAPS)
+        try:
+            parse_runbook("".join(letters))
+        except InvalidRunbookError:
+            refused += 1
+    assert refused > 300
