@@ -83,24 +83,16 @@ def check_evidence(evidence: Evidence, estate: Estate, checklist: Checklist) -> 
             "Name a second store in evidence.anchors.",
         )
         return
-    for name, anchor in _anchors(evidence, checklist):
-        if anchor is None:
-            checklist.fail(f"ledger anchored in {name}", "there is no checkpoint", "Run: drservice evidence anchor")
-        elif anchor.age(evidence.clock.now()) > estate.evidence.anchor_age:
-            checklist.fail(
-                f"ledger anchored in {name}",
-                f"the last one is of {to_iso(anchor.anchored_at)}",
-                "Run: drservice evidence anchor",
-            )
-        else:
-            checklist.ok(
-                f"ledger anchored in {name}",
-                f"{anchor.signed.checkpoint.size} records at {to_iso(anchor.anchored_at)}",
-            )
-
-
-def _anchors(evidence: Evidence, checklist: Checklist) -> tuple[tuple[str, Anchor | None], ...]:
-    found: tuple[tuple[str, Anchor | None], ...] = ()
     with checklist.asking("ledger anchored"):
-        found = evidence.ledger.last_anchors()
-    return found
+        for name, anchor in evidence.ledger.last_anchors():
+            _judge_anchor(f"ledger anchored in {name}", anchor, evidence, estate, checklist)
+
+
+def _judge_anchor(name: str, anchor: Anchor | None, evidence: Evidence, estate: Estate, checklist: Checklist) -> None:
+    remedy = "Run: drservice evidence anchor"
+    if anchor is None:
+        checklist.fail(name, "there is no checkpoint", remedy)
+    elif anchor.age(evidence.clock.now()) > estate.evidence.anchor_age:
+        checklist.fail(name, f"the last one is of {to_iso(anchor.anchored_at)}", remedy)
+    else:
+        checklist.ok(name, f"{anchor.signed.checkpoint.size} records at {to_iso(anchor.anchored_at)}")
