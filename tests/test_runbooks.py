@@ -315,10 +315,19 @@ def another_machine(plant: Plant, name: str, **changes: object) -> Path:
     document["state_dir"] = str(folder / "state")
     document["repository"]["url"] = f"file://{copy_tree(plant.estate.repository, folder / 'repository')}"
     document["repository"]["signers"] = {"lost-host": {"key": host_key_of(plant.estate.state)}}
+    document["repository"]["identity"] = f"file:{identity_in_memory(plant, folder)}"
     document["evidence"] = {"log_keys": [log_key_of(plant.estate.state)]}
     path = folder / "drservice.yaml"
     path.write_text(json.dumps({**document, **changes}, indent=1))
     path.chmod(0o644)
+    return path
+
+
+def identity_in_memory(plant: Plant, folder: Path) -> Path:
+    """Put the identity where only root reads it: the server's user, who archives, has no need of it."""
+    path = folder / "identity.age"
+    path.touch(mode=0o600)
+    path.write_text(plant.estate.identity.read_text())
     return path
 
 
@@ -480,7 +489,7 @@ def test_lost_tool(calm: Plant) -> None:
             "REPOSITORY": str(repository),
             "SCRIPT_SHA256": hashlib.sha256((repository / "restore.py").read_bytes()).hexdigest(),
             "SIGNER": host_key_of(calm.estate.state),
-            "IDENTITY": str(calm.estate.identity),
+            "IDENTITY": str(settings.parent / "identity.age"),
             "NEW": str(new),
             "TARGET": str(instant),
             "DATABASE_ACCOUNT": account.name,
