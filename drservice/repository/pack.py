@@ -42,6 +42,8 @@ NODE_PACK_BYTES = 4 << 20
 _SLACK_BYTES = 1 << 20
 _PADDING = bytes(5)
 _MAX_RECORDS = 1 << 20
+_FULL_RECORDS = 1 << 15
+"""A pack of tiny records is full as well: what refers to it waits in memory until it has a name."""
 _KIND_NAMES = {DATA_KIND: ("data", "packs"), NODE_KIND: ("nodes", "nodes")}
 
 
@@ -173,7 +175,7 @@ class PackSink:
             self._pack = _OpenPack(self._target, self._next_token, self._compressor, buffer)
             self._next_token += 1
         place = self._pack.add(chunk_id, plain)
-        if len(self._pack) >= self._target.pack_bytes:
+        if len(self._pack) >= self._target.pack_bytes or self._pack.records >= _FULL_RECORDS:
             self._send()
         return place
 

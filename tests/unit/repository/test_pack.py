@@ -133,6 +133,15 @@ def test_a_buffer_that_is_used_again_leaves_nothing_of_the_pack_before_it() -> N
     assert len(packing.sink._spare) <= 2, "memory is two packs at most"
 
 
+def test_a_pack_of_tiny_records_is_full_before_its_bytes_are() -> None:
+    packing = Packing(MemoryStore(), pack_bytes=32 << 20)
+    for number in range((1 << 15) + 1):
+        packing.add(b"%d" % number)
+    packing.sink.flush()
+    packing.sink.close()
+    assert [len(pack.table) // 45 for pack in packing.closed] == [1 << 15, 1]
+
+
 def test_a_flush_without_records_stores_nothing() -> None:
     packing = Packing(MemoryStore())
     packing.sink.flush()
