@@ -543,7 +543,7 @@ def _goodbye(site: demosite.Site, facts: Facts, *, leave: bool) -> list[Line]:
     return [
         "The recovered database runs in its sandbox; production's server is stopped.",
         f'connect: psql "{facts.dsn}"',
-        f"documents: {facts.documents.root}",
+        f"files:   {facts.documents.root}",
         f"again:   {again} --dry-run",
         f"destroy: {demosite.destroy_command(site, facts.environment)}",
     ]
