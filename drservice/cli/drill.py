@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from drservice.cli.formatting import format_seconds, format_table
+from drservice.cli.formatting import connect_line, format_seconds, format_table
 from drservice.cli.invocation import Invocation
 from drservice.cli.restore import documents_document
 from drservice.clock import to_iso
@@ -190,7 +190,7 @@ def drill_lines(result: DrillResult) -> Iterator[str]:
     yield from (f"  finding opened: {finding}" for finding in result.findings)
     yield from (f"  finding closed: {finding}" for finding in result.closed)
     if restored is not None and not result.destroyed:
-        yield f'connect: psql "{restored.environment.dsn}"'
+        yield connect_line(restored.environment.dsn, restored.database)
         yield f"destroy: drservice environment destroy {restored.environment.id}"
     yield f"next: drservice evidence show {result.record.number}"
 

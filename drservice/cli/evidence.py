@@ -14,15 +14,16 @@ from drservice.cli.formatting import format_bytes, format_table
 from drservice.cli.invocation import Invocation
 from drservice.cli.targets import parse_time
 from drservice.clock import to_iso
-from drservice.errors import UsageError, VerificationFailedError
+from drservice.errors import KeyProblemError, UsageError, VerificationFailedError
 from drservice.evidence.bundlewriting import BundleForm
 from drservice.evidence.ledger import Entry
 from drservice.evidence.notes import NoteVerifier
 from drservice.evidence.report import Period
-from drservice.evidence.signing import load_log_key, make_log_key
+from drservice.evidence.signing import Signer, load_log_key, make_log_key
 from drservice.evidence.verification import VerificationError, lines_of, verify_bundle
 from drservice.model.evidence import EvidenceKind, ledger_origin
 from drservice.operations.enroll import begin_ledger
+from drservice.operations.evidence import Evidence
 from drservice.operations.evidenceexport import default_period, export_bundle, policy_document
 from drservice.wiring.data_plane import open_data_plane
 from drservice.wiring.evidence import open_anchored_evidence, open_evidence
@@ -37,18 +38,36 @@ def begin(invocation: Invocation) -> None:
     estate = invocation.load().estate
     with open_data_plane(estate) as plane:
         origin = ledger_origin(plane.repository.id)
+        with open_evidence(plane) as evidence:
+            begun_before = evidence.ledger.size() > 0
         key = make_log_key(estate.state_dir, origin)
         with open_evidence(plane) as evidence:
-            record = begin_ledger(evidence)
+            record = None if begun_before and not _began_with(evidence, key) else begin_ledger(evidence)
     public = f"ed25519:{key.public_key.hex()}"
-    document = {"record": record.number, "origin": origin, "log_key": public, "vkey": key.verifier.vkey}
+    document = {
+        "record": record.number if record is not None else None,
+        "origin": origin,
+        "log_key": public,
+        "vkey": key.verifier.vkey,
+    }
     lines = [
-        f"the ledger {origin} begins with log key {key.fingerprint}",
-        "add to evidence.log_keys on every host that reads the ledger, and tell your auditor:",
+        f"the ledger {origin} begins with log key {key.fingerprint}"
+        if record is not None
+        else f"the ledger {origin} was begun with another log key; {key.fingerprint} is a further one",
+        "add to evidence.log_keys, beside those that are there, wherever the ledger is read, and tell your auditor:",
         f"  {public}",
         "next: drservice evidence anchor",
     ]
     invocation.output.result("evidence-begin", document, lines)
+
+
+def _began_with(evidence: Evidence, key: Signer) -> bool:
+    """Tell whether record 0 names this log key; a record 0 that another key signed is another's."""
+    try:
+        named = evidence.ledger.entry(0).signed.statement.predicate.get("key")
+    except KeyProblemError:
+        return False
+    return isinstance(named, Mapping) and named.get("public") == f"ed25519:{key.public_key.hex()}"
 
 
 @click.command(name="list", help="List the newest records of the ledger, or those of SERVICE.")
@@ -195,6 +214,13 @@ def export(
             service=name,
             form=BundleForm.FOLDER if folder else BundleForm.ZIP,
         )
+    try:
+        verify_bundle(built.path)
+    except VerificationError as error:
+        raise VerificationFailedError(
+            f"{built.path} was written and does NOT verify: {error}",
+            hint="If a log key was replaced, list the old one in evidence.log_keys too; else treat it as tampering.",
+        ) from error
     document = {
         "path": str(built.path),
         "files": built.files,

@@ -69,6 +69,14 @@ def width(text: str) -> int:
     return len(text) + wide - sum(unicodedata.category(c) in {"Mn", "Me"} for c in text)
 
 
+def connect_line(dsn: str, database: str | None) -> str:
+    """Return the line that reaches a recovered cluster, in the database that is named: libpq takes the last word."""
+    if database is None:
+        return f'connect: psql "{dsn}"'
+    quoted = database.replace("\\", "\\\\").replace("'", "\\'")
+    return f"connect: psql \"{dsn} dbname='{quoted}'\""
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table; cells are neutralised, columns are as wide as their widest cell."""
     cells = [[neutralise(cell) for cell in row] for row in (header, *rows)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from drservice.cli.formatting import format_bytes, format_seconds
+from drservice.cli.formatting import connect_line, format_bytes, format_seconds
 from drservice.cli.invocation import Invocation
 from drservice.cli.targets import parse_target
 from drservice.clock import to_iso
@@ -240,7 +240,7 @@ def _result_lines(result: RestoreResult) -> list[str]:
         directory = result.into / plan.snapshot.component if result.files else result.into
         lines.append(f"  data directory: {directory} (its own postgresql.conf decides what a start would do)")
     if result.kept:
-        lines.append(f'connect: psql "{result.environment.dsn}"')
+        lines.append(connect_line(result.environment.dsn, result.database))
         lines.append(f"destroy: drservice environment destroy {result.environment.id}")
     else:
         lines.append("next: look at archive_command in its configuration before you start it for real")

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from drservice import telemetry
 from drservice.checks.interface import RecoveredDatabase, RecoveredDocuments, RecoveredService
 from drservice.checks.suite import SuiteOutcome, run_suite, without_answer
-from drservice.components.postgres.connection import connection_parameters
 from drservice.environments.interface import Environment
 from drservice.environments.sandbox import open_sandbox
 from drservice.errors import DrError, IsolationError
@@ -47,6 +46,7 @@ from drservice.operations.loss import (
     recovered_counter,
 )
 from drservice.operations.mutation import altered_repository, is_detected, spoil
+from drservice.operations.production import database_in
 from drservice.operations.records import (
     milliseconds,
 )
@@ -241,7 +241,7 @@ def _recovered(
                 expected_timeline=restored.reached.timeline,
                 stop_lsn=record.postgres.stop_lsn,
                 data_checksums=restored.data_checksums,
-                database=connection_parameters(request.component.dsn, "drservice").get("dbname"),
+                database=database_in(request.component.dsn),
             )
         },
         documents={

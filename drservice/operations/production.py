@@ -51,6 +51,12 @@ def endpoints_of(dsn: str) -> tuple[Endpoint, ...]:
     )
 
 
+def database_in(dsn: str) -> str | None:
+    """Return the database that a dsn names, ``None`` if it names none."""
+    named = connection_parameters(dsn, "drservice").get("dbname")
+    return str(named) if named else None
+
+
 def read_references(asking: Asking) -> References:
     """Return which documents the rows of a database refer to; none if it has no attachments at all.
 

@@ -43,7 +43,7 @@ from drservice.operations.inventory import Archived, archive_of, newest_lineage
 from drservice.operations.locate import Resolved, WalScanner, plan_segments, resolve
 from drservice.operations.measured import Measured, remember
 from drservice.operations.phases import Phases
-from drservice.operations.production import endpoints_of
+from drservice.operations.production import database_in, endpoints_of
 from drservice.operations.progress import Progress
 from drservice.operations.replay import Reached, await_connection, await_recovery, prove, start_server
 from drservice.repository.placing import Placed
@@ -134,6 +134,8 @@ class RestoreResult:
     stripped_settings: tuple[str, ...]
     programs: PostgresPrograms
     data_checksums: bool
+    database: str | None
+    """The database that production's dsn names."""
     files: tuple[RestoredFiles, ...] = ()
 
     @property
@@ -351,6 +353,7 @@ def _recover(
         stripped_settings=stripped,
         programs=programs,
         data_checksums=record.postgres.data_checksums,
+        database=database_in(request.component.dsn),
         files=files,
     )
 
