@@ -96,11 +96,18 @@ def under_way(state_dir: Path, drill: UnderWay) -> Iterator[Journal]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         journal = Journal(descriptor)
         journal.begin(drill)
-        fresh.rename(path)
+        _rename(fresh, path)
         yield journal
         path.unlink()
     finally:
         os.close(descriptor)
+
+
+def _rename(fresh: Path, path: Path) -> None:
+    try:
+        fresh.rename(path)
+    except OSError as error:
+        raise LedgerError(f"cannot keep the drill in {path}: {error.strerror}") from error
 
 
 @contextmanager

@@ -1,0 +1,82 @@
+"""How the target of a drill is chosen: by a seed that is committed to, never by whoever runs it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drservice.errors import TargetOutsideWindowError
+from drservice.model.estate import DrillPlan, DrillTarget
+from drservice.model.evidence import seed_commitment, target_from_seed
+from drservice.model.ids import ServiceName
+from drservice.model.recovery import TargetKind
+from drservice.operations.drillplan import choose_target
+from drservice.operations.instants import ProvenSpan
+
+NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+TICK = timedelta(microseconds=1)
+SPAN = ProvenSpan(begin=NOON - 10 * HOUR, end=NOON - HOUR)
+
+
+def plan(target: DrillTarget, *, time: datetime | None = None, within: timedelta | None = None) -> DrillPlan:
+    return DrillPlan(name="quarterly", service=ServiceName("erp"), target=target, time=time, within=within)
+
+
+def test_the_latest_position_needs_no_seed() -> None:
+    chosen = choose_target(plan(DrillTarget.LATEST), span=SPAN, now=NOON)
+    assert (chosen.target.kind, chosen.seed, chosen.notes) == (TargetKind.LATEST, None, ())
+    assert chosen.fields() == {"kind": "latest", "time": None, "from": None, "to": None, "seed_commitment": None}
+
+
+def test_a_random_target_is_the_one_its_seed_gives_and_only_the_commitment_is_published() -> None:
+    chosen = choose_target(plan(DrillTarget.RANDOM), span=SPAN, now=NOON)
+    assert chosen.seed is not None
+    assert SPAN.end is not None
+    assert chosen.target.time == target_from_seed(chosen.seed, SPAN.begin, SPAN.end - TICK)
+    published = chosen.fields()
+    assert published["seed_commitment"] == seed_commitment(chosen.seed)
+    assert chosen.seed.hex() not in str(published)
+    assert published["time"] is None, "who reads the obligation does not know the instant"
+
+
+@given(hours=st.integers(min_value=1, max_value=9))
+def test_a_random_target_lies_before_the_last_proof_and_within_what_the_plan_says(hours: int) -> None:
+    chosen = choose_target(plan(DrillTarget.RANDOM, within=hours * HOUR + TICK), span=SPAN, now=NOON)
+    assert chosen.target.time is not None
+    assert SPAN.end is not None
+    assert NOON - hours * HOUR - TICK <= chosen.target.time < SPAN.end
+    assert (chosen.begin, chosen.end) == (NOON - hours * HOUR - TICK, SPAN.end - TICK)
+
+
+@pytest.mark.parametrize(
+    ("span", "within"),
+    [
+        (ProvenSpan(begin=NOON - HOUR, end=None), None),
+        (ProvenSpan(begin=NOON - HOUR, end=NOON - HOUR), None),
+        (SPAN, timedelta(minutes=30)),
+    ],
+)
+def test_without_anything_to_choose_from_the_latest_position_is_taken_and_said(
+    span: ProvenSpan, within: timedelta | None
+) -> None:
+    chosen = choose_target(plan(DrillTarget.RANDOM, within=within), span=span, now=NOON)
+    assert (chosen.kind, chosen.seed) == (DrillTarget.LATEST, None)
+    (note,) = chosen.notes
+    assert "the latest position it is" in note
+
+
+def test_one_instant_is_enough_to_choose_from() -> None:
+    chosen = choose_target(plan(DrillTarget.RANDOM), span=ProvenSpan(begin=NOON - TICK, end=NOON), now=NOON)
+    assert chosen.target.time == NOON - TICK
+
+
+def test_a_named_instant_before_the_oldest_snapshot_is_refused() -> None:
+    with pytest.raises(TargetOutsideWindowError, match="lies before"):
+        choose_target(plan(DrillTarget.TIME, time=SPAN.begin - TICK), span=SPAN, now=NOON)
+    chosen = choose_target(plan(DrillTarget.TIME, time=SPAN.begin), span=SPAN, now=NOON)
+    assert chosen.target.time == SPAN.begin
+    assert chosen.fields()["time"] == "2026-11-26T02:00:00.000000Z"

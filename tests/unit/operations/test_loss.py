@@ -1,0 +1,123 @@
+"""What losing production would have cost: committed work that was not durable, never an idle gap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from drservice.components.postgres.waldump import Outcome, TransactionEnd
+from drservice.model.recovery import choose_plan
+from drservice.model.wal import Lsn, Timeline, segment_name
+from drservice.operations.locate import WalScanner
+from drservice.operations.loss import Production, loss_at, loss_now
+from drservice.operations.restore import RestoreResult
+from tests.unit.model.test_recovery import LATEST, MONDAY, NOON, SIZE, archive, at
+
+SECOND = timedelta(seconds=1)
+SEGMENTS = range(2, 7)
+
+
+@dataclass(frozen=True, slots=True)
+class Scanner:
+    """Tells the commits of each segment."""
+
+    commits: Mapping[str, tuple[datetime, ...]]
+
+    def dump(self, name: str) -> SimpleNamespace:
+        events = [
+            TransactionEnd(lsn=Lsn(0), end=Lsn(0), xid=1, at=moment, outcome=Outcome.COMMIT)
+            for moment in self.commits.get(name, ())
+        ]
+        return SimpleNamespace(events=events)
+
+
+def name(number: int) -> str:
+    return segment_name(Timeline(1), number, SIZE)
+
+
+def restored(
+    *, reached: float = 5.5, time: datetime | None = None, stored: Mapping[int, int] | None = None
+) -> RestoreResult:
+    """Return a recovery from MONDAY; ``stored``: when each segment came into the store, in seconds after noon."""
+    inventory = replace(
+        archive(*SEGMENTS),
+        stored_at={name(number): NOON + second * SECOND for number, second in (stored or {}).items()},
+    )
+    plan = choose_plan(LATEST, [MONDAY], inventory)
+    found = SimpleNamespace(
+        planned=SimpleNamespace(resolved=SimpleNamespace(plan=plan), archived=SimpleNamespace(inventory=inventory)),
+        reached=SimpleNamespace(lsn=at(reached), time=time),
+    )
+    return cast("RestoreResult", found)
+
+
+def production(flushed: float, *, next_xid: int = 100) -> Production:
+    return Production(at=NOON, flushed=at(flushed), next_xid=next_xid)
+
+
+DECIDED = NOON + 60 * SECOND
+
+
+@pytest.mark.parametrize(
+    ("stood", "counter", "lost"),
+    [
+        (production(6.9), None, 0.0),
+        (production(9), 100, 0.0),
+        (production(9, next_xid=101), 100, 40.0),
+        (production(9), None, 40.0),
+        (None, 100, 40.0),
+    ],
+    ids=["all of it is stored", "only checkpoints were written", "a transaction ended", "unknown counter", "silent"],
+)
+def test_the_loss_is_the_time_since_the_last_durable_commit_if_anything_was_committed_since(
+    stood: Production | None, counter: int | None, lost: float
+) -> None:
+    result = restored(time=NOON + 20 * SECOND)
+    assert loss_now(result, decided_at=DECIDED, production=stood, counter=counter) == lost
+
+
+def test_without_any_commit_the_snapshot_is_the_last_that_is_durable() -> None:
+    found = loss_now(restored(), decided_at=DECIDED, production=None, counter=None)
+    assert found == (DECIDED - MONDAY.stopped_at).total_seconds()
+
+
+def scanner(**commits: int) -> WalScanner:
+    """Return what reads the segments; ``s5=40``: a commit in segment 5, 40 seconds after noon."""
+    found = Scanner({name(int(key[1:])): (NOON + second * SECOND,) for key, second in commits.items()})
+    return cast("WalScanner", found)
+
+
+STORED = {2: 1, 3: 10, 4: 30, 5: 90, 6: 95}
+
+
+def test_what_was_stored_at_the_instant_is_not_lost() -> None:
+    result = restored(reached=4.5, stored=STORED)
+    assert loss_at(NOON + 50 * SECOND, result, scanner(s4=25)) == 0.0
+
+
+def test_commits_that_were_not_stored_at_the_instant_are_lost_back_to_the_last_that_was() -> None:
+    result = restored(reached=5.5, stored=STORED)
+    assert loss_at(NOON + 50 * SECOND, result, scanner(s4=25, s5=40)) == 25.0
+
+
+def test_an_idle_gap_costs_nothing_although_its_segment_was_not_stored() -> None:
+    assert loss_at(NOON + 50 * SECOND, restored(reached=5.5, stored=STORED), scanner(s4=25)) == 0.0
+
+
+def test_a_commit_behind_the_instant_was_not_lost_at_it() -> None:
+    assert loss_at(NOON + 50 * SECOND, restored(reached=5.5, stored=STORED), scanner(s4=25, s5=51)) == 0.0
+
+
+def test_without_a_durable_commit_the_loss_goes_back_to_the_snapshot() -> None:
+    result = restored(reached=5.5, stored=STORED)
+    instant = NOON + 50 * SECOND
+    assert loss_at(instant, result, scanner(s5=40)) == (instant - MONDAY.stopped_at).total_seconds()
+
+
+def test_a_store_that_tells_no_times_leaves_the_loss_unknown() -> None:
+    assert loss_at(NOON + 50 * SECOND, restored(reached=5.5), scanner(s5=40)) is None
