@@ -91,14 +91,12 @@ def ask_hashes(component: ComponentName, service: RecoveredService, seconds: flo
     documents = documents_of(service, component)
     tally = _examine(documents, service, seconds, _read)
     known = set(documents.missing_in_production)
-    damaged = [
-        f"{name} has {seen.value}"
-        for name, seen in tally.wrong.items()
-        if seen is not _Seen.ABSENT and name not in known
-    ]
+    damaged = {name: seen for name, seen in tally.wrong.items() if seen is not _Seen.ABSENT and name not in known}
     if damaged:
+        how = ", ".join(dict.fromkeys(seen.value for seen in damaged.values()))
         return failed(
-            f"{len(damaged)} of {tally.count} documents are damaged: {listed(damaged)}", value=str(len(damaged))
+            f"{len(damaged)} of {tally.count} documents are damaged ({how}): {listed([*damaged])}",
+            value=str(len(damaged)),
         )
     return passed(f"{tally.count - len(tally.wrong)} documents have the content that their name says", value="0")
 

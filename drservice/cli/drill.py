@@ -17,7 +17,7 @@ from drservice.operations.drill import DrillResult, run_drill
 from drservice.operations.drillrecord import DrillRequest, requested_target
 from drservice.operations.mutation import EXPLANATIONS, Mutation
 from drservice.operations.restore import RestoreContext
-from drservice.operations.servicerestore import document_counts
+from drservice.operations.servicerestore import document_counts, phases_of
 from drservice.wiring.data_plane import open_data_plane
 from drservice.wiring.evidence import open_anchored_evidence
 
@@ -125,7 +125,11 @@ def drill_document(result: DrillResult) -> dict[str, object]:
             "reached_lsn": str(restored.reached.lsn) if restored is not None else None,
             "timeline": int(restored.reached.timeline) if restored is not None else None,
         },
-        "phases": {k: round(v, 3) for k, v in restored.phases.items()} if restored is not None else None,
+        "phases": (
+            {k: round(v, 3) for k, v in phases_of(restored, rto_seconds=result.rto_seconds).items()}
+            if restored is not None
+            else None
+        ),
         "rto_seconds": _seconds(measured.rto_ms),
         "environment": {
             "id": environment.id if environment is not None and is_kept else None,
@@ -182,7 +186,8 @@ def drill_lines(result: DrillResult) -> Iterator[str]:
     restored = result.restored
     if restored is not None:
         yield from (f"  {line}" for line in _table(result))
-        yield "  " + ", ".join(f"{name} {format_seconds(value)}" for name, value in restored.phases.items())
+        phases = phases_of(restored, rto_seconds=result.rto_seconds)
+        yield "  " + ", ".join(f"{name} {format_seconds(value)}" for name, value in phases.items())
         for item in result.results:
             yield f"  {_MARKS[item.state]} {item.name}: {item.detail} ({format_seconds(item.seconds)})"
     yield from (f"  not tested: {text}" for text in result.verdict.not_tested)

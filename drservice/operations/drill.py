@@ -104,7 +104,7 @@ def run_drill(context: RestoreContext, evidence: Evidence, request: DrillRequest
     record_orphans(context, evidence)
     scope = context.repository.scope(request.service.name, request.component.name)
     context.progress.step("choose the target")
-    span = proven_span(context, scope)
+    span = proven_span(context, request.service, scope)
     prepared = prepare_drill(
         request.plan,
         request.service,

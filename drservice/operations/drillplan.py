@@ -150,8 +150,8 @@ def choose_target(plan: DrillPlan, *, span: ProvenSpan, now: datetime) -> Chosen
     """Choose the instant of a drill.
 
     A random instant lies between the oldest one that can be reached (not older than the plan's ``within``) and the
-    newest one that WAL records prove. Where nothing was committed since the oldest snapshot there is nothing to choose
-    from, and the latest position is taken, which is said.
+    newest one that WAL records prove and the passes over documents cover. Where nothing was committed since the oldest
+    snapshot there is nothing to choose from, and the latest position is taken, which is said.
 
     Raises:
         TargetOutsideWindowError: a named instant lies outside of what can be reached.
@@ -170,6 +170,10 @@ def choose_target(plan: DrillPlan, *, span: ProvenSpan, now: datetime) -> Chosen
         case DrillTarget.RANDOM:
             begin = max(span.begin, now - plan.within) if plan.within is not None else span.begin
             end = span.end - _MARGIN if span.end is not None else None
+            notes: tuple[str, ...] = ()
+            if end is not None and span.documents is not None and begin <= span.documents < end:
+                notes = (f"instants after {to_iso(span.documents)}, when the last pass over the documents began",)
+                end = span.documents
             if end is None or end < begin:
                 why = "nothing that WAL records could prove was committed in the time to choose from"
                 return ChosenTarget(
@@ -183,6 +187,7 @@ def choose_target(plan: DrillPlan, *, span: ProvenSpan, now: datetime) -> Chosen
                 seed=seed,
                 begin=begin,
                 end=end,
+                notes=notes,
             )
 
 
@@ -192,6 +197,7 @@ def not_tested(prepared: PreparedDrill, told: Sequence[str]) -> list[Json]:
         "the applications on top of the database were not started",
         "people, manual steps and approvals: this drill has none",
     ]
+    never += prepared.chosen.notes
     if prepared.plan.runbook is not None:
         never.append(f"runbook {prepared.plan.runbook}: this version does not walk people through it")
     return texts([*told, *never])

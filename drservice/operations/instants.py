@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from drservice.errors import TargetOutsideWindowError
+from drservice.model.estate import FilesKind, Service
 from drservice.model.recovery import Target, TargetKind, choose_plan, windows_of
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.inventory import archive_of, newest_lineage
@@ -21,9 +22,11 @@ class ProvenSpan:
 
     begin: datetime
     end: datetime | None
+    documents: datetime | None = None
+    """When the last pass over the documents began: rows committed later may refer to what no pass has seen."""
 
 
-def proven_span(context: RestoreContext, scope: Scope) -> ProvenSpan:
+def proven_span(context: RestoreContext, service: Service, scope: Scope) -> ProvenSpan:
     """Look for the span of instants that a restore can prove to have reached.
 
     Raises:
@@ -40,14 +43,29 @@ def proven_span(context: RestoreContext, scope: Scope) -> ProvenSpan:
     windows = windows_of(records, archived.inventory)
     if not windows:
         raise TargetOutsideWindowError(f"no snapshot of {scope.service}/{scope.component} has the WAL it needs")
-    plan = choose_plan(Target(kind=TargetKind.LATEST), records, archived.inventory)
+    # From the oldest snapshot of the window on: behind the newest one nothing may be archived yet.
+    first = windows[-1].first
+    plan = choose_plan(Target(kind=TargetKind.LATEST), [first], archived.inventory)
     segments = plan_segments(plan, archived.inventory)
-    with scanner_of(context, newest, scope) as scanner:
-        end = _newest_time(scanner, segments, behind=plan.snapshot)
-    return ProvenSpan(
-        begin=windows[-1].first.stopped_at,
-        end=end,
-    )
+    with scanner_of(context, first, scope) as scanner:
+        end = _newest_time(scanner, segments, behind=first)
+    return ProvenSpan(begin=first.stopped_at, end=end, documents=_covered_until(context, service))
+
+
+def _covered_until(context: RestoreContext, service: Service) -> datetime | None:
+    """Return up to which instant every filestore holds all documents: when the last pass over the oldest one began.
+
+    ``None`` without filestores, or if one was never captured.
+    """
+    began: list[datetime] = []
+    for component in service.files():
+        if component.kind is not FilesKind.ODOO_FILESTORE:
+            continue
+        records = context.repository.snapshots(context.repository.scope(service.name, component.name)).records
+        if not records:
+            return None
+        began.append(max(record.documents.walk_began_at for record in records))
+    return min(began, default=None)
 
 
 def _newest_time(scanner: WalScanner, segments: Sequence[str], *, behind: SnapshotRecord) -> datetime | None:

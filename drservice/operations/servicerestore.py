@@ -114,13 +114,19 @@ def recovered_fields(result: RestoreResult, *, rto_seconds: float | None = None)
     return recovery_fields(
         point=None,
         snapshots=[(record.component, record.id) for record in result.used_records],
-        phases=result.phases,
+        phases=phases_of(result, rto_seconds=rto_seconds),
         rto_seconds=rto_seconds if rto_seconds is not None else result.rto_seconds,
         documents=document_counts(result),
         isolation=result.isolation,
         environment=(result.environment.id, result.environment.kind),
         error=None,
     )
+
+
+def phases_of(result: RestoreResult, *, rto_seconds: float | None = None) -> dict[str, float]:
+    """Return the seconds by phase; what followed the restore up to ``rto_seconds`` was checking."""
+    asked = max(0.0, rto_seconds - result.rto_seconds) if rto_seconds is not None else 0.0
+    return {**result.phases, "check": result.phases["check"] + asked}
 
 
 def document_counts(result: RestoreResult) -> DocumentCounts | None:
