@@ -69,6 +69,22 @@ def test_without_anything_to_choose_from_the_latest_position_is_taken_and_said(
     assert "the latest position it is" in note
 
 
+def test_no_instant_is_chosen_that_no_pass_over_the_documents_covers() -> None:
+    covered = ProvenSpan(begin=SPAN.begin, end=SPAN.end, documents=NOON - 4 * HOUR)
+    chosen = choose_target(plan(DrillTarget.RANDOM), span=covered, now=NOON)
+    assert (chosen.begin, chosen.end) == (SPAN.begin, NOON - 4 * HOUR)
+    (note,) = chosen.notes
+    assert "last pass over the documents" in note, "what was left out is told as not tested"
+
+
+@pytest.mark.parametrize("documents", [None, SPAN.begin - HOUR, NOON])
+def test_passes_that_cover_all_or_nothing_leave_the_choice_as_it_is(documents: datetime | None) -> None:
+    span = ProvenSpan(begin=SPAN.begin, end=SPAN.end, documents=documents)
+    chosen = choose_target(plan(DrillTarget.RANDOM), span=span, now=NOON)
+    assert SPAN.end is not None
+    assert (chosen.end, chosen.notes) == (SPAN.end - TICK, ())
+
+
 def test_one_instant_is_enough_to_choose_from() -> None:
     chosen = choose_target(plan(DrillTarget.RANDOM), span=ProvenSpan(begin=NOON - TICK, end=NOON), now=NOON)
     assert chosen.target.time == NOON - TICK
