@@ -31,6 +31,7 @@ from tests.faults.plantbench import (
 
 KEPT_ASIDE = "kept_aside"
 LEDGER = "ledger/"
+ENTRIES = "ledger/0"
 
 
 class RefusingStore:
@@ -94,8 +95,8 @@ READING = frozenset({"read", "stat", "list", "read_versions"})
 
 
 def write_protected(inner: ObjectStore) -> RefusingStore:
-    """The ledger may be read and not written."""
-    return RefusingStore(inner, prefix=LEDGER, operations=frozenset({"create"}), error=StoreDeniedError)
+    """The ledger may be read, and takes no record."""
+    return RefusingStore(inner, prefix=ENTRIES, operations=frozenset({"create"}), error=StoreDeniedError)
 
 
 def out_of_reach(inner: ObjectStore) -> RefusingStore:
@@ -275,6 +276,7 @@ def set_back(plant: Plant) -> Iterator[int]:
     """Set the ledger back to an older copy for a while; yields how many records the copy has."""
     ledger = plant.estate.repository / "ledger"
     old, new = ledger.with_name("ledger.old"), ledger.with_name("ledger.new")
+    plant.json("evidence", "anchor")
     size = ledger_size(plant.estate.config)
     copy_tree(ledger, old)
     plant.json("backup", "erp")
@@ -316,9 +318,17 @@ def test_a_log_holder_that_remembers_nothing_is_held_back_by_the_anchor(plant: P
         kept = copy_tree(evidence, evidence.with_name("evidence.kept"))
         for path in (*evidence.glob("*.leaves"), *evidence.glob("*.checkpoint")):
             path.unlink()
+        checkpoints = plant.estate.repository / "ledger" / "checkpoint"
+        signed = sorted(path.name for path in checkpoints.iterdir())
         refused = plant.estate.refusal("evidence", "anchor", status=5)
         assert refused["code"] == "DR823"
         assert f"the ledger has {size} entries; the anchor in second says" in refused["message"]
+        # It has room for another history now, as long as the first: that one is not signed either.
+        plant.json("backup", "erp")
+        refused = plant.estate.refusal("evidence", "anchor", status=5)
+        assert refused["code"] == "DR823"
+        assert "are not those of the anchor in second" in refused["message"]
+        assert sorted(path.name for path in checkpoints.iterdir()) == signed, "nothing was signed"
         shutil.rmtree(evidence)
         kept.rename(evidence)
     plant.json("evidence", "anchor")
