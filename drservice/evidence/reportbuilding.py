@@ -199,7 +199,7 @@ def _judge_drill(drill: DrillEntry, book: _Book) -> Drill:
         obligation=obligation,
         verdict=_verdict(drill, obligation),
         chosen_by_seed=chosen,
-        checks_not_run=tuple(name for name in (obligation.checks if obligation else ()) if name not in run),
+        checks_not_run=tuple(name for name, _ in (obligation.checks if obligation else ()) if name not in run),
         objections=tuple(_objections(drill, obligation, book.first_answer.get(drill.obligation), chosen)),
     )
 
@@ -225,6 +225,10 @@ def _objections(
         yield f"the obligation is for service {obligation.stamp.service}"
     if drill.promised != obligation.promised:
         yield "it was judged by other objectives than those recorded beforehand"
+    planned = dict(obligation.checks)
+    for check in drill.checks:
+        if planned.get(check.name, check.gravity) is not check.gravity:
+            yield f"check {check.name} was planned as {planned[check.name].value} and counted as {check.gravity.value}"
     if drill.mutation != obligation.mutation:
         yield f"the obligation announced mutation {obligation.mutation}, the drill names {drill.mutation}"
     if first is not None and first.stamp.number != drill.stamp.number:

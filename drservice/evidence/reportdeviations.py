@@ -134,7 +134,7 @@ def _of_documents(stamp: Stamp, documents: Documents | None) -> Iterator[Deviati
 def _of_checks(drill: Drill) -> Iterator[Deviation]:
     stamp = drill.entry.stamp
     for check in drill.entry.checks:
-        if check.state is not CheckOutcome.PASSED:
+        if check.state is not CheckOutcome.PASSED and not check.is_not_applicable:
             owner = f" (owner: {check.owner})" if check.owner else ""
             text = f"{check.name} {check.state.value}{owner}: {check.detail}"
             yield _make(DeviationKind.CHECK, stamp, text, gravity=check.gravity)

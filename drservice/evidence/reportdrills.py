@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from drservice.evidence.report import Drill, DrillVerdict
-from drservice.evidence.reportentries import CheckOutcome, Documents, Gravity, ObligationEntry, Promise, Restoration
+from drservice.evidence.reportentries import (
+    Check,
+    CheckOutcome,
+    Documents,
+    Gravity,
+    ObligationEntry,
+    Promise,
+    Restoration,
+)
 from drservice.evidence.reporttext import count_of, format_count, format_instant, format_ms, neutralise
 from drservice.evidence.reportview import (
     SCALE,
@@ -111,10 +119,14 @@ def _promised(obligation: ObligationEntry | None) -> str:
     if obligation is None:
         return "nothing: no obligation precedes this drill"
     due = f"; due {format_instant(obligation.due_at)}" if obligation.due_at else ""
-    checks = f"; checks {', '.join(obligation.checks)}" if obligation.checks else "; no checks named"
+    named = ", ".join(
+        name if gravity is Gravity.CRITICAL else f"{name} (warning)" for name, gravity in obligation.checks
+    )
+    checks = f"; checks {named}" if named else "; no checks named"
+    documents = "no document missing" if obligation.counts_documents else "documents do not count"
     return (
         f"entry {obligation.stamp.number}: RPO {format_ms(obligation.promised.rpo_ms)}, "
-        f"RTO {format_ms(obligation.promised.rto_ms)}, no document missing{checks}{due}"
+        f"RTO {format_ms(obligation.promised.rto_ms)}, {documents}{checks}{due}"
     )
 
 
@@ -191,7 +203,7 @@ def _tables(drill: Drill) -> tuple[Table, ...]:
         ),
         rows=tuple(
             (
-                status(_check_word(check.state, check.gravity), _check_tone(check.state, check.gravity)),
+                status(_check_word(check), _check_tone(check)),
                 text(check.name),
                 text(check.owner or "-"),
                 number(format_ms(check.duration_ms)),
@@ -219,12 +231,14 @@ def _tables(drill: Drill) -> tuple[Table, ...]:
     return (checks, isolation)
 
 
-def _check_word(state: CheckOutcome, gravity: Gravity) -> str:
-    is_plain = state is CheckOutcome.PASSED or gravity is Gravity.CRITICAL
-    return state.value if is_plain else f"{state.value} (warning)"
+def _check_word(check: Check) -> str:
+    if check.is_not_applicable:
+        return "not applicable"
+    is_plain = check.state is CheckOutcome.PASSED or check.gravity is Gravity.CRITICAL
+    return check.state.value if is_plain else f"{check.state.value} (warning)"
 
 
-def _check_tone(state: CheckOutcome, gravity: Gravity) -> Tone:
-    if state is CheckOutcome.PASSED:
+def _check_tone(check: Check) -> Tone:
+    if check.state is CheckOutcome.PASSED:
         return Tone.GOOD
-    return Tone.BAD if gravity is Gravity.CRITICAL else Tone.WARN
+    return Tone.BAD if check.gravity is Gravity.CRITICAL and not check.is_not_applicable else Tone.WARN

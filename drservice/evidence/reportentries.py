@@ -171,6 +171,8 @@ class Check:
     name: str
     state: CheckOutcome
     gravity: Gravity
+    is_not_applicable: bool
+    """The question makes no sense for this service: it counts for nothing."""
     owner: str | None
     duration_ms: int | None
     detail: str
@@ -219,7 +221,9 @@ class ObligationEntry:
     plan_sha256: str
     due_at: datetime | None
     promised: Promise
-    checks: tuple[str, ...]
+    counts_documents: bool
+    checks: tuple[tuple[str, Gravity], ...]
+    """Every planned check by name, and how much it weighs."""
     target_kind: str
     target_time: datetime | None
     target_from: datetime | None

@@ -410,7 +410,8 @@ def detailed(drills: tuple[Drill, ...]) -> tuple[Drill, ...]:
 
 def _drill_row(drill: Drill) -> tuple[Cell, ...]:
     entry = drill.entry
-    passed = sum(check.state.value == "passed" for check in entry.checks)
+    asked = [check for check in entry.checks if not check.is_not_applicable]
+    passed = sum(check.state.value == "passed" for check in asked)
     plan = drill.obligation.plan if drill.obligation else "-"
     return (
         verdict_cell(drill.verdict),
@@ -419,7 +420,7 @@ def _drill_row(drill: Drill) -> tuple[Cell, ...]:
         moment(format_instant(entry.stamp.recorded_at)),
         number(format_ms(entry.rpo_ms)),
         number(format_ms(entry.restoration.rto_ms)),
-        number(f"{passed} of {len(entry.checks)}"),
+        number(f"{passed} of {len(asked)}"),
         number(str(entry.stamp.number)),
     )
 

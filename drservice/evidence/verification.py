@@ -323,7 +323,12 @@ _PREDICATES: dict[str, _Check] = {
         what=_enum("drill"),
         plan=_object(name=_text, sha256=_hash),
         due_at=_nullable(_time),
-        criteria=_object(**_promised, documents_missing=_count, checks=_list(_text)),
+        criteria=_object(
+            **_promised,
+            documents=_bool,
+            documents_missing=_count,
+            checks=_list(_object(name=_text, severity=_severity)),
+        ),
         target=_object(
             kind=_enum("latest", "time", "random"),
             time=_nullable(_time),
@@ -346,6 +351,7 @@ _PREDICATES: dict[str, _Check] = {
                 name=_text,
                 state=_enum("passed", "failed", "unverified"),
                 severity=_severity,
+                not_applicable=_bool,
                 owner=_nullable(_text),
                 duration_ms=_count,
                 detail=_text,
@@ -1142,26 +1148,16 @@ class _Verification:
     def check_passed(self, entry: _Entry, criteria: _Object) -> None:
         """A drill says that it passed: by its own numbers, against the criteria that were fixed before."""
         drill = entry.predicate
-        results = {each["name"]: each["state"] for each in drill["checks"]}
-        reasons = [f"{name} has no result" for name in criteria["checks"] if name not in results]
-        reasons += [
-            f"{each['name']} {each['state']}"
-            for each in drill["checks"]
-            if each["state"] != "passed" and each["severity"] == "critical"
-        ]
-        for name in ("rto_ms", "rpo_ms"):
-            if criteria[name] is not None and (drill[name] is None or drill[name] > criteria[name]):
-                reasons.append(f"{name} is {drill[name]}, promised was {criteria[name]}")
-        documents = drill["documents"]
-        if documents is not None and documents["missing"] > criteria["documents_missing"]:
-            reasons.append(f"{documents['missing']} documents are missing")
-        if documents is not None and documents["corrupt"]:
-            reasons.append(f"{documents['corrupt']} documents are corrupt")
-        reasons += [f"{each['name']} is not isolated" for each in drill["isolation"] if not each["isolated"]]
-        if drill["error"] is not None:
-            reasons.append(f"it has the error {drill['error']['code']}")
-        if reasons:
-            raise VerificationError(Step.OBLIGATIONS, f"{entry.what} says passed against its own numbers: {reasons[0]}")
+        against = (
+            *_told_against(drill),
+            *_not_shown(drill),
+            *_snapshots_not_named(entry),
+            *_checks_against(drill["checks"], criteria["checks"]),
+            *_limits_against(drill, criteria),
+            *_documents_against(drill["documents"], criteria),
+        )
+        if against:
+            raise VerificationError(Step.OBLIGATIONS, f"{entry.what} says passed against its own numbers: {against[0]}")
 
     def check_approval(self, entry: _Entry) -> None:
         number = entry.predicate["entry"]
@@ -1257,6 +1253,78 @@ class _Verification:
             last_anchor=None if last is None or last[1].time is None else (last[0], last[1].size, last[1].time),
             remarks=tuple(self.remarks),
         )
+
+
+def _told_against(drill: _Object) -> Iterator[str]:
+    """Yield what a drill says against itself."""
+    if drill["error"] is not None:
+        yield f"it has the error {drill['error']['code']}"
+    if drill["reasons"]:
+        yield f"it gives a reason against itself: {drill['reasons'][0]}"
+    yield from (f"{each['name']} is not isolated" for each in drill["isolation"] if not each["isolated"])
+
+
+def _not_shown(drill: _Object) -> Iterator[str]:
+    """Yield what a drill has to show to have passed, and does not: what is missing never helps it."""
+    for name in ("reached_lsn", "timeline"):
+        if drill["target"][name] is None:
+            yield f"its {name} is not known"
+    for name in ("environment", "target_accuracy_ms", "challenge"):
+        if drill[name] is None:
+            yield f"its {name} is not known"
+    if not drill["isolation"]:
+        yield "the isolation of its environment was not tested"
+    if not drill["destroyed"] and not drill["kept"]:
+        yield "its environment was neither destroyed nor kept on purpose"
+
+
+def _snapshots_not_named(entry: _Entry) -> Iterator[str]:
+    """Yield which snapshots a drill says it recovered and does not name by their hash: at least one is needed."""
+    snapshots = entry.predicate["snapshots"]
+    if not snapshots:
+        yield "it names no snapshot that it recovered"
+    for each in snapshots:
+        place = f"/{each['component']}/snapshots/{each['snapshot']}"
+        if not any(name.endswith(place) for name in entry.subject):
+            yield f"the snapshot {each['snapshot']} of {each['component']} is none of its subjects"
+
+
+def _checks_against(results: Sequence[_Object], planned: Sequence[_Object]) -> Iterator[str]:
+    """Yield what the checks of a drill say against it, measured by those that were planned."""
+    by_name = {each["name"]: each for each in results}
+    severities = {each["name"]: each["severity"] for each in planned}
+    if len(by_name) != len(results) or len(severities) != len(planned):
+        yield "a check stands twice"
+    excused = {name for name in severities if name in by_name and by_name[name]["not_applicable"]}
+    if not severities.keys() & by_name.keys() - excused:
+        yield "no planned check was asked"
+    for name, severity in severities.items():
+        if name not in by_name:
+            yield f"{name} has no result"
+        elif by_name[name]["severity"] != severity:
+            yield f"{name} is {by_name[name]['severity']}, planned was {severity}"
+    for name, each in by_name.items():
+        if each["not_applicable"] and (name not in excused or each["state"] != "unverified"):
+            yield f"{name} is said to be not applicable and {each['state']}"
+        elif each["severity"] == "critical" and each["state"] != "passed" and name not in excused:
+            yield f"{name} {each['state']}"
+
+
+def _limits_against(drill: _Object, criteria: _Object) -> Iterator[str]:
+    for name in ("rto_ms", "rpo_ms"):
+        if criteria[name] is not None and (drill[name] is None or drill[name] > criteria[name]):
+            yield f"{name} is {drill[name]}, promised was {criteria[name]}"
+
+
+def _documents_against(documents: _Object | None, criteria: _Object) -> Iterator[str]:
+    if documents is None:
+        if criteria["documents"]:
+            yield "its documents were not counted"
+        return
+    if documents["missing"] > criteria["documents_missing"]:
+        yield f"{documents['missing']} documents are missing"
+    if documents["corrupt"]:
+        yield f"{documents['corrupt']} documents are corrupt"
 
 
 def _target_from_seed(seed: bytes, begin: str, end: str) -> str:

@@ -65,7 +65,8 @@ class PreparedDrill:
 
     def plan_sha256(self) -> str:
         """Return the hash that stands for the plan: another plan, service or check has another one."""
-        return hashlib.sha256(canonical_bytes(plan_fields(self.plan, self.service, self.checks))).hexdigest()
+        fields = plan_fields(self.plan, self.service, self.checks, documents=self.criteria.documents)
+        return hashlib.sha256(canonical_bytes(fields)).hexdigest()
 
     def obligation_fields(self, obligation: str) -> dict[str, Json]:
         """Return what is put on record before the restore."""
@@ -77,8 +78,9 @@ class PreparedDrill:
             "criteria": {
                 "rto_ms": self.criteria.rto_ms,
                 "rpo_ms": self.criteria.rpo_ms,
+                "documents": self.criteria.documents,
                 "documents_missing": 0,
-                "checks": list(self.criteria.checks),
+                "checks": [{"name": check.name, "severity": check.severity.value} for check in self.checks],
             },
             "target": self.chosen.fields(),
             "mutation": self.mutation.value if self.mutation is not None else None,
@@ -89,8 +91,11 @@ class PreparedDrill:
         return [Subject(f"plan/{self.plan.name}", self.plan_sha256())]
 
 
-def plan_fields(plan: DrillPlan, service: Service, checks: Sequence[Check]) -> dict[str, Json]:
-    """Return a plan as the value that is hashed: what is recovered, where, to what kind of instant, what is asked."""
+def plan_fields(plan: DrillPlan, service: Service, checks: Sequence[Check], *, documents: bool) -> dict[str, Json]:
+    """Return a plan as the value that is hashed: what is recovered, where, to what kind of instant, what is asked.
+
+    Whatever could make a drill easier to pass is in it: severities, the database that is asked, what counts.
+    """
     return {
         "name": plan.name,
         "service": service.name,
@@ -101,9 +106,17 @@ def plan_fields(plan: DrillPlan, service: Service, checks: Sequence[Check]) -> d
         "within_ms": promised_ms(plan.within),
         "runbook": plan.runbook,
         "objectives": {"rto_ms": promised_ms(service.objectives.rto), "rpo_ms": promised_ms(service.objectives.rpo)},
-        "checks": [check.name for check in checks],
+        "documents": documents,
+        "checks": [{"name": check.name, "severity": check.severity.value} for check in checks],
         "business": {
-            check.name: hashlib.sha256(f"{check.sql}\n{check.expect}".encode()).hexdigest() for check in service.checks
+            check.name: {
+                "component": check.component,
+                "database": check.database,
+                "sql": hashlib.sha256(check.sql.encode()).hexdigest(),
+                "expect": str(check.expect),
+                "severity": check.severity.value,
+            }
+            for check in service.checks
         },
     }
 

@@ -14,7 +14,7 @@ from drservice.environments.sandbox import open_sandbox, reap
 from drservice.errors import DrError
 from drservice.evidence.ledger import Record
 from drservice.evidence.statements import Subject
-from drservice.model.checks import CheckResult, CheckState, Severity
+from drservice.model.checks import CheckResult, CheckState
 from drservice.model.estate import DrillPlan, DrillTarget, PostgresSettings, Service
 from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import EnvironmentId, ServiceName
@@ -127,7 +127,10 @@ def outcome_fields(
             timeline=int(restored.reached.timeline) if restored is not None else None,
         ),
         "reasons": texts(verdict.reasons),
-        "checks": check_fields([*course.suite.results, *_excused(course.suite)]),
+        "checks": [
+            *check_fields(course.suite.results),
+            *check_fields(_excused(prepared, course.suite), not_applicable=True),
+        ],
         "rpo_ms": measured.rpo_ms,
         "target_accuracy_ms": measured.target_accuracy_ms,
         "promised": {"rto_ms": prepared.criteria.rto_ms, "rpo_ms": prepared.criteria.rpo_ms},
@@ -140,15 +143,17 @@ def outcome_fields(
     }
 
 
-def _excused(suite: SuiteOutcome) -> list[CheckResult]:
+def _excused(prepared: PreparedDrill, suite: SuiteOutcome) -> list[CheckResult]:
     """Return planned checks that make no sense for this service: recorded as not verified, counting for nothing."""
+    planned = {check.name: check for check in prepared.checks}
     return [
         CheckResult(
             name=name,
             state=CheckState.UNVERIFIED,
-            severity=Severity.WARNING,
+            severity=planned[name].severity,
             detail=f"not applicable: {reason}",
             seconds=0.0,
+            owner=planned[name].owner,
         )
         for name, reason in suite.not_applicable.items()
     ]

@@ -22,6 +22,10 @@ from drservice.operations.phases import PHASES
 _TEXT_LETTERS = 400
 _DETAIL_LETTERS = 240
 _REASONS = 24
+_MOST_BYTES = 44_000
+"""An envelope spells its payload in Base64 and may have 65,535 bytes."""
+_LONG = ("checks", "reasons", "not_tested")
+_SHORTER = (120, 60, 30, 13)
 
 
 def bounded(text: str, letters: int = _TEXT_LETTERS) -> str:
@@ -154,13 +158,14 @@ def document_fields(counts: DocumentCounts | None) -> dict[str, Json] | None:
     }
 
 
-def check_fields(results: Iterable[CheckResult]) -> list[Json]:
-    """Return each check with its outcome."""
+def check_fields(results: Iterable[CheckResult], *, not_applicable: bool = False) -> list[Json]:
+    """Return each check with its outcome; ``not_applicable`` ones count for nothing."""
     return [
         {
             "name": result.name,
             "state": result.state.value,
             "severity": result.severity.value,
+            "not_applicable": not_applicable,
             "owner": bounded(result.owner) if result.owner is not None else None,
             "duration_ms": milliseconds(result.seconds),
             "detail": bounded(result.detail, _DETAIL_LETTERS),
@@ -181,6 +186,34 @@ def texts(items: Iterable[str]) -> list[Json]:
 def error_fields(error: DrError | None) -> dict[str, Json] | None:
     """Return an error's code and message."""
     return None if error is None else {"code": error.code, "message": bounded(error.message)}
+
+
+def fitting(fields: dict[str, Json]) -> tuple[dict[str, Json], tuple[str, bytes] | None]:
+    """Shorten the texts of an outcome until it fits into a record; return also what was cut, as an artefact.
+
+    A copy that answers a hundred checks at length must not be able to keep its own failure off the record.
+    """
+    if len(canonical_bytes(fields)) <= _MOST_BYTES:
+        return fields, None
+    whole = canonical_bytes({name: fields[name] for name in _LONG})
+    shorter = fields
+    for letters in _SHORTER:
+        shorter = {**fields, **{name: _shortened(fields[name], letters) for name in _LONG}}
+        if len(canonical_bytes(shorter)) <= _MOST_BYTES:
+            break
+    return shorter, ("outcome.json", whole)
+
+
+def _shortened(value: Json, letters: int) -> Json:
+    """Return texts and the details of checks with at most so many letters."""
+    if not isinstance(value, list):
+        return value
+    return [
+        {**item, "detail": bounded(str(item["detail"]), letters)}
+        if isinstance(item, Mapping)
+        else bounded(str(item), letters)
+        for item in value
+    ]
 
 
 def listing_artefact(lists: Mapping[str, Iterable[str]]) -> bytes:

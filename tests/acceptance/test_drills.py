@@ -76,7 +76,8 @@ def test_a_drill_recovers_asks_judges_records_and_leaves_nothing(plant: Plant) -
     assert done["destroyed"] is True
     assert plant.estate.environments() == []
     obligation, outcome = record(plant, done["obligation_record"]), record(plant, done["record"])
-    assert obligation["criteria"]["checks"] == [check["name"] for check in done["checks"]]
+    assert [item["name"] for item in obligation["criteria"]["checks"]] == [check["name"] for check in done["checks"]]
+    assert obligation["criteria"]["documents"] is True
     assert obligation["recorded_at"] < outcome["recorded_at"]
     assert (outcome["obligation"], outcome["outcome"]) == (obligation["obligation"], "passed")
     assert outcome["rto_ms"] >= done["rto_seconds"] * 1000 - 1

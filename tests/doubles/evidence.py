@@ -135,6 +135,22 @@ def restore(at: datetime, number: int) -> Statement:
     )
 
 
+def check(
+    name: str, state: str, *, severity: str = "critical", owner: str | None = None, not_applicable: bool = False
+) -> dict[str, Json]:
+    """Return what a drill says of one check."""
+    return {
+        "name": name,
+        "state": state,
+        "severity": severity,
+        "not_applicable": not_applicable,
+        "owner": owner,
+        "duration_ms": 12,
+        "detail": "",
+    }
+
+
+SNAPSHOT = Subject("s/erp/database/snapshots/" + ulid(2), SHA)
 PLAN = Subject("plan/erp-quarterly", hashlib.sha256(b"the plan").hexdigest())
 
 
@@ -165,7 +181,16 @@ def obligation(
             "what": "drill",
             "plan": {"name": "erp-quarterly", "sha256": PLAN.sha256},
             "due_at": iso_or_null(due_at),
-            "criteria": {"rto_ms": 1_800_000, "rpo_ms": 5000, "documents_missing": 0, "checks": ["moves-balance"]},
+            "criteria": {
+                "rto_ms": 1_800_000,
+                "rpo_ms": 5000,
+                "documents": True,
+                "documents_missing": 0,
+                "checks": [
+                    {"name": "moves-balance", "severity": "critical"},
+                    {"name": "sequences", "severity": "warning"},
+                ],
+            },
             "target": target,
             "mutation": mutation,
         },
@@ -190,17 +215,8 @@ def drill(
         "outcome": outcome,
         "obligation": ulid(number),
         "obligation_entry": entry,
-        "reasons": [],
-        "checks": [
-            {
-                "name": "moves-balance",
-                "state": state,
-                "severity": "critical",
-                "owner": "finance",
-                "duration_ms": 12,
-                "detail": "",
-            }
-        ],
+        "reasons": [] if outcome == "passed" else ["moves-balance failed: 3 moves do not"],
+        "checks": [check("moves-balance", state, owner="finance"), check("sequences", "passed", severity="warning")],
         "rpo_ms": 0,
         "target_accuracy_ms": 3,
         "promised": {"rto_ms": 1_800_000, "rpo_ms": 5000},
@@ -215,7 +231,7 @@ def drill(
     return make_statement(
         EvidenceKind.DRILL,
         occasion=occasion(at, run=number + 500_000),
-        subject=[PLAN, *artefacts],
+        subject=[PLAN, SNAPSHOT, *artefacts],
         fields={**fields, **(changes or {})},
     )
 

@@ -126,8 +126,9 @@ class Story:
             "criteria": {
                 "rto_ms": 30 * MINUTE,
                 "rpo_ms": 5 * SECOND,
+                "documents": True,
                 "documents_missing": 0,
-                "checks": ["target", "amcheck", "moves-balance"],
+                "checks": planned("target", "amcheck", "moves-balance"),
             },
             "target": _window(when),
             "mutation": None,
@@ -163,7 +164,8 @@ class Story:
             "findings": [],
             "challenge": {"nonce": sha(f"nonce {number}")[:32], "lsn": "3/2B0000A8"},
         }
-        return self.add("drill", when, service, fields, **{"subject": _plan(service), **replaced})
+        subject = [*_plan(service), *_snapshots(service)]
+        return self.add("drill", when, service, fields, **{"subject": subject, **replaced})
 
     def finding(self, when: datetime, service: str, number: int, **replaced: Json) -> int:
         fields: Fields = {
@@ -187,6 +189,13 @@ class Story:
 
 def _plan(service: str) -> Sequence[Json]:
     return [{"name": f"plan/{service}-quarterly", "digest": {"sha256": sha(service)}}]
+
+
+def _snapshots(service: str) -> Sequence[Json]:
+    return [
+        {"name": f"s/{service}/{component}/snapshots/{ulid(number)}", "digest": {"sha256": sha(component)}}
+        for component, number in (("database", 7), ("documents", 9))
+    ]
 
 
 def _digest(public: str) -> str:
@@ -242,6 +251,7 @@ def _check(
         "name": name,
         "state": state,
         "severity": severity,
+        "not_applicable": False,
         "owner": owner,
         "duration_ms": 4_200,
         "detail": detail,
@@ -249,6 +259,11 @@ def _check(
 
 
 check = _check
+
+
+def planned(*names: str) -> list[Json]:
+    """Return critical checks as an obligation names them."""
+    return [{"name": name, "severity": "critical"} for name in names]
 
 
 def estate() -> tuple[ServiceFacts, ...]:
@@ -334,7 +349,8 @@ def whole_quarter() -> Story:
             outcome = {"outcome": "failed", "point": None, "components": [], "error": error}
         story.backup(at(day, hour=4), "reporting", **outcome)
     promised: Fields = {"rto_ms": 5 * MINUTE, "rpo_ms": 60 * SECOND}
-    criteria: Fields = {**promised, "documents_missing": 0, "checks": ["target", "cube-totals"]}
+    criteria: Fields = {
+        **promised, "documents": False, "documents_missing": 0, "checks": planned("target", "cube-totals")}  # fmt: skip
     entry = story.obligation(at(50), "reporting", 301, criteria=criteria)
     story.drill(at(50, hour=5), "reporting", 301, entry, promised=promised, documents=None, outcome="failed",
                 reasons=["RTO 6 min 12 s, promised 5 min", "check cube-totals could not be run"],

@@ -388,7 +388,7 @@ def drills(p: Plant) -> Iterator[Case]:
         "slower than promised": ("rto_ms", {"rto_ms": 1_800_001}),
         "no recovery time": ("rto_ms", {"rto_ms": None}),
         "more lost than promised": ("rpo_ms", {"rpo_ms": 5001}),
-        "check left out": ("moves-balance", {"checks": []}),
+        "check left out": ("moves-balance", {"checks": [made.check("sequences", "passed", severity="warning")]}),
         "not isolated": ("isolated", {"isolation": [{"name": "network", "isolated": False, "detail": ""}]}),
         "error": ("DR300", {"error": {"code": "DR300", "message": "x"}}),
     }
@@ -397,10 +397,9 @@ def drills(p: Plant) -> Iterator[Case]:
         changes[f"{word} document"] = (word, {"documents": counts})
     for name, (mentions, change) in changes.items():
         yield judged(name, mentions, made.drill(at, FAILED, entry=4, changes=change))
-    check: Json = {"name": "moves-balance", "severity": "critical", "owner": None, "duration_ms": 1, "detail": ""}
-    assert isinstance(check, dict)
+    warning = made.check("sequences", "passed", severity="warning")
     for state in ("failed", "unverified"):
-        checks: list[Json] = [{**check, "state": state}]
+        checks: list[Json] = [made.check("moves-balance", state), warning]
         yield judged(f"check {state}", state, made.drill(at, FAILED, entry=4, changes={"checks": checks}))
     plain = made.drill(at, FAILED, entry=4)
     bare = Statement(kind=plain.kind, subject=(Subject("plan/other", made.SHA),), predicate=plain.predicate)
@@ -419,6 +418,60 @@ def drills(p: Plant) -> Iterator[Case]:
         predicate={**plain.predicate, "run": made.ulid(9), "challenge": None, "recorded_at": to_iso(END)},
     )
     yield Case("answered twice", appended(p, record(twice)), "entry 7 has answered")
+
+
+def passed_with_something_missing(p: Plant) -> Iterator[Case]:
+    at = END - timedelta(minutes=90)
+    target = made.drill(at, FAILED, entry=4).predicate["target"]
+    assert isinstance(target, dict)
+    good, warning = made.check("moves-balance", "passed"), made.check("sequences", "passed", severity="warning")
+    changes: dict[str, tuple[str, dict[str, Json]]] = {
+        "isolation not tested": ("isolation", {"isolation": []}),
+        "no position": ("reached_lsn", {"target": {**target, "reached_lsn": None}}),
+        "no timeline": ("timeline", {"target": {**target, "timeline": None}}),
+        "no environment": ("environment", {"environment": None}),
+        "no accuracy": ("target_accuracy_ms", {"target_accuracy_ms": None}),
+        "no challenge": ("challenge", {"challenge": None}),
+        "no documents": ("not counted", {"documents": None}),
+        "no snapshots": ("no snapshot", {"snapshots": []}),
+        "other snapshot": (made.ulid(9), {"snapshots": [{"component": "database", "snapshot": made.ulid(9)}]}),
+        "left behind": ("neither destroyed nor kept", {"destroyed": False, "kept": False}),
+        "a reason against it": ("posted-lines", {"reasons": ["posted-lines failed"]}),
+        "nothing asked": ("no planned check", {"checks": []}),
+        "nothing applicable": (
+            "no planned check",
+            {
+                "checks": [
+                    made.check("moves-balance", "unverified", not_applicable=True),
+                    made.check("sequences", "unverified", severity="warning", not_applicable=True),
+                ]
+            },
+        ),
+        "failed as a warning": (
+            "planned was critical",
+            {"checks": [made.check("moves-balance", "failed", severity="warning"), warning]},
+        ),
+        "passed as a warning": (
+            "planned was critical",
+            {"checks": [made.check("moves-balance", "passed", severity="warning"), warning]},
+        ),
+        "failed, said to be not applicable": (
+            "not applicable and failed",
+            {"checks": [made.check("moves-balance", "failed", not_applicable=True), warning]},
+        ),
+        "not applicable, never planned": (
+            "vacuum",
+            {"checks": [good, warning, made.check("vacuum", "unverified", not_applicable=True)]},
+        ),
+        "failed, never planned": ("vacuum", {"checks": [good, warning, made.check("vacuum", "failed")]}),
+        "failed and passed": ("stands twice", {"checks": [made.check("moves-balance", "failed"), good, warning]}),
+    }
+    for name, (mentions, change) in changes.items():
+        statement = made.drill(at, FAILED, entry=4, changes=change)
+        yield Case(name, rewritten(p.files, [*p.raws[:6], record(statement)]), mentions)
+    plain = made.drill(at, FAILED, entry=4)
+    unnamed = Statement(kind=plain.kind, subject=(made.PLAN,), predicate=plain.predicate)
+    yield Case("snapshot not named", rewritten(p.files, [*p.raws[:6], record(unnamed)]), made.ulid(2))
 
 
 def other_contradictions(p: Plant) -> Iterator[Case]:
@@ -500,6 +553,7 @@ GROUPS = (
     Group("a record replayed, also under a new date", "log key", (S.AUTHORITY, S.TIMES), replayed),
     Group("dated back or forward", "log key", (S.TIMES,), dated_wrong),
     Group("a drill against its obligation or its own numbers", "log key", (S.OBLIGATIONS,), drills),
+    Group("a drill that passed with something missing", "log key", (S.OBLIGATIONS,), passed_with_something_missing),
     Group("approvals, findings, obligations that contradict", "log key", (S.OBLIGATIONS,), other_contradictions),
     Group("obligations dropped that the policy expects", "log key", (S.EXPECTATIONS,), expectations),
 )
