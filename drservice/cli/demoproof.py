@@ -21,10 +21,11 @@ from drservice.cli.demofacts import DrillFacts, EvidenceFacts, MutationFacts
 from drservice.cli.demostory import NoteTeller, StepTeller, Story
 from drservice.cli.formatting import format_bytes, format_seconds
 from drservice.cli.output import Colour, Span
-from drservice.errors import DrError
+from drservice.errors import DrError, LedgerError
 from drservice.model.checks import CheckState
 from drservice.model.estate import Estate
-from drservice.operations.drill import DrillResult, run_drill
+from drservice.operations.drill import run_drill
+from drservice.operations.drillconclusion import DrillResult
 from drservice.operations.drillplan import not_tested
 from drservice.operations.drillrecord import DrillRequest, requested_target
 from drservice.operations.evidence import Evidence
@@ -74,7 +75,7 @@ class Proof:
         for text in untested:
             self.story.aside(f"not tested: {text}")
         verdict = Span("PASSED", Colour.GOOD) if result.verdict.passed else Span("FAILED", Colour.BAD)
-        self.story.line(f"record {result.record.number}: ", verdict, f" ({format_seconds(seconds)})")
+        self.story.line(f"record {_number(result)}: ", verdict, f" ({format_seconds(seconds)})")
         measured = result.measured
         return DrillFacts(
             passed=result.verdict.passed,
@@ -87,7 +88,7 @@ class Proof:
             destroyed=result.destroyed,
             rto_ms=measured.rto_ms,
             rpo_ms=measured.rpo_ms,
-            record=result.record.number,
+            record=_number(result),
             seconds=seconds,
         )
 
@@ -102,12 +103,12 @@ class Proof:
         for text in noticed:
             self._wrapped(text)
         word = Span("NOTICED", Colour.GOOD) if result.detected else Span("NOT NOTICED", Colour.BAD)
-        self.story.line(f"record {result.record.number}: ", word, f" ({format_seconds(seconds)})")
+        self.story.line(f"record {_number(result)}: ", word, f" ({format_seconds(seconds)})")
         return MutationFacts(
             mutation=MUTATION.value,
             detected=bool(result.detected),
             noticed=noticed,
-            record=result.record.number,
+            record=_number(result),
             seconds=seconds,
         )
 
@@ -195,6 +196,17 @@ def open_proof(site: demosite.Site, story: Story) -> Iterator[Proof]:
     estate = site.recovery()
     with open_data_plane(estate) as plane, open_anchored_evidence(plane) as ledger:
         yield Proof(site=site, story=story, estate=estate, plane=plane, ledger=ledger)
+
+
+def _number(result: DrillResult) -> int:
+    """Return where a drill stands in the ledger.
+
+    Raises:
+        LedgerError: it was only kept aside.
+    """
+    if result.record is None:
+        raise LedgerError("the drill is not on record: the ledger did not take it")
+    return result.record.number
 
 
 def _noticed(result: DrillResult) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from drservice.clock import to_iso
 from drservice.errors import ExitStatus
 from drservice.model.checks import CheckResult, CheckState, Severity
 from drservice.model.estate import DrillPlan, Estate, Service
-from drservice.operations.drill import DrillResult, run_drill
+from drservice.operations.drill import run_drill
+from drservice.operations.drillconclusion import DrillResult
 from drservice.operations.drillrecord import DrillRequest, requested_target
 from drservice.operations.mutation import EXPLANATIONS, Mutation
 from drservice.operations.restore import RestoreContext
@@ -58,7 +59,8 @@ def drill(
         document: dict[str, object] = {"service": service, "drills": [drill_document(item) for item in results]}
         lines = [line for item in results for line in drill_lines(item)]
         invocation.output.result("drill-mutations", document, lines)
-        return ExitStatus.OK if all(item.is_good for item in results) else ExitStatus.FAILED
+        good = all(item.is_good and item.record is not None for item in results)
+        return ExitStatus.OK if good else ExitStatus.FAILED
     (result,) = results
     invocation.output.result("drill", drill_document(result), list(drill_lines(result)))
     return exit_status(result)
@@ -96,7 +98,9 @@ def run_drills(
 
 
 def exit_status(result: DrillResult) -> ExitStatus:
-    """Return 0 for a passed drill, 4 if only a promise was broken, 1 otherwise."""
+    """Return 0 for a passed drill, 4 if only a promise was broken, 1 otherwise; also 1 if it is not on record."""
+    if result.record is None:
+        return ExitStatus.FAILED
     if result.verdict.passed:
         return ExitStatus.OK
     critical = [
@@ -150,7 +154,7 @@ def drill_document(result: DrillResult) -> dict[str, object]:
             if restored is not None
             else []
         ),
-        "record": result.record.number,
+        "record": result.record.number if result.record is not None else None,
         "obligation_record": result.obligation_entry,
         "findings": list(result.findings),
         "closed_findings": list(result.closed),
@@ -191,13 +195,15 @@ def drill_lines(result: DrillResult) -> Iterator[str]:
         for item in result.results:
             yield f"  {_MARKS[item.state]} {item.name}: {item.detail} ({format_seconds(item.seconds)})"
     yield from (f"  not tested: {text}" for text in result.verdict.not_tested)
-    yield f"  obligation: record {result.obligation_entry}; outcome: record {result.record.number}"
+    outcome = f"record {result.record.number}" if result.record is not None else "NOT ON RECORD YET, kept on this host"
+    yield f"  obligation: record {result.obligation_entry}; outcome: {outcome}"
     yield from (f"  finding opened: {finding}" for finding in result.findings)
     yield from (f"  finding closed: {finding}" for finding in result.closed)
     if restored is not None and not result.destroyed:
         yield connect_line(restored.environment.dsn, restored.database)
         yield f"destroy: drservice environment destroy {restored.environment.id}"
-    yield f"next: drservice evidence show {result.record.number}"
+    next_command = f"show {result.record.number}" if result.record is not None else "anchor"
+    yield f"next: drservice evidence {next_command}"
 
 
 def _headline(result: DrillResult) -> str:
@@ -214,7 +220,7 @@ def _table(result: DrillResult) -> list[str]:
     rows = [
         ("RTO: decision to checks passed", _shown(promised.rto_ms), _shown(measured.rto_ms)),
         ("RPO: committed work not durable", _shown(promised.rpo_ms), _shown(measured.rpo_ms)),
-        ("accuracy of the target", "", _shown(measured.target_accuracy_ms)),
+        ("accuracy of the target, proved by WAL records", "", "exact" if measured.target_accuracy_ms == 0 else "-"),
     ]
     counts = document_counts(result.restored) if result.restored is not None else None
     if counts is not None:

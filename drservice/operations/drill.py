@@ -11,45 +11,39 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from drservice import telemetry
 from drservice.checks.interface import RecoveredDatabase, RecoveredDocuments, RecoveredService
 from drservice.checks.suite import SuiteOutcome, run_suite, without_answer
 from drservice.environments.interface import Environment
 from drservice.environments.sandbox import open_sandbox
-from drservice.errors import DrError, IsolationError
+from drservice.errors import DrError
 from drservice.evidence.ledger import Record
-from drservice.model.checks import CheckResult, CheckState
+from drservice.model.checks import CheckResult
 from drservice.model.estate import DrillTarget
 from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import EnvironmentId, make_ulid
-from drservice.model.outcomes import Measured, Verdict, judge
+from drservice.operations.drillconclusion import DrillResult, conclude
 from drservice.operations.drilljournal import Journal, under_way
 from drservice.operations.drillplan import PreparedDrill, prepare_drill
 from drservice.operations.drillrecord import (
+    NOT_ASKED,
     Course,
     DrillRequest,
     is_left,
     journalled,
-    outcome_fields,
     record_orphans,
 )
 from drservice.operations.evidence import Evidence
-from drservice.operations.findings import new_finding_ids, open_findings, record_findings
 from drservice.operations.instants import proven_span
 from drservice.operations.loss import (
-    accuracy_seconds,
     ask_production,
+    is_tail_empty,
     loss_at,
-    loss_now,
-    recovered_counter,
 )
-from drservice.operations.mutation import altered_repository, is_detected, spoil
+from drservice.operations.mutation import altered_repository, spoil
 from drservice.operations.production import database_in
-from drservice.operations.records import (
-    milliseconds,
-)
 from drservice.operations.replay import restart_server
 from drservice.operations.restore import (
     Afterwards,
@@ -60,36 +54,7 @@ from drservice.operations.restore import (
     run_restore,
     scanner_of,
 )
-from drservice.operations.servicerestore import baselines_for, document_counts, subjects_of
-
-_NOT_ASKED = "not asked: the recovery did not come to an end"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrillResult:
-    """What a drill brought. ``restored`` is ``None`` if the recovery itself failed, with ``error``."""
-
-    run: str
-    prepared: PreparedDrill
-    obligation_entry: int
-    record: Record
-    verdict: Verdict
-    restored: RestoreResult | None
-    results: tuple[CheckResult, ...]
-    measured: Measured
-    rto_seconds: float
-    error: DrError | None
-    spoilt: str | None
-    destroyed: bool
-    findings: tuple[str, ...]
-    closed: tuple[str, ...]
-    detected: bool | None
-    """Whether a drill that had to fail did, for the right reason; ``None`` for an ordinary one."""
-
-    @property
-    def is_good(self) -> bool:
-        """Whether it ended as it should: passed, or failed for the right reason if it had to fail."""
-        return self.verdict.passed if self.detected is None else self.detected
+from drservice.operations.servicerestore import baselines_for
 
 
 def run_drill(context: RestoreContext, evidence: Evidence, request: DrillRequest) -> DrillResult:
@@ -119,14 +84,16 @@ def run_drill(context: RestoreContext, evidence: Evidence, request: DrillRequest
     run = make_ulid(context.clock.now(), os.urandom(10))
     obligation = make_ulid(context.clock.now(), os.urandom(10))
     with under_way(context.state_dir, journalled(prepared, obligation, evidence.ledger.size())) as journal:
-        entry = _record_obligation(context, evidence, prepared, run, obligation)
+        entry, gaps = _record_obligation(context, evidence, prepared, run, obligation)
         course = _recover_and_check(context, request, prepared, journal)
-        return _conclude(context, evidence, request, prepared, course, run=run, obligation=obligation, entry=entry)
+        course.gaps = (*gaps, *_unreadable(context, request))
+        return conclude(context, evidence, request, prepared, course, run=run, obligation=obligation, entry=entry)
 
 
 def _record_obligation(
     context: RestoreContext, evidence: Evidence, prepared: PreparedDrill, run: str, obligation: str
-) -> Record:
+) -> tuple[Record, tuple[str, ...]]:
+    """Put the obligation on record and seal it; returns also what stays unproven where it cannot be sealed."""
     context.progress.step("put the obligation on record")
     entry = evidence.require(
         EvidenceKind.OBLIGATION,
@@ -135,8 +102,24 @@ def _record_obligation(
         subject=prepared.subject(),
         fields=prepared.obligation_fields(obligation),
     )
-    evidence.seal()  # anchored before the restore: from here on this drill cannot be dropped unseen
-    return entry
+    anchors = evidence.seal()
+    if evidence.is_sealed(entry.number, anchors):
+        return entry, ()  # from here on this drill cannot be dropped unseen
+    gap = "that the obligation was there before the restore: no checkpoint over it was signed or anchored first"
+    context.progress.note(f"WARNING: not proved: {gap}; run drills where the log key is")
+    return entry, (gap,)
+
+
+def _unreadable(context: RestoreContext, request: DrillRequest) -> tuple[str, ...]:
+    """Return what of the service cannot be read: this drill says nothing about it."""
+    repository, name = context.repository, request.service.name
+    keys = [
+        key
+        for component in request.service.components
+        for key in repository.snapshots(repository.scope(name, component)).unreadable
+    ]
+    keys += repository.points(name).listing().unreadable
+    return tuple(f"{key}: it cannot be read" for key in keys)
 
 
 # --- the recovery and the questions ---------------------------------------------------------------------------
@@ -146,11 +129,15 @@ def _recover_and_check(
     context: RestoreContext, request: DrillRequest, prepared: PreparedDrill, journal: Journal
 ) -> Course:
     """Restore, spoil if this drill has to fail, ask everything, destroy."""
-    decided_at = context.clock.now()
+    began = context.clock.monotonic()
+    production = ask_production(request.component.dsn)
+    # Commits are stamped by production's clock, so the decision is too, as long as it can be asked.
+    decided_at = production.at if production is not None else context.clock.now()
     course = Course(
-        began=context.clock.monotonic(),
+        began=began,
         decided_at=decided_at,
-        production=ask_production(request.component.dsn, at=decided_at),
+        production=production,
+        skew=context.repository.store.server_time() - decided_at,
         nonce=secrets.token_hex(16),
     )
 
@@ -179,38 +166,46 @@ def _recover_and_check(
         ) as repository:
             course.restored = run_restore(replace(context, repository=repository), restore)
         environment = open_sandbox(course.restored.environment.path)
-        course.loss_seconds = _loss_seconds(context, prepared, course, environment)
         recovered = _recovered(context, request, course.restored, environment)
-        spoilt = spoil(recovered, request.mutation)
-        course.spoilt = spoilt.what if spoilt is not None else None
+        course.loss_seconds = _loss_seconds(context, request, prepared, course, recovered, environment)
+        course.spoilt = spoil(recovered, request.mutation)
         course.suite = _ask(context, prepared, recovered)
     except DrError as error:
         course.error = error
-        course.suite = course.suite or without_answer(prepared.checks, _NOT_ASKED)
+        course.suite = course.suite or without_answer(prepared.checks, NOT_ASKED)
     finally:
         course.rto_seconds = context.clock.monotonic() - course.began
-        if environment is not None:
-            with _reporting(course):
-                _end(context, request, course, environment)
+        with _reporting(course):
+            _end(context, request, course, environment)
         course.destroyed = course.environment is None or not is_left(context, course.environment)
     return course
 
 
 def _loss_seconds(
-    context: RestoreContext, prepared: PreparedDrill, course: Course, environment: Environment
+    context: RestoreContext,
+    request: DrillRequest,
+    prepared: PreparedDrill,
+    course: Course,
+    recovered: RecoveredService,
+    environment: Environment,
 ) -> float | None:
     """Return the committed work that was not durable; asked before anything is written in the copy."""
-    assert course.restored is not None
-    if prepared.chosen.kind is DrillTarget.LATEST:
-        return loss_now(
-            course.restored,
-            decided_at=course.decided_at,
-            production=course.production,
-            counter=recovered_counter(environment),
+    restored = course.restored
+    assert restored is not None
+    tail_at_risk = False
+    instant = prepared.chosen.target.time
+    if prepared.chosen.kind is DrillTarget.LATEST or instant is None:
+        instant = course.decided_at
+        baseline = recovered.baselines.get(request.component.name)
+        tail_at_risk = not is_tail_empty(
+            course.production,
+            restored,
+            dsn=request.component.dsn,
+            environment=environment,
+            since_xid=baseline.snapshot_xmin if baseline is not None else None,
         )
-    assert prepared.chosen.target.time is not None
-    with scanner_of(context, course.restored.planned.resolved.plan.snapshot, course.restored.planned.scope) as scanner:
-        return loss_at(prepared.chosen.target.time, course.restored, scanner)
+    with scanner_of(context, restored.planned.resolved.plan.snapshot, restored.planned.scope) as scanner:
+        return loss_at(instant, restored, scanner, skew=course.skew, tail_at_risk=tail_at_risk)
 
 
 def _ask(context: RestoreContext, prepared: PreparedDrill, recovered: RecoveredService) -> SuiteOutcome:
@@ -267,8 +262,12 @@ def _recovered(
     )
 
 
-def _end(context: RestoreContext, request: DrillRequest, course: Course, environment: Environment) -> None:
-    if not request.keep:
+def _end(context: RestoreContext, request: DrillRequest, course: Course, environment: Environment | None) -> None:
+    if environment is None:
+        # It was made and could not be opened again, or the restore failed and could not destroy it.
+        if course.environment is not None and is_left(context, course.environment):
+            open_sandbox(context.environments_dir / course.environment).destroy()
+    elif not request.keep:
         context.progress.step("destroy")
         environment.destroy()
     elif course.restored is not None and not environment.running():
@@ -284,109 +283,3 @@ def _reporting(course: Course) -> Iterator[None]:
     except DrError as error:
         course.error = course.error or error
         telemetry.warning("drill environment not ended", problem=error.message)
-
-
-# --- the outcome ----------------------------------------------------------------------------------------------
-
-
-def _measured(course: Course) -> Measured:
-    restored = course.restored
-    if restored is None:
-        isolated = False if isinstance(course.error, IsolationError) else None
-        return Measured(
-            rto_ms=None,
-            rpo_ms=None,
-            target_accuracy_ms=None,
-            documents_missing=None,
-            documents_corrupt=None,
-            isolated=isolated,
-        )
-    documents = document_counts(restored)
-    return Measured(
-        rto_ms=milliseconds(course.rto_seconds),
-        rpo_ms=milliseconds(course.loss_seconds),
-        target_accuracy_ms=milliseconds(accuracy_seconds(restored)),
-        documents_missing=documents.missing if documents is not None else None,
-        documents_corrupt=documents.corrupt if documents is not None else None,
-        isolated=bool(restored.isolation) and all(probe.isolated for probe in restored.isolation),
-    )
-
-
-def _verdict(prepared: PreparedDrill, course: Course, measured: Measured) -> Verdict:
-    assert course.suite is not None, "set in every way out of the recovery"
-    verdict = judge(prepared.criteria, course.suite.results, measured, not_applicable=course.suite.not_applicable)
-    if course.error is None:
-        return verdict
-    reason = f"{course.error.code}: {course.error.message}"
-    if course.restored is not None:
-        return replace(verdict, passed=False, reasons=(reason, *verdict.reasons))
-    unasked = f"none of the {len(prepared.checks)} planned checks could be asked"
-    return Verdict(passed=False, reasons=(reason, unasked), warnings=(), not_tested=(_NOT_ASKED,))
-
-
-def _conclude(
-    context: RestoreContext,
-    evidence: Evidence,
-    request: DrillRequest,
-    prepared: PreparedDrill,
-    course: Course,
-    *,
-    run: str,
-    obligation: str,
-    entry: Record,
-) -> DrillResult:
-    """Judge, put the outcome and its findings on record, and seal them."""
-    context.progress.step("put the outcome on record")
-    assert course.suite is not None, "set in every way out of the recovery"
-    measured = _measured(course)
-    verdict = _verdict(prepared, course, measured)
-    is_ordinary = request.mutation is None
-    known = open_findings(evidence, request.service) if is_ordinary else []
-    opened = new_finding_ids(evidence, course.suite.results, known) if is_ordinary and course.restored else {}
-    record = evidence.require(
-        EvidenceKind.DRILL,
-        service=request.service.name,
-        run=run,
-        subject=[*prepared.subject(), *(subjects_of(course.restored) if course.restored is not None else [])],
-        fields={
-            "obligation": obligation,
-            "obligation_entry": entry.number,
-            **outcome_fields(request, prepared, course, measured, verdict),
-            "findings": list(opened.values()),
-        },
-    )
-    closed = record_findings(
-        evidence,
-        request.service,
-        drill_entry=record.number,
-        results=course.suite.results,
-        opened=opened,
-        known=known,
-    )
-    evidence.seal()
-    context.progress.done()
-    return DrillResult(
-        run=run,
-        prepared=prepared,
-        obligation_entry=entry.number,
-        record=record,
-        verdict=verdict,
-        restored=course.restored,
-        results=course.suite.results,
-        measured=measured,
-        rto_seconds=course.rto_seconds,
-        error=course.error,
-        spoilt=course.spoilt,
-        destroyed=course.destroyed,
-        findings=tuple(opened.values()),
-        closed=tuple(closed),
-        detected=_detected(request, course, verdict),
-    )
-
-
-def _detected(request: DrillRequest, course: Course, verdict: Verdict) -> bool | None:
-    if request.mutation is None:
-        return None
-    assert course.suite is not None, "set in every way out of the recovery"
-    failed = [item.name for item in course.suite.results if item.state is CheckState.FAILED]
-    return not verdict.passed and is_detected(request.mutation, error=course.error, failed_checks=failed)

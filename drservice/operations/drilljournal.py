@@ -144,15 +144,24 @@ def _take(descriptor: int) -> bool:
 
 
 def _read(path: Path) -> Orphan | None:
-    """Read a file of the journal; one that was cut off holds nothing: its obligation was not on record yet.
+    """Read a file of the journal; one whose first line was cut off holds nothing: its obligation was not on record yet.
 
     A last line that was cut off is an environment in which nothing was started: the reaper knows it by its maker.
+
+    Raises:
+        LedgerError: it is whole and cannot be understood: another version of drservice may have written it.
     """
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    if not lines:
+        return None
     try:
         first, *rest = (json.loads(line) for line in lines)
         return Orphan(
             drill=UnderWay(**first), environments=tuple(EnvironmentId(str(line["environment"])) for line in rest)
         )
-    except (ValueError, TypeError, KeyError):
-        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise LedgerError(
+            f"the note of a drill in {path} cannot be understood: {error}",
+            hint="It is of a drill that did not end, perhaps of another version of drservice. See what became of it"
+            " (`drservice environment list`, `drservice evidence list`), then remove the file.",
+        ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from drservice.canonical import Json
 from drservice.checks.suite import CheckTimes, SuiteOutcome
@@ -23,7 +23,7 @@ from drservice.operations.drilljournal import UnderWay, orphans
 from drservice.operations.drillplan import PreparedDrill, not_tested
 from drservice.operations.evidence import Evidence
 from drservice.operations.loss import Production
-from drservice.operations.mutation import Mutation
+from drservice.operations.mutation import Mutation, Spoilt
 from drservice.operations.records import check_fields, error_fields, recovery_fields, target_fields, texts
 from drservice.operations.restore import RestoreContext, RestoreResult
 from drservice.operations.servicerestore import recovered_fields
@@ -45,6 +45,9 @@ class DrillRequest:
     times: CheckTimes = field(default_factory=CheckTimes)
 
 
+NOT_ASKED = "not asked: the recovery did not come to an end"
+
+
 @dataclass(slots=True, kw_only=True)
 class Course:
     """A drill under way: what has been seen so far."""
@@ -52,12 +55,16 @@ class Course:
     began: float
     decided_at: datetime
     production: Production | None
+    skew: timedelta
+    """How much the store's clock was ahead of the one that ``decided_at`` is of."""
     nonce: str
     loss_seconds: float | None = None
     restored: RestoreResult | None = None
     suite: SuiteOutcome | None = None
     error: DrError | None = None
-    spoilt: str | None = None
+    spoilt: Spoilt | None = None
+    gaps: tuple[str, ...] = ()
+    """What this drill does not prove, beside what its checks could not ask."""
     environment: EnvironmentId | None = None
     """What was made for it, from the moment on that something could outlive this process."""
     rto_seconds: float = 0.0

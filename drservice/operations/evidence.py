@@ -14,14 +14,13 @@ from importlib import metadata
 from drservice import telemetry
 from drservice.canonical import Json
 from drservice.clock import Clock
-from drservice.errors import DrError, LogKeyError
+from drservice.errors import DrError, LogKeyError, StatementError
 from drservice.evidence.anchoring import Anchor
 from drservice.evidence.ledger import Entry, Ledger, Record
 from drservice.evidence.signing import Signer
-from drservice.evidence.statements import Occasion, Statement, Subject, make_statement
+from drservice.evidence.statements import Occasion, Subject, make_statement
 from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import RepositoryId, RunId, ServiceName
-from drservice.model.points import RecoveryPoint
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.progress import Progress
 from drservice.repository import layout
@@ -84,6 +83,42 @@ class Evidence:
                 hint="`drservice init` makes a signing key; list it in repository.signers on every host.",
             )
 
+    def append_or_keep(
+        self,
+        kind: EvidenceKind,
+        *,
+        service: ServiceName | None,
+        run: str | None,
+        subject: Sequence[Subject],
+        fields: Mapping[str, Json],
+        progress: Progress,
+    ) -> Record | None:
+        """Append a record; if the ledger does not take it, keep it aside on this host, say so, and return ``None``.
+
+        Raises:
+            LogKeyError: this host has no signing key that anybody believes.
+            StatementError: it cannot be spelled as a record.
+            LedgerError, ObjectStoreError: neither the ledger nor this host's disk takes it.
+        """
+        self.require_signing()
+        statement = make_statement(kind, occasion=self.occasion(service, run), subject=subject, fields=fields)
+        try:
+            return self.ledger.append(statement)
+        except StatementError:
+            raise
+        except DrError as error:
+            try:
+                path = self.ledger.keep_aside(statement)
+            except DrError as second:
+                why = f"{error.message}; nor could it be kept on this host: {second.message}"
+                raise type(error)(why, hint=error.hint) from second
+            _tell(
+                progress,
+                f"the ledger did not take the record of this {kind.value} ({error.message}); it is kept in {path} and"
+                " appended by the next drservice command that writes to the ledger",
+            )
+            return None
+
     def record(
         self,
         kind: EvidenceKind,
@@ -94,34 +129,14 @@ class Evidence:
         fields: Mapping[str, Json],
         progress: Progress,
     ) -> Record | None:
-        """Append a record if that is possible; else keep it aside and say so. Never raises our own errors."""
-        if self.problem is not None:
-            _tell(progress, f"this {kind.value} is NOT on record: {self.problem}")
-            return None
+        """Append a record or keep it aside; what is neither is said. Never raises our own errors: for rescues."""
         try:
-            statement = make_statement(kind, occasion=self.occasion(service, run), subject=subject, fields=fields)
+            return self.append_or_keep(
+                kind, service=service, run=run, subject=subject, fields=fields, progress=progress
+            )
         except DrError as error:
             _tell(progress, f"this {kind.value} is NOT on record: {error.message}")
-            return None
-        try:
-            return self.ledger.append(statement)
-        except DrError as error:
-            self._keep_aside(statement, error, progress)
         return None
-
-    def _keep_aside(self, statement: Statement, error: DrError, progress: Progress) -> None:
-        kind = statement.kind.value
-        try:
-            path = self.ledger.keep_aside(statement)
-        except DrError as second:
-            why = f"{error.message}; nor could it be kept on this host: {second.message}"
-            _tell(progress, f"this {kind} is NOT on record: {why}")
-            return
-        _tell(
-            progress,
-            f"the ledger did not take the record of this {kind} ({error.message}); it is kept in {path} and appended by"
-            " the next drservice command that writes to the ledger",
-        )
 
     def newest_first(self, *, service: ServiceName | None = None, most: int = 2000) -> Iterator[Entry]:
         """Yield the newest entries first, at most ``most`` of them are read; only those of ``service`` if given.
@@ -135,8 +150,18 @@ class Evidence:
             if service is None or entry.signed.statement.service == service:
                 yield entry
 
+    def is_sealed(self, number: int, anchors: Sequence[Anchor]) -> bool:
+        """Tell whether a record is bound: by an anchor in every place, or by a checkpoint where there are none."""
+        sizes = [anchor.signed.checkpoint.size for anchor in anchors]
+        if not self.ledger.anchors:
+            newest = self.ledger.latest_checkpoint()
+            sizes = [newest.checkpoint.size] if newest is not None else []
+        return bool(sizes) and min(sizes) > number
+
     def seal(self) -> tuple[Anchor, ...]:
         """Sign a checkpoint if this host holds the log key, and copy the newest one to every anchor place.
+
+        Without the log key that is an older checkpoint: :meth:`is_sealed` tells whether a record is bound by it.
 
         Raises:
             LedgerError, AnchorError, ObjectStoreError: it was not signed, or not anchored everywhere.
@@ -156,14 +181,19 @@ def snapshot_subjects(records: Sequence[SnapshotRecord]) -> list[Subject]:
     ]
 
 
-def point_subjects(point: RecoveryPoint | None) -> list[Subject]:
-    """Return the members of a recovery point as subjects."""
-    if point is None:
+def artefact_subjects(evidence: Evidence, artefact: tuple[str, bytes] | None, *, progress: Progress) -> list[Subject]:
+    """Store what is too large for a record beside it; return it as a subject, or nothing if there is none.
+
+    One that cannot be stored is told: the record says less then, and what it says stays true.
+    """
+    if artefact is None or evidence.problem is not None:
         return []
-    return [
-        Subject(layout.snapshot_key(point.service, member.component, member.snapshot), member.header_sha256)
-        for member in point.members
-    ]
+    name, data = artefact
+    try:
+        return [Subject(f"artefact/{name}", evidence.ledger.store_artefact(data))]
+    except DrError as error:
+        _tell(progress, f"{name} is NOT stored beside the record: {error.message}")
+        return []
 
 
 def _tell(progress: Progress, text: str) -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from drservice.canonical import Json, canonical_bytes
+from drservice.checks.suite import business_name
+from drservice.clock import from_iso
 from drservice.evidence.statements import Subject
 from drservice.model.checks import CheckResult, CheckState
-from drservice.model.estate import Service
+from drservice.model.estate import BusinessCheck, Service
 from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import make_ulid
 from drservice.operations.evidence import Evidence
@@ -27,6 +30,7 @@ class OpenFinding:
 
     finding: str
     check: str
+    drill_entry: int | None
 
 
 def open_findings(evidence: Evidence, service: Service) -> list[OpenFinding]:
@@ -45,8 +49,33 @@ def open_findings(evidence: Evidence, service: Service) -> list[OpenFinding]:
         if statement.predicate["state"] == "closed":
             closed.add(identifier)
         elif identifier not in closed:
-            found.append(OpenFinding(finding=identifier, check=str(statement.predicate["check"])))
+            opened_by = statement.predicate["drill_entry"]
+            found.append(
+                OpenFinding(
+                    finding=identifier,
+                    check=str(statement.predicate["check"]),
+                    drill_entry=opened_by if isinstance(opened_by, int) else None,
+                )
+            )
     return found
+
+
+def label_of(name: str, checks: Sequence[BusinessCheck]) -> str:
+    """Return what a finding calls a check: a business check goes with a hash of what it asks and expects."""
+    for check in checks:
+        if name == business_name(check.name):
+            asked = canonical_bytes([check.component, check.database, check.sql, str(check.expect)])
+            return f"{name} ({hashlib.sha256(asked).hexdigest()[:12]})"
+    return name
+
+
+def _reached_by(evidence: Evidence, finding: OpenFinding) -> datetime | None:
+    """Return the instant that the drill which opened a finding had reached; ``None`` if it had reached none."""
+    if finding.drill_entry is None:
+        return None
+    target = evidence.ledger.entry(finding.drill_entry).signed.statement.predicate.get("target")
+    reached = target.get("reached_time") if isinstance(target, Mapping) else None
+    return from_iso(str(reached)) if reached is not None else None
 
 
 def new_finding_ids(evidence: Evidence, results: Sequence[CheckResult], known: Sequence[OpenFinding]) -> dict[str, str]:
@@ -67,8 +96,12 @@ def record_findings(
     results: Sequence[CheckResult],
     opened: dict[str, str],
     known: Sequence[OpenFinding],
+    reached: datetime | None,
 ) -> list[str]:
     """Put new findings on record and close those whose check passed; returns the ids that were closed.
+
+    A copy of an earlier instant than the one that showed the deficiency proves nothing about it: ``reached`` is the
+    instant of this one.
 
     Raises:
         LedgerError, ObjectStoreError: not everything is on record.
@@ -79,7 +112,10 @@ def record_findings(
     closed: list[str] = []
     for finding in known:
         result = by_name.get(finding.check)
-        if result is not None and result.state is CheckState.PASSED:
+        if result is None or result.state is not CheckState.PASSED:
+            continue
+        shown_at = _reached_by(evidence, finding)
+        if shown_at is None or (reached is not None and reached >= shown_at):
             _record(evidence, service, finding.finding, "closed", result, drill_entry)
             closed.append(finding.finding)
     return closed

@@ -288,11 +288,11 @@ def _check_repository_of(
             _judge_versions(known.snapshots[-1].postgres.server_version, prefix, checklist)
         for key, error in known.unreadable.items():
             checklist.fail(f"{prefix}: unreadable snapshot", f"{key}: {error.message}", error.hint)
-        if known.measured is None:
+        if known.measured is None or not known.measured.proved:
             checklist.warn(
                 f"{prefix}: recovery proved",
                 "never on this host: backed up is not recoverable until it was tried",
-                f"Run: drservice restore {service.name} --to latest --start",
+                f"Run: drservice drill {service.name}",
             )
         else:
             checklist.ok(f"{prefix}: recovery proved", f"{known.measured.restored_at}, {known.measured.target}")

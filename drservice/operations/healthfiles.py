@@ -76,6 +76,12 @@ def check_evidence(evidence: Evidence, estate: Estate, checklist: Checklist) -> 
             checklist.warn("records kept aside", f"{waiting} wait on this host", "Run: drservice evidence anchor")
         else:
             checklist.ok("records kept aside", "none")
+    if estate.drills and estate.repository.identities and not evidence.holds_log_key:
+        checklist.warn(
+            "drills sealed beforehand",
+            "this host does not hold the log key: obligations of its drills are bound by the next checkpoint only",
+            "Run drills where the log key is, or `drservice evidence anchor` there right before them.",
+        )
     if not estate.evidence.anchors:
         checklist.warn(
             "ledger anchored",

@@ -1,26 +1,35 @@
 """What the loss of production would have cost: committed work that the repository did not hold, never an idle gap.
 
 Definition (design, "Time"): from the commit of the newest durable transaction to the decision to restore; nothing if
-the repository holds everything that production had flushed. A server that only writes checkpoints moves its position
-without committing anything, so the transaction counters are compared too: equal counters mean that nothing ended since.
+the repository holds everything that was committed. What the repository held at an instant is told by the store's own
+times of its segments. Behind the last archived byte lies WAL that nobody here can read; a server without any work moves
+its position there too. Whether a commit lies in it is told by comparing which transactions ended well in production and
+in the copy. What cannot be told counts as lost.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from drservice.components.postgres.asking import asking
+from drservice.clock import from_iso
+from drservice.components.postgres.asking import Asking, asking
 from drservice.components.postgres.waldump import TransactionEnd
 from drservice.environments.interface import Environment
-from drservice.errors import DrError
+from drservice.errors import DrError, UnansweredError
 from drservice.model.wal import Lsn
 from drservice.operations.locate import RecoveryEnd, WalScanner, plan_segments
 from drservice.operations.restore import RestoreResult
 
-_SECONDS = 20.0
-_COUNTER = "select pg_snapshot_xmax(pg_current_snapshot())"
-_POSITION = "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end"
+_SECONDS = 60.0
+_MOST_TRANSACTIONS = 2_000_000
+"""Above that a server is busy, and the newest durable commit is young anyway."""
+_STATE = (
+    "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),"
+    " case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end,"
+    " pg_snapshot_xmax(pg_current_snapshot()),"
+    " (select string_agg(x::text, ',') from pg_snapshot_xip(pg_current_snapshot()) x)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,78 +37,119 @@ class Production:
     """Where production stood when it was decided to restore."""
 
     at: datetime
+    """By production's own clock, which also stamps the commits."""
     flushed: Lsn
     next_xid: int
-    """The first transaction id that had not ended anywhere (64 bits)."""
+    """The first transaction id that no transaction had ended with (64 bits)."""
+    running: frozenset[int] = frozenset()
+    """Transactions below it that had not ended."""
 
 
-def ask_production(dsn: str, *, at: datetime) -> Production | None:
+def ask_production(dsn: str) -> Production | None:
     """Return where production stands; ``None`` if it does not answer: then nobody knows what it held."""
     try:
         with asking(dsn, seconds=_SECONDS, application_name="drservice drill") as session:
-            counter, position = session.answer(_COUNTER)[0], session.answer(_POSITION)[0]
+            at, position, counter, running = session.answer(_STATE)
     except DrError:
         return None
-    if counter is None or position is None:
+    if at is None or position is None or counter is None:
         return None
-    return Production(at=at, flushed=Lsn.parse(position), next_xid=int(counter))
+    return Production(
+        at=from_iso(at),
+        flushed=Lsn.parse(position),
+        next_xid=int(counter),
+        running=frozenset(int(xid) for xid in running.split(",")) if running else frozenset(),
+    )
 
 
-def recovered_counter(environment: Environment) -> int | None:
-    """Return the transaction counter of a recovered copy; ask before anything is written there."""
-    environment.require_own_socket()
-    with asking(environment.dsn, seconds=_SECONDS, application_name="drservice drill") as session:
-        answer = session.answer(_COUNTER)[0]
-    return int(answer) if answer is not None else None
+def is_tail_empty(
+    production: Production | None, restored: RestoreResult, *, dsn: str, environment: Environment, since_xid: int | None
+) -> bool:
+    """Tell whether nothing that production had committed lies behind the archived WAL, as far as it can be proved.
 
-
-def loss_now(
-    restored: RestoreResult, *, decided_at: datetime, production: Production | None, counter: int | None
-) -> float:
-    """Return the seconds of committed work that a recovery to the latest position lacks.
+    A transaction whose commit record is missing in the copy may have begun long before the archive ends, so its id says
+    nothing. But it was running, or had not begun, when the baseline was measured: ids from there on are looked at one
+    by one. The copy's commits are among production's, so equal numbers mean equal sets. Ask before anything is written
+    in the copy.
 
     Args:
-        restored: the recovery.
-        decided_at: when it was decided.
-        production: where production stood then; without it the answer is the most that it can have been.
-        counter: the recovered copy's transaction counter.
+        production: where it stood at the decision.
+        restored: the recovery to the latest position.
+        dsn: production.
+        environment: the copy.
+        since_xid: the oldest transaction that was running when the baseline was measured.
     """
-    plan = restored.planned.resolved.plan
-    if production is not None:
-        if production.flushed <= plan.reach.end:
-            return 0.0
-        if counter is not None and production.next_xid <= counter:
-            return 0.0
-    newest = restored.reached.time or plan.snapshot.stopped_at
-    return max(0.0, (decided_at - newest).total_seconds())
+    if production is None:
+        return False
+    if production.flushed <= restored.planned.resolved.plan.reach.end:
+        return True
+    if since_xid is None or not 0 <= production.next_xid - since_xid <= _MOST_TRANSACTIONS:
+        return False
+    try:
+        environment.require_own_socket()
+        with asking(environment.dsn, seconds=_SECONDS, application_name="drservice drill") as copy:
+            counter = copy.answer("select pg_snapshot_xmax(pg_current_snapshot())")[0]
+            there = _ended_well(copy, since_xid, min(production.next_xid, int(counter or 0)), production.running)
+        with asking(dsn, seconds=_SECONDS, application_name="drservice drill") as session:
+            wanted = _ended_well(session, since_xid, production.next_xid, production.running)
+    except DrError:
+        return False
+    return there == wanted
 
 
-def loss_at(instant: datetime, restored: RestoreResult, scanner: WalScanner) -> float | None:
-    """Return what losing production at an instant in the past would have cost, in seconds of committed work.
+def _ended_well(session: Asking, begin: int, end: int, running: frozenset[int]) -> int:
+    """Count the transactions from ``begin`` up to ``end`` that have committed and were not running at the decision."""
+    excluded = ",".join(str(xid) for xid in sorted(running))
+    counted = session.answer(
+        f"select count(*) from generate_series({begin}::bigint, {end - 1}::bigint) x"  # noqa: S608 - integers
+        " where pg_xact_status(x::text::xid8) = 'committed'"
+        f" and x <> all(array[{excluded}]::bigint[])"
+    )[0]
+    if counted is None:
+        raise UnansweredError("the server does not count its transactions")
+    return int(counted)
 
-    Commits up to the instant are compared with what the store held at the instant, by the store's own times. ``None``
-    if the store does not tell them.
+
+def loss_at(
+    instant: datetime,
+    restored: RestoreResult,
+    scanner: WalScanner,
+    *,
+    skew: timedelta = timedelta(0),
+    tail_at_risk: bool = False,
+) -> float | None:
+    """Return what losing production at an instant would have cost, in seconds of committed work.
+
+    Commits up to the instant are compared with what the store held at the instant. ``None`` if the store does not tell
+    its times.
+
+    Args:
+        instant: by production's clock.
+        restored: the recovery.
+        scanner: reads the archived WAL.
+        skew: how much the store's clock was ahead of production's.
+        tail_at_risk: whether commits may lie behind the archived WAL.
     """
     plan, inventory = restored.planned.resolved.plan, restored.planned.archived.inventory
     size = inventory.segment_bytes
     names = plan_segments(plan, inventory)
     last = restored.reached.lsn.segment_number(size) - plan.snapshot.postgres.start_lsn.segment_number(size)
-    was_at_risk = False
+    was_at_risk = tail_at_risk
     for name in reversed(names[: last + 1]):
         stored_at = inventory.stored_at.get(name)
         if stored_at is None:
             return None
+        is_held = stored_at - skew <= instant
+        if is_held and not was_at_risk:
+            return 0.0
         commits = [
             event.at
             for event in scanner.dump(name).events
             if isinstance(event, TransactionEnd) and event.outcome.committed and event.at <= instant
         ]
-        if stored_at > instant:
-            was_at_risk = was_at_risk or bool(commits)
-        elif not was_at_risk:
-            return 0.0
-        elif commits:
+        if commits and is_held:
             return (instant - max(commits)).total_seconds()
+        was_at_risk = was_at_risk or bool(commits)
     return max(0.0, (instant - plan.snapshot.stopped_at).total_seconds()) if was_at_risk else 0.0
 
 

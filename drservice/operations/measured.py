@@ -28,6 +28,8 @@ class Measured:
     wal_segments: int
     replay_seconds: float
     other_seconds: float
+    proved: bool = True
+    """Whether recovery was proved: not by a drill, which has a verdict of its own, nor with anything missing."""
 
     def estimate(self, *, source_bytes: int, segments: int) -> float:
         """Return the seconds a restore of this size would take at the measured rates."""

@@ -17,6 +17,7 @@ from drservice.checks.interface import RecoveredService
 from drservice.components.postgres.baseline import WATERMARKS, watermark_names
 from drservice.components.postgres.connection import connect
 from drservice.errors import DrError, UsageError
+from drservice.model.checks import CheckResult
 from drservice.model.estate import FilesKind
 from drservice.objectstore.altered import Alteration, AlteredOpener, AlteredStore
 from drservice.operations.locate import plan_segments
@@ -63,9 +64,10 @@ EXPECTED_CHECKS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spoilt:
-    """What was spoilt in a recovered copy, in words."""
+    """What was spoilt in a recovered copy: in words, and as the check that notices has to name it."""
 
     what: str
+    mark: str
 
 
 @contextmanager
@@ -110,11 +112,16 @@ def spoil(recovered: RecoveredService, mutation: Mutation | None) -> Spoilt | No
             return None
 
 
-def is_detected(mutation: Mutation, *, error: DrError | None, failed_checks: Sequence[str]) -> bool:
-    """Tell whether the drill failed for the reason it had to fail for."""
+def is_detected(
+    mutation: Mutation, *, error: DrError | None, failed: Sequence[CheckResult], spoilt: Spoilt | None
+) -> bool:
+    """Tell whether the drill failed for the reason it had to fail for: the very thing that was broken was named."""
     if mutation in EXPECTED_CODES:
         return error is not None and error.code in EXPECTED_CODES[mutation]
-    return any(name.endswith(EXPECTED_CHECKS[mutation]) for name in failed_checks)
+    return spoilt is not None and any(
+        result.name.rpartition("/")[2] == EXPECTED_CHECKS[mutation] and spoilt.mark in result.detail
+        for result in failed
+    )
 
 
 def _view(repository: Repository, alteration: Alteration) -> Repository:
@@ -170,7 +177,8 @@ def _encrypt_document(recovered: RecoveredService) -> Spoilt:
                 # The mode of a copy is its original's: a document may be read-only.
                 path.chmod(0o600)
                 path.write_bytes(os.urandom(size))
-                return Spoilt(what=f"document {path.parent.name}/{path.name} was overwritten")
+                name = f"{path.parent.name}/{path.name}"
+                return Spoilt(what=f"document {name} was overwritten", mark=name)
     raise UsageError(
         "there is no restored document that could be encrypted",
         hint="This drill needs a component of kind odoo-filestore with documents.",
@@ -192,7 +200,7 @@ def _delete_row(recovered: RecoveredService) -> Spoilt:
                 session.rows("set session_replication_role = replica")
                 gone = session.texts(watermark.delete_sql(baseline.snapshot_xmin))
             if gone:
-                return Spoilt(what=f"row {gone[0][0]} of {watermark.table} was deleted")
+                return Spoilt(what=f"row {gone[0][0]} of {watermark.table} was deleted", mark=watermark.name)
     raise UsageError(
         "there is no row whose disappearance would have to be noticed",
         hint="This drill needs a table whose rows are final (posted journal items, done stock moves) and a"

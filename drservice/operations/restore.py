@@ -264,9 +264,10 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
         request.made(environment.id)
         result = _recover(context, request, planned, environment, phases)
     except BaseException:
-        environment.destroy()
+        # First what must not be started, then the clean-up, which may fail by itself.
         if directory is not None:
             _withhold(directory)
+        environment.destroy()
         raise
     if request.afterwards is Afterwards.STOP:
         environment.stop()
@@ -280,7 +281,7 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
 
 
 def _remember(context: RestoreContext, request: RestoreRequest, planned: Planned, result: RestoreResult) -> None:
-    """Keep the rates for estimates, and that recovery was proved; a copy that is to be spoilt proves nothing."""
+    """Keep the rates for estimates, and whether recovery was proved."""
     seconds = result.phases
     remember(
         context.state_dir,
@@ -294,6 +295,7 @@ def _remember(context: RestoreContext, request: RestoreRequest, planned: Planned
             wal_segments=result.wal_segments,
             replay_seconds=seconds["replay"],
             other_seconds=sum(seconds.values()) - seconds["fetch"] - seconds["replay"],
+            proved=request.purpose == "restore" and not result.is_partial,
         ),
     )
 

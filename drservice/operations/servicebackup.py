@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from drservice import telemetry
 from drservice.canonical import Json
 from drservice.components.odoo_filestore.capture import CapturedFiles, capture_files
 from drservice.components.postgres.asking import asking
 from drservice.components.postgres.baseline import measure_baseline
-from drservice.errors import DrError, PostgresError
+from drservice.errors import DrError, InterruptedRunError, PostgresError
 from drservice.model.checks import Baseline
 from drservice.model.estate import FilesKind, FilesSettings, PostgresSettings, Service
 from drservice.model.evidence import EvidenceKind
@@ -82,7 +82,7 @@ def run_service_backup(
         As :func:`backup_service`.
     """
     run = make_ulid(context.clock.now(), os.urandom(10))
-    started_at = context.clock.now()
+    started_at, mark = context.clock.now(), context.clock.monotonic()
     taken: list[SnapshotRecord] = []
 
     def record(outcome: str, point: RecoveryPoint | None, error: DrError | None) -> None:
@@ -96,7 +96,8 @@ def run_service_backup(
                 point=point,
                 records=taken,
                 started_at=started_at,
-                ended_at=context.clock.now(),
+                # By the steady clock: a host whose clock was set back meanwhile did not end before it began.
+                ended_at=started_at + timedelta(seconds=context.clock.monotonic() - mark),
                 error=error,
             ),
             progress=context.progress,
@@ -106,6 +107,9 @@ def run_service_backup(
         result = backup_service(context, service, only, taken=taken.append)
     except DrError as error:
         record("failed", None, error)
+        raise
+    except KeyboardInterrupt:
+        record("failed", None, InterruptedRunError("the backup was interrupted"))
         raise
     record(result.state.value, result.point, None)
     return result

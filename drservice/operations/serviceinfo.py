@@ -21,6 +21,9 @@ from drservice.operations.evidence import Evidence
 from drservice.operations.info import AtRisk, ComponentInfo, component_info
 from drservice.repository.repository import Repository
 
+_LOOKED_AT = 2000
+"""Each is a read: a proof further back is as good as none for people who want to know now."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilesInfo:
@@ -136,7 +139,7 @@ def _drills(evidence: Evidence, service: Service) -> tuple[list[DrillEntry], str
     """Return the newest drills back to the last one that passed, and why the ledger could not be asked, if so."""
     found: list[DrillEntry] = []
     try:
-        for entry in evidence.newest_first(service=service.name):
+        for entry in evidence.newest_first(service=service.name, most=_LOOKED_AT):
             statement = entry.signed.statement
             predicate = statement.predicate
             if statement.kind is not EvidenceKind.DRILL or predicate["mutation"] is not None:
@@ -153,7 +156,9 @@ def _drills(evidence: Evidence, service: Service) -> tuple[list[DrillEntry], str
                 )
             )
             if outcome == "passed":
-                break
+                return found, None
+        if evidence.ledger.size() > _LOOKED_AT:
+            return found, f"only the newest {_LOOKED_AT} records were looked at"
     except ObjectStoreError:
         raise
     except DrError as error:
@@ -162,12 +167,18 @@ def _drills(evidence: Evidence, service: Service) -> tuple[list[DrillEntry], str
 
 
 def _proved(databases: Sequence[ComponentInfo], drills: Sequence[DrillEntry]) -> Proved | None:
-    """Return the newest proof: a passed drill, or a proven restore of every cluster on this host."""
+    """Return the newest proof: a passed drill, or a proven restore of every cluster on this host.
+
+    A newer drill that did not pass takes it away: what could be recovered then may not be now.
+    """
     proofs = [Proved(at=drill.at, how="drill") for drill in drills if drill.outcome == "passed"]
-    restored = [known.measured.restored_at for known in databases if known.measured is not None]
+    restored = [known.measured.restored_at for known in databases if known.measured and known.measured.proved]
     if restored and len(restored) == len(databases):
         proofs.append(Proved(at=from_iso(min(restored)), how="restore"))
-    return max(proofs, key=lambda proof: proof.at, default=None)
+    newest = max(proofs, key=lambda proof: proof.at, default=None)
+    if newest is not None and drills and drills[0].outcome != "passed" and drills[0].at > newest.at:
+        return None
+    return newest
 
 
 def _files_info(repository: Repository, service: Service, component: FilesSettings, now: datetime) -> FilesInfo:

@@ -20,10 +20,10 @@ from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import ComponentName, PointId, ServiceName, make_ulid
 from drservice.model.points import RecoveryPoint
 from drservice.model.recovery import Target
-from drservice.operations.evidence import Evidence, snapshot_subjects
+from drservice.operations.evidence import Evidence, artefact_subjects, snapshot_subjects
 from drservice.operations.filesrestore import DocumentCounts, FilesRestore, RestoredFiles
 from drservice.operations.progress import Progress
-from drservice.operations.records import recovery_fields, target_fields
+from drservice.operations.records import listing_artefact, recovery_fields, target_fields
 from drservice.operations.restore import RestoreContext, RestoreRequest, RestoreResult, run_restore
 from drservice.repository import layout
 from drservice.repository.repository import Repository
@@ -45,15 +45,23 @@ def restore_service(context: RestoreContext, evidence: Evidence, request: Restor
     except KeyboardInterrupt:
         _record_failure(context, evidence, request, run, InterruptedRunError("the restore was interrupted"))
         raise
+    try:
+        point = point_of(context.repository, request.service.name, result)
+    except DrError:
+        point = None  # the record says less then; nothing about evidence stops a rescue
     evidence.record(
         EvidenceKind.RESTORE,
         service=request.service.name,
         run=run,
-        subject=subjects_of(result),
+        subject=[
+            *subjects_of(result),
+            *artefact_subjects(evidence, document_artefact(result), progress=context.progress),
+        ],
         fields={
+            **recovered_fields(result),
             "outcome": "partial" if result.is_partial else "restored",
             "target": reached_fields(result),
-            **recovered_fields(result),
+            "point": point,
         },
         progress=context.progress,
     )
@@ -121,6 +129,32 @@ def recovered_fields(result: RestoreResult, *, rto_seconds: float | None = None)
         environment=(result.environment.id, result.environment.kind),
         error=None,
     )
+
+
+def document_artefact(result: RestoreResult) -> tuple[str, bytes] | None:
+    """Return the names of all documents that are not as they were; ``None`` if there is none."""
+    lists: dict[str, list[str]] = {"missing": [], "corrupt": [], "missing_in_production": []}
+    for item in result.files:
+        if item.documents is not None:
+            lists["missing"] += item.documents.missing
+            lists["corrupt"] += item.documents.corrupt
+            lists["missing_in_production"] += item.documents.missing_in_production
+            lists["missing_in_production"] += item.documents.corrupt_in_production
+    return ("documents.json", listing_artefact(lists)) if any(lists.values()) else None
+
+
+def point_of(repository: Repository, service: ServiceName, result: RestoreResult) -> PointId | None:
+    """Return the recovery point that the cluster's snapshot belongs to, if it belongs to one.
+
+    Raises:
+        ObjectStoreError: the store did not answer.
+    """
+    used = result.planned.resolved.plan.snapshot
+    for point in repository.points(service).listing().points:
+        member = point.member(used.component)
+        if member is not None and member.snapshot == used.id:
+            return point.id
+    return None
 
 
 def phases_of(result: RestoreResult, *, rto_seconds: float | None = None) -> dict[str, float]:

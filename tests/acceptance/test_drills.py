@@ -109,7 +109,7 @@ def test_a_failed_check_fails_the_drill_and_opens_a_finding_until_it_passes(plan
         plant.archive()
     assert failed["verdict"] == "failed"
     assert any("business:moves-balance failed" in reason for reason in failed["reasons"])
-    (finding,) = [item for item in findings(plant) if item["check"] == "business:moves-balance"]
+    (finding,) = [item for item in findings(plant) if item["check"].startswith("business:moves-balance (")]
     assert (finding["state"], finding["owner"], finding["drill_entry"]) == ("opened", "finance", failed["record"])
     assert finding["finding"] in failed["findings"]
     again = plant.json("drill", "erp", "--plan", "latest", status=1)
@@ -164,6 +164,65 @@ def test_a_document_without_its_file_fails_the_drill(plant: Plant) -> None:
         plant.archive()
     assert done["documents"]["missing"] == 1
     assert "1 documents are missing" in done["reasons"]
+
+
+def test_work_that_was_committed_behind_the_archive_is_lost_work(plant: Plant) -> None:
+    """The rows are archived, the commit is not: the copy knows the transaction and lacks what it did."""
+    with plant.cluster.connect(DATABASE) as connection:
+        connection.execute("begin")
+        connection.execute("insert into stock_move (state, product_qty) select 'draft', 1 from generate_series(1, 50)")
+        plant.archive()
+        connection.execute("commit")
+        done = plant.json("drill", "erp", "--plan", "latest")
+        plant.archive()
+        connection.execute("checkpoint")
+        idle = plant.json("drill", "erp", "--plan", "latest")
+    assert done["rpo_seconds"] > 0, "50 rows that were acknowledged are not in the copy"
+    assert idle["rpo_seconds"] == 0, "a checkpoint is no work"
+
+
+def test_a_failed_drill_takes_the_proof_away_until_one_passes(plant: Plant, tmp_path: Path) -> None:
+    plant.json("drill", "erp", "--plan", "latest")
+    (service,) = plant.json("info", "erp")["services"]
+    assert (service["verified_by"], service["last_drill"]["outcome"]) == ("drill", "passed")
+    wrong = {"name": "wrong", "component": "database", "sql": "select 1", "expect": "= 2"}
+    config = changed(plant, tmp_path, checks=[wrong])
+    plant.json("drill", "erp", "--plan", "latest", status=1, config=config)
+    (service,) = plant.json("info", "erp")["services"]
+    assert (service["verified_at"], service["last_drill"]["outcome"]) == (None, "failed")
+    # The same name, asked for less: another question.
+    easier = changed(plant, tmp_path, checks=[{**wrong, "expect": "= 1"}])
+    done = plant.json("drill", "erp", "--plan", "latest", config=easier)
+    assert done["closed_findings"] == []
+    assert plant.json("info", "erp")["services"][0]["verified_by"] == "drill"
+
+
+def test_a_hundred_long_answers_cannot_keep_a_failure_off_the_record(plant: Plant, tmp_path: Path) -> None:
+    answer = "select repeat('\u00e4', 200)"
+    checks = [
+        {"name": f"long-{number}", "component": "database", "sql": answer, "expect": "= short"} for number in range(130)
+    ]
+    done = plant.json("drill", "erp", "--plan", "latest", status=1, config=changed(plant, tmp_path, checks=checks))
+    outcome = record(plant, done["record"])
+    assert outcome["outcome"] == "failed"
+    assert len([check for check in outcome["checks"] if check["state"] == "failed"]) == 130
+    subjects = plant.json("evidence", "show", str(done["record"]))["statement"]["subject"]
+    assert any(subject["name"] == "artefact/outcome.json" for subject in subjects), "what was cut is stored beside it"
+
+
+def test_the_names_of_missing_documents_are_stored_beside_the_record(plant: Plant) -> None:
+    name = plant.upload(b"another one after the last pass")
+    plant.archive()
+    try:
+        done = plant.json("drill", "erp", "--plan", "latest", status=1)
+    finally:
+        plant.remove(name)
+        plant.archive()
+    subjects = plant.json("evidence", "show", str(done["record"]))["statement"]["subject"]
+    (listed,) = [subject["digest"]["sha256"] for subject in subjects if subject["name"] == "artefact/documents.json"]
+    stored = plant.estate.repository / "ledger" / "artefact" / listed[:2] / listed
+    assert json.loads(stored.read_bytes())["missing"] == [name]
+    assert record(plant, done["record"])["point"] is not None
 
 
 def test_what_is_kept_runs_and_can_be_asked(plant: Plant) -> None:

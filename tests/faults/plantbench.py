@@ -22,7 +22,8 @@ from drservice.model.ids import ServiceName
 from drservice.model.recovery import Target, TargetKind
 from drservice.objectstore.interface import ObjectStore
 from drservice.operations.backup import BackupContext
-from drservice.operations.drill import DrillResult, run_drill
+from drservice.operations.drill import run_drill
+from drservice.operations.drillconclusion import DrillResult
 from drservice.operations.drillrecord import DrillRequest
 from drservice.operations.evidence import Evidence
 from drservice.operations.restore import Afterwards, RestoreContext, RestoreRequest, RestoreResult

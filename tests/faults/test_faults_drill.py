@@ -16,7 +16,7 @@ from drservice.environments.sandbox import list_sandboxes
 from drservice.errors import ReplayError, StoreUnreachableError
 from drservice.model.checks import CheckState
 from drservice.model.evidence import EvidenceKind, seed_commitment
-from drservice.operations.drill import DrillResult
+from drservice.operations.drillconclusion import DrillResult
 from tests.contract.env_census import Census, take_census
 from tests.contract.env_fixtures import eventually
 from tests.doubles.cluster import ClusterMaker
@@ -75,6 +75,7 @@ def require_failed_on_record(plant: Plant, result: DrillResult) -> dict[str, Any
     """The invariant of a drill that went wrong: failed, destroyed, and its record says both."""
     assert not result.verdict.passed
     assert result.destroyed
+    assert result.record is not None
     record = drills_of(plant, result.record.number)[result.record.number]
     assert (record["outcome"], record["destroyed"], record["kept"]) == ("failed", True, False)
     assert record["obligation_entry"] == result.obligation_entry

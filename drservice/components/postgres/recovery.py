@@ -207,6 +207,7 @@ def isolation_options(control: ControlFile, *, major: int) -> Options:
         ("krb_server_keyfile", ""),
         ("bonjour", "off"),
         ("jit", "off"),
+        ("autovacuum", "off"),  # what the copy does by itself would be taken for what it was given
         ("logging_collector", "off"),
         ("log_destination", "stderr"),
         ("log_line_prefix", "%m [%p] "),

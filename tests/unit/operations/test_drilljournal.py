@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from drservice.errors import LedgerError
 from drservice.model.ids import EnvironmentId
 from drservice.operations import drilljournal
 from drservice.operations.drilljournal import UnderWay, orphans, under_way
@@ -80,7 +81,18 @@ def test_a_drill_that_is_about_to_be_noted_is_no_orphan(tmp_path: Path) -> None:
     assert (tmp_path / "drills" / "A.new").exists()
 
 
-@pytest.mark.parametrize("text", ["", '{"obligation": "A"', "[]\n", '{"obligation": "A"}\n'])
+@pytest.mark.parametrize(
+    "text", ["[]\n", '{"obligation": "A"}\n', '{"obligation": "A", "new": 1}\n{"environment": "x"}\n']
+)
+def test_a_note_that_cannot_be_understood_is_kept_and_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "drills").mkdir()
+    (tmp_path / "drills" / "A.json").write_text(text)
+    with pytest.raises(LedgerError, match=r"A\.json cannot be understood"), orphans(tmp_path):
+        pytest.fail("what another version wrote was taken for nothing")
+    assert (tmp_path / "drills" / "A.json").read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", '{"obligation": "A"'])
 def test_a_file_without_a_whole_first_line_promised_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "drills").mkdir()
     (tmp_path / "drills" / "A.json").write_text(text)

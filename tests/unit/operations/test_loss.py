@@ -8,13 +8,11 @@ from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import cast
 
-import pytest
-
 from drservice.components.postgres.waldump import Outcome, TransactionEnd
 from drservice.model.recovery import choose_plan
 from drservice.model.wal import Lsn, Timeline, segment_name
 from drservice.operations.locate import WalScanner
-from drservice.operations.loss import Production, loss_at, loss_now
+from drservice.operations.loss import loss_at
 from drservice.operations.restore import RestoreResult
 from tests.unit.model.test_recovery import LATEST, MONDAY, NOON, SIZE, archive, at
 
@@ -56,36 +54,6 @@ def restored(
     return cast("RestoreResult", found)
 
 
-def production(flushed: float, *, next_xid: int = 100) -> Production:
-    return Production(at=NOON, flushed=at(flushed), next_xid=next_xid)
-
-
-DECIDED = NOON + 60 * SECOND
-
-
-@pytest.mark.parametrize(
-    ("stood", "counter", "lost"),
-    [
-        (production(6.9), None, 0.0),
-        (production(9), 100, 0.0),
-        (production(9, next_xid=101), 100, 40.0),
-        (production(9), None, 40.0),
-        (None, 100, 40.0),
-    ],
-    ids=["all of it is stored", "only checkpoints were written", "a transaction ended", "unknown counter", "silent"],
-)
-def test_the_loss_is_the_time_since_the_last_durable_commit_if_anything_was_committed_since(
-    stood: Production | None, counter: int | None, lost: float
-) -> None:
-    result = restored(time=NOON + 20 * SECOND)
-    assert loss_now(result, decided_at=DECIDED, production=stood, counter=counter) == lost
-
-
-def test_without_any_commit_the_snapshot_is_the_last_that_is_durable() -> None:
-    found = loss_now(restored(), decided_at=DECIDED, production=None, counter=None)
-    assert found == (DECIDED - MONDAY.stopped_at).total_seconds()
-
-
 def scanner(**commits: int) -> WalScanner:
     """Return what reads the segments; ``s5=40``: a commit in segment 5, 40 seconds after noon."""
     found = Scanner({name(int(key[1:])): (NOON + second * SECOND,) for key, second in commits.items()})
@@ -117,6 +85,23 @@ def test_without_a_durable_commit_the_loss_goes_back_to_the_snapshot() -> None:
     result = restored(reached=5.5, stored=STORED)
     instant = NOON + 50 * SECOND
     assert loss_at(instant, result, scanner(s5=40)) == (instant - MONDAY.stopped_at).total_seconds()
+
+
+def test_what_may_lie_behind_the_archive_is_lost_back_to_the_last_durable_commit() -> None:
+    result = restored(reached=4.5, stored=STORED)
+    instant = NOON + 50 * SECOND
+    assert loss_at(instant, result, scanner(s4=25)) == 0.0
+    assert loss_at(instant, result, scanner(s4=25), tail_at_risk=True) == 25.0
+    assert loss_at(instant, result, scanner(), tail_at_risk=True) == (instant - MONDAY.stopped_at).total_seconds()
+
+
+def test_the_store_s_clock_is_set_right_before_it_is_believed() -> None:
+    """The store says 30 and is 30 seconds ahead: at 20, segment 4 with its commit of 15 was held; and behind: not."""
+    result = restored(reached=4.5, stored=STORED)
+    instant = NOON + 20 * SECOND
+    assert loss_at(instant, result, scanner(s3=5, s4=15)) == 15.0
+    assert loss_at(instant, result, scanner(s3=5, s4=15), skew=30 * SECOND) == 0.0
+    assert loss_at(NOON + 50 * SECOND, result, scanner(s3=5, s4=15), skew=-30 * SECOND) == 45.0
 
 
 def test_a_store_that_tells_no_times_leaves_the_loss_unknown() -> None:
