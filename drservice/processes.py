@@ -93,7 +93,7 @@ def inherit_owner(path: Path) -> None:
     """
     if os.geteuid() != 0:
         return
-    folder = _open_folder(path.parent)
+    folder = open_folder(path.parent)
     try:
         descriptor = _open_entry(path, folder, os.O_RDONLY)
         try:
@@ -117,7 +117,7 @@ def create_private(path: Path, mode: int = 0o600) -> int:
         OSError: it cannot be made.
         ConfigurationError: a folder on the way is a link that somebody other than root may have planted.
     """
-    folder = _open_folder(path.parent)
+    folder = open_folder(path.parent)
     try:
         with suppress(FileNotFoundError):
             os.unlink(path.name, dir_fd=folder)
@@ -135,7 +135,7 @@ def open_private(path: Path, mode: int = 0o600) -> int:
         OSError: it can be neither opened nor made.
         ConfigurationError: there is a link or something else that is no regular file.
     """
-    folder = _open_folder(path.parent)
+    folder = open_folder(path.parent)
     try:
         while True:
             try:
@@ -160,10 +160,10 @@ def make_folder(path: Path, *, mode: int = 0o755) -> None:
         ConfigurationError: as root, a folder on the way is a link that somebody other than root may have planted.
     """
     with suppress(FileNotFoundError):
-        os.close(_open_folder(path))
+        os.close(open_folder(path))
         return
     make_folder(path.parent)
-    folder = _open_folder(path.parent)
+    folder = open_folder(path.parent)
     try:
         with suppress(FileExistsError):
             os.mkdir(path.name, mode, dir_fd=folder)
@@ -177,10 +177,17 @@ def make_folder(path: Path, *, mode: int = 0o755) -> None:
         os.close(folder)
 
 
-def _open_folder(path: Path) -> int:
+def open_folder(path: Path) -> int:
     """Open a folder to work in; as root, one step at a time and through no link that others may have planted.
 
     A link is followed where only root could have put it: it is root's own and stands in a folder of root's.
+
+    Returns:
+        A descriptor to name what stands in it by (``O_PATH``); the caller closes it.
+
+    Raises:
+        OSError: it is not there, or no folder.
+        ConfigurationError: a folder on the way is a link that somebody other than root may have planted.
     """
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     absolute = path.absolute()

@@ -13,6 +13,7 @@ import hashlib
 import os
 import stat
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ WHOLE_FILE_CHUNK_BYTES = 4 << 20
 _SETTLE_SECONDS = (0.02, 0.1, 0.3)
 """Pauses before a file that was written while it was read is read again."""
 _RECENT_NS = 2 * 10**9
+_OPEN_FOLDERS = 128
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
@@ -50,7 +52,7 @@ class FileState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """The folder that is captured: reached by name, and recognised by device and inode ever after."""
+    """A folder that is captured or filled: reached by name, and recognised by device and inode ever after."""
 
     path: str
     device: int
@@ -69,7 +71,7 @@ class Root:
         facts = os.fstat(descriptor)
         if (facts.st_dev, facts.st_ino) != (self.device, self.inode):
             os.close(descriptor)
-            raise CaptureError(f"{self.path} is another folder than it was when it was listed")
+            raise CaptureError(f"{self.path} is another folder than it was at the beginning")
         return descriptor
 
 
@@ -89,6 +91,38 @@ def open_below(root: int, folder: bytes) -> Iterator[int]:
         yield current
     finally:
         os.close(current)
+
+
+class Folders:
+    """The folders below an open one, each opened as :func:`open_below` does; those used last stay open."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._open: OrderedDict[bytes, int] = OrderedDict()
+
+    def at(self, folder: bytes) -> int:
+        """Return the descriptor of a folder (``b""`` = the open one), good until another one is asked for.
+
+        Raises:
+            OSError: it is not there, or not a folder.
+        """
+        if not folder:
+            return self._root
+        descriptor = self._open.get(folder)
+        if descriptor is not None:
+            self._open.move_to_end(folder)
+            return descriptor
+        if len(self._open) >= _OPEN_FOLDERS:
+            os.close(self._open.popitem(last=False)[1])
+        with open_below(self._root, folder) as opened:
+            descriptor = self._open[folder] = os.dup(opened)
+        return descriptor
+
+    def close(self) -> None:
+        """Close them all but for the first, which is the caller's."""
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Placing many whole files: ordered by pack, each made, written and checked by one worker in one go.
 
 Where a few files are made of many chunks, ``placing`` is the better order. Here a file is mostly one chunk, so what
-counts is that nobody touches it twice: the worker that has the pack in memory makes the file under its own name in a
-folder that nobody uses yet. Damage costs the files it is in and no other: they are reported and not left behind.
+counts is that nobody touches it twice: the worker that has the pack in memory makes the file under its own name, with
+its owner and mode, in a folder that nobody else can enter yet. Folders are opened step by step and through no link, so
+root is not led elsewhere. Damage costs the files it is in and no other: they are reported and not left behind.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
-from drservice.errors import DamagedObjectError
+from drservice.errors import CaptureError, DamagedObjectError, RecoveryError
 from drservice.model.estate import SignerSettings
 from drservice.objectstore.interface import ObjectStore
 from drservice.processes import Account
+from drservice.repository.bulk import Folders, Root
 from drservice.repository.chunktable import ChunkRow, ChunkTable
 from drservice.repository.envelope import Trust
 from drservice.repository.keys import Identities, Keyring
@@ -102,7 +104,7 @@ class PlacingSpec:
     open_store: Callable[[], ObjectStore]
     scope: Scope
     secrets: Sequence[tuple[str, bytes]]
-    root: str
+    root: Root
     account: Account | None
 
 
@@ -123,7 +125,12 @@ class PlacingWorker:
         keyring.adopt(spec.secrets)
         self._packs = PackOpener(self._store, scope=spec.scope, keyring=keyring)
         self._account = spec.account
-        self._root = os.open(spec.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._root = spec.root.open()
+        except CaptureError as error:
+            self._store.close()
+            raise RecoveryError(error.message) from error
+        self._folders = Folders(self._root)
         self._ahead = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch-ahead")
 
     def work(self, tasks: Sequence[PackPlan], /) -> BulkPlaced:
@@ -150,6 +157,7 @@ class PlacingWorker:
     def close(self) -> None:
         """Release the root and connections."""
         self._ahead.shutdown(wait=True, cancel_futures=True)
+        self._folders.close()
         os.close(self._root)
         self._store.close()
 
@@ -176,15 +184,17 @@ class PlacingWorker:
             RecoveryError: the folder cannot be written.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        folder, _, name = plan.path.rpartition(b"/")
         try:
-            descriptor = os.open(plan.path, flags, 0o600, dir_fd=self._root)
+            inside = self._folders.at(folder)
+            descriptor = os.open(name, flags, 0o600, dir_fd=inside)
         except OSError as error:
             raise write_error(plan.path, error) from error
         try:
             self._fill(plan, descriptor, fetched)
         except BaseException:
             with suppress(OSError):
-                os.unlink(plan.path, dir_fd=self._root)
+                os.unlink(name, dir_fd=inside)
             raise
         finally:
             os.close(descriptor)

@@ -245,16 +245,25 @@ def sync_folder(root: Path) -> None:
     Raises:
         RecoveryError: the disk reports an error.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
     try:
         descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise write_error(os.fsencode(root), error) from error
     try:
-        if libc.syncfs(descriptor) != 0:
-            raise RecoveryError(f"writing {root} to disk failed: {os.strerror(ctypes.get_errno())}")
+        sync_opened(descriptor, root)
     finally:
         os.close(descriptor)
+
+
+def sync_opened(descriptor: int, root: Path) -> None:
+    """Make everything durable that is below an open folder; ``root`` is how messages call it.
+
+    Raises:
+        RecoveryError: the disk reports an error.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(descriptor) != 0:
+        raise RecoveryError(f"writing {root} to disk failed: {os.strerror(ctypes.get_errno())}")
 
 
 def write_error(path: bytes, error: OSError) -> RecoveryError:

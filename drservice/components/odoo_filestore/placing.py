@@ -1,8 +1,8 @@
 """Bringing documents back: exactly those that a recovered database refers to, each checked against its name.
 
-Everything is placed in a folder beside the target under a name of this run, made durable, and renamed into place as a
-whole: under the target's name there is everything or nothing. A crash leaves the folder of its run, which nobody takes
-for a restore and anybody may delete.
+Everything is placed in a folder beside the target under a name of this run (``staging``), made durable, and renamed
+into place as a whole: under the target's name there is everything or nothing. A crash leaves the folder of its run,
+which nobody takes for a restore and anybody may delete.
 
 A document that cannot be restored from the preferred snapshot is looked for in the others. One that production itself
 had lost is told apart from one that we lost; one that was damaged in production already is *not* placed: under its name
@@ -12,25 +12,26 @@ Odoo would take every later upload of the right content for a collision.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from drservice.components.odoo_filestore.names import is_document, sha1_of_name
 from drservice.components.odoo_filestore.record import document_record
-from drservice.errors import DocumentsDamagedError, DrError, NoIdentityError, TargetDirectoryError
+from drservice.components.odoo_filestore.staging import Staging, staging
+from drservice.errors import DocumentsDamagedError, DrError, NoIdentityError
 from drservice.model.ids import SnapshotId
 from drservice.processes import Account
 from drservice.repository.bulkplacing import BulkPlaced, PlacingSpec, WantedFile, data_bytes, place_whole_files
-from drservice.repository.nodes import Entry, EntryKind
-from drservice.repository.placing import PlacingProgress, require_space, sync_folder, write_error
+from drservice.repository.nodes import EntryKind
+from drservice.repository.placing import PlacingProgress
 from drservice.repository.reader import UNUSABLE_PACK, SnapshotReader
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
 
-_FOLDER_MODE = 0o755
+_CLOSED = 0o700
+"""Mode of a restored folder that its owner alone may look into: documents, and whatever an environment holds."""
+_OPEN = 0o755
 _NAMED_IN_ERRORS = 10
 
 
@@ -116,11 +117,11 @@ def place_documents(
         NoIdentityError: nothing can be opened here.
     """
     search = _Search(wanted=set(wanted))
-    with _staging(target, context.account) as staging:
+    with staging(target) as made:
         for number, snapshot in enumerate(snapshots):
             if search.wanted or number == 0:
-                _place_from(context, snapshot, staging, search, preferred=number == 0)
-        _put_in_place(staging, target)
+                _place_from(context, snapshot, made, search, preferred=number == 0)
+        made.put_in_place(context.account, mode=_CLOSED)
     left = search.wanted
     lost = left & search.damaged
     wrong = (left & search.never_right) - lost
@@ -141,11 +142,11 @@ def place_documents(
 
 
 def _place_from(
-    context: PlaceContext, snapshot: SnapshotId, staging: Path, search: _Search, *, preferred: bool
+    context: PlaceContext, snapshot: SnapshotId, made: Staging, search: _Search, *, preferred: bool
 ) -> None:
     """Place what one snapshot has of what is still wanted; damage of it costs only what it is in."""
     try:
-        reader, spec = _open(context, snapshot, staging)
+        reader, spec = _open(context, snapshot, made)
         record = document_record(reader)
     except NoIdentityError:
         raise
@@ -154,8 +155,9 @@ def _place_from(
         return
     search.never_there.update(map(os.fsdecode, record.missing))
     files = list(_documents(reader, search, preferred=preferred))
-    require_space(staging, data_bytes(reader, files))
-    _make_folders(staging, {item.entry.path.rpartition(b"/")[0] for item in files}, context.account)
+    made.require_space(data_bytes(reader, files))
+    for path in {item.entry.path.rpartition(b"/")[0] for item in files}:
+        made.make_folder(path)
     lost: set[str] = set()
     placed = 0
     for reply in place_whole_files(reader, files, spec, workers=context.workers, progress=context.progress):
@@ -200,22 +202,24 @@ def place_folder(context: PlaceContext, snapshot: SnapshotId, target: Path) -> P
         DocumentsDamagedError: files cannot be restored, by name; nothing is under the target's name.
         DamagedObjectError, MissingObjectError, FormatError, RecoveryError, ObjectStoreError: the same.
     """
-    with _staging(target, context.account) as staging:
-        reader, spec = _open(context, snapshot, staging)
+    with staging(target) as made:
+        reader, spec = _open(context, snapshot, made)
         entries = list(reader.entries())
         folders = [entry for entry in entries if entry.kind is EntryKind.DIRECTORY]
         links = [entry for entry in entries if entry.kind is EntryKind.LINK]
         files = [WantedFile(entry, b"") for entry in entries if entry.kind is EntryKind.FILE]
-        require_space(staging, data_bytes(reader, files))
-        _make_folders(staging, [entry.path for entry in folders], context.account)
+        made.require_space(data_bytes(reader, files))
+        for entry in folders:  # from above to below, as entries come
+            made.make_folder(entry.path, entry.mode & 0o777)
         total = BulkPlaced()
         for reply in place_whole_files(reader, files, spec, workers=context.workers, progress=context.progress):
             total = total.plus(reply)
         if total.lost:
             named = "; ".join(f"{_shown(path)}: {why}" for path, why in total.lost[:_NAMED_IN_ERRORS])
             raise DocumentsDamagedError(f"{len(total.lost)} of {len(files)} files cannot be restored: {named}")
-        _finish_skeleton(staging, folders, links, context.account)
-        _put_in_place(staging, target)
+        for entry in links:
+            made.make_link(entry.path, entry.target, context.account)
+        made.put_in_place(context.account, mode=_CLOSED if context.account is not None else _OPEN)
     return PlacedFolder(
         files=total.files,
         folders=len(folders),
@@ -225,7 +229,7 @@ def place_folder(context: PlaceContext, snapshot: SnapshotId, target: Path) -> P
     )
 
 
-def _open(context: PlaceContext, snapshot: SnapshotId, staging: Path) -> tuple[SnapshotReader, PlacingSpec]:
+def _open(context: PlaceContext, snapshot: SnapshotId, made: Staging) -> tuple[SnapshotReader, PlacingSpec]:
     repository, scope = context.repository, context.scope
     opened = repository.open_snapshot(scope, snapshot)
     opened.record.documents  # noqa: B018  # refuses a snapshot of a cluster before anything is written
@@ -234,84 +238,10 @@ def _open(context: PlaceContext, snapshot: SnapshotId, staging: Path) -> tuple[S
         open_store=repository.open_store,
         scope=scope,
         secrets=repository.secrets(scope, opened),
-        root=os.fspath(staging),
+        root=made.root,
         account=context.account,
     )
     return reader, spec
-
-
-# --- The folder ---------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _staging(target: Path, account: Account | None) -> Iterator[Path]:
-    """Make the folder of this run beside the target; it is removed again unless it was put in place."""
-    _require_free(target)
-    staging = target.parent / f".{target.name}.drservice-{os.getpid()}-{os.urandom(4).hex()}"
-    with _writing(staging):
-        staging.mkdir(mode=0o700)
-        if account is not None:
-            os.chown(staging, account.uid, account.gid)
-    try:
-        yield staging
-    finally:
-        # In place it has another name. Else what cannot be removed is under a name that nobody takes for a restore.
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _require_free(target: Path) -> None:
-    try:
-        if target.is_symlink() or (target.exists() and not target.is_dir()):
-            raise TargetDirectoryError(f"{target} is no directory")
-        first = next(target.iterdir(), None) if target.is_dir() else None
-    except OSError as error:
-        raise TargetDirectoryError(f"cannot look at {target}: {error.strerror}") from error
-    if first is not None:
-        raise TargetDirectoryError(f"{target} is not empty (it holds {first.name})")
-
-
-def _put_in_place(staging: Path, target: Path) -> None:
-    """Make the folder durable and give it the target's name, which nobody has or an empty folder."""
-    sync_folder(staging)
-    with _writing(target):
-        staging.rename(target)
-        descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _make_folders(root: Path, paths: Collection[bytes], account: Account | None) -> None:
-    base = os.fsencode(root) + b"/"
-    for path in sorted(paths):
-        with _writing(path), suppress(FileExistsError):  # made for an earlier snapshot
-            os.mkdir(base + path, _FOLDER_MODE)  # noqa: PTH102  # byte paths: names need not be UTF-8
-            os.chmod(base + path, _FOLDER_MODE)  # noqa: PTH101  # the same; whatever the umask is
-            if account is not None:
-                os.chown(base + path, account.uid, account.gid)
-
-
-def _finish_skeleton(root: Path, folders: Sequence[Entry], links: Sequence[Entry], account: Account | None) -> None:
-    """Make links, and give folders their modes, deepest first: a folder may forbid to write into it."""
-    base = os.fsencode(root) + b"/"
-    for entry in links:
-        with _writing(entry.path):
-            os.symlink(entry.target, base + entry.path)  # noqa: PTH211  # byte paths: names need not be UTF-8
-            if account is not None:
-                os.chown(base + entry.path, account.uid, account.gid, follow_symlinks=False)
-    for entry in reversed(folders):
-        with _writing(entry.path):
-            os.chmod(base + entry.path, entry.mode & 0o777)  # noqa: PTH101  # the same
-
-
-@contextmanager
-def _writing(path: bytes | Path) -> Iterator[None]:
-    """Translate what the system refuses while ``path`` is made: no space, read-only, not permitted."""
-    try:
-        yield
-    except OSError as error:
-        raise write_error(os.fsencode(path), error) from error
 
 
 def _shown(path: bytes) -> str:
