@@ -32,7 +32,6 @@ from drservice.checks.interface import (
 from drservice.components.odoo_filestore.names import is_document, sha1_of_name
 from drservice.components.postgres.asking import Asking
 from drservice.errors import UnansweredError
-from drservice.model.estate import FilesKind
 from drservice.model.ids import ComponentName
 
 _REFERRED = (
@@ -69,10 +68,8 @@ class _Tally:
 
 
 def ask_present(component: ComponentName, service: RecoveredService, seconds: float) -> Finding:
-    """Ask whether every file is there that has to be: for a filestore, one for each name in the recovered rows."""
+    """Ask whether there is a file for each name in the recovered rows."""
     documents = documents_of(service, component)
-    if documents.kind is FilesKind.DIRECTORY:
-        return _directory_present(documents)
     tally = _examine(documents, service, seconds, _look)
     absent = [name for name in tally.names(_Seen.ABSENT) if name not in set(documents.missing_in_production)]
     others = tally.names(_Seen.NO_FILE)
@@ -102,10 +99,19 @@ def ask_hashes(component: ComponentName, service: RecoveredService, seconds: flo
 
 
 def ask_missing_in_production(component: ComponentName, service: RecoveredService, _: float) -> Finding:
-    """Tell which documents production itself had lost or spoilt before the snapshot."""
-    lost = list(documents_of(service, component).missing_in_production)
-    if lost:
-        return failed(f"production had no good copy of {len(lost)} documents: {listed(lost)}", value=str(len(lost)))
+    """Tell which documents production itself had lost or spoilt before the snapshot, here again or not."""
+    documents = documents_of(service, component)
+    gone, back = list(documents.missing_in_production), list(documents.recovered_from_older)
+    told = []
+    if gone:
+        told.append(f"production had no good copy of {len(gone)} documents: {listed(gone)}")
+    if back:
+        told.append(
+            f"{len(back)} documents were lost or damaged in production and recovered from an older snapshot:"
+            f" {listed(back)}"
+        )
+    if told:
+        return failed("; ".join(told), value=str(len(gone) + len(back)))
     return passed("production had a good copy of every document", value="0")
 
 
@@ -132,7 +138,9 @@ def documents_of(service: RecoveredService, component: ComponentName) -> Recover
     return found
 
 
-def _directory_present(documents: RecoveredDocuments) -> Finding:
+def ask_files(component: ComponentName, service: RecoveredService, _: float) -> Finding:
+    """Ask whether as many files of a plain folder are there as its snapshot has."""
+    documents = documents_of(service, component)
     present = _count_files(documents.root)
     wrong = [*documents.missing, *documents.corrupt]
     if wrong:
@@ -140,6 +148,13 @@ def _directory_present(documents: RecoveredDocuments) -> Finding:
     if present < documents.expected:
         return failed(f"{present} files are there, {documents.expected} were expected")
     return passed(f"{present} files are there")
+
+
+def ask_content(_component: ComponentName, _service: RecoveredService, _: float) -> NotApplicable:
+    """Tell what nobody can ask of a plain folder: nothing in it says what its files have to be."""
+    return NotApplicable(
+        reason="the content of a plain folder is compared with nothing but the hashes of its chunks, while it is placed"
+    )
 
 
 def _count_files(root: Path) -> int:
@@ -190,22 +205,35 @@ def _rows_of(documents: RecoveredDocuments, service: RecoveredService, seconds: 
         yield source
 
 
-def _look(root: int, name: str) -> tuple[_Seen, int]:
+def _enter(root: int, folder: str) -> int | _Seen:
+    """Open a document's folder, or tell what is wrong with it; a link is none."""
     try:
-        facts = os.stat(name, dir_fd=root, follow_symlinks=False)
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
+    except FileNotFoundError:
+        return _Seen.ABSENT
+    except NotADirectoryError:
+        return _Seen.NO_FILE
+
+
+def _look(root: int, name: str) -> tuple[_Seen, int]:
+    folder, _, base = name.partition("/")
+    inside = _enter(root, folder)
+    if isinstance(inside, _Seen):
+        return inside, 0
+    try:
+        facts = os.stat(base, dir_fd=inside, follow_symlinks=False)
     except FileNotFoundError:
         return _Seen.ABSENT, 0
+    finally:
+        os.close(inside)
     return (_Seen.SOUND if stat.S_ISREG(facts.st_mode) else _Seen.NO_FILE), facts.st_size
 
 
 def _read(root: int, name: str) -> tuple[_Seen, int]:
     folder, _, base = name.partition("/")
-    try:
-        inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
-    except FileNotFoundError:
-        return _Seen.ABSENT, 0
-    except NotADirectoryError:
-        return _Seen.NO_FILE, 0
+    inside = _enter(root, folder)
+    if isinstance(inside, _Seen):
+        return inside, 0
     try:
         # Non-blocking: opening a pipe that nobody writes to would wait for ever.
         descriptor = os.open(base, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=inside)

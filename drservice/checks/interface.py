@@ -58,6 +58,8 @@ class RecoveredDocuments:
     """Whose rows refer to the documents; set for ``odoo-filestore`` only."""
     follows: ComponentName | None
     """The cluster that holds ``database``; set for ``odoo-filestore`` only."""
+    recovered_from_older: tuple[str, ...] = ()
+    """Of which production had no good copy any more, and an older snapshot had: they were placed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

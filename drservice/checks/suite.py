@@ -113,17 +113,20 @@ def _database_checks(component: ComponentName, times: CheckTimes) -> Iterator[Ch
 
 
 def _files_checks(component: ComponentName, kind: FilesKind, times: CheckTimes) -> Iterator[Check]:
+    if kind is FilesKind.DIRECTORY:
+        yield _check(component, "files-present", filestore.ask_files, times.documents_seconds)
+        yield _check(component, "files-content", filestore.ask_content, times.sql_seconds, Severity.WARNING)
+        return
     yield _check(component, "documents-present", filestore.ask_present, times.documents_seconds)
-    if kind is FilesKind.ODOO_FILESTORE:
-        yield _check(component, "documents-hash", filestore.ask_hashes, times.documents_seconds)
-        yield _check(
-            component,
-            "documents-missing-in-production",
-            filestore.ask_missing_in_production,
-            times.sql_seconds,
-            Severity.WARNING,
-        )
-        yield _check(component, "documents-not-covered", filestore.ask_covered, times.sql_seconds, Severity.WARNING)
+    yield _check(component, "documents-hash", filestore.ask_hashes, times.documents_seconds)
+    yield _check(
+        component,
+        "documents-missing-in-production",
+        filestore.ask_missing_in_production,
+        times.sql_seconds,
+        Severity.WARNING,
+    )
+    yield _check(component, "documents-not-covered", filestore.ask_covered, times.sql_seconds, Severity.WARNING)
 
 
 Listener: TypeAlias = Callable[[str, CheckResult | None], None]

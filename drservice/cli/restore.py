@@ -219,6 +219,7 @@ def _files(item: RestoredFiles) -> dict[str, object]:
         "corrupt": list(placed.corrupt) if placed is not None else [],
         "missing_in_production": list(placed.missing_in_production) if placed is not None else [],
         "corrupt_in_production": list(placed.corrupt_in_production) if placed is not None else [],
+        "recovered_from_older": list(placed.recovered_from_older) if placed is not None else [],
         "problems": list(item.problems()),
         "notes": list(item.notes),
     }
@@ -261,6 +262,7 @@ def _files_lines(item: RestoredFiles) -> Iterator[str]:
             ("CORRUPT", placed.corrupt),
             ("MISSING IN PRODUCTION", placed.missing_in_production),
             ("DAMAGED IN PRODUCTION", placed.corrupt_in_production),
+            ("LOST IN PRODUCTION, FROM AN OLDER SNAPSHOT", placed.recovered_from_older),
         ):
             yield from (f"    {title}: {document}" for document in names[:_SHOWN])
             if len(names) > _SHOWN:

@@ -255,6 +255,7 @@ def _recovered(
                 ),
                 database=item.component.database,
                 follows=item.component.follows,
+                recovered_from_older=item.documents.recovered_from_older if item.documents is not None else (),
             )
             for item in restored.files
         },

@@ -62,7 +62,7 @@ class RestoredFiles:
     component: FilesSettings
     root: Path
     records: tuple[SnapshotRecord, ...]
-    """The snapshots that were looked into, the preferred one first; empty if there is none."""
+    """The preferred snapshot, and the others that documents were placed from; empty if there is none."""
     files: int = 0
     written_bytes: int = 0
     fetched_bytes: int = 0
@@ -143,15 +143,17 @@ class FilesRestore:
         )
         for text in placed.unreadable:
             self.progress.note(f"WARNING: {text}")
+        back = len(placed.recovered_from_older)
+        recovered = f"{back} documents of {component.name} were lost in production; they are from an older snapshot"
         return RestoredFiles(
             component=component,
             root=root,
-            records=records if placed.from_older else records[:1],
+            records=tuple(record for record in records if record is records[0] or record.id in placed.used),
             files=placed.placed,
             written_bytes=placed.written_bytes,
             fetched_bytes=placed.fetched_bytes,
             documents=placed,
-            notes=(*references.notes, *placed.unreadable),
+            notes=(*references.notes, *placed.unreadable, *((recovered,) if back else ())),
         )
 
     def folder(self, component: FilesSettings, *, instant: datetime | None, root: Path) -> RestoredFiles:

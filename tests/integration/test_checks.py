@@ -704,6 +704,17 @@ def test_links_pipes_and_folders_in_the_place_of_documents_fail_and_hang_nothing
         assert (result.state, result.value) == (FAILED, "3"), check
 
 
+def test_a_folder_of_documents_behind_a_link_fails(plant: Plant) -> None:
+    document = plant.root / name_of(CONTENTS[3])
+    outside = plant.root.parent / "outside"
+    document.parent.rename(outside)
+    document.parent.symlink_to(outside)
+    beside = sum(name_of(content)[:2] == document.parent.name for content in CONTENTS)
+    for check in ("documents/documents-present", "documents/documents-hash"):
+        result = plant.ask(check)
+        assert (result.state, result.value) == (FAILED, str(beside)), check
+
+
 def test_hostile_names_are_never_used_as_paths(plant: Plant) -> None:
     secret = plant.root.parent / "secret"
     secret.write_bytes(b"secret")

@@ -51,6 +51,10 @@ class PlacedDocuments:
     """Documents of the first snapshot that nobody wants; not placed."""
     from_older: int
     """Placed from another than the first snapshot."""
+    used: tuple[SnapshotId, ...]
+    """The snapshots that documents were placed from, in the order they were asked."""
+    recovered_from_older: tuple[str, ...]
+    """Lost or damaged in production by the first snapshot's own record, and placed from another one."""
     written_bytes: int
     fetched_bytes: int
     unreadable: tuple[str, ...]
@@ -81,6 +85,9 @@ class _Search:
     damaged: set[str] = field(default_factory=set)
     never_there: set[str] = field(default_factory=set)
     never_right: set[str] = field(default_factory=set)
+    lost_since: set[str] = field(default_factory=set)
+    """Of which production had no good copy any more when the first snapshot was taken."""
+    used: list[SnapshotId] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
 
@@ -135,6 +142,8 @@ def place_documents(
         corrupt_in_production=tuple(sorted(wrong)),
         extra=search.extra,
         from_older=search.from_older,
+        used=tuple(search.used),
+        recovered_from_older=tuple(sorted(search.lost_since - left)),
         written_bytes=search.written_bytes,
         fetched_bytes=search.fetched_bytes,
         unreadable=tuple(search.unreadable),
@@ -166,9 +175,12 @@ def _place_from(
         search.fetched_bytes += reply.fetched_bytes
         lost.update(os.fsdecode(path) for path, _ in reply.lost)
     search.wanted -= {os.fsdecode(item.entry.path) for item in files} - lost
+    if preferred:
+        search.lost_since = {os.fsdecode(name) for name in (*record.missing, *record.corrupt)} & search.wanted
     search.damaged |= lost
     search.placed += placed
     search.from_older += 0 if preferred else placed
+    search.used += [snapshot] if placed else []
 
 
 def _documents(reader: SnapshotReader, search: _Search, *, preferred: bool) -> Iterator[WantedFile]:

@@ -93,7 +93,27 @@ def test_what_the_first_snapshot_lacks_comes_from_another(filestore: Filestore, 
     placed = filestore.place([new.id, old.id], tmp_path / "out", [*early, *late])
     assert (placed.placed, placed.from_older) == (16, 1)
     assert placed.missing_in_production == (), "production had lost it, and it is back"
+    assert placed.recovered_from_older == (lost,), "and that is told"
+    assert placed.used == (new.id, old.id)
     assert (tmp_path / "out" / lost).read_bytes() == early[lost]
+
+
+def test_only_snapshots_that_documents_came_from_are_called_used(filestore: Filestore, tmp_path: Path) -> None:
+    early = filestore.fill(8, seed=1)
+    oldest, _ = filestore.capture()
+    (lost, spoilt, deleted), untouched = list(early)[:3], list(early)[3:]
+    (filestore.folder / lost).unlink()
+    (filestore.folder / spoilt).write_bytes(b"something else")
+    (filestore.folder / deleted).unlink()  # as Odoo collects what no row refers to: not lost
+    settle(filestore.folder)
+    useless, _ = filestore.capture()
+    new, _ = filestore.capture(referred=dict.fromkeys([lost, spoilt, *untouched], 1))
+    placed = filestore.place([new.id, useless.id, oldest.id], tmp_path / "out", [*early, ABSENT])
+    assert (placed.placed, placed.from_older, placed.missing) == (8, 3, (ABSENT,))
+    assert placed.used == (new.id, oldest.id)
+    assert placed.recovered_from_older == tuple(sorted([lost, spoilt]))
+    again = filestore.place([useless.id, oldest.id], tmp_path / "again", [lost])
+    assert again.used == (oldest.id,), "the preferred one gave nothing"
 
 
 def test_nothing_wanted_is_an_empty_filestore(filestore: Filestore, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_a_target_that_fills_up_is_told_in_words(site: Site, tmp_path: Path, mon
             with pytest.raises(RecoveryError, match="3,145,728 are needed"):
                 site.place(record.id, disk)
             assert list(disk.iterdir()) == []
-            monkeypatch.setattr("drservice.repository.placing._require_space", lambda _root, _needed: None)
+            monkeypatch.setattr("drservice.repository.placing.require_space", lambda _root, _needed: None)
             with pytest.raises(RecoveryError, match="no space left while writing base/1"):
                 site.place(record.id, disk)
     except subprocess.CalledProcessError:

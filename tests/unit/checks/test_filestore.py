@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from drservice.checks.filestore import ask_missing_in_production, ask_present
+from drservice.checks.filestore import ask_files, ask_missing_in_production
 from drservice.checks.interface import Finding, RecoveredDocuments, RecoveredService
 from drservice.checks.suite import plan_suite, run_suite
 from drservice.clock import SystemClock
@@ -45,7 +45,7 @@ def documents(tmp_path: Path) -> RecoveredDocuments:
 
 def ask(documents: RecoveredDocuments) -> Finding:
     service = RecoveredService(service=SERVICE, databases={}, documents={FOLDER: documents})
-    return ask_present(FOLDER, service, 5)
+    return ask_files(FOLDER, service, 5)
 
 
 def test_a_folder_with_all_its_files_passes(documents: RecoveredDocuments) -> None:
@@ -77,3 +77,23 @@ def test_what_production_had_lost_is_told_apart(documents: RecoveredDocuments) -
     finding = ask_missing_in_production(FOLDER, service, 5)
     assert finding.state is CheckState.FAILED
     assert "\x1b" not in finding.detail
+
+
+def test_what_production_had_lost_and_an_older_snapshot_gave_back_is_told_as_well(
+    documents: RecoveredDocuments,
+) -> None:
+    lost = replace(documents, missing_in_production=("ab/gone",), recovered_from_older=("cd/back", "ef/back"))
+    service = RecoveredService(service=SERVICE, databases={}, documents={FOLDER: lost})
+    finding = ask_missing_in_production(FOLDER, service, 5)
+    assert (finding.state, finding.value) == (CheckState.FAILED, "3")
+    assert finding.detail == (
+        "production had no good copy of 1 documents: 'ab/gone'; 2 documents were lost or damaged in production and"
+        " recovered from an older snapshot: 'cd/back', 'ef/back'"
+    )
+
+
+def test_that_the_content_of_a_plain_folder_is_compared_with_nothing_is_told(documents: RecoveredDocuments) -> None:
+    service = RecoveredService(service=SERVICE, databases={}, documents={FOLDER: documents})
+    outcome = run_suite(service, plan_suite(SERVICE), clock=SystemClock())
+    assert [result.name for result in outcome.results] == ["folder/files-present"]
+    assert "nothing but the hashes of its chunks" in outcome.not_applicable["folder/files-content"]

@@ -66,7 +66,7 @@ def test_the_plan_is_known_from_the_configuration_alone_and_its_names_differ() -
         "db/sequences",
         "db/invalid-indexes",
     ]
-    assert [name for name in names if name.startswith("folder/")] == ["folder/documents-present"]
+    assert [name for name in names if name.startswith("folder/")] == ["folder/files-present", "folder/files-content"]
     assert [name for name in names if name.startswith("docs/")] == [
         "docs/documents-present",
         "docs/documents-hash",
