@@ -7,8 +7,9 @@ so in a view of the store, and what is spoilt is the recovered copy, which is de
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -22,7 +23,7 @@ from drservice.model.estate import FilesKind
 from drservice.objectstore.altered import Alteration, AlteredOpener, AlteredStore
 from drservice.operations.locate import plan_segments
 from drservice.operations.restore import Planned
-from drservice.processes import create_private
+from drservice.processes import create_private, open_folder
 from drservice.repository import layout
 from drservice.repository.keys import Identities, make_identity
 from drservice.repository.nodes import EntryKind
@@ -171,18 +172,58 @@ def _encrypt_document(recovered: RecoveredService) -> Spoilt:
     for documents in recovered.documents.values():
         if documents.kind is not FilesKind.ODOO_FILESTORE:
             continue
-        for path in sorted(documents.root.glob("*/*")):
-            size = path.lstat().st_size
-            if path.is_file() and not path.is_symlink() and size:
-                # The mode of a copy is its original's: a document may be read-only.
-                path.chmod(0o600)
-                path.write_bytes(os.urandom(size))
-                name = f"{path.parent.name}/{path.name}"
-                return Spoilt(what=f"document {name} was overwritten", mark=name)
+        name = _overwrite_one(documents.root)
+        if name is not None:
+            return Spoilt(what=f"document {name} was overwritten", mark=name)
     raise UsageError(
         "there is no restored document that could be encrypted",
         hint="This drill needs a component of kind odoo-filestore with documents.",
     )
+
+
+def _overwrite_one(root: Path) -> str | None:
+    """Put random bytes in the place of the first document and return its name.
+
+    The folder belongs to the server's account, which runs what the recovered database brought with it: folders are
+    entered through no link, and what stands under a document's name is not written to but replaced.
+    """
+    with _entered(root) as top:
+        for folder in sorted(os.listdir(top)):  # noqa: PTH208  # a descriptor has no path
+            with suppress(NotADirectoryError), _inside(top, folder) as inside:
+                for name in sorted(os.listdir(inside)):  # noqa: PTH208  # the same
+                    facts = os.stat(name, dir_fd=inside, follow_symlinks=False)
+                    if stat.S_ISREG(facts.st_mode) and facts.st_size:
+                        _replace(inside, name, facts)
+                        return f"{folder}/{name}"
+    return None
+
+
+@contextmanager
+def _entered(path: Path) -> Iterator[int]:
+    opened = open_folder(path)
+    try:
+        with _inside(opened, ".") as folder:
+            yield folder
+    finally:
+        os.close(opened)
+
+
+@contextmanager
+def _inside(above: int, name: str) -> Iterator[int]:
+    folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _replace(folder: int, name: str, facts: os.stat_result) -> None:
+    os.unlink(name, dir_fd=folder)
+    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    with open(descriptor, "wb") as stream:  # noqa: PTH123  # a descriptor has no path
+        stream.write(os.urandom(facts.st_size))
+        os.fchown(descriptor, facts.st_uid, facts.st_gid)
+        os.fchmod(descriptor, stat.S_IMODE(facts.st_mode) & 0o777)
 
 
 def _delete_row(recovered: RecoveredService) -> Spoilt:
