@@ -459,7 +459,10 @@ class StatementError(DrError):
 
     code = "DR820"
     exit_status = ExitStatus.INTEGRITY
-    hint = "docs/evidence.md describes every field; bytes from a store that break it were not written by this program."
+    hint = (
+        "Backups and restores do not need the ledger: nothing of them is lost. `drservice evidence list` shows how far"
+        " it can be read; find out who wrote there, a newer drservice or somebody who should not; leave it as it is."
+    )
 
 
 class LedgerError(DrError):
@@ -523,6 +526,27 @@ class VerificationFailedError(DrError):
     code = "DR828"
     exit_status = ExitStatus.INTEGRITY
     hint = "docs/evidence.md explains the step; do not rely on this bundle until the difference is explained."
+
+
+class LedgerClockError(LedgerError):
+    """By its date a record would look forged where it is to stand: the clock of this host or of another is wrong."""
+
+    code = "DR829"
+    hint = (
+        "Correct the clock of this host, or wait until it is past that time if the other one was wrong, and run the"
+        " command again. A backup or restore is good all the same: its record is kept aside and marked as late."
+    )
+
+
+class RecordTooLargeError(StatementError):
+    """What was done is too much to say for one record."""
+
+    code = "DR830"
+    exit_status = ExitStatus.FAILED
+    hint = (
+        "Nothing that was backed up or restored is lost, only this record is missing. Give the service fewer checks, or"
+        " shorter names and owners of checks, in the configuration, and run the command again."
+    )
 
 
 class EvidenceExportError(DrError):

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from drservice.canonical import Json, canonical_bytes, parse_canonical
 from drservice.clock import from_iso, to_iso
-from drservice.errors import BadSignatureError, StatementError, UnknownSignerError
+from drservice.errors import BadSignatureError, RecordTooLargeError, StatementError, UnknownSignerError
 from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import RepositoryId, RunId, ServiceName
 
@@ -209,7 +209,8 @@ def sign_statement(statement: Statement, signers: Sequence[Signing]) -> bytes:
     """Check a statement, sign it, and return the envelope's canonical bytes.
 
     Raises:
-        StatementError: it breaks its schema, or the envelope is larger than 65,535 bytes.
+        StatementError: it breaks its schema.
+        RecordTooLargeError: the envelope is larger than 65,535 bytes.
     """
     check_statement(statement)
     return sign_payload(statement.payload(), PAYLOAD_TYPE, signers)
@@ -219,7 +220,8 @@ def sign_payload(payload: bytes, payload_type: str, signers: Sequence[Signing]) 
     """Return the envelope around any payload.
 
     Raises:
-        StatementError: nobody signs, or it is larger than 65,535 bytes.
+        StatementError: nobody signs.
+        RecordTooLargeError: it is larger than 65,535 bytes.
     """
     if not 1 <= len(signers) <= _SIGNATURES_LIMIT:
         raise StatementError(f"an envelope has 1 to {_SIGNATURES_LIMIT} signatures, not {len(signers)}")
@@ -232,9 +234,8 @@ def sign_payload(payload: bytes, payload_type: str, signers: Sequence[Signing]) 
         }
     )
     if len(envelope) > ENVELOPE_LIMIT_BYTES:
-        raise StatementError(
-            f"the signed statement has {len(envelope)} bytes; {ENVELOPE_LIMIT_BYTES} is the most a record may have",
-            hint="Store what is large as an artefact and name it as a subject.",
+        raise RecordTooLargeError(
+            f"the signed statement has {len(envelope)} bytes; {ENVELOPE_LIMIT_BYTES} is the most a record may have"
         )
     return envelope
 

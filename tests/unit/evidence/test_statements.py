@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from drservice.canonical import Json, canonical_bytes, parse_canonical
-from drservice.errors import BadSignatureError, StatementError, UnknownSignerError
+from drservice.errors import BadSignatureError, ExitStatus, RecordTooLargeError, StatementError, UnknownSignerError
 from drservice.evidence.statements import (
     ENVELOPE_LIMIT_BYTES,
     PAYLOAD_TYPE,
@@ -117,8 +117,10 @@ def test_a_statement_that_is_too_large_is_not_signed() -> None:
     results: list[Json] = [{"name": "x", "passed": True, "detail": "y" * 8000}] * 7
     fields: dict[str, Json] = {"probe": "p", "outcome": "passed", "results": results}
     large = make_statement(EvidenceKind.PROBE, occasion=made.occasion(made.START), subject=[], fields=fields)
-    with pytest.raises(StatementError, match=str(ENVELOPE_LIMIT_BYTES)):
+    with pytest.raises(RecordTooLargeError, match=str(ENVELOPE_LIMIT_BYTES)) as caught:
         sign_statement(large, [made.HOST])
+    assert caught.value.exit_status is ExitStatus.FAILED, "nothing that is stored is wrong"
+    assert "Nothing that was backed up or restored is lost" in caught.value.hint
 
 
 @pytest.mark.parametrize(
