@@ -13,16 +13,15 @@ import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
 from importlib import resources
 from pathlib import Path
 
 from drservice.canonical import Json, canonical_bytes, parse_canonical
-from drservice.clock import from_iso, to_iso
+from drservice.clock import to_iso
 from drservice.errors import CheckpointError, EvidenceIncompleteError, StatementError
 from drservice.evidence.anchoring import anchors as anchors_of
 from drservice.evidence.bundlewriting import BundleForm, Sink, open_sink
-from drservice.evidence.ledger import TIME_EXTENSION, Ledger
+from drservice.evidence.ledger import Ledger
 from drservice.evidence.merkle import MerkleTree, leaf_hash
 from drservice.evidence.notes import Checkpoint, NoteSigner, parse_checkpoint, sign_note, split_note
 from drservice.evidence.report import AnchorFacts, LedgerFacts, Period, Report, ReportInputs, Scenario, ServiceFacts
@@ -33,6 +32,7 @@ from drservice.evidence.reportpdf import render_pdf
 from drservice.evidence.reportsections import view_of
 from drservice.evidence.reporttext import format_instant, neutralise
 from drservice.evidence.statements import ARTEFACT_PREFIX, PAYLOAD_TYPE, decode_envelope, fingerprint
+from drservice.evidence.times import signed_at
 from drservice.model.evidence import EvidenceKind
 
 MANIFEST_SCHEMA = "drservice/evidence-bundle/v1"
@@ -171,7 +171,7 @@ def report_of(contents: BundleContents, wishes: ReportWishes) -> Report:
             f"({newest.size} entries of {newest.origin})"
         )
     anchors = tuple(
-        AnchorFacts(name=name, tree_size=size, anchored_at=_signed_at(_checkpoint_of(note, f"anchor {name}/{size}")))
+        AnchorFacts(name=name, tree_size=size, anchored_at=signed_at(_checkpoint_of(note, f"anchor {name}/{size}")))
         for name, notes in sorted(contents.anchors.items())
         for size, note in sorted(notes.items())
     )
@@ -320,12 +320,6 @@ def _checkpoint_of(note: bytes, what: str) -> Checkpoint:
         return parse_checkpoint(split_note(note)[0])
     except CheckpointError as error:
         raise EvidenceIncompleteError(f"{what} cannot be read: {error.message}") from error
-
-
-def _signed_at(checkpoint: Checkpoint) -> datetime | None:
-    """Return when a checkpoint says it was signed: the same for every reader of the bundle."""
-    times = [line.removeprefix(TIME_EXTENSION) for line in checkpoint.extensions if line.startswith(TIME_EXTENSION)]
-    return from_iso(times[0]) if times else None
 
 
 def _decoded(number: int, raw: bytes, names: Mapping[str, str]) -> DecodedEntry:

@@ -10,7 +10,6 @@ A record that cannot be written is kept aside on the host and appended before th
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,6 +50,7 @@ from drservice.evidence.merkle import MerkleTree, leaf_hash
 from drservice.evidence.notes import Checkpoint, sign_note
 from drservice.evidence.pending import Pending, PendingFolder
 from drservice.evidence.policy import LedgerPolicy
+from drservice.evidence.remembered import RememberedNote
 from drservice.evidence.signing import Signer
 from drservice.evidence.statements import (
     Occasion,
@@ -62,15 +62,14 @@ from drservice.evidence.statements import (
     make_statement,
     sign_statement,
 )
+from drservice.evidence.times import TIME_EXTENSION, Dated, KnownEnd, dated, require_ended, require_time, signed_at
 from drservice.model.evidence import EvidenceKind, KeyAction, KeyRole
 from drservice.objectstore.interface import ObjectInfo, ObjectStore
 from drservice.objectstore.locks import host_lock
-from drservice.processes import create_private, make_folder
+from drservice.processes import make_folder
 
 PREFIX = "ledger/"
 CHECKPOINT_PREFIX = "ledger/checkpoint/"
-TIME_EXTENSION = "time "
-"""The checkpoint's extension line that says when it was signed, by the signer's clock."""
 
 _NUMBER = re.compile("[0-9]{12}")
 _LOCK_PATIENCE_SECONDS = 60.0
@@ -147,8 +146,9 @@ class Ledger:
         self._folder = state_dir / "evidence"
         short = hashlib.sha256(origin.encode("utf-8")).hexdigest()[:16]
         self._cache = LeafCache(self._folder / f"{short}.leaves")
-        self._own_checkpoint = self._folder / f"{short}.checkpoint"
+        self._own_checkpoint = RememberedNote(self._folder / f"{short}.checkpoint")
         self._pending = PendingFolder(self._folder / "pending")
+        self._end = KnownEnd()
 
     # --- appending --------------------------------------------------------------------------------------
 
@@ -157,6 +157,7 @@ class Ledger:
 
         Raises:
             LogKeyError: there is no log key here, or the ledger was begun with another one.
+            LedgerClockError: this host's clock is ahead of the store's.
         """
         log = self._require_log()
         public = f"ed25519:{log.public_key.hex()}"
@@ -174,6 +175,8 @@ class Ledger:
         signers = [log] if self._executor is None else [self._executor, log]
         raw = sign_statement(statement, signers)
         with self._lock():
+            if self._tail() == 0:
+                require_time(occasion.recorded_at, (), store_time=self._store.server_time(), what="entry 0")
             if self._create(0, raw):
                 return self._seen(0, raw, statement.identity)
         first = self.entry(0)
@@ -193,12 +196,13 @@ class Ledger:
         Raises:
             LedgerMissingError, LedgerGapError, LedgerRollbackError: the ledger is not what it should be.
             StatementError: it breaks the schema of its kind, or is too large.
-            ObjectStoreError: the store does not take it; :meth:`keep_aside` is for this case.
+            LedgerClockError: by its date it would look forged where it is to stand: a clock is wrong.
+            ObjectStoreError: the store does not take it; :meth:`keep_aside` is for these two cases.
         """
         raw = sign_statement(statement, signers or [self._require_executor()])
         with self._lock():
             self._flush()
-            return self._append(raw, statement.identity)
+            return self._append(raw, statement)
 
     def keep_aside(self, statement: Statement) -> Path:
         """Sign a statement and keep it on this host until the ledger can be written again.
@@ -328,6 +332,7 @@ class Ledger:
 
         Raises:
             LogKeyError: the log key is not here, or its policy does not let it sign this size.
+            LedgerClockError: by its date it would contradict what it holds: a clock is wrong.
             LedgerRollbackError: the ledger is smaller than the last checkpoint or anchor, or has another beginning.
             CheckpointError, AnchorError: the last checkpoint or anchor cannot be believed. Nothing is signed.
         """
@@ -343,10 +348,12 @@ class Ledger:
             else:
                 if log.verifier not in self.policy.verifiers(len(tree)):
                     raise LogKeyError(f"the log key {log.fingerprint} may not sign a checkpoint of size {len(tree)}")
-                extension = TIME_EXTENSION + to_iso(self._clock.now())
+                now = self._clock.now()
+                self._require_time(now, len(tree), what=f"the checkpoint of size {len(tree)}")
+                extension = TIME_EXTENSION + to_iso(now)
                 text = Checkpoint(origin=self.origin, size=len(tree), root=tree.root(), extensions=(extension,)).text
                 signed = verified_checkpoint(sign_note(text, [log]), origin=self.origin, policy=self.policy)
-                self._remember(signed)
+                self._own_checkpoint.keep(signed.note)
             return self._publish(signed)
 
     def latest_checkpoint(self) -> SignedCheckpoint | None:
@@ -413,7 +420,8 @@ class Ledger:
             raise LogKeyError("this host does not hold the log key")
         return self._log
 
-    def _append(self, raw: bytes, identity: bytes) -> Record:
+    def _append(self, raw: bytes, statement: Statement) -> Record:
+        identity = statement.identity
         tail = self._tail()
         if tail == 0:
             raise LedgerMissingError("the ledger was not begun: it has no entry 0")
@@ -424,13 +432,34 @@ class Ledger:
         if known is not None:
             return Record(number=known, sha256=hashlib.sha256(self.raw(known)).hexdigest())
         number = tail
+        while True:
+            if not statement.is_kept_aside:
+                self._require_time(statement.recorded_at, number, what=f"this {statement.kind.value}")
+                require_ended(statement)
+            try:
+                if self._create(number, raw):
+                    self._end.add(number, dated(number, statement))
+                    return self._seen(number, raw, identity)
+            except ObjectStoreError:
+                self._cache.doubt(identity, number)  # it may still become visible, here or further on
+                raise
+            number += 1
+
+    def _require_time(self, at: datetime, tail: int, *, what: str) -> None:
+        signed, latest = self.latest_checkpoint(), self._end.latest_of(tail, at, self._dated)
+        time = None if signed is None else signed_at(signed.checkpoint)
+        earlier = [] if latest is None else [latest]
+        if signed is not None and time is not None:
+            earlier.append(Dated(what=f"the checkpoint of size {signed.checkpoint.size}", at=time))
+        require_time(at, earlier, store_time=self._store.server_time(), what=what)
+
+    def _dated(self, number: int) -> tuple[Dated | None, datetime]:
+        """Return what an entry says of its time, if that counts, and when the store took it."""
+        stored_at = self._store.stat(entry_key(number)).modified_at
         try:
-            while not self._create(number, raw):
-                number += 1
-        except ObjectStoreError:
-            self._cache.doubt(identity, number)  # it may still become visible, here or further on
-            raise
-        return self._seen(number, raw, identity)
+            return dated(number, self.entry(number).signed.statement), stored_at
+        except _UNBELIEVABLE:
+            return None, stored_at  # no writer's; whoever signs a checkpoint stops at it
 
     def _create(self, number: int, raw: bytes) -> bool:
         """Return whether ``raw`` stands at ``number`` now; ``False`` if somebody else's record does."""
@@ -455,7 +484,7 @@ class Ledger:
 
     def _flush_one(self, pending: Pending) -> Record:
         statement = decode_statement(pending.raw, str(pending.path)).statement
-        record = self._append(pending.raw, statement.identity)
+        record = self._append(pending.raw, statement)
         self._pending.remove(pending)
         return record
 
@@ -555,26 +584,9 @@ class Ledger:
             if anchor is not None:
                 require_growth(tree, anchor.signed.checkpoint, what=f"the anchor in {name}")
 
-    def _remember(self, signed: SignedCheckpoint) -> None:
-        """Keep the checkpoint on this host before anybody sees it: the store could be set back."""
-        temporary = self._own_checkpoint.with_suffix(f".{os.getpid()}")
-        try:
-            with os.fdopen(create_private(temporary), "wb") as stream:
-                stream.write(signed.note)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(self._own_checkpoint)
-        except OSError as error:
-            raise LedgerError(f"cannot keep the checkpoint in {self._own_checkpoint}: {error.strerror}") from error
-
     def _remembered(self) -> SignedCheckpoint | None:
-        try:
-            note = self._own_checkpoint.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise LedgerError(f"cannot read {self._own_checkpoint}: {error.strerror}") from error
-        return verified_checkpoint(note, origin=self.origin, policy=self.policy)
+        note = self._own_checkpoint.read()
+        return None if note is None else verified_checkpoint(note, origin=self.origin, policy=self.policy)
 
     def _publish(self, signed: SignedCheckpoint) -> SignedCheckpoint:
         key = f"{CHECKPOINT_PREFIX}{signed.checkpoint.size:012d}"

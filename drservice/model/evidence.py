@@ -8,6 +8,8 @@ from enum import Enum
 
 from drservice.model.ids import RepositoryId
 
+CLOCK_TOLERANCE = timedelta(minutes=5)
+"""How far the clocks of hosts may differ: writers hold to it, and policies ask for it."""
 SEED_BYTES = 32
 _TARGET_CONTEXT = b"drservice target v1\n"
 _MICROSECOND = timedelta(microseconds=1)

@@ -16,13 +16,13 @@ from drservice.evidence.policy import LedgerPolicy, RecordKey
 from drservice.evidence.report import ComponentFacts, Period, Scenario, ServiceFacts
 from drservice.evidence.reportentries import Promise
 from drservice.model.estate import Estate, PostgresSettings, Service
+from drservice.model.evidence import CLOCK_TOLERANCE
 from drservice.model.ids import ServiceName
 from drservice.operations.evidence import Evidence
 from drservice.operations.mutation import EXPLANATIONS
 from drservice.operations.records import promised_ms
 
 POLICY_SCHEMA = "drservice/evidence-policy/v1"
-_TOLERANCE_MS = 300_000
 
 
 def default_period(now: datetime) -> Period:
@@ -54,7 +54,7 @@ def policy_document(evidence: Evidence, estate: Estate) -> bytes:
         "anchors": [{"name": place.name, "max_age_ms": age_ms, "known": []} for place in ledger.anchors],
         "obligations": [],
         "drills": [],
-        "tolerance_ms": _TOLERANCE_MS,
+        "tolerance_ms": promised_ms(CLOCK_TOLERANCE),
         "manifest_signed": False,
     }
     return canonical_bytes(document)

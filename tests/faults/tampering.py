@@ -85,7 +85,9 @@ class Plant:
 def make_plant(folder: Path) -> Plant:
     """Build the ledger: 17 entries, checkpoints of sizes 1, 6 and 17, the one of 6 anchored."""
     clock = ManualClock(made.START)
-    ledger = made.open_ledger(MemoryStore(), folder, clock, anchors=[AnchorPlace("second", MemoryStore())])
+    ledger = made.open_ledger(
+        MemoryStore(clock=clock), folder, clock, anchors=[AnchorPlace("second", MemoryStore(clock=clock))]
+    )
     ledger.begin(made.occasion(made.START, service=None))
     ledger.checkpoint()
 

@@ -369,6 +369,13 @@ def dated_wrong(p: Plant) -> Iterator[Case]:
     yield Case("not marked as late", rewritten(p.files, [*p.raws[:15], hidden]), "entry 15 ")
     early = made.backup(END - timedelta(hours=3), 73)
     yield Case("behind a checkpoint", rewritten(p.files, [*p.raws[:6], record(early)]), "back-dated")
+    plain = made.backup(END, 74)
+    for name, minutes in (("ended before it began", -1), ("ended after it was recorded", 6)):
+        ended: dict[str, Json] = {"ended_at": to_iso(END + timedelta(minutes=minutes))}
+        backup = Statement(kind=plain.kind, subject=plain.subject, predicate={**plain.predicate, **ended})
+        yield Case(name, appended(p, record(backup)), "ended before it began, or after it was recorded")
+        if minutes < 0:
+            yield Case(f"{name}, late", appended(p, record(keep_aside_mark(backup))), "ended before it began")
 
 
 def drills(p: Plant) -> Iterator[Case]:

@@ -103,7 +103,7 @@ def test_a_ledger_begins_with_its_log_key_once(ledger: Ledger, store: MemoryStor
 
 
 def test_nothing_is_appended_to_a_ledger_that_was_not_begun(tmp_path: Path, clock: ManualClock) -> None:
-    ledger = made.open_ledger(MemoryStore(), tmp_path, clock)
+    ledger = made.open_ledger(MemoryStore(clock=clock), tmp_path, clock)
     with pytest.raises(LedgerMissingError):
         probes(ledger, 1)
     with pytest.raises(LedgerMissingError):
@@ -212,19 +212,22 @@ def test_any_failing_call_leaves_the_record_once_or_kept_aside(
 
 
 def test_an_append_costs_a_few_calls_however_long_the_ledger_is(tmp_path: Path, clock: ManualClock) -> None:
-    recording = RecordingStore(MemoryStore())
+    recording = RecordingStore(MemoryStore(clock=clock))
     ledger = begun(recording, tmp_path / "state", clock)
     probes(ledger, *range(1, 200))
     recording.calls.clear()
     probes(ledger, 500)
-    assert len(recording.calls) == 2
-    assert recording.count("create") == recording.count("list") == 1
+    assert sorted(operation for operation, _ in recording.calls) == ["create", "list", "list", "server_time"]
     ledger.checkpoint()
     assert recording.count("read_versions") == 201, "each entry is read once before it is signed for"
+    clock.pass_seconds(60)
+    recording.calls.clear()
+    made.open_ledger(recording, tmp_path / "another", clock).append(made.probe(clock.now(), 501))
+    assert recording.count("read_versions") == 2, "the newest record and the newest checkpoint are dated before it"
     recording.calls.clear()
     made.open_ledger(recording, tmp_path / "state", clock).checkpoint()
     read = {key for operation, key in recording.calls if operation == "read_versions"}
-    assert read == {"ledger/checkpoint/000000000201"}, "and never again"
+    assert len(read) == 3, "and never again: only what is new, and the checkpoints"
 
 
 # --- kept aside -------------------------------------------------------------------------------------------
@@ -311,7 +314,7 @@ def test_a_ledger_that_lost_its_end_is_a_rollback_for_who_has_seen_it(ledger: Le
 
 
 def test_a_stale_listing_is_neither_a_gap_nor_a_rollback(tmp_path: Path, clock: ManualClock) -> None:
-    stale = StaleListStore(MemoryStore())
+    stale = StaleListStore(MemoryStore(clock=clock))
     ledger = begun(stale, tmp_path / "state", clock)
     stale.freeze()
     assert probes(ledger, 1, 2, 3) == [1, 2, 3]
@@ -398,13 +401,14 @@ def test_a_checkpoint_covers_everything_and_is_signed_once(ledger: Ledger, clock
 
 
 def test_a_store_set_back_to_yesterday_is_not_signed(tmp_path: Path, clock: ManualClock) -> None:
-    second = AnchorPlace("second", MemoryStore())
-    store = MemoryStore()
+    second = AnchorPlace("second", MemoryStore(clock=clock))
+    store = MemoryStore(clock=clock)
     ledger = begun(store, tmp_path / "state", clock, second)
     probes(ledger, 1, 2)
     ledger.checkpoint()
     ledger.anchor()
-    yesterday = MemoryStore()
+    clock.pass_seconds(60)
+    yesterday = MemoryStore(clock=clock)
     for number in (0, 1):
         yesterday.create(entry_key(number), store.read(entry_key(number)))
     recovered = made.open_ledger(yesterday, tmp_path / "new host", clock, anchors=[second])
@@ -463,7 +467,7 @@ def test_a_checkpoint_of_a_stranger_stops_the_signer(ledger: Ledger, store: Memo
 
 def test_an_anchor_is_the_checkpoint_in_a_second_store(tmp_path: Path, clock: ManualClock) -> None:
     second = MemoryStore(clock=clock)
-    ledger = begun(MemoryStore(), tmp_path, clock, AnchorPlace("second", second))
+    ledger = begun(MemoryStore(clock=clock), tmp_path, clock, AnchorPlace("second", second))
     assert ledger.last_anchors() == (("second", None),)
     with pytest.raises(LedgerMissingError):
         ledger.anchor()
@@ -478,8 +482,8 @@ def test_an_anchor_is_the_checkpoint_in_a_second_store(tmp_path: Path, clock: Ma
 
 @pytest.mark.parametrize("damage", ["unreachable", "flipped", "stranger", "moved"])
 def test_an_anchor_that_cannot_be_read_is_never_no_anchor(tmp_path: Path, clock: ManualClock, damage: str) -> None:
-    second = MemoryStore()
-    ledger = begun(MemoryStore(), tmp_path / "state", clock, AnchorPlace("second", second))
+    second = MemoryStore(clock=clock)
+    ledger = begun(MemoryStore(clock=clock), tmp_path / "state", clock, AnchorPlace("second", second))
     ledger.checkpoint()
     ledger.anchor()
     probes(ledger, 1)

@@ -109,7 +109,7 @@ def test_a_selection_is_verified_and_says_that_it_is_one(tmp_path: Path) -> None
 @pytest.mark.long
 def test_ten_thousand_records_are_verified_in_five_seconds(tmp_path: Path) -> None:
     clock = ManualClock(made.START)
-    ledger = made.open_ledger(MemoryStore(), tmp_path / "state", clock)
+    ledger = made.open_ledger(MemoryStore(clock=clock), tmp_path / "state", clock)
     ledger.begin(made.occasion(made.START, service=None))
     for number in range(1, 5_000):
         entry = ledger.append(made.obligation(made.START, number)).number
