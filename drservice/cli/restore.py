@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from drservice.cli.invocation import Invocation
 from drservice.cli.targets import parse_target
 from drservice.clock import to_iso
 from drservice.errors import ExitStatus, UsageError
-from drservice.model.estate import FilesSettings, Service
+from drservice.model.estate import FilesKind, FilesSettings, Service
 from drservice.model.ids import SnapshotId
 from drservice.model.recovery import Target, TargetKind
 from drservice.operations.filesrestore import DocumentCounts, RestoredFiles
@@ -119,6 +120,7 @@ def _folder(
         restored = restore_folder(context, evidence, service, component, target, into.absolute())
     document = {"service": service.name, "target": {"requested": target.describe()}, "files": [_files(restored)]}
     lines = [f"restored: {component.name} of {service.name}, {target.describe()}", *_files_lines(restored)]
+    lines.extend(_owner_lines(restored))
     invocation.output.result("restore-files", document, lines)
     return ExitStatus.PARTIAL if restored.problems() else ExitStatus.OK
 
@@ -240,12 +242,22 @@ def _result_lines(result: RestoreResult) -> list[str]:
     if result.into is not None:
         directory = result.into / plan.snapshot.component if result.files else result.into
         lines.append(f"  data directory: {directory} (its own postgresql.conf decides what a start would do)")
+        lines.extend(line for item in result.files for line in _owner_lines(item))
     if result.kept:
         lines.append(connect_line(result.environment.dsn, result.database))
         lines.append(f"destroy: drservice environment destroy {result.environment.id}")
     else:
         lines.append("next: look at archive_command in its configuration before you start it for real")
     return lines
+
+
+def _owner_lines(item: RestoredFiles) -> Iterator[str]:
+    """Tell who has to own what was restored to be kept: it belongs to whoever ran this."""
+    root = shlex.quote(str(item.root))
+    if item.records and item.component.kind is FilesKind.ODOO_FILESTORE:
+        yield f"next: chown -R odoo: {root} (or whoever runs Odoo: nobody else may enter it so far)"
+    elif item.records:
+        yield f"next: give {root} to whoever reads it (modes are as they were, owners are not)"
 
 
 def _files_lines(item: RestoredFiles) -> Iterator[str]:

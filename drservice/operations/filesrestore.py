@@ -25,6 +25,7 @@ from drservice.model.points import files_at, order_for_documents
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.production import read_references
 from drservice.operations.progress import Progress
+from drservice.processes import Account
 from drservice.repository.repository import Repository
 
 _REFERENCES_SECONDS = 600.0
@@ -118,7 +119,8 @@ class FilesRestore:
             environment: where the recovered server runs; files go below it unless ``into`` says otherwise.
             component: the folder.
             instant: what the database was recovered to; ``None`` for the latest position.
-            into: the folder to make; its parent exists.
+            into: the folder to make; its parent exists. It belongs to the present user, one in an environment to the
+                server account.
 
         Raises:
             RecoveryError, ObjectStoreError, KeyProblemError: nothing is under the final name.
@@ -126,7 +128,8 @@ class FilesRestore:
         """
         self.progress.step(f"restore {component.name}")
         if component.kind is FilesKind.DIRECTORY:
-            return self.folder(component, instant=instant, root=into or environment.folder(component.name) / _FOLDER)
+            root = into or environment.folder(component.name) / _FOLDER
+            return self._folder(component, instant=instant, root=root, account=_owner(into))
         assert component.database is not None
         environment.require_own_socket()
         with asking(
@@ -139,7 +142,7 @@ class FilesRestore:
         records = order_for_documents(self._records(component), instant)
         root = into or environment.folder(component.name) / component.database
         placed = place_documents(
-            self._context(component), [record.id for record in records], root, wanted=references.documents
+            self._context(component, _owner(into)), [record.id for record in records], root, wanted=references.documents
         )
         for text in placed.unreadable:
             self.progress.note(f"WARNING: {text}")
@@ -159,13 +162,20 @@ class FilesRestore:
     def folder(self, component: FilesSettings, *, instant: datetime | None, root: Path) -> RestoredFiles:
         """Restore a folder as the snapshot has it that stands for the instant (``None`` = the latest).
 
+        It belongs to the present user: whose it was, nobody knows on another host.
+
         Raises:
             RecoveryError, DamagedObjectError, MissingObjectError: nothing is under the final name.
         """
+        return self._folder(component, instant=instant, root=root, account=None)
+
+    def _folder(
+        self, component: FilesSettings, *, instant: datetime | None, root: Path, account: Account | None
+    ) -> RestoredFiles:
         chosen = files_at(self._records(component), instant)
         if chosen is None:
             return RestoredFiles(component=component, root=root, records=())
-        placed = place_folder(self._context(component), chosen.id, root)
+        placed = place_folder(self._context(component, account), chosen.id, root)
         late = instant is not None and chosen.stopped_at > instant
         note = f"there is no snapshot of {component.name} from before the target; the first one after it was taken"
         return RestoredFiles(
@@ -178,11 +188,11 @@ class FilesRestore:
             notes=(note,) if late else (),
         )
 
-    def _context(self, component: FilesSettings) -> PlaceContext:
+    def _context(self, component: FilesSettings, account: Account | None) -> PlaceContext:
         return PlaceContext(
             repository=self.repository,
             scope=self.repository.scope(self.service.name, component.name),
-            account=processes.server_account(None),
+            account=account,
             workers=component.workers,
             progress=self.progress,
         )
@@ -192,3 +202,8 @@ class FilesRestore:
         for key, error in listing.unreadable.items():
             self.progress.note(f"WARNING: a snapshot cannot be read and is left out: {key}: {error.message}")
         return listing.records
+
+
+def _owner(into: Path | None) -> Account | None:
+    """Return whose the files are: inside an environment the server account must be able to read them."""
+    return processes.server_account(None) if into is None else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,6 +127,13 @@ def test_exactly_the_documents_of_the_target_are_placed(story: dict[str, object]
     }
     assert placed(into / "configuration") == {"odoo.conf": b"[options]\nworkers = 4\n"}
     assert (into / "database" / "global" / "pg_control").exists()
+    (item,) = [item for item in done["files"] if item["component"] == "documents"]
+    assert item["recovered_from_older"] == [], "removed was not lost: its row was deleted"
+    assert len(item["snapshots"]) == 2, "of three: the preferred one, and the one that had what it lacks"
+    kept = [path for name in ("documents", "configuration") for path in (into / name, *(into / name).rglob("*"))]
+    assert {path.stat().st_uid for path in kept} == {os.geteuid()}, "whoever restored it"
+    assert stat.S_IMODE((into / "documents").stat().st_mode) == 0o700
+    assert (into / "configuration").stat().st_mode == (plant.root / "configuration").stat().st_mode
 
 
 def test_a_document_newer_than_the_last_pass_is_missing_and_named(story: dict[str, object]) -> None:
@@ -136,11 +145,38 @@ def test_a_document_newer_than_the_last_pass_is_missing_and_named(story: dict[st
         assert documents["missing"] == [story["late"]]
         assert documents["missing_in_production"] == [story["lost"]]
         assert documents["corrupt_in_production"] == [story["damaged"]]
+        server = Path(done["environment"]["path"], "data").stat().st_uid
+        paths = [Path(item["path"]) for item in done["files"]]
+        assert {path.stat().st_uid for root in paths for path in (root, *root.rglob("*"))} == {server}
         with psycopg.connect(f"{done['environment']['dsn']} dbname={DATABASE}") as connection:
             (rows,) = connection.execute("select count(*) from ir_attachment").fetchone() or (0,)
         assert rows == done["documents"]["expected"]
     finally:
         plant.json("environment", "destroy", done["environment"]["id"])
+
+
+def test_what_production_has_lost_since_is_told_even_if_an_older_snapshot_has_it(template_cache: Path) -> None:
+    maker = ClusterMaker(cache=template_cache)
+    plant = Plant.over(maker.make(wal_segment_mb=1), documents=5)
+    try:
+        kept = plant.upload(b"lost later")
+        older = plant.json("backup", "erp")["snapshots"][1]["snapshot"]
+        plant.json("backup", "erp", "--component", "documents")
+        (plant.filestore / kept).unlink()
+        newest = plant.json("backup", "erp", status=3)["snapshots"][1]["snapshot"]
+        plant.archive()
+        done = plant.json("restore", "erp", "--to", "latest", "--into", plant.cluster.root / "back")
+        assert placed(plant.cluster.root / "back" / "documents")[kept] == b"lost later"
+        (documents,) = [item for item in done["files"] if item["component"] == "documents"]
+        assert documents["recovered_from_older"] == [kept]
+        assert documents["snapshots"][0] == newest
+        assert len(documents["snapshots"]) == 2, "of the older ones that only which had it"
+        assert older != newest
+        told = plant.estate.run("restore", "erp", "--to", "latest", "--into", plant.cluster.root / "told")
+        assert f"LOST IN PRODUCTION, FROM AN OLDER SNAPSHOT: {kept}" in told.stdout.decode()
+    finally:
+        plant.estate.close()
+        maker.close()
 
 
 def test_people_read_which_documents_are_missing(story: dict[str, object]) -> None:
@@ -151,6 +187,8 @@ def test_people_read_which_documents_are_missing(story: dict[str, object]) -> No
     assert f"MISSING: {story['late']}" in text
     assert f"MISSING IN PRODUCTION: {story['lost']}" in text
     assert "PROBLEM: 1 documents of documents are in no snapshot" in text
+    assert f"next: chown -R odoo: {plant.cluster.root / 'told' / 'documents'}" in text
+    assert f"next: give {plant.cluster.root / 'told' / 'configuration'} to whoever reads it" in text
 
 
 def test_one_component_can_be_restored_alone(story: dict[str, object]) -> None:

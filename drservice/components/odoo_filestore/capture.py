@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from drservice.clock import Clock
@@ -119,7 +119,7 @@ def capture_files(
         files=outcome.files,
         reused_files=outcome.reused_files,
         read_bytes=outcome.read_bytes,
-        record=_record(outcome, walk.aside, unseen),
+        record=replace(_record(outcome, walk.aside, unseen), root_mode=walk.root_mode),
     )
 
 

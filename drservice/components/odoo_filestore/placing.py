@@ -32,6 +32,7 @@ from drservice.repository.repository import Repository
 _CLOSED = 0o700
 """Mode of a restored folder that its owner alone may look into: documents, and whatever an environment holds."""
 _OPEN = 0o755
+"""Mode of a plain folder whose snapshot did not record one."""
 _NAMED_IN_ERRORS = 10
 
 
@@ -98,7 +99,7 @@ class PlaceContext:
     repository: Repository
     scope: Scope
     account: Account | None
-    """Owner of what is made (as root), or ``None`` for the present user."""
+    """Owner of what is made (as root) if it is for a server to read, or ``None`` for the present user."""
     workers: int
     progress: PlacingProgress
 
@@ -216,6 +217,7 @@ def place_folder(context: PlaceContext, snapshot: SnapshotId, target: Path) -> P
     """
     with staging(target) as made:
         reader, spec = _open(context, snapshot, made)
+        recorded = document_record(reader).root_mode
         entries = list(reader.entries())
         folders = [entry for entry in entries if entry.kind is EntryKind.DIRECTORY]
         links = [entry for entry in entries if entry.kind is EntryKind.LINK]
@@ -231,7 +233,8 @@ def place_folder(context: PlaceContext, snapshot: SnapshotId, target: Path) -> P
             raise DocumentsDamagedError(f"{len(total.lost)} of {len(files)} files cannot be restored: {named}")
         for entry in links:
             made.make_link(entry.path, entry.target, context.account)
-        made.put_in_place(context.account, mode=_CLOSED if context.account is not None else _OPEN)
+        kept = recorded if recorded is not None else _OPEN
+        made.put_in_place(context.account, mode=_CLOSED if context.account is not None else kept)
     return PlacedFolder(
         files=total.files,
         folders=len(folders),

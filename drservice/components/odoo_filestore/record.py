@@ -1,4 +1,6 @@
-"""What a snapshot knows of production's own damage, in its sealed part: a restore must tell it from ours.
+"""What a snapshot knows of production's own damage and of the folder, in its sealed part.
+
+A restore must tell production's damage from ours.
 
 An attachment of the snapshot (docs/format.md, section 7), a msgpack map: names may be any bytes.
 """
@@ -33,6 +35,8 @@ class DocumentRecord:
     """With the reason."""
     left_out: tuple[tuple[bytes, str], ...] = ()
     """With what it is."""
+    root_mode: int | None = None
+    """Permission bits of the folder itself, which has no entry; ``None`` in snapshots that did not record them."""
 
 
 def encode_record(record: DocumentRecord) -> bytes:
@@ -46,6 +50,7 @@ def encode_record(record: DocumentRecord) -> bytes:
             "vanished": list(record.vanished[:LISTED_NAMES]),
             "unreadable": [list(item) for item in record.unreadable[:LISTED_NAMES]],
             "left_out": [list(item) for item in record.left_out[:LISTED_NAMES]],
+            **({"root_mode": record.root_mode} if record.root_mode is not None else {}),
         }
     )
     return packed
@@ -71,6 +76,7 @@ def document_record(reader: SnapshotReader) -> DocumentRecord:
         vanished=_names(fields.get("vanished"), what),
         unreadable=_reasons(fields.get("unreadable"), what),
         left_out=_reasons(fields.get("left_out"), what),
+        root_mode=_mode(fields.get("root_mode"), what),
     )
 
 
@@ -78,6 +84,12 @@ def _names(items: object, what: str) -> tuple[bytes, ...]:
     if not isinstance(items, list) or not all(isinstance(item, bytes) for item in items):
         raise FormatError(f"{what} has an unreadable list")
     return tuple(items)
+
+
+def _mode(value: object, what: str) -> int | None:
+    if value is not None and (type(value) is not int or not 0 <= value <= 0o777):
+        raise FormatError(f"{what} has an unreadable mode")
+    return value
 
 
 def _reasons(items: object, what: str) -> tuple[tuple[bytes, str], ...]:

@@ -75,6 +75,7 @@ class Walk:
         self._descriptor = _open_root(path)
         facts = os.fstat(self._descriptor)
         self.root = Root(path, facts.st_dev, facts.st_ino)
+        self.root_mode = facts.st_mode & 0o777
 
     def close(self) -> None:
         """Release the root."""

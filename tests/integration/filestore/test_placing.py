@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -287,6 +288,28 @@ def test_what_is_placed_belongs_to_the_account(filestore: Filestore, tmp_path: P
     place_documents(owned, [record.id], tmp_path / "out", wanted=documents)
     placed = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
     assert {(path.stat().st_uid, path.stat().st_gid) for path in placed} == {(65534, 65534)}
+
+
+def test_a_plain_folder_to_keep_has_the_mode_it_had(folder: Filestore, tmp_path: Path) -> None:
+    (folder.folder / "file").write_bytes(b"x")
+    folder.folder.chmod(0o750)
+    record, _ = folder.capture()
+    assert folder.record(record.id).root_mode == 0o750
+    folder.place_all(record.id, tmp_path / "out")
+    facts = (tmp_path / "out").stat()
+    assert (stat.S_IMODE(facts.st_mode), facts.st_uid) == (0o750, os.geteuid())
+
+
+def test_a_plain_folder_whose_snapshot_did_not_record_a_mode_may_be_looked_into(
+    folder: Filestore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, _ = folder.capture()
+    monkeypatch.setattr(
+        "drservice.components.odoo_filestore.placing.document_record",
+        lambda reader: replace(document_record(reader), root_mode=None),
+    )
+    folder.place_all(record.id, tmp_path / "out")
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o755
 
 
 def test_a_snapshot_without_its_record_is_refused(filestore: Filestore) -> None:

@@ -171,6 +171,7 @@ def test_a_plain_folder_is_placed_past_a_racer_with_its_modes_and_links(
     assert {(uid, gid) for uid, gid, _ in look(around / "out").values()} == {(postgres.uid, postgres.gid)}
     assert stat.S_IMODE((around / "out/d7").stat().st_mode) == 0o511
     assert stat.S_IMODE((around / "out/d7/deep").stat().st_mode) == 0o750
+    assert stat.S_IMODE((around / "out").stat().st_mode) == 0o700, "for a server alone"
 
 
 def test_exchanging_the_folder_that_is_filled_ends_the_restore_and_harms_nobody(

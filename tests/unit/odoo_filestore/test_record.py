@@ -45,6 +45,7 @@ def test_hostile_names_and_reasons_survive(site: Site) -> None:
         vanished=(b"-rf",),
         unreadable=((b"a\0b", "Permission denied"),),
         left_out=((b"pipe", "pipe"),),
+        root_mode=0o750,
     )
     assert document_record(StandIn(site, encode_record(record))) == record  # type: ignore[arg-type]  # as much as needed
 
@@ -59,6 +60,8 @@ def test_hostile_names_and_reasons_survive(site: Site) -> None:
         msgpack.packb({**msgpack.unpackb(encode_record(DocumentRecord())), "missing": ["text"]}),
         msgpack.packb({**msgpack.unpackb(encode_record(DocumentRecord())), "unreadable": [[b"x"]]}),
         msgpack.packb({**msgpack.unpackb(encode_record(DocumentRecord())), "left_out": None}),
+        msgpack.packb({**msgpack.unpackb(encode_record(DocumentRecord())), "root_mode": 0o4755}),
+        msgpack.packb({**msgpack.unpackb(encode_record(DocumentRecord())), "root_mode": True}),
     ],
 )
 def test_a_record_that_makes_no_sense_is_refused(site: Site, raw: bytes) -> None:
