@@ -158,7 +158,7 @@ def _excused(prepared: PreparedDrill, suite: SuiteOutcome) -> list[CheckResult]:
             name=name,
             state=CheckState.UNVERIFIED,
             severity=planned[name].severity,
-            detail=f"not applicable: {reason}",
+            detail=reason,
             seconds=0.0,
             owner=planned[name].owner,
         )

@@ -76,4 +76,4 @@ def test_the_obligation_names_every_check_with_its_severity_and_whether_document
 def test_a_check_that_is_not_applicable_keeps_its_planned_severity_and_owner() -> None:
     (found,) = _excused(prepared(), SuiteOutcome(results=(), not_applicable={"business:balance": "no such table"}))
     assert (found.state, found.severity, found.owner) == (CheckState.UNVERIFIED, Severity.CRITICAL, "finance")
-    assert found.detail == "not applicable: no such table"
+    assert found.detail == "no such table"
