@@ -59,7 +59,7 @@ def drill(
         document: dict[str, object] = {"service": service, "drills": [drill_document(item) for item in results]}
         lines = [line for item in results for line in drill_lines(item)]
         invocation.output.result("drill-mutations", document, lines)
-        good = all(item.is_good and item.record is not None for item in results)
+        good = all(item.is_good and item.record is not None and item.unproven is None for item in results)
         return ExitStatus.OK if good else ExitStatus.FAILED
     (result,) = results
     invocation.output.result("drill", drill_document(result), list(drill_lines(result)))
@@ -98,8 +98,8 @@ def run_drills(
 
 
 def exit_status(result: DrillResult) -> ExitStatus:
-    """Return 0 for a passed drill, 4 if only a promise was broken, 1 otherwise; also 1 if it is not on record."""
-    if result.record is None:
+    """Return 0 for a passed drill, 4 if only a promise was broken, 1 otherwise; also 1 if not on record and sealed."""
+    if result.record is None or result.unproven is not None:
         return ExitStatus.FAILED
     if result.verdict.passed:
         return ExitStatus.OK
@@ -108,7 +108,8 @@ def exit_status(result: DrillResult) -> ExitStatus:
     ]
     documents = document_counts(result.restored) if result.restored is not None else None
     lost = documents is not None and bool(documents.missing or documents.corrupt)
-    is_breach = result.error is None and not critical and not lost and result.measured.isolated is True
+    is_left = not result.destroyed and not result.kept
+    is_breach = result.error is None and not critical and not lost and not is_left and result.measured.isolated is True
     return ExitStatus.BREACHED if is_breach else ExitStatus.FAILED
 
 
@@ -156,6 +157,7 @@ def drill_document(result: DrillResult) -> dict[str, object]:
         ),
         "record": result.record.number if result.record is not None else None,
         "obligation_record": result.obligation_entry,
+        "unproven": result.unproven.message if result.unproven is not None else None,
         "findings": list(result.findings),
         "closed_findings": list(result.closed),
         "mutation": result.prepared.mutation.value if result.prepared.mutation is not None else None,
@@ -197,12 +199,15 @@ def drill_lines(result: DrillResult) -> Iterator[str]:
     yield from (f"  not tested: {text}" for text in result.verdict.not_tested)
     outcome = f"record {result.record.number}" if result.record is not None else "NOT ON RECORD YET, kept on this host"
     yield f"  obligation: record {result.obligation_entry}; outcome: {outcome}"
+    if result.unproven is not None:
+        yield f"  not sealed or findings not recorded: {result.unproven.message}"
     yield from (f"  finding opened: {finding}" for finding in result.findings)
     yield from (f"  finding closed: {finding}" for finding in result.closed)
     if restored is not None and not result.destroyed:
         yield connect_line(restored.environment.dsn, restored.database)
         yield f"destroy: drservice environment destroy {restored.environment.id}"
-    next_command = f"show {result.record.number}" if result.record is not None else "anchor"
+    is_sealed = result.record is not None and result.unproven is None
+    next_command = f"show {result.record.number}" if result.record is not None and is_sealed else "anchor"
     yield f"next: drservice evidence {next_command}"
 
 

@@ -7,7 +7,6 @@ beside it; one that the ledger does not take is kept aside on this host.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -21,7 +20,7 @@ from drservice.model.outcomes import Measured, Verdict, judge
 from drservice.operations.drillplan import PreparedDrill
 from drservice.operations.drillrecord import NOT_ASKED, Course, DrillRequest, outcome_fields
 from drservice.operations.evidence import Evidence, artefact_subjects
-from drservice.operations.findings import label_of, new_finding_ids, open_findings, record_findings
+from drservice.operations.findings import OpenFinding, label_of, new_finding_ids, open_findings, record_findings
 from drservice.operations.loss import accuracy_seconds
 from drservice.operations.mutation import is_detected
 from drservice.operations.records import fitting, milliseconds
@@ -46,8 +45,12 @@ class DrillResult:
     error: DrError | None
     spoilt: str | None
     destroyed: bool
+    kept: bool
+    """Whether it was asked for that the environment stays."""
     findings: tuple[str, ...]
     closed: tuple[str, ...]
+    unproven: DrError | None
+    """Why findings are not on record, or the outcome is not sealed and anchored yet, although it is on record."""
     detected: bool | None
     """Whether a drill that had to fail did, for the right reason; ``None`` for an ordinary one."""
 
@@ -76,7 +79,7 @@ def conclude(
     context.progress.step("put the outcome on record")
     assert course.suite is not None, "set in every way out of the recovery"
     measured = _measured(course)
-    verdict = _verdict(prepared, course, measured)
+    verdict = _verdict(request, prepared, course, measured)
     is_ordinary = request.mutation is None
     questions = list(_questions(request, prepared, course, measured)) if is_ordinary else []
     known = open_findings(evidence, request.service) if is_ordinary else []
@@ -94,19 +97,7 @@ def conclude(
         entry=entry,
         findings=[*opened.values()],
     )
-    closed: list[str] = []
-    if record is not None:
-        with _telling(context):
-            closed = record_findings(
-                evidence,
-                request.service,
-                drill_entry=record.number,
-                results=questions,
-                opened=opened,
-                known=known,
-                reached=_reached_at(course.restored),
-            )
-            evidence.seal()
+    closed, unproven = _follow_up(context, evidence, request, course, record, questions, opened, known)
     context.progress.done()
     return DrillResult(
         run=run,
@@ -121,8 +112,10 @@ def conclude(
         error=course.error,
         spoilt=course.spoilt.what if course.spoilt is not None else None,
         destroyed=course.destroyed,
+        kept=request.keep,
         findings=tuple(opened.values()),
         closed=tuple(closed),
+        unproven=unproven,
         detected=_detected(request, course, verdict),
     )
 
@@ -160,10 +153,13 @@ def _measured(course: Course) -> Measured:
     )
 
 
-def _verdict(prepared: PreparedDrill, course: Course, measured: Measured) -> Verdict:
+def _verdict(request: DrillRequest, prepared: PreparedDrill, course: Course, measured: Measured) -> Verdict:
     assert course.suite is not None, "set in every way out of the recovery"
     verdict = judge(prepared.criteria, course.suite.results, measured, not_applicable=course.suite.not_applicable)
     verdict = replace(verdict, not_tested=(*verdict.not_tested, *course.gaps))
+    if not course.destroyed and not request.keep:
+        left = "its environment was not destroyed: `drservice environment list` shows it"
+        verdict = replace(verdict, passed=False, reasons=(*verdict.reasons, left))
     if course.error is None:
         return verdict
     reason = f"{course.error.code}: {course.error.message}"
@@ -259,11 +255,32 @@ def _put_on_record(
     )
 
 
-@contextmanager
-def _telling(context: RestoreContext) -> Iterator[None]:
-    """Let what follows the outcome fail loudly without hiding the outcome."""
+def _follow_up(
+    context: RestoreContext,
+    evidence: Evidence,
+    request: DrillRequest,
+    course: Course,
+    record: Record | None,
+    questions: list[CheckResult],
+    opened: dict[str, str],
+    known: list[OpenFinding],
+) -> tuple[list[str], DrError | None]:
+    """Record what follows from the outcome and seal it; a failure here must not hide the outcome."""
+    if record is None:
+        return [], None
     try:
-        yield
+        closed = record_findings(
+            evidence,
+            request.service,
+            drill_entry=record.number,
+            results=questions,
+            opened=opened,
+            known=known,
+            reached=_reached_at(course.restored),
+        )
+        evidence.seal()
     except DrError as error:
         context.progress.note(f"WARNING: findings or the seal of this drill are not on record: {error.message}")
         telemetry.warning("findings not recorded", problem=error.message)
+        return [], error
+    return closed, None

@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,9 @@ from tests.doubles.plant import DATABASE, Plant, clean_run
 DOCUMENT = Path(__file__).parents[2] / "docs" / "mutations.md"
 
 
-@pytest.fixture(scope="module")
-def plant(template_cache: Path) -> Iterator[Plant]:
-    """A plant with a recovery point and work after it, all archived. Tests mend what they break."""
+@contextmanager
+def working_plant(template_cache: Path) -> Iterator[Plant]:
+    """Give a plant with a recovery point and work after it, all archived."""
     maker = ClusterMaker(cache=template_cache)
     made = Plant.over(maker.make(wal_segment_mb=1))
     try:
@@ -39,6 +41,20 @@ def plant(template_cache: Path) -> Iterator[Plant]:
     finally:
         made.estate.close()
         maker.close()
+
+
+@pytest.fixture(scope="module")
+def plant(template_cache: Path) -> Iterator[Plant]:
+    """The plant of most tests. They mend what they break; in its past it stays broken."""
+    with working_plant(template_cache) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def sound_plant(template_cache: Path) -> Iterator[Plant]:
+    """A plant that nothing was ever wrong with, for drills of any instant."""
+    with working_plant(template_cache) as made:
+        yield made
 
 
 def record(plant: Plant, number: int) -> dict[str, Any]:
@@ -89,9 +105,9 @@ def test_a_drill_recovers_asks_judges_records_and_leaves_nothing(plant: Plant) -
     assert all(probe["isolated"] for probe in outcome["isolation"])
 
 
-def test_a_random_target_follows_from_a_seed_that_was_committed_to_before(plant: Plant) -> None:
-    done = plant.json("drill", "erp", "--plan", "random")
-    obligation, outcome = record(plant, done["obligation_record"]), record(plant, done["record"])
+def test_a_random_target_follows_from_a_seed_that_was_committed_to_before(sound_plant: Plant) -> None:
+    done = sound_plant.json("drill", "erp", "--plan", "random")
+    obligation, outcome = record(sound_plant, done["obligation_record"]), record(sound_plant, done["record"])
     seed = bytes.fromhex(outcome["seed"])
     promised = obligation["target"]
     assert promised["kind"] == "random"
@@ -185,6 +201,37 @@ def test_work_that_was_committed_behind_the_archive_is_lost_work(plant: Plant) -
     assert idle["rpo_seconds"] == 0, "a checkpoint is no work"
 
 
+def test_statistics_that_autovacuum_renews_are_nobody_s_work(plant: Plant) -> None:
+    """An analysis commits like anything else; behind the archive it must not look like lost work."""
+    counted = "select autoanalyze_count from pg_stat_user_tables where relname = 'renewed'"
+    with plant.cluster.connect(DATABASE) as connection:
+
+        def every(naptime: str) -> None:
+            connection.execute(f"alter system set autovacuum_naptime = '{naptime}'")
+            connection.execute("select pg_reload_conf()")
+
+        every("1h")
+        try:
+            connection.execute("create table renewed with (autovacuum_analyze_threshold = 0) as select 1 as x")
+            plant.archive()
+            every("1s")  # writes no transaction
+            deadline = time.monotonic() + 60
+            while connection.execute(counted).fetchone() == (0,):
+                assert time.monotonic() < deadline, "autovacuum never came"
+                time.sleep(0.1)
+            every("1h")
+            by_autovacuum = plant.json("drill", "erp", "--plan", "latest")
+            connection.execute("analyze renewed")
+            by_somebody = plant.json("drill", "erp", "--plan", "latest")
+        finally:
+            connection.execute("drop table if exists renewed")
+            connection.execute("alter system reset autovacuum_naptime")
+            connection.execute("select pg_reload_conf()")
+            plant.archive()
+    assert by_autovacuum["rpo_seconds"] == 0
+    assert by_somebody["rpo_seconds"] > 0, "a statement of somebody is work until the opposite is known"
+
+
 def test_a_failed_drill_takes_the_proof_away_until_one_passes(plant: Plant, tmp_path: Path) -> None:
     plant.json("drill", "erp", "--plan", "latest")
     (service,) = plant.json("info", "erp")["services"]
@@ -241,11 +288,11 @@ def test_what_is_kept_runs_and_can_be_asked(plant: Plant) -> None:
         plant.json("environment", "destroy", done["environment"]["id"])
 
 
-def test_verify_by_restore_is_a_drill_without_people(plant: Plant) -> None:
-    done = plant.json("verify", "erp", "--restore")
+def test_verify_by_restore_is_a_drill_without_people(sound_plant: Plant) -> None:
+    done = sound_plant.json("verify", "erp", "--restore")
     (drill,) = done["drills"]
     assert (drill["plan"], drill["verdict"], drill["target"]["kind"]) == ("erp-verify", "passed", "random")
-    assert plant.json("info", "erp")["services"][0]["verified_by"] == "drill"
+    assert sound_plant.json("info", "erp")["services"][0]["verified_by"] == "drill"
 
 
 def test_without_a_key_that_is_believed_no_drill_begins(plant: Plant, tmp_path: Path) -> None:
