@@ -107,16 +107,7 @@ def outcome_fields(
     recovered = (
         recovered_fields(restored, rto_seconds=course.rto_seconds)
         if restored is not None
-        else recovery_fields(
-            point=None,
-            snapshots=(),
-            phases=None,
-            rto_seconds=None,
-            documents=None,
-            isolation=(),
-            environment=None,
-            error=course.error,
-        )
+        else recovery_fields(error=course.error)
     )
     challenge: Json = {
         "nonce": course.nonce,
@@ -206,23 +197,13 @@ def _on_record(evidence: Evidence, drill: UnderWay) -> dict[EvidenceKind, int]:
 
 
 def _record_abortion(evidence: Evidence, drill: UnderWay, obligation_entry: int) -> Record:
-    nothing = recovery_fields(
-        point=None,
-        snapshots=(),
-        phases=None,
-        rto_seconds=None,
-        documents=None,
-        isolation=(),
-        environment=None,
-        error=None,
-    )
     return evidence.require(
         EvidenceKind.DRILL,
         service=ServiceName(drill.service),
         run=None,
         subject=[Subject(f"plan/{drill.plan}", drill.plan_sha256)],
         fields={
-            **nothing,
+            **recovery_fields(),
             "obligation": drill.obligation,
             "obligation_entry": obligation_entry,
             "outcome": "aborted",

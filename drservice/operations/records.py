@@ -109,16 +109,16 @@ def target_fields(
 
 def recovery_fields(
     *,
-    point: str | None,
-    snapshots: Iterable[tuple[str, str]],
-    phases: Mapping[str, float] | None,
-    rto_seconds: float | None,
-    documents: DocumentCounts | None,
-    isolation: Iterable[Probe],
-    environment: tuple[str, str] | None,
-    error: DrError | None,
+    point: str | None = None,
+    snapshots: Iterable[tuple[str, str]] = (),
+    phases: Mapping[str, float] | None = None,
+    rto_seconds: float | None = None,
+    documents: DocumentCounts | None = None,
+    isolation: Iterable[Probe] = (),
+    environment: tuple[str, str] | None = None,
+    error: DrError | None = None,
 ) -> dict[str, Json]:
-    """Return what restores and drills put on record alike.
+    """Return what restores and drills put on record alike; what is not named was not reached.
 
     Args:
         point: the recovery point that was used, if any.

@@ -85,16 +85,7 @@ def _record_failure(
                 reached_lsn=None,
                 timeline=None,
             ),
-            **recovery_fields(
-                point=None,
-                snapshots=(),
-                phases=None,
-                rto_seconds=None,
-                documents=None,
-                isolation=(),
-                environment=None,
-                error=error,
-            ),
+            **recovery_fields(error=error),
         },
         progress=context.progress,
     )
@@ -266,14 +257,7 @@ def restore_folder(
                 timeline=None,
             ),
             **recovery_fields(
-                point=None,
-                snapshots=[(record.component, record.id) for record in restored.records],
-                phases=None,
-                rto_seconds=seconds,
-                documents=None,
-                isolation=(),
-                environment=None,
-                error=None,
+                snapshots=[(record.component, record.id) for record in restored.records], rto_seconds=seconds
             ),
         },
         progress=context.progress,

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,12 @@ import pytest
 from drservice.errors import DrError, StoreDeniedError, StoreUnreachableError
 from drservice.evidence.anchoring import AnchorPlace
 from drservice.model.evidence import EvidenceKind
-from drservice.objectstore.interface import Body, Capabilities, ObjectInfo, ObjectStore
+from drservice.objectstore.interface import ObjectStore
 from tests.contract.env_census import take_census
 from tests.doubles.cluster import ClusterMaker
 from tests.doubles.estate import copy_tree
 from tests.doubles.plant import Plant
+from tests.doubles.stores import RecordingStore
 from tests.faults.plantbench import (
     Watcher,
     environments_dir,
@@ -34,58 +34,20 @@ LEDGER = "ledger/"
 ENTRIES = "ledger/0"
 
 
-class RefusingStore:
+class RefusingStore(RecordingStore):
     """Refuses every call of some operations on keys with a prefix, as a missing right or a broken line does."""
 
     def __init__(
         self, inner: ObjectStore, *, prefix: str, operations: frozenset[str], error: Callable[[str], DrError]
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._prefix = prefix
         self._operations = operations
         self._error = error
         self.refused = 0
         """Calls refused so far; a test asserts that it is not 0."""
 
-    @property
-    def description(self) -> str:
-        return self._inner.description
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self._inner.capabilities
-
-    def create(self, key: str, body: Body) -> None:
-        self._require("create", key)
-        self._inner.create(key, body)
-
-    def read(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
-        self._require("read", key)
-        return self._inner.read(key, offset=offset, length=length)
-
-    def stat(self, key: str) -> ObjectInfo:
-        self._require("stat", key)
-        return self._inner.stat(key)
-
-    def list(self, prefix: str, *, start_after: str = "") -> Iterator[ObjectInfo]:
-        self._require("list", prefix)
-        return self._inner.list(prefix, start_after=start_after)
-
-    def read_versions(self, key: str) -> Iterator[bytes]:
-        self._require("read_versions", key)
-        return self._inner.read_versions(key)
-
-    def delete(self, key: str) -> None:
-        self._require("delete", key)
-        self._inner.delete(key)
-
-    def server_time(self) -> datetime:
-        return self._inner.server_time()
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def _require(self, operation: str, key: str) -> None:
+    def _record(self, operation: str, key: str) -> None:
         if operation in self._operations and key.startswith(self._prefix):
             self.refused += 1
             raise self._error(f"injected: {operation} of {key}")
