@@ -370,6 +370,7 @@ def test_the_page_about_mutations_is_what_they_said(mutated: dict[str, dict[str,
 
 def test_the_bundle_verifies_alone_and_a_changed_one_does_not(plant: Plant, tmp_path: Path) -> None:
     bundle = tmp_path / "evidence.zip"
+    plant.json("drill", "erp", "--plan", "latest")
     written = plant.json("evidence", "export", "--service", "erp", "--output", str(bundle))
     assert written["records"] == plant.json("evidence", "list")["size"]
     verified = plant.json("evidence", "verify", str(bundle))

@@ -219,12 +219,16 @@ def test_a_service_without_files_keeps_the_directory_it_was_given(story: dict[st
 
 def test_every_backup_and_restore_is_on_record(story: dict[str, object]) -> None:
     plant = plant_of(story)
-    records = plant.json("evidence", "list", "--most", "1000")["records"]
-    kinds = [record["kind"] for record in reversed(records)]
-    assert kinds[0] == "key"
-    assert {"backup", "restore"} <= set(kinds)
-    assert {record["outcome"] for record in records if record["kind"] == "backup"} == {"degraded", "complete"}
-    assert {record["outcome"] for record in records if record["kind"] == "restore"} == {"partial", "restored"}
+    size = plant.json("evidence", "list")["size"]
+    plant.json("backup", "erp", "--component", "configuration")
+    plant.json("restore", "erp", "--to", "latest", "--into", plant.cluster.root / "recorded", status=3)
+    whole = plant.cluster.root / "recorded-whole"
+    plant.json("restore", "erp", "--to", "latest", "--component", "database", "--into", whole)
+    records = plant.json("evidence", "list", "--most", "1000")["records"][::-1]
+    assert records[0]["kind"] == "key"
+    assert {record["outcome"] for record in records[:size] if record["kind"] == "backup"} >= {"degraded"}
+    told = [(record["kind"], record["outcome"]) for record in records[size:]]
+    assert told == [("backup", "complete"), ("restore", "partial"), ("restore", "restored")]
 
 
 def test_a_backup_that_fails_is_on_record_too(story: dict[str, object], tmp_path: Path) -> None:
