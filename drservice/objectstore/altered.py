@@ -7,13 +7,11 @@ or a byte of it is another one. Nothing is ever changed in the store itself: thi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, field
 
-from drservice.errors import ObjectNotFoundError, StoreDeniedError
-from drservice.objectstore.interface import Body, Capabilities, ObjectInfo, ObjectStore
-
-_HINT = "Drills that must fail look at an altered view of the store; nothing is written through it."
+from drservice.errors import ObjectNotFoundError
+from drservice.objectstore.interface import ObjectInfo, ObjectStore
+from drservice.objectstore.readonly import ReadOnlyStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,32 +34,17 @@ class AlteredOpener:
         return AlteredStore(self.opener(), self.alteration)
 
 
-class AlteredStore:
+class AlteredStore(ReadOnlyStore):
     """A store in which something is missing or damaged."""
 
     def __init__(self, inner: ObjectStore, alteration: Alteration) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._alteration = alteration
-        self._capabilities = replace(inner.capabilities, writable=False)
 
     @property
     def description(self) -> str:
         """A printable address without secrets."""
         return f"{self._inner.description} (altered for a drill that must fail)"
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What the store can do; never writable."""
-        return self._capabilities
-
-    def create(self, key: str, body: Body) -> None:
-        """Refuse.
-
-        Raises:
-            StoreDeniedError: always.
-        """
-        del body
-        raise StoreDeniedError(f"cannot create {key} in an altered view", hint=_HINT)
 
     def read(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
         """Return the object's bytes, or exactly ``length`` bytes from ``offset``, as they are after the accident."""
@@ -87,22 +70,6 @@ class AlteredStore:
             return
         for body in self._inner.read_versions(key):
             yield self._flip(key, body, 0)
-
-    def delete(self, key: str) -> None:
-        """Refuse.
-
-        Raises:
-            StoreDeniedError: always.
-        """
-        raise StoreDeniedError(f"cannot delete {key} in an altered view", hint=_HINT)
-
-    def server_time(self) -> datetime:
-        """Return the store's own clock."""
-        return self._inner.server_time()
-
-    def close(self) -> None:
-        """Release connections."""
-        self._inner.close()
 
     def _require(self, key: str) -> None:
         if key in self._alteration.hidden:

@@ -86,7 +86,7 @@ def run_drill(context: RestoreContext, evidence: Evidence, request: DrillRequest
     with under_way(context.state_dir, journalled(prepared, obligation, evidence.ledger.size())) as journal:
         entry, gaps = _record_obligation(context, evidence, prepared, run, obligation)
         course = _recover_and_check(context, request, prepared, journal)
-        course.gaps = (*gaps, *_unreadable(context, request))
+        course.gaps = (*gaps, *_unreadable(context, request), *_unanswered(course))
         return conclude(context, evidence, request, prepared, course, run=run, obligation=obligation, entry=entry)
 
 
@@ -108,6 +108,12 @@ def _record_obligation(
     gap = "that the obligation was there before the restore: no checkpoint over it was signed or anchored first"
     context.progress.note(f"WARNING: not proved: {gap}; run drills where the log key is")
     return entry, (gap,)
+
+
+def _unanswered(course: Course) -> tuple[str, ...]:
+    if course.production is not None:
+        return ()
+    return ("what production had committed behind the archive: it did not answer, so work counts as lost there",)
 
 
 def _unreadable(context: RestoreContext, request: DrillRequest) -> tuple[str, ...]:

@@ -47,8 +47,9 @@ def restore_service(context: RestoreContext, evidence: Evidence, request: Restor
         raise
     try:
         point = point_of(context.repository, request.service.name, result)
-    except DrError:
+    except DrError as error:
         point = None  # the record says less then; nothing about evidence stops a rescue
+        context.progress.note(f"WARNING: the record does not name the recovery point: {error.message}")
     evidence.record(
         EvidenceKind.RESTORE,
         service=request.service.name,

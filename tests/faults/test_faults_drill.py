@@ -17,6 +17,7 @@ from drservice.environments.sandbox import list_sandboxes
 from drservice.errors import ExitStatus, ReplayError, StoreUnreachableError
 from drservice.model.checks import CheckState
 from drservice.model.evidence import EvidenceKind, seed_commitment
+from drservice.operations import drill as drill_module
 from drservice.operations.drillconclusion import DrillResult
 from tests.contract.env_census import Census, take_census
 from tests.contract.env_fixtures import eventually
@@ -82,6 +83,18 @@ def require_failed_on_record(plant: Plant, result: DrillResult) -> dict[str, Any
     assert record["obligation_entry"] == result.obligation_entry
     assert record["reasons"], "a failed drill says why"
     return record
+
+
+def test_a_drill_whose_environment_stays_does_not_pass(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of production that nobody asked to keep is an open door, whatever the checks said."""
+    monkeypatch.setattr(drill_module, "is_left", lambda *_: True)
+    with opened(plant.estate.config) as bench:
+        result = bench.drill()
+    assert not result.verdict.passed
+    assert any("was not destroyed" in reason for reason in result.verdict.reasons)
+    assert exit_status(result) is ExitStatus.FAILED, "no mere breach of a promise"
+    assert result.record is not None
+    assert drills_of(plant, result.record.number)[result.record.number]["outcome"] == "failed"
 
 
 # --- killed ---------------------------------------------------------------------------------------------------
