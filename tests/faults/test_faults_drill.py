@@ -97,6 +97,18 @@ def test_a_drill_whose_environment_stays_does_not_pass(plant: Plant, monkeypatch
     assert drills_of(plant, result.record.number)[result.record.number]["outcome"] == "failed"
 
 
+def test_a_drill_without_production_counts_what_it_cannot_ask_as_lost(plant: Plant) -> None:
+    plant.cluster.stop()
+    try:
+        with opened(plant.estate.config) as bench:
+            result = bench.drill()
+    finally:
+        plant.cluster.start()
+    assert result.restored is not None, "a recovery needs no production"
+    assert result.measured.rpo_ms, "what lies behind the archive cannot be known"
+    assert any("production had committed" in text for text in result.verdict.not_tested)
+
+
 # --- killed ---------------------------------------------------------------------------------------------------
 
 STAGES = (
