@@ -156,8 +156,11 @@ class FileResult:
         return [token for packs, _ in self.parts for token in packs if isinstance(token, int)]
 
 
+_STATES = tuple(FileState)
+
+
 def _file_result(path: bytes, state: int, *fields: object) -> FileResult:
-    return FileResult(path, FileState(state), *fields)  # type: ignore[arg-type]  # as __reduce__ took them apart
+    return FileResult(path, _STATES[state], *fields)  # type: ignore[arg-type]  # as __reduce__ took them apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

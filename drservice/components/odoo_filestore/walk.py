@@ -139,11 +139,10 @@ class Walk:
         folder = path.decode("ascii")
         files: list[ListedFile] = []
         for item in found:
-            text = item.name
-            name = os.fsencode(text)
-            if not is_document_file(folder, text):
-                self.aside.foreign.append(path + b"/" + name)
+            if not is_document_file(folder, item.name):
+                self.aside.foreign.append(path + b"/" + os.fsencode(item.name))
                 continue
+            name = item.name.encode("ascii")
             try:
                 status = item.stat(follow_symlinks=False)
             except OSError as error:

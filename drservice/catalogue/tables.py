@@ -1,0 +1,266 @@
+"""The tables of the catalogue.
+
+Everything here but people's accounts, tokens and what waits to be told can be filled again from the repository
+(``rebuild``). Times are written by the database (``drservice_now()``) or come from the repository; hosts' clocks decide
+nothing. Free-form parts are JSON documents whose shape the writer's module describes.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import BigInteger, DateTime, ForeignKey, Index, LargeBinary, MetaData, Text, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Document = dict[str, Any]
+"""A JSON object."""
+NOW = text("drservice_now()")
+"""The catalogue's clock: the database's, or what a test or a simulation puts in its place."""
+
+
+class Base(DeclarativeBase):
+    """The declarations."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "%(table_name)s_pkey",
+            "uq": "%(table_name)s_%(column_0_N_name)s_key",
+            "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+            "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        str: Text,
+        int: BigInteger,
+        datetime: DateTime(timezone=True),
+        Document: JSONB,
+        list[str]: JSONB,
+    }
+
+
+class Host(Base):
+    """A machine with a ``drservice node``: who it is now, and when it was last seen."""
+
+    __tablename__ = "host"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    incarnation: Mapped[str]
+    """Of the process that holds the name; another process with the name is refused while this one is seen."""
+    version: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    seen_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Run(Base):
+    """One execution of an operation (states: ``model.runs``)."""
+
+    __tablename__ = "run"
+    __table_args__ = (
+        UniqueConstraint("service", "kind", "plan", "scheduled_for"),
+        Index(None, "service", "requested_at"),
+        Index(None, "state", "lease_until"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """ULID."""
+    service: Mapped[str]
+    kind: Mapped[str]
+    plan: Mapped[str] = mapped_column(default="")
+    """Name of a drill plan, or empty."""
+    scheduled_for: Mapped[datetime | None]
+    """The slot; ``None`` for a run that somebody asked for. No slot is run twice."""
+    state: Mapped[str]
+    host: Mapped[str | None]
+    """Who may run it: a host, or anybody (``None``)."""
+    requested_by: Mapped[str]
+    requested_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    parameters: Mapped[Document] = mapped_column(default=dict)
+    epoch: Mapped[int] = mapped_column(default=0)
+    """Counts claims; a write that names another epoch changes nothing."""
+    claimed_by: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    progress: Mapped[Document] = mapped_column(default=dict)
+    """{step, done, total, unit, rate, eta_seconds} of the present step."""
+    result: Mapped[Document | None]
+    error: Mapped[Document | None]
+    """{code, message, hint, exit_status}."""
+    caught_up_by: Mapped[str | None]
+    """Of a missed slot: the run that was made for it."""
+
+
+class RunEvent(Base):
+    """What happened in a run, in order; the source of live pages."""
+
+    __tablename__ = "run_event"
+
+    run: Mapped[str] = mapped_column(ForeignKey("run.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=NOW)
+    epoch: Mapped[int]
+    kind: Mapped[str]
+    """state | step | progress | note."""
+    data: Mapped[Document]
+
+
+class Snapshot(Base):
+    """A snapshot in the repository."""
+
+    __tablename__ = "snapshot"
+    __table_args__ = (Index(None, "service", "component", "stopped_at"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    service: Mapped[str]
+    component: Mapped[str]
+    kind: Mapped[str]
+    method: Mapped[str]
+    state: Mapped[str]
+    host: Mapped[str]
+    started_at: Mapped[datetime]
+    stopped_at: Mapped[datetime]
+    source_bytes: Mapped[int]
+    read_bytes: Mapped[int]
+    stored_bytes: Mapped[int]
+    files: Mapped[int]
+    facts: Mapped[Document]
+
+
+class Point(Base):
+    """A recovery point in the repository."""
+
+    __tablename__ = "point"
+    __table_args__ = (Index(None, "service", "created_at"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    service: Mapped[str]
+    created_at: Mapped[datetime]
+    state: Mapped[str]
+    members: Mapped[Document]
+    verified_at: Mapped[datetime | None]
+    """When a drill last passed from it."""
+
+
+class WalWindow(Base):
+    """A stretch of WAL of a cluster without a gap."""
+
+    __tablename__ = "wal_window"
+
+    service: Mapped[str] = mapped_column(primary_key=True)
+    component: Mapped[str] = mapped_column(primary_key=True)
+    timeline: Mapped[int] = mapped_column(primary_key=True)
+    from_lsn: Mapped[int] = mapped_column(primary_key=True)
+    to_lsn: Mapped[int]
+    from_time: Mapped[datetime | None]
+    to_time: Mapped[datetime | None]
+
+
+class Record(Base):
+    """A record of the ledger."""
+
+    __tablename__ = "record"
+    __table_args__ = (Index(None, "service", "kind", "recorded_at"),)
+
+    entry: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    service: Mapped[str | None]
+    host: Mapped[str]
+    run: Mapped[str | None]
+    recorded_at: Mapped[datetime]
+    outcome: Mapped[str | None]
+    predicate: Mapped[Document]
+    sha256: Mapped[str]
+
+
+class Account(Base):
+    """A local user."""
+
+    __tablename__ = "account"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    password_hash: Mapped[str]
+    """Argon2id, in its own notation."""
+    roles: Mapped[list[str]]
+    services: Mapped[list[str]]
+    """Empty = all."""
+    disabled: Mapped[bool] = mapped_column(default=False)
+    failures: Mapped[int] = mapped_column(default=0)
+    locked_until: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Token(Base):
+    """An API token or a browser's session: only its hash is kept."""
+
+    __tablename__ = "token"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    secret_sha256: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    kind: Mapped[str]
+    """api | session."""
+    name: Mapped[str]
+    account: Mapped[str]
+    roles: Mapped[list[str]]
+    services: Mapped[list[str]]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    expires_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+
+
+class Access(Base):
+    """A request that somebody made: the access log."""
+
+    __tablename__ = "access"
+    __table_args__ = (Index(None, "at"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    at: Mapped[datetime] = mapped_column(server_default=NOW)
+    account: Mapped[str | None]
+    token: Mapped[str | None]
+    address: Mapped[str]
+    method: Mapped[str]
+    route: Mapped[str]
+    service: Mapped[str | None]
+    status: Mapped[int]
+
+
+class Answer(Base):
+    """The answer to a request with an idempotency key."""
+
+    __tablename__ = "answer"
+
+    account: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request_sha256: Mapped[str]
+    status: Mapped[int | None]
+    """``None`` while the first request is being answered."""
+    headers: Mapped[Document] = mapped_column(default=dict)
+    body: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Message(Base):
+    """What is to be told, to one place: the outbox."""
+
+    __tablename__ = "message"
+    __table_args__ = (Index(None, "delivered_at", "next_attempt_at"), UniqueConstraint("event", "place"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    event: Mapped[str]
+    """Names the event once and for all: it is told to each place once."""
+    place: Mapped[str]
+    """Which entry of ``notify`` (never its URL, which is a secret)."""
+    kind: Mapped[str]
+    """failure | objective | overdue."""
+    service: Mapped[str | None]
+    title: Mapped[str]
+    body: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    attempts: Mapped[int] = mapped_column(default=0)
+    next_attempt_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    delivered_at: Mapped[datetime | None]
+    given_up_at: Mapped[datetime | None]
+    last_error: Mapped[str | None]

@@ -1,0 +1,1 @@
+"""The queue of runs: who may start which, once."""

@@ -1,0 +1,1 @@
+"""Telling people: an outbox that is emptied with patience."""
