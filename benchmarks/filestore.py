@@ -6,12 +6,12 @@ Makes 40,000 documents (2.3 GB, log-normal sizes, 60 % of them incompressible) n
 lets every program do the same work on the same disk, encryption on for all, whole processes timed. The order turns from
 round to round (A B C, C B A), and the documents are read once before each job, so that nobody is the one who has to
 fetch them from the disk. drservice runs as a process of its own through the interface of the component, without the
-command line and without PostgreSQL, because the others know neither rows nor clusters; its restore checks every document
-against its name and makes it durable. The others leave that to the system, so what it takes after they have ended is
-measured as well (``durable_seconds``): a restore is done when the power may fail. Peers come from Debian's archive, into
-a temporary folder, unless they are named. Nothing that a run made is deleted before the end: ext4 avoids inodes that
-were freed a moment ago, and whoever ran next would pay for it. Numbers of one run on one machine: compare within a run,
-never across machines.
+command line and without PostgreSQL, because the others know neither rows nor clusters; its restore checks every
+document against its name and makes it durable. The others leave that to the system, so what it takes after they have
+ended is measured as well (``durable_seconds``): a restore is done when the power may fail. Peers come from Debian's
+archive, into a temporary folder, unless they are named. Nothing that a run made is deleted before the end: ext4 avoids
+inodes that were freed a moment ago, and whoever ran next would pay for it. Numbers of one run on one machine: compare
+within a run, never across machines.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Runs: one execution of an operation, its states, and the moves between them.
 
 A run is planned by a slot of a schedule or asked for by somebody, waits in a queue, is claimed by a host under an
-epoch, and ends. Every write of a claimed run names its epoch: a host that slept through the loss of its lease changes nothing.
+epoch, and ends. Every write of a claimed run names its epoch: a host that slept through the loss of its lease changes
+nothing.
 """
 
 from __future__ import annotations
