@@ -224,6 +224,45 @@ def test_a_store_that_fails_at_any_read_leaves_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "out").exists()
 
 
+def test_an_error_of_the_disk_while_others_are_written_fails_the_restore(
+    filestore: Filestore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells an error once: to the call in the background, and not to the last one again."""
+    documents = list(filestore.fill(30))
+    record, _ = filestore.capture()
+    calls = []
+
+    def fails_once(_descriptor: int, root: Path) -> None:
+        calls.append(root)
+        if len(calls) == 1:
+            raise RecoveryError(f"writing {root} to disk failed: Input/output error")
+
+    monkeypatch.setattr("drservice.components.odoo_filestore.staging.sync_opened", fails_once)
+    monkeypatch.setattr("drservice.components.odoo_filestore.staging._WRITE_BACK_BYTES", 1)
+    with pytest.raises(RecoveryError, match="Input/output error"):
+        filestore.place([record.id], tmp_path / "out", documents)
+    assert not (tmp_path / "out").exists()
+    assert leftovers(tmp_path) == []
+
+
+def test_room_for_what_is_wanted_is_enough_where_the_whole_snapshot_has_none(
+    filestore: Filestore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = filestore.fill(30)
+    record, _ = filestore.capture()
+    wanted = list(documents)[:3]
+    needed = sum(len(documents[name]) for name in wanted)
+    for free, fits in ((needed, True), (needed - 1, False)):
+        for module in ("drservice.repository.placing", "drservice.components.odoo_filestore.staging"):
+            monkeypatch.setattr(f"{module}.free_bytes", lambda _root, free=free: free)
+        if fits:
+            assert filestore.place([record.id], tmp_path / "out", wanted).placed == 3
+        else:
+            with pytest.raises(RecoveryError, match="are needed"):
+                filestore.place([record.id], tmp_path / "other", wanted)
+            assert not (tmp_path / "other").exists()
+
+
 class Killing(Heard):
     """Kills its own process as soon as something is written."""
 
