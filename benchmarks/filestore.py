@@ -2,16 +2,17 @@
 
     python benchmarks/filestore.py --rounds 3 --output benchmarks/results/filestore.json
 
-Makes 40,000 documents (2.3 GB, log-normal sizes, 60 % of them incompressible) named by their SHA-1 and, in each round,
-lets every program do the same work on the same disk, encryption on for all, whole processes timed. The order turns from
-round to round (A B C, C B A), and the documents are read once before each job, so that nobody is the one who has to
-fetch them from the disk. drservice runs as a process of its own through the interface of the component, without the
-command line and without PostgreSQL, because the others know neither rows nor clusters; its restore checks every
-document against its name and makes it durable. The others leave that to the system, so what it takes after they have
-ended is measured as well (``durable_seconds``): a restore is done when the power may fail. Peers come from Debian's
-archive, into a temporary folder, unless they are named. Nothing that a run made is deleted before the end: ext4 avoids
-inodes that were freed a moment ago, and whoever ran next would pay for it. Numbers of one run on one machine: compare
-within a run, never across machines.
+Makes 40,000 documents (2.3 GB, log-normal sizes, 60 % of them incompressible) named by their SHA-1 and, in each
+round, lets every program do the same work on the same disk, encryption on for all, whole processes timed. The order
+turns from round to round (A B C, C B A). What a job reads is read once before it: the system remembers of one
+program's files and not of another's (drservice tells it not to keep packs), and nobody shall be the one who waits for
+the disk. drservice runs as a process of its own through the interface of the component, without the command line and
+without PostgreSQL, because the others know neither rows nor clusters; its restore checks every document against its
+name and makes it durable. The others leave that to the system, so what it takes after they have ended is measured as
+well (``durable_seconds``): a restore is done when the power may fail. Peers come from Debian's archive, into a
+temporary folder, unless they are named. Nothing that a run made is deleted before the end: ext4 avoids inodes that
+were freed a moment ago, and whoever ran next would pay for it. Numbers of one run on one machine: compare within a
+run, never across machines.
 """
 
 from __future__ import annotations
@@ -303,7 +304,7 @@ def timed(racer: Racer, job: str, source: Path) -> dict[str, float]:
 
     ``durable_seconds`` (of restores) is the wall time until what was restored is on the disk.
     """
-    for path in source.rglob("*"):
+    for path in (racer.base / "repo" if job == "restore" else source).rglob("*"):
         if path.is_file():
             path.read_bytes()
     os.sync()
