@@ -587,3 +587,42 @@ class WorkerDiedError(DrError):
 
     code = "DR910"
     hint = "It was killed or ran out of memory; look at the kernel's log, then run again: uploaded data is re-used."
+
+
+class CatalogueError(DrError):
+    """The catalogue cannot be used."""
+
+    code = "DR920"
+    exit_status = ExitStatus.USAGE
+    hint = "catalogue is `embedded` or postgresql://USER@HOST/DATABASE."
+
+
+class CatalogueUnreachableError(CatalogueError):
+    """The catalogue's database does not answer."""
+
+    code = "DR921"
+    exit_status = ExitStatus.UNREACHABLE
+    hint = "Backups, WAL and restores from the command line go on without it; look at the database's server and log."
+
+
+class CatalogueSchemaError(CatalogueError):
+    """The catalogue's tables are not those of this program."""
+
+    code = "DR922"
+    hint = "`drservice rebuild` and the start of a node or web process bring the tables up to date."
+
+
+class EmbeddedClusterError(CatalogueError):
+    """The private PostgreSQL cluster of the catalogue cannot be started or stopped."""
+
+    code = "DR923"
+    exit_status = ExitStatus.FAILED
+    hint = "Read state_dir/catalogue/log. While stopped it can be deleted: `drservice rebuild` fills a new one."
+
+
+class LeaseLostError(CatalogueError):
+    """The hosts of a run stopped renewing its lease, too often for another try."""
+
+    code = "DR924"
+    exit_status = ExitStatus.FAILED
+    hint = "Look at the hosts' logs: the run may be what ends them (memory, disk). Then request it again."

@@ -35,8 +35,9 @@ class Base(DeclarativeBase):
         str: Text,
         int: BigInteger,
         datetime: DateTime(timezone=True),
-        Document: JSONB,
-        list[str]: JSONB,
+        # None is NULL: the default of this type would store JSON's null.
+        Document: JSONB(none_as_null=True),
+        list[str]: JSONB(none_as_null=True),
     }
 
 
@@ -59,7 +60,7 @@ class Run(Base):
     __tablename__ = "run"
     __table_args__ = (
         UniqueConstraint("service", "kind", "plan", "scheduled_for"),
-        Index(None, "service", "requested_at"),
+        Index(None, "service", "id"),
         Index(None, "state", "lease_until"),
     )
 
@@ -83,6 +84,8 @@ class Run(Base):
     lease_until: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+    cancel_requested_by: Mapped[str | None]
+    """Who wants a running run to end; its host ends it, or the reaper if the host is gone."""
     progress: Mapped[Document] = mapped_column(default=dict)
     """{step, done, total, unit, rate, eta_seconds} of the present step."""
     result: Mapped[Document | None]
@@ -163,7 +166,7 @@ class Record(Base):
     __tablename__ = "record"
     __table_args__ = (Index(None, "service", "kind", "recorded_at"),)
 
-    entry: Mapped[int] = mapped_column(primary_key=True)
+    entry: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     kind: Mapped[str]
     service: Mapped[str | None]
     host: Mapped[str]

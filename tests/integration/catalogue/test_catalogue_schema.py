@@ -1,0 +1,119 @@
+"""The catalogue's schema: migrated up and down, as the tables say, and refused when it is another one."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+from drservice.catalogue.database import Database, migrate, migration_config, open_catalogue
+from drservice.catalogue.tables import Base
+from drservice.errors import CatalogueError, CatalogueSchemaError, CatalogueUnreachableError
+from tests.doubles.catalogue import CatalogueServer
+
+
+def differences(database: Database) -> list[object]:
+    with database.connection() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True, "target_metadata": Base.metadata}
+        )
+        found = compare_metadata(context, Base.metadata)
+    return [
+        difference
+        for difference in found
+        if not (
+            isinstance(difference, tuple) and difference[0] == "remove_table" and difference[1] == "alembic_version"
+        )
+    ]
+
+
+def test_the_migrations_make_exactly_the_tables_that_the_code_declares(database: Database) -> None:
+    assert differences(database) == []
+
+
+def test_a_column_that_no_migration_makes_would_be_seen(database: Database) -> None:
+    with database.connection() as connection:
+        connection.execute(text("ALTER TABLE run DROP COLUMN caught_up_by"))
+    assert [difference[0] for difference in differences(database) if isinstance(difference, tuple)] == ["add_column"]
+
+
+def test_a_catalogue_goes_up_to_head_down_to_nothing_and_up_again(catalogues: CatalogueServer) -> None:
+    url = catalogues.empty()
+    migrate(url)
+    migrate(url)
+    database = open_catalogue(url)
+    config = migration_config()
+    with database.connection() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    with database.connection() as connection:
+        assert inspect(connection).get_table_names() == ["alembic_version"]
+        assert connection.execute(text("SELECT count(*) FROM pg_proc WHERE proname = 'drservice_now'")).scalar() == 0
+    migrate(url)
+    assert differences(database) == []
+    database.close()
+
+
+def test_two_processes_may_bring_the_schema_up_at_once(catalogues: CatalogueServer) -> None:
+    url = catalogues.empty()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(migrate, [url] * 4))
+    open_catalogue(url).close()
+
+
+def test_a_database_without_schema_is_refused(catalogues: CatalogueServer) -> None:
+    with pytest.raises(CatalogueSchemaError, match="no schema yet"):
+        open_catalogue(catalogues.empty())
+
+
+def test_a_schema_of_a_newer_program_is_refused_and_left_alone(catalogues: CatalogueServer) -> None:
+    url = catalogues.empty()
+    migrate(url)
+    database = Database(url)
+    with database.connection() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(CatalogueSchemaError, match="9999, which this program does not know"):
+        open_catalogue(url)
+    with pytest.raises(CatalogueSchemaError, match="9999"):
+        migrate(url)
+    with database.connection() as connection:
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "9999"
+    database.close()
+
+
+def test_a_server_that_is_gone_is_unreachable_and_its_password_is_not_told(catalogues: CatalogueServer) -> None:
+    url = f"postgresql://postgres:geheim@/x?host={catalogues.cluster.root}/nowhere"
+    with pytest.raises(CatalogueUnreachableError) as raised:
+        open_catalogue(url)
+    assert raised.value.exit_status == 8
+    assert "geheim" not in raised.value.message
+    with pytest.raises(CatalogueUnreachableError), Database(url).listening("x"):
+        pytest.fail("nobody is there to listen to")
+
+
+def test_a_connection_that_the_server_ended_is_replaced(database: Database) -> None:
+    with database.session() as session:
+        pid = session.execute(text("SELECT pg_backend_pid()")).scalar_one()
+    with database.session() as other:
+        ended = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+        if other.execute(text("SELECT pg_backend_pid()")).scalar_one() != pid:
+            other.execute(ended)
+    with database.session() as session:
+        assert session.execute(text("SELECT 1")).scalar_one() == 1
+
+
+def test_a_connection_that_breaks_within_a_session_is_unreachable(database: Database) -> None:
+    with pytest.raises(CatalogueUnreachableError), database.session() as session:
+        session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+
+@pytest.mark.parametrize("url", ["sqlite:///x", "nonsense", "mysql://a:geheim@b/c", "postgresql://a:geheim@b:port/c"])
+def test_what_is_no_postgresql_url_is_refused_without_telling_it(url: str) -> None:
+    with pytest.raises(CatalogueError) as raised:
+        Database(url)
+    assert raised.value.exit_status == 2
+    assert "geheim" not in raised.value.message
