@@ -8,16 +8,15 @@ import click
 
 from drservice.cli.formatting import connect_line, format_seconds, format_table
 from drservice.cli.invocation import Invocation
-from drservice.cli.restore import documents_document
-from drservice.clock import to_iso
 from drservice.errors import ExitStatus
-from drservice.model.checks import CheckResult, CheckState, Severity
+from drservice.model.checks import CheckState
 from drservice.model.estate import DrillPlan, Estate, Service
 from drservice.operations.drill import run_drill
 from drservice.operations.drillconclusion import DrillResult
 from drservice.operations.drillrecord import DrillRequest, requested_target
 from drservice.operations.mutation import EXPLANATIONS, Mutation
 from drservice.operations.restore import RestoreContext
+from drservice.operations.results import drill_document, drill_exit_status
 from drservice.operations.servicerestore import document_counts, phases_of
 from drservice.wiring.data_plane import open_data_plane
 from drservice.wiring.evidence import open_anchored_evidence
@@ -63,7 +62,7 @@ def drill(
         return ExitStatus.OK if good else ExitStatus.FAILED
     (result,) = results
     invocation.output.result("drill", drill_document(result), list(drill_lines(result)))
-    return exit_status(result)
+    return drill_exit_status(result)
 
 
 def run_drills(
@@ -95,91 +94,6 @@ def run_drills(
             )
             for mutation in (mutations or [None])
         ]
-
-
-def exit_status(result: DrillResult) -> ExitStatus:
-    """Return 0 for a passed drill, 4 if only a promise was broken, 1 otherwise; also 1 if not on record and sealed."""
-    if result.record is None or result.unproven is not None:
-        return ExitStatus.FAILED
-    if result.verdict.passed:
-        return ExitStatus.OK
-    critical = [
-        item for item in result.results if item.severity is Severity.CRITICAL and item.state is not CheckState.PASSED
-    ]
-    documents = document_counts(result.restored) if result.restored is not None else None
-    lost = documents is not None and bool(documents.missing or documents.corrupt)
-    is_left = not result.destroyed and not result.kept
-    is_breach = result.error is None and not critical and not lost and not is_left and result.measured.isolated is True
-    return ExitStatus.BREACHED if is_breach else ExitStatus.FAILED
-
-
-def drill_document(result: DrillResult) -> dict[str, object]:
-    """Return a drill as the JSON contract spells it."""
-    restored = result.restored
-    measured = result.measured
-    environment = restored.environment if restored is not None else None
-    is_kept = restored is not None and not result.destroyed
-    return {
-        "run": result.run,
-        "service": result.prepared.service.name,
-        "plan": result.prepared.plan.name,
-        "target": {
-            "requested": requested_target(result.prepared),
-            "kind": result.prepared.chosen.kind.value,
-            "reached_time": to_iso(restored.reached.time) if restored is not None and restored.reached.time else None,
-            "reached_lsn": str(restored.reached.lsn) if restored is not None else None,
-            "timeline": int(restored.reached.timeline) if restored is not None else None,
-        },
-        "phases": (
-            {k: round(v, 3) for k, v in phases_of(restored, rto_seconds=result.rto_seconds).items()}
-            if restored is not None
-            else None
-        ),
-        "rto_seconds": _seconds(measured.rto_ms),
-        "environment": {
-            "id": environment.id if environment is not None and is_kept else None,
-            "kind": environment.kind if environment is not None else None,
-            "path": str(environment.path) if environment is not None and is_kept else None,
-            "dsn": environment.dsn if environment is not None and is_kept else None,
-        },
-        "documents": documents_document(document_counts(restored) if restored is not None else None),
-        "verdict": "passed" if result.verdict.passed else "failed",
-        "reasons": list(result.verdict.reasons),
-        "warnings": list(result.verdict.warnings),
-        "not_tested": list(result.verdict.not_tested),
-        "checks": [_check(item) for item in result.results],
-        "rpo_seconds": _seconds(measured.rpo_ms),
-        "target_accuracy_seconds": _seconds(measured.target_accuracy_ms),
-        "isolation": (
-            [{"name": p.name, "isolated": p.isolated, "detail": p.detail} for p in restored.isolation]
-            if restored is not None
-            else []
-        ),
-        "record": result.record.number if result.record is not None else None,
-        "obligation_record": result.obligation_entry,
-        "unproven": result.unproven.message if result.unproven is not None else None,
-        "findings": list(result.findings),
-        "closed_findings": list(result.closed),
-        "mutation": result.prepared.mutation.value if result.prepared.mutation is not None else None,
-        "detected": result.detected,
-        "destroyed": result.destroyed,
-        "error": {"code": result.error.code, "message": result.error.message} if result.error is not None else None,
-    }
-
-
-def _seconds(milliseconds: int | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1000
-
-
-def _check(item: CheckResult) -> dict[str, object]:
-    return {
-        "name": item.name,
-        "state": item.state.value,
-        "severity": item.severity.value,
-        "owner": item.owner,
-        "seconds": round(item.seconds, 3),
-        "detail": item.detail,
-    }
 
 
 def drill_lines(result: DrillResult) -> Iterator[str]:

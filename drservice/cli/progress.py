@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from drservice.cli.formatting import format_bytes, format_seconds, neutralise
 from drservice.cli.output import Output
-from drservice.cli.rates import RateMeter
 from drservice.clock import Clock, SystemClock
 from drservice.operations.progress import Progress, SilentProgress
+from drservice.operations.rates import RateMeter
 
 if TYPE_CHECKING:
     from rich.console import Console

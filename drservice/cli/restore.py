@@ -16,7 +16,7 @@ from drservice.errors import ExitStatus, UsageError
 from drservice.model.estate import FilesKind, FilesSettings, Service
 from drservice.model.ids import SnapshotId
 from drservice.model.recovery import Target, TargetKind
-from drservice.operations.filesrestore import DocumentCounts, RestoredFiles
+from drservice.operations.filesrestore import RestoredFiles
 from drservice.operations.restore import (
     Afterwards,
     Planned,
@@ -25,7 +25,8 @@ from drservice.operations.restore import (
     RestoreResult,
     plan_restore,
 )
-from drservice.operations.servicerestore import document_counts, restore_folder, restore_service
+from drservice.operations.results import restore_document, restored_files_document
+from drservice.operations.servicerestore import restore_folder, restore_service
 from drservice.wiring.data_plane import open_data_plane
 from drservice.wiring.evidence import open_evidence
 
@@ -93,7 +94,7 @@ def restore(
     if result is None:
         invocation.output.result("restore-plan", _plan(planned, service), _plan_lines(planned))
         return ExitStatus.OK
-    invocation.output.result("restore", _document(result, service), _result_lines(result))
+    invocation.output.result("restore", restore_document(result, service), _result_lines(result))
     return ExitStatus.PARTIAL if result.is_partial else ExitStatus.OK
 
 
@@ -118,7 +119,11 @@ def _folder(
             repository=plane.repository, state_dir=estate.state_dir, clock=plane.clock, progress=progress
         )
         restored = restore_folder(context, evidence, service, component, target, into.absolute())
-    document = {"service": service.name, "target": {"requested": target.describe()}, "files": [_files(restored)]}
+    document = {
+        "service": service.name,
+        "target": {"requested": target.describe()},
+        "files": [restored_files_document(restored)],
+    }
     lines = [f"restored: {component.name} of {service.name}, {target.describe()}", *_files_lines(restored)]
     lines.extend(_owner_lines(restored))
     invocation.output.result("restore-files", document, lines)
@@ -159,72 +164,6 @@ def _plan_lines(planned: Planned) -> list[str]:
     lines.extend(f"  UNREADABLE: {text}" for text in planned.unreadable)
     lines.append("next: the same command with --into DIR or --start instead of --dry-run")
     return lines
-
-
-def _document(result: RestoreResult, service: str) -> dict[str, object]:
-    plan = result.planned.resolved.plan
-    environment = result.environment
-    return {
-        "run": environment.id,
-        "service": service,
-        "target": {
-            "requested": plan.target.describe(),
-            "reached_time": to_iso(result.reached.time) if result.reached.time else None,
-            "reached_lsn": str(result.reached.lsn),
-            "timeline": int(result.reached.timeline),
-        },
-        "snapshot": plan.snapshot.id,
-        "unreadable": list(result.planned.unreadable),
-        "evidence": list(result.reached.evidence),
-        "phases": {name: round(seconds, 3) for name, seconds in result.phases.items()},
-        "rto_seconds": round(result.rto_seconds, 3),
-        "environment": {
-            "id": environment.id if result.kept else None,
-            "kind": environment.kind,
-            "path": str(result.into or environment.path),
-            "dsn": environment.dsn if result.kept else None,
-        },
-        "isolation": [{"name": p.name, "isolated": p.isolated, "detail": p.detail} for p in result.isolation],
-        "restored_bytes": result.restored_bytes,
-        "fetched_bytes": result.fetched_bytes,
-        "wal_segments": result.wal_segments,
-        "stripped_settings": list(result.stripped_settings),
-        "documents": documents_document(document_counts(result)),
-        "files": [_files(item) for item in result.files],
-    }
-
-
-def documents_document(counts: DocumentCounts | None) -> dict[str, object]:
-    """Return the documents of a recovery as the JSON contract spells them; nulls without any."""
-    if counts is None:
-        return {"expected": None, "missing": None, "corrupt": None, "extra": None, "missing_in_production": None}
-    return {
-        "expected": counts.expected,
-        "missing": counts.missing,
-        "corrupt": counts.corrupt,
-        "extra": counts.extra,
-        "missing_in_production": counts.missing_in_production,
-    }
-
-
-def _files(item: RestoredFiles) -> dict[str, object]:
-    placed = item.documents
-    return {
-        "component": item.component.name,
-        "kind": item.component.kind.value,
-        "path": str(item.root) if item.records else None,
-        "snapshots": [record.id for record in item.records],
-        "files": item.files,
-        "written_bytes": item.written_bytes,
-        "fetched_bytes": item.fetched_bytes,
-        "missing": list(placed.missing) if placed is not None else [],
-        "corrupt": list(placed.corrupt) if placed is not None else [],
-        "missing_in_production": list(placed.missing_in_production) if placed is not None else [],
-        "corrupt_in_production": list(placed.corrupt_in_production) if placed is not None else [],
-        "recovered_from_older": list(placed.recovered_from_older) if placed is not None else [],
-        "problems": list(item.problems()),
-        "notes": list(item.notes),
-    }
 
 
 def _result_lines(result: RestoreResult) -> list[str]:

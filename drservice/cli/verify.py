@@ -6,11 +6,12 @@ from datetime import timedelta
 
 import click
 
-from drservice.cli.drill import drill_document, drill_lines, exit_status, run_drills
+from drservice.cli.drill import drill_lines, run_drills
 from drservice.cli.formatting import format_bytes
 from drservice.cli.invocation import Invocation
 from drservice.errors import ExitStatus, UsageError
 from drservice.model.estate import DrillPlan, DrillTarget
+from drservice.operations.results import drill_document, drill_exit_status, verification_document
 from drservice.operations.verify import Verification, run_verify
 from drservice.repository.verify import Depth
 from drservice.wiring.data_plane import open_data_plane
@@ -54,7 +55,11 @@ def verify(
             for chosen in estate.selected(service)
             for component in chosen.components.values()
         ]
-    document = {"depth": depth.value, "percent": percent, "components": [_document(item) for item in outcomes]}
+    document = {
+        "depth": depth.value,
+        "percent": percent,
+        "components": [verification_document(item) for item in outcomes],
+    }
     lines = [line for item in outcomes for line in _lines(item)]
     if percent == 0:
         lines.append("next: drservice verify --all (reads and opens all data)")
@@ -83,7 +88,7 @@ def _verify_by_restore(invocation: Invocation, service: str | None) -> ExitStatu
     ]
     lines = [line for result in results for line in drill_lines(result)]
     invocation.output.result("verify-restore", {"drills": [drill_document(result) for result in results]}, lines)
-    return max((exit_status(result) for result in results), key=_gravity, default=ExitStatus.OK)
+    return max((drill_exit_status(result) for result in results), key=_gravity, default=ExitStatus.OK)
 
 
 def _gravity(status: ExitStatus) -> int:
@@ -102,26 +107,6 @@ def _percent(text: str | None, *, everything: bool) -> int:
     if not digits.isdigit() or not 1 <= int(digits) <= 100:
         raise UsageError(f"{text!r} is no share", hint="Write it as 5%, from 1% to 100%.")
     return int(digits)
-
-
-def _document(item: Verification) -> dict[str, object]:
-    found = item.verified
-    return {
-        "service": found.scope.service,
-        "component": found.scope.component,
-        "snapshots": [record.id for record in found.snapshots],
-        "packs_total": found.packs_total,
-        "packs_read": found.packs_checked,
-        "wal_files": found.wal_files,
-        "bytes_read": found.bytes_read,
-        "decrypted": found.decrypted,
-        "findings": [
-            {"key": f.key, "code": f.code, "problem": f.problem, "snapshots": list(f.snapshots)} for f in found.findings
-        ],
-        "condemned": list(item.condemned),
-        "not_published": item.not_published,
-        "not_judged": list(item.not_judged),
-    }
 
 
 def _lines(item: Verification) -> list[str]:

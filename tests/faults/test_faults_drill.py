@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from drservice.checks.suite import CheckTimes
-from drservice.cli.drill import exit_status
 from drservice.environments.interface import EnvironmentDescription, EnvironmentState
 from drservice.environments.limits import LimitKind, Limits
 from drservice.environments.sandbox import list_sandboxes
@@ -19,6 +18,7 @@ from drservice.model.checks import CheckState
 from drservice.model.evidence import EvidenceKind, seed_commitment
 from drservice.operations import drill as drill_module
 from drservice.operations.drillconclusion import DrillResult
+from drservice.operations.results import drill_exit_status
 from tests.contract.env_census import Census, take_census
 from tests.contract.env_fixtures import eventually
 from tests.doubles.cluster import ClusterMaker
@@ -92,7 +92,7 @@ def test_a_drill_whose_environment_stays_does_not_pass(plant: Plant, monkeypatch
         result = bench.drill()
     assert not result.verdict.passed
     assert any("was not destroyed" in reason for reason in result.verdict.reasons)
-    assert exit_status(result) is ExitStatus.FAILED, "no mere breach of a promise"
+    assert drill_exit_status(result) is ExitStatus.FAILED, "no mere breach of a promise"
     assert result.record is not None
     assert drills_of(plant, result.record.number)[result.record.number]["outcome"] == "failed"
 
@@ -306,6 +306,6 @@ def failing_seal(bench: Bench) -> str:
     """Run a drill whose outcome is on record and whose last checkpoint cannot be anchored; return what it kept."""
     result = bench.drill(keep=True)
     assert isinstance(result.unproven, StoreUnreachableError)
-    assert exit_status(result) is ExitStatus.FAILED, "what is not sealed is no success yet"
+    assert drill_exit_status(result) is ExitStatus.FAILED, "what is not sealed is no success yet"
     (about,) = list_sandboxes(bench.context.environments_dir)
     return str(about.id)

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from drservice.cli.output import Output
 from drservice.cli.progress import BarProgress, LineProgress, describe, showing
-from drservice.cli.rates import RateMeter
 from drservice.operations.progress import SilentProgress
+from drservice.operations.rates import RateMeter
 from tests.doubles.clock import ManualClock
 
 MIB = 1024 * 1024
