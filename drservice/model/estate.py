@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from drservice.errors import UnknownNameError
+from drservice.model.calendar import UTC_CALENDAR, Calendar
 from drservice.model.checks import Expectation, Severity
 from drservice.model.ids import ComponentName, ServiceName
+from drservice.model.retention import RetentionPolicy
+from drservice.model.schedule import Cron
 
 
 class CaptureMethod(Enum):
@@ -158,6 +161,30 @@ class DrillPlan:
     """How far back a random instant may lie; set for ``RANDOM`` only."""
     runbook: str | None = None
     keep: bool = False
+    schedule: Cron | None = None
+
+
+class CatchUp(Enum):
+    """What happens to slots at which nobody was there."""
+
+    RUN_ONCE = "run-once"
+    """They are recorded as missed, and one run is made for all of them."""
+    SKIP = "skip"
+    """They are recorded as missed; the next slot is the next run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedules:
+    """When the runs of a service start, in the zone of its calendar."""
+
+    backup: Cron | None = None
+    verify: Cron | None = None
+    drill: Cron | None = None
+    """Of drills without a schedule of their own."""
+    documents_every: timedelta | None = None
+    """From one pass over the documents to the next; ``None`` = no passes between backups."""
+    grace: timedelta = timedelta(hours=4)
+    """How long after its slot a run may end before it is overdue; never beyond the next slot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +198,13 @@ class Service:
     components: Mapping[ComponentName, ComponentSettings] = field(default_factory=dict)
     checks: tuple[BusinessCheck, ...] = ()
     unprotected: tuple[UnprotectedComponent, ...] = ()
+    retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+    calendar: str | None = None
+    """A name of ``Estate.calendars``; ``None`` = UTC without windows."""
+    schedule: Schedules = field(default_factory=Schedules)
+    catch_up: CatchUp = CatchUp.RUN_ONCE
+    depends_on: tuple[str, ...] = ()
+    """Names of services and of dependencies outside."""
 
     def component(self, name: str) -> ComponentSettings:
         """Return the named component.
@@ -248,6 +282,53 @@ class EvidenceSettings:
     """An older last anchor is told as a weakness."""
 
 
+class NotifyKind(Enum):
+    """What somebody may be told about."""
+
+    FAILURE = "failure"
+    """A run failed or its slot was missed."""
+    OBJECTIVE = "objective"
+    """An objective is broken."""
+    OVERDUE = "overdue"
+    """What a schedule asks for has not happened."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotifyPlace:
+    """A place that is told. Its name may be shown; its URL is a secret and only referred to."""
+
+    name: str
+    url: str
+    """A secret reference."""
+    on: frozenset[NotifyKind] = frozenset(NotifyKind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebSettings:
+    """Where pages and API answer, and how."""
+
+    host: str = "127.0.0.1"
+    port: int = 8484
+    public_url: str | None = None
+    """What people and links use; ``None`` = the address it listens on."""
+    session: timedelta = timedelta(hours=12)
+    """How long a sign-in lasts."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks of proxies whose ``X-Forwarded-*`` headers are believed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """How hosts execute runs."""
+
+    runs: int = 2
+    """How many at one time."""
+    lease: timedelta = timedelta(seconds=60)
+    """How long a run stays with a host that is not heard from."""
+    drain: timedelta = timedelta(minutes=10)
+    """How long a host that is to stop waits for its runs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estate:
     """One configuration file."""
@@ -258,6 +339,16 @@ class Estate:
     services: Mapping[ServiceName, Service] = field(default_factory=dict)
     evidence: EvidenceSettings = field(default_factory=EvidenceSettings)
     drills: Mapping[str, DrillPlan] = field(default_factory=dict)
+    catalogue: str = "embedded"
+    """``embedded`` or a ``postgresql://`` URL without a password."""
+    calendars: Mapping[str, Calendar] = field(default_factory=dict)
+    notify: tuple[NotifyPlace, ...] = ()
+    web: WebSettings = field(default_factory=WebSettings)
+    node: NodeSettings = field(default_factory=NodeSettings)
+
+    def calendar(self, service: Service) -> Calendar:
+        """Return the calendar of a service: the one it names, or UTC without windows."""
+        return self.calendars[service.calendar] if service.calendar is not None else UTC_CALENDAR
 
     def drill(self, service: Service, name: str | None) -> DrillPlan:
         """Return the named plan of a service; without a name its only one, or one to the latest position.

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterator
+from datetime import date, timedelta
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel
 
 from drservice.clock import from_iso
+from drservice.model.calendar import Calendar, DuringAvoid, NamedPeriod, Window
 from drservice.model.checks import Expectation, Severity
 from drservice.model.estate import (
     AnchorSettings,
     BusinessCheck,
     CaptureMethod,
+    CatchUp,
     ComponentSettings,
     DrillPlan,
     DrillTarget,
@@ -24,16 +28,23 @@ from drservice.model.estate import (
     EvidenceSettings,
     FilesKind,
     FilesSettings,
+    NodeSettings,
+    NotifyKind,
+    NotifyPlace,
     Objectives,
     PostgresSettings,
     RepositorySettings,
+    Schedules,
     Service,
     SignerSettings,
     UnprotectedComponent,
     WalMode,
     WalSettings,
+    WebSettings,
 )
 from drservice.model.ids import ComponentName, ServiceName
+from drservice.model.retention import Period, RetentionPolicy
+from drservice.model.schedule import Cron
 from drservice.settings import scalars, schema
 
 NOT_ACTED_ON = (
@@ -43,7 +54,7 @@ NOT_ACTED_ON = (
     "services.*.calendar",
     "services.*.depends_on",
     "services.*.schedule",
-    "services.*.retention",
+    "services.*.catch_up",
     "services.*.components.*.node",
     "services.*.components.*.wal.interval",
     "services.*.components.*.wal.idle_interval",
@@ -54,6 +65,8 @@ NOT_ACTED_ON = (
     "drills.*.runbook",
     "access",
     "notify",
+    "web",
+    "node",
 )
 """Settings this version validates only; a line goes away with the feature that acts on it."""
 
@@ -67,6 +80,11 @@ def build_estate(configuration: schema.Configuration, source: pathlib.Path) -> E
         services={ServiceName(name): _service(name, service) for name, service in configuration.services.items()},
         evidence=_evidence(configuration.evidence),
         drills={name: _drill(name, drill) for name, drill in configuration.drills.items()},
+        catalogue=configuration.catalogue,
+        calendars={name: _calendar(name, calendar) for name, calendar in configuration.calendars.items()},
+        notify=tuple(_place(number, place) for number, place in enumerate(configuration.notify, 1)),
+        web=_web(configuration.web),
+        node=NodeSettings(runs=configuration.node.runs, lease=configuration.node.lease, drain=configuration.node.drain),
     )
 
 
@@ -136,6 +154,74 @@ def _service(name: str, service: schema.Service) -> Service:
             )
             for check in service.checks
         ),
+        retention=_retention(service.retention),
+        calendar=service.calendar,
+        schedule=_schedules(service),
+        catch_up=CatchUp(service.catch_up),
+        depends_on=tuple(service.depends_on),
+    )
+
+
+def _schedules(service: schema.Service) -> Schedules:
+    return Schedules(
+        backup=_cron(service.schedule.backup),
+        verify=_cron(service.schedule.verify),
+        drill=_cron(service.schedule.drill),
+        documents_every=_documents_every(service),
+        grace=service.schedule.grace,
+    )
+
+
+def _cron(text: str | None) -> Cron | None:
+    return Cron.parse(text) if text is not None else None
+
+
+def _documents_every(service: schema.Service) -> timedelta | None:
+    """Half of what may be lost, unless the file says: a pass takes time, and a document may come just after it."""
+    if not any(isinstance(item, schema.OdooFilestoreComponent) for item in service.components.values()):
+        return None
+    promised = service.objectives.documents_rpo
+    return service.schedule.documents_every or (promised / 2 if promised is not None else None)
+
+
+def _calendar(name: str, calendar: schema.Calendar) -> Calendar:
+    return Calendar(
+        name=name,
+        zone=ZoneInfo(calendar.timezone),
+        holidays=frozenset(date.fromisoformat(day) for day in calendar.holidays),
+        avoid=tuple(Window.parse(text) for text in calendar.avoid),
+        during_avoid=DuringAvoid(calendar.during_avoid),
+        periods={period: NamedPeriod.parse(text) for period, text in calendar.periods.items()},
+    )
+
+
+def _place(number: int, place: schema.Notification) -> NotifyPlace:
+    return NotifyPlace(
+        name=place.name or f"place-{number}", url=place.url, on=frozenset(NotifyKind(kind) for kind in place.on)
+    )
+
+
+def _web(web: schema.Web) -> WebSettings:
+    host, port = scalars.parse_listen(web.listen)
+    return WebSettings(
+        host=host,
+        port=port,
+        public_url=web.public_url.rstrip("/") if web.public_url is not None else None,
+        session=web.session,
+        trusted_proxies=tuple(web.trusted_proxies),
+    )
+
+
+def _retention(retention: schema.Retention) -> RetentionPolicy:
+    def period(text: str | None) -> Period | None:
+        return Period.parse(text) if text is not None else None
+
+    return RetentionPolicy(
+        within=period(retention.within),
+        daily=period(retention.daily),
+        weekly=period(retention.weekly),
+        monthly=period(retention.monthly),
+        yearly=period(retention.yearly),
     )
 
 
@@ -185,6 +271,7 @@ def _drill(name: str, drill: schema.Drill) -> DrillPlan:
         within=drill.within,
         runbook=drill.runbook,
         keep=drill.keep,
+        schedule=_cron(drill.schedule),
     )
 
 

@@ -6,18 +6,31 @@ mistake; what is missing or of the wrong shape here is pydantic's to report and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from ipaddress import ip_address
+from typing import TypeVar
 
 from drservice.clock import from_iso
+from drservice.model.calendar import Window
 from drservice.model.checks import Expectation
+from drservice.settings import scalars
 from drservice.settings.positions import Document, Path, Plain, Problem, format_path
+
+T = TypeVar("T")
 
 _SECRET_WORDS = ("AGE-SECRET-KEY-", "PRIVATE KEY-----")
 
 
 def cross_check(document: Document) -> list[Problem]:
     """Return every problem between the settings of a file."""
-    return [*_secrets(document), *_references(document), *_needs(document), *_cycles(document)]
+    return [
+        *_secrets(document),
+        *_references(document),
+        *_needs(document),
+        *_calendars(document),
+        *_control_plane(document),
+        *_cycles(document),
+    ]
 
 
 def _secrets(document: Document) -> Iterator[Problem]:
@@ -95,6 +108,60 @@ def _needs(document: Document) -> Iterator[Problem]:
         yield from _drill_needs(document, ("drills", name), _mapping(entry))
 
 
+def _calendars(document: Document) -> Iterator[Problem]:
+    """Periods that windows name exist and cannot be taken for days; passes over documents keep what is promised."""
+    root = _mapping(document.data)
+    for name, entry in _mapping(root.get("calendars")).items():
+        here: Path = ("calendars", name)
+        periods = _mapping(_mapping(entry).get("periods"))
+        for period in periods:
+            taken = _read(Window.parse, period)
+            if taken is not None and taken.period is None:
+                yield _problem(document, (*here, "periods", period), "this is the name of a day; expected another name")
+        for index, text in _items(_mapping(entry).get("avoid")):
+            window = _read(Window.parse, text)
+            if window is not None:
+                yield from _known(
+                    document, (*here, "avoid", index), window.period, periods, "days or this calendar's periods"
+                )
+    for name, service in _mapping(root.get("services")).items():
+        every = _read(scalars.parse_duration, _mapping(_mapping(service).get("schedule")).get("documents_every"))
+        promised = _read(scalars.parse_duration, _mapping(_mapping(service).get("objectives")).get("documents_rpo"))
+        if every is not None and promised is not None and every >= promised:
+            message = f"the objective documents_rpo is {scalars.format_duration(promised)}; expected less than that"
+            yield _problem(document, ("services", name, "schedule", "documents_every"), message)
+
+
+def _control_plane(document: Document) -> Iterator[Problem]:
+    """Pages that other machines reach are reached through TLS; places that are told have names of their own."""
+    root = _mapping(document.data)
+    web = _mapping(root.get("web"))
+    listen = _read(scalars.parse_listen, web.get("listen"))
+    if listen is not None and not ip_address(listen[0]).is_loopback and "public_url" not in web:
+        message = (
+            f"other machines reach {listen[0]}: put a proxy with TLS in front and name its address as `public_url`,"
+            " or listen on 127.0.0.1"
+        )
+        yield _problem(document, ("web", "listen"), message)
+    yield from _unique_names(document, ("notify",), "place")
+    numbered = {f"place-{index + 1}" for index, item in _items(root.get("notify")) if "name" not in _mapping(item)}
+    for index, item in _items(root.get("notify")):
+        name = _mapping(item).get("name")
+        if isinstance(name, str) and name in numbered:
+            message = f"`{_shown(name)}` is the name of a place without a name; expected another name"
+            yield _problem(document, ("notify", index, "name"), message)
+
+
+def _read(parse: Callable[[str], T], value: Plain) -> T | None:
+    """Return a value that another rule judges; ``None`` if it is absent or cannot be read, which is told elsewhere."""
+    if not isinstance(value, str):
+        return None
+    try:
+        return parse(value)
+    except ValueError:
+        return None
+
+
 def _unique_names(document: Document, here: Path, what: str) -> Iterator[Problem]:
     value: Plain = document.data
     for part in here:
@@ -105,7 +172,8 @@ def _unique_names(document: Document, here: Path, what: str) -> Iterator[Problem
         if isinstance(name, str) and name in names:
             message = f"`{_shown(name)}` is the name of another {what}; expected a new name"
             yield _problem(document, (*here, index, "name"), message)
-        names.add(str(name))
+        if isinstance(name, str):
+            names.add(name)
 
 
 def _filestore_needs(

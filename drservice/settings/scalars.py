@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import re
 from datetime import date, timedelta
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -31,15 +32,6 @@ _SECRET_SCHEMES = ("file:", "env:", "command:")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CONNINFO_WORD = re.compile(r"\s*([A-Za-z_]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)(?=\s|\Z)")
 _SECRET_PARAMETERS = {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-_CRON_FIELDS = (
-    ("minute", 0, 59, ()),
-    ("hour", 0, 23, ()),
-    ("day of the month", 1, 31, ()),
-    ("month", 1, 12, _MONTHS),
-    ("day of the week", 0, 7, _DAYS),
-)
 
 NO_LITERAL = (
     "a password must not stand in the configuration; use a password file (passfile=... or PGPASSFILE),"
@@ -82,41 +74,6 @@ def check_name(text: str) -> str:
             f" not {_shown(text)}"
         )
     return text
-
-
-def check_schedule(text: str) -> str:
-    """Accept a cron expression: minute, hour, day of the month, month, day of the week."""
-    fields = text.split()
-    if len(fields) != len(_CRON_FIELDS):
-        raise ValueError(
-            f"expected a cron expression of 5 fields such as `0 1 * * *`, not {len(fields)} in {_shown(text)}"
-        )
-    for value, (name, low, high, words) in zip(fields, _CRON_FIELDS, strict=True):
-        for part in value.split(","):
-            _check_cron_part(part, name=name, low=low, high=high, words=words)
-    return text
-
-
-def _check_cron_part(part: str, *, name: str, low: int, high: int, words: tuple[str, ...]) -> None:
-    span, slash, step = part.partition("/")
-    first, dash, last = span.partition("-")
-    if slash and not (step.isascii() and step.isdigit() and 1 <= int(step) <= high):
-        raise ValueError(f"the {name} field has the step {_shown(step)}; expected 1 to {high}")
-    if span == "*":
-        return
-    numbers = [_cron_number(text, words) for text in ((first, last) if dash else (first,))]
-    if any(number is None or not low <= number <= high for number in numbers):
-        raise ValueError(f"the {name} field has {_shown(part)}; expected *, or {low} to {high}")
-    if dash and (numbers[0] or 0) > (numbers[1] or 0):
-        raise ValueError(f"the {name} field has the range {_shown(part)}, which runs backward")
-
-
-def _cron_number(text: str, words: tuple[str, ...]) -> int | None:
-    if text.isascii() and text.isdigit() and len(text) <= 2:
-        return int(text)
-    if text.lower() in words:
-        return words.index(text.lower()) + (1 if words is _MONTHS else 0)
-    return None
 
 
 def check_reference(text: str) -> str:
@@ -273,6 +230,49 @@ def check_date(text: str) -> str:
         date.fromisoformat(text)
     except ValueError as error:
         raise ValueError(f"expected a day as YYYY-MM-DD, not {_shown(text)}") from error
+    return text
+
+
+def check_lease(value: timedelta) -> timedelta:
+    """Accept a lease that survives a pause of its host and ends in a time that somebody can wait for."""
+    if not timedelta(seconds=5) <= value <= timedelta(hours=1):
+        raise ValueError("expected 5s to 1h: hosts renew a lease three times while it runs")
+    return value
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Read ``127.0.0.1:8484``, ``[::1]:8484`` or ``0.0.0.0:8484``: an address of this machine and a port."""
+    host, _, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError:
+        address = None
+    bracketed = host.startswith("[") and host.endswith("]")
+    if address is None or bracketed != (address.version == 6) or not re.fullmatch(r"[0-9]{1,5}", port):
+        raise ValueError(f"expected ADDRESS:PORT such as 127.0.0.1:8484 or [::1]:8484, not {_shown(text)}")
+    if not 1 <= int(port) <= 65535:
+        raise ValueError(f"the port {port} does not exist; expected 1 to 65535")
+    return bare, int(port)
+
+
+def check_public_url(text: str) -> str:
+    """Accept the address that people use: https, or http on this machine; without a path, so that links join it."""
+    parts = _split_url(text)
+    local = parts.hostname in {"127.0.0.1", "::1", "localhost"}
+    if parts.scheme not in ({"https", "http"} if local else {"https"}) or not parts.hostname or "@" in parts.netloc:
+        raise ValueError("expected https://HOST[:PORT]; http is for 127.0.0.1, ::1 and localhost only")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError("expected https://HOST[:PORT] without a path")
+    return text
+
+
+def check_network(text: str) -> str:
+    """Accept an address or a network such as 10.0.0.0/8."""
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"expected an address or a network such as 10.0.0.0/8, not {_shown(text)}") from error
     return text
 
 

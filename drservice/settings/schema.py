@@ -20,7 +20,9 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from drservice.model.calendar import NamedPeriod, Window
 from drservice.model.checks import Expectation
+from drservice.model.schedule import Cron
 from drservice.settings import scalars
 
 T = TypeVar("T")
@@ -35,6 +37,16 @@ def _from_text(parse: Callable[[str], T], expected: str) -> BeforeValidator:
         return parse(value)
 
     return BeforeValidator(validate)
+
+
+def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """Turn a parser into a check that keeps the text as it was written."""
+
+    def check(text: str) -> str:
+        parse(text)
+        return text
+
+    return check
 
 
 def _as_list(value: object) -> object:
@@ -59,7 +71,7 @@ Period: TypeAlias = Annotated[
 ]
 Schedule: TypeAlias = Annotated[
     str,
-    _from_text(scalars.check_schedule, "a cron expression in quotes, such as '0 1 * * *'"),
+    _from_text(_checked(Cron.parse), "a cron expression in quotes, such as '0 1 * * *'"),
     WithJsonSchema({"type": "string", "description": "minute hour day month weekday"}),
 ]
 SecretReference: TypeAlias = Annotated[
@@ -74,7 +86,7 @@ Recipient: TypeAlias = Annotated[
 ]
 SignerKey: TypeAlias = Annotated[
     str,
-    AfterValidator(lambda text: scalars.parse_signer_key(text) and text),
+    AfterValidator(_checked(scalars.parse_signer_key)),
     WithJsonSchema({"type": "string", "pattern": "^ed25519:"}),
 ]
 AbsolutePath: TypeAlias = Annotated[
@@ -88,6 +100,12 @@ RepositoryUrl: TypeAlias = Annotated[
 Dsn: TypeAlias = Annotated[str, AfterValidator(scalars.check_dsn)]
 WebUrl: TypeAlias = Annotated[str, AfterValidator(scalars.check_web_url)]
 RedisUrl: TypeAlias = Annotated[str, AfterValidator(scalars.check_redis_url)]
+PublicUrl: TypeAlias = Annotated[str, AfterValidator(scalars.check_public_url)]
+Listen: TypeAlias = Annotated[str, _from_text(_checked(scalars.parse_listen), "ADDRESS:PORT in quotes")]
+Network: TypeAlias = Annotated[str, AfterValidator(scalars.check_network)]
+Lease: TypeAlias = Annotated[Duration, AfterValidator(scalars.check_lease)]
+AvoidWindow: TypeAlias = Annotated[str, AfterValidator(_checked(Window.parse))]
+PeriodDays: TypeAlias = Annotated[str, AfterValidator(_checked(NamedPeriod.parse))]
 Timezone: TypeAlias = Annotated[str, AfterValidator(scalars.check_timezone)]
 Day: TypeAlias = Annotated[
     str,
@@ -109,14 +127,9 @@ References: TypeAlias = Annotated[
 ]
 
 
-def _check_expectation(text: str) -> str:
-    Expectation.parse(text)
-    return text
-
-
 Expected: TypeAlias = Annotated[
     str,
-    _from_text(_check_expectation, "an expectation in quotes, such as '= 0', '>= 1' or 'unchanged'"),
+    _from_text(_checked(Expectation.parse), "an expectation in quotes, such as '= 0', '>= 1' or 'unchanged'"),
     WithJsonSchema({"type": "string", "minLength": 1}),
 ]
 
@@ -250,11 +263,25 @@ Component: TypeAlias = Annotated[
 
 
 class Schedules(_Closed):
-    """When runs start, as cron expressions in the calendar's time zone."""
+    """When runs start, as cron expressions in the calendar's time zone (docs/calendars.md)."""
 
     backup: Schedule | None = Field(default=None, description="when backups start")
     verify: Schedule | None = Field(default=None, description="when stored data is verified")
-    drill: Schedule | None = Field(default=None, description="when drills start")
+    drill: Schedule | None = Field(
+        default=None,
+        description="when the service's drills start that have no schedule of their own;"
+        " a service without drills recovers its latest position",
+    )
+    documents_every: Duration | None = Field(
+        default=None,
+        description="from one pass over the documents to the next; if absent half of objectives.documents_rpo,"
+        " and no passes between backups without that",
+    )
+    grace: Duration = Field(
+        default="4h",
+        validate_default=True,
+        description="how long after its slot a run may end before it is overdue; never beyond the next slot",
+    )
 
 
 class Retention(_Closed):
@@ -291,6 +318,11 @@ class Service(_Closed):
     depends_on: list[Name] = Field(default=[], description="services or dependencies it needs")
     components: dict[Name, Component] = Field(min_length=1, description="what is captured and restored, by name")
     schedule: Schedules = Field(default_factory=Schedules, description="when runs start")
+    catch_up: Literal["run-once", "skip"] = Field(
+        default="run-once",
+        description="after slots at which no host was there: one run for all of them, or wait for the next slot;"
+        " they are recorded as missed either way",
+    )
     retention: Retention = Field(default_factory=Retention, description="how long snapshots are kept")
     checks: list[Check] = Field(default=[], description="business checks, beside the built-in ones")
 
@@ -318,9 +350,22 @@ class Calendar(_Closed):
     """The working time of a plant."""
 
     timezone: Timezone = Field(description="IANA time zone, such as Europe/Berlin")
-    holidays: list[Day] = Field(default=[], description="days that count as Sundays")
-    avoid: list[Text] = Field(default=[], description="times without heavy work: 'Mon-Fri 05:30-22:30'")
-    periods: dict[Name, Text] = Field(default={}, description="named periods, such as month-close")
+    holidays: list[Day] = Field(default=[], description="days that count as Sundays in `avoid`; schedules go on")
+    avoid: list[AvoidWindow] = Field(
+        default=[],
+        description="times without heavy work: 'Mon-Fri 05:30-22:30', '22:00-06:00', 'Sun', or a period and times,"
+        " such as 'month-close 06:00-20:00'",
+    )
+    during_avoid: Literal["delay", "throttle"] = Field(
+        default="delay",
+        description="delay starts heavy work when the time ends, or throttled before an objective would break;"
+        " throttle starts it at once with less of the machine",
+    )
+    periods: dict[Name, PeriodDays] = Field(
+        default={},
+        description="days with a name, such as month-close: 'first 2 days', 'last 3 days',"
+        " '2026-12-21 to 2027-01-06', or several with 'and' between",
+    )
 
 
 class Dependency(_Closed):
@@ -376,9 +421,40 @@ class Access(_Closed):
 class Notification(_Closed):
     """A place that is told."""
 
+    name: Name | None = Field(default=None, description="its name in messages; place-1, place-2, ... if absent")
     url: SecretReference = Field(description="the service's URL as a reference: it is a secret")
     on: list[Literal["failure", "objective", "overdue"]] = Field(
         default=["failure", "objective", "overdue"], min_length=1, description="what it is told about"
+    )
+
+
+class Web(_Closed):
+    """Where pages and API answer."""
+
+    listen: Listen = Field(
+        default="127.0.0.1:8484",
+        description="address and port; anything but this machine alone needs public_url and TLS in front",
+    )
+    public_url: PublicUrl | None = Field(
+        default=None, description="the address that people and links use: https://HOST[:PORT]"
+    )
+    session: Duration = Field(default="12h", validate_default=True, description="how long a sign-in lasts")
+    trusted_proxies: list[Network] = Field(
+        default=[], description="networks of proxies that are believed about who is calling (X-Forwarded-For)"
+    )
+
+
+class Node(_Closed):
+    """How hosts execute runs."""
+
+    runs: int = Field(default=2, ge=1, le=64, description="how many runs a host executes at one time")
+    lease: Lease = Field(
+        default="60s",
+        validate_default=True,
+        description="how long a run stays with a host that is not heard from (5s to 1h)",
+    )
+    drain: Duration = Field(
+        default="10m", validate_default=True, description="how long a host that is told to stop waits for its runs"
     )
 
 
@@ -398,3 +474,5 @@ class Configuration(_Closed):
     evidence: Evidence = Field(default_factory=Evidence, description="the ledger of evidence")
     access: Access = Field(default_factory=Access, description="who may use web and API")
     notify: list[Notification] = Field(default=[], description="who is told")
+    web: Web = Field(default_factory=Web, description="where pages and API answer")
+    node: Node = Field(default_factory=Node, description="how hosts execute runs")
