@@ -95,6 +95,18 @@ class Run(Base):
     """Of a missed slot: the run that was made for it."""
 
 
+class Timetable(Base):
+    """How far a schedule has been carried out (``catalogue.timetables``)."""
+
+    __tablename__ = "timetable"
+
+    service: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    plan: Mapped[str] = mapped_column(primary_key=True)
+    settled_until: Mapped[datetime]
+    """Every slot up to here is a run, or noted as missed."""
+
+
 class RunEvent(Base):
     """What happened in a run, in order; the source of live pages."""
 
@@ -258,9 +270,12 @@ class Message(Base):
     """Which entry of ``notify`` (never its URL, which is a secret)."""
     kind: Mapped[str]
     """failure | objective | overdue."""
+    severity: Mapped[str]
+    """business-critical | technical."""
     service: Mapped[str | None]
     title: Mapped[str]
     body: Mapped[str]
+    next_command: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     attempts: Mapped[int] = mapped_column(default=0)
     next_attempt_at: Mapped[datetime] = mapped_column(server_default=NOW)
