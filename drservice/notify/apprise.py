@@ -15,14 +15,18 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import drservice
 from drservice import credentials, processes
 from drservice.errors import NotifyDeliveryError, NotifyPlaceError
-from drservice.notify.interface import Notice, Severity
+from drservice.model.estate import NotifyPlace
+from drservice.notify.interface import Notice, Place, Severity
 
 if TYPE_CHECKING:
     from apprise import NotifyBase
@@ -83,10 +87,12 @@ class AppriseNotifier:
     """Tells one place.
 
     Args:
+        name: the place's name, for messages.
         reference: secret reference of the URL; read anew with each delivery, so that a changed secret is used.
         deadline: a delivery that takes longer is ended and counts as failed.
     """
 
+    name: str
     reference: str
     deadline: timedelta = timedelta(seconds=30)
 
@@ -117,30 +123,30 @@ class AppriseNotifier:
 
     def _ask(self, message: dict[str, str] | None) -> None:
         url = credentials.resolve(self.reference).reveal()
-        require_scheme(url, self.reference)
+        require_scheme(url, self.name)
         finished = processes.run(
             [sys.executable, "-s", "-P", "-m", __name__],
-            environment=processes.clean_environment({name: os.environ[name] for name in _TRUST if name in os.environ}),
+            environment=_environment(),
             stdin=json.dumps({"url": url, "message": message}).encode(),
             timeout_seconds=self.deadline.total_seconds(),
         )
         if finished.status != 0:
             late = finished.status < 0
             raise NotifyDeliveryError(
-                f"{self.reference} did not take a message within {self.deadline.total_seconds():g} s"
+                f"{self.name} did not take a message within {self.deadline.total_seconds():g} s"
                 if late
-                else f"{self.reference} was not told: the delivering process ended with status {finished.status}"
+                else f"{self.name} was not told: the delivering process ended with status {finished.status}"
             )
         outcome, status = self._answer(finished.stdout)
         if outcome is Outcome.UNVERIFIED:
-            raise NotifyPlaceError(f"the URL of {self.reference} turns off the verification of certificates")
+            raise NotifyPlaceError(f"the URL of {self.name} turns off the verification of certificates")
         if outcome is Outcome.UNUSABLE:
-            raise NotifyPlaceError(f"the URL of {self.reference} is not complete or not valid for its scheme")
+            raise NotifyPlaceError(f"the URL of {self.name} is not complete or not valid for its scheme")
         if outcome is Outcome.REFUSED:
             raise NotifyDeliveryError(
-                f"{self.reference} answered with status {status}"
+                f"{self.name} answered with status {status}"
                 if status is not None
-                else f"{self.reference} was not reached, or did not answer in time"
+                else f"{self.name} was not reached, or did not answer in time"
             )
 
     def _answer(self, stdout: bytes) -> tuple[Outcome, int | None]:
@@ -148,23 +154,36 @@ class AppriseNotifier:
             document = json.loads(stdout)
             return Outcome(document["outcome"]), document["status"]
         except (ValueError, KeyError, TypeError):
-            problem = f"{self.reference}: the delivering process did not say how it went"
+            problem = f"{self.name}: the delivering process did not say how it went"
         # Raised outside of the handler: what could not be read is no part of the error.
         raise NotifyDeliveryError(problem)
 
 
-def require_scheme(url: str, reference: str) -> None:
+def places(entries: Iterable[NotifyPlace]) -> tuple[Place, ...]:
+    """Return what tells each place of a configuration."""
+    return tuple(
+        Place(name=entry.name, on=entry.on, notifier=AppriseNotifier(name=entry.name, reference=entry.url))
+        for entry in entries
+    )
+
+
+def require_scheme(url: str, name: str) -> None:
     """Refuse a URL that is none of the kinds in :data:`SCHEMES`.
 
     Raises:
-        NotifyPlaceError: names the reference; not even the URL's beginning is repeated.
+        NotifyPlaceError: names the place; not even the URL's beginning is repeated.
     """
     found = _SCHEME.match(url)
     if found is None or found[1].lower() not in SCHEMES:
         raise NotifyPlaceError(
-            f"the URL of {reference} begins with nothing that may be used",
+            f"the URL of {name} begins with nothing that may be used",
             hint=f"It may begin with {', '.join(sorted(SCHEMES))}.",
         )
+
+
+def _environment() -> dict[str, str]:
+    trust = {name: os.environ[name] for name in _TRUST if name in os.environ}
+    return processes.clean_environment({"PYTHONPATH": str(Path(drservice.__path__[0]).parent), **trust})
 
 
 def deliver(url: str, message: dict[str, str] | None) -> tuple[Outcome, int | None]:

@@ -11,17 +11,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from drservice.model.estate import NotifyKind
+
 _TITLE_LETTERS = 200
 _BODY_LETTERS = 4_000
 _CUT = " …"
-
-
-class NoticeKind(Enum):
-    """What a notice is about: the words of ``notify[].on``."""
-
-    FAILURE = "failure"
-    OBJECTIVE = "objective"
-    OVERDUE = "overdue"
 
 
 class Severity(Enum):
@@ -39,7 +33,7 @@ class Notice:
 
     event: str
     """Names the event once and for all: each place is told once."""
-    kind: NoticeKind
+    kind: NotifyKind
     severity: Severity
     title: str
     body: str
@@ -73,11 +67,11 @@ class Notifier(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """An entry of ``notify``: its name, what it is told about, and how."""
+    """An entry of ``notify`` with what tells it."""
 
     name: str
-    """The reference of its URL, never the URL: stays the same when entries change places in the file."""
-    on: Collection[NoticeKind]
+    """May be shown, as nothing of its URL may."""
+    on: Collection[NotifyKind]
     notifier: Notifier
 
 

@@ -28,8 +28,9 @@ from drservice import telemetry
 from drservice.catalogue.database import Database
 from drservice.catalogue.tables import Message
 from drservice.errors import DrError
+from drservice.model.estate import NotifyKind
 from drservice.model.ids import make_ulid
-from drservice.notify.interface import Notice, NoticeKind, Place, Severity
+from drservice.notify.interface import Notice, Place, Severity
 
 _NOW = func.drservice_now(type_=DateTime(timezone=True))
 _GIVEN_UP = "given-up:"
@@ -160,7 +161,7 @@ class Outbox:
         """Tell every other place, whatever it wants to hear of: somebody was to be told and was not."""
         notice = Notice(
             event=f"{_GIVEN_UP}{row.id}",
-            kind=NoticeKind.FAILURE,
+            kind=NotifyKind.FAILURE,
             severity=Severity(row.severity),
             service=row.service,
             title=f"not told to {row.place}: {row.title}",
@@ -231,7 +232,7 @@ def _change(session: Session, row: Message, **values: object) -> None:
 def _notice(row: Message) -> Notice:
     return Notice(
         event=row.event,
-        kind=NoticeKind(row.kind),
+        kind=NotifyKind(row.kind),
         severity=Severity(row.severity),
         service=row.service,
         title=row.title,
