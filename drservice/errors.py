@@ -579,6 +579,46 @@ class ReportRenderError(EvidenceExportError):
     hint = "Please report it with the message; the bundle can be written without its reports."
 
 
+# --- DR85x: retention and the gate -------------------------------------------------------------------------------
+
+
+class RetentionError(DrError):
+    """It cannot be told what may be deleted, so nothing was."""
+
+    code = "DR850"
+    hint = "Nothing was deleted. Look at `drservice info` and `drservice verify`."
+
+
+class ProofUnknownError(RetentionError):
+    """It cannot be told which snapshots recovery was last proved with."""
+
+    code = "DR851"
+    hint = "Nothing was deleted. See `drservice evidence list`; `drservice drill SERVICE` makes a new proof."
+
+
+class PacksUnknownError(RetentionError):
+    """It cannot be told which packs are still referred to."""
+
+    code = "DR852"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "`drservice verify` names what is damaged. A pack counts as unused only if every snapshot can be read."
+
+
+class RestorePointError(DrError):
+    """A named restore point cannot be left."""
+
+    code = "DR860"
+    hint = "No restore point that can be relied on was left; look at the message and at PostgreSQL's log."
+
+
+class RestorePointNameError(RestorePointError):
+    """The name of a restore point cannot be used."""
+
+    code = "DR861"
+    exit_status = ExitStatus.USAGE
+    hint = "Use 1 to 63 of a-z, A-Z, 0-9, `.`, `-` and `_`, and a new name for each point, such as release-42."
+
+
 # --- DR9xx: this program ------------------------------------------------------------------------------------
 
 
@@ -769,7 +809,7 @@ class AccountError(DrError):
 
     code = "DR962"
     exit_status = ExitStatus.USAGE
-    hint = "`drservice web account list` shows the accounts."
+    hint = "`drservice account list` shows the accounts."
 
 
 class NotifyPlaceError(DrError):

@@ -27,6 +27,9 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("drill", "drservice.cli.drill:drill", "recover in isolation, check, judge, put on record, destroy"),
     Entry("info", "drservice.cli.info:info", "snapshots, reachable windows, what is at risk, what was proved"),
     Entry("verify", "drservice.cli.verify:verify", "check that the repository is whole"),
+    Entry("retention", "drservice.cli.retention:retention", "what has expired and why; delete it with --apply"),
+    Entry("prune", "drservice.cli.retention:prune", "which packs nothing refers to (marks only)"),
+    Entry("rebuild", "drservice.cli.rebuild:rebuild_catalogue", "fill the catalogue from the repository"),
     Entry("check", "drservice.cli.check:check", "named yes/no checks, each failure with its remedy"),
     Entry("environment list", "drservice.cli.environment:list_environments", "list environments on this host"),
     Entry("environment destroy", "drservice.cli.environment:destroy", "end and remove an environment"),
@@ -43,6 +46,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("demo", "drservice.cli.demo:demo", "the whole story on this machine, in about a minute"),
     Entry("config show", "drservice.cli.config:show", "effective values with their origin"),
     Entry("config schema", "drservice.cli.config:schema", "JSON Schema of the configuration file, for editors"),
+    Entry("config plan", "drservice.cli.configplan:plan", "what a changed file would change; the next slots"),
 )
 
 GROUPS: dict[str, str] = {

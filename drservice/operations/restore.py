@@ -39,6 +39,7 @@ from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.alternatives import offering_another
 from drservice.operations.feeder import Feeder
 from drservice.operations.filesrestore import FilesRestore, RestoredFiles
+from drservice.operations.holding import held
 from drservice.operations.inventory import Archived, archive_of, newest_lineage
 from drservice.operations.locate import Resolved, WalScanner, plan_segments, resolve
 from drservice.operations.measured import Measured, remember
@@ -242,11 +243,17 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
     """
     if request.into is None and request.afterwards is Afterwards.STOP:
         raise UsageError("there would be nothing left to look at", hint="Give --into DIR, or --start, or both.")
-    directory = request.cluster_directory
     if request.into is not None:
         require_empty(request.into)
     phases = Phases()
     phases.begin(context.clock)
+    scope = context.repository.scope(request.service.name, request.component.name)
+    with held(context.repository, scope, clock=context.clock, progress=context.progress):
+        return _run(context, request, phases)
+
+
+def _run(context: RestoreContext, request: RestoreRequest, phases: Phases) -> RestoreResult:
+    directory = request.cluster_directory
     planned = plan_restore(context, request)
     phases.end("plan")
     lifetime = _KEPT if request.afterwards is Afterwards.LEAVE_RUNNING else _PASSING

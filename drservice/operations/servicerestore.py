@@ -22,6 +22,7 @@ from drservice.model.points import RecoveryPoint
 from drservice.model.recovery import Target
 from drservice.operations.evidence import Evidence, artefact_subjects, snapshot_subjects
 from drservice.operations.filesrestore import DocumentCounts, FilesRestore, RestoredFiles
+from drservice.operations.holding import held
 from drservice.operations.progress import Progress
 from drservice.operations.records import listing_artefact, recovery_fields, target_fields
 from drservice.operations.restore import RestoreContext, RestoreRequest, RestoreResult, run_restore
@@ -235,7 +236,9 @@ def restore_folder(
     began = context.clock.monotonic()
     files = FilesRestore(repository=context.repository, service=service, progress=context.progress)
     context.progress.step(f"restore {component.name}")
-    restored = files.folder(component, instant=target.time, root=into)
+    scope = context.repository.scope(service.name, component.name)
+    with held(context.repository, scope, clock=context.clock, progress=context.progress):
+        restored = files.folder(component, instant=target.time, root=into)
     if not restored.records:
         raise TargetOutsideWindowError(
             f"there is no snapshot of {service.name}/{component.name}",

@@ -5,23 +5,26 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from drservice.canonical import Json, canonical_bytes, parse_canonical
-from drservice.clock import to_iso
-from drservice.errors import FormatError
-from drservice.model.ids import make_ulid
-from drservice.objectstore.interface import ObjectStore
+from drservice.clock import from_iso, to_iso
+from drservice.errors import DrError, FormatError, ObjectNotFoundError, StoreUnreachableError
+from drservice.model.ids import ComponentName, RepositoryId, ServiceName, make_ulid
+from drservice.model.retentionstock import Hold
+from drservice.objectstore.interface import ObjectInfo, ObjectStore
 from drservice.repository.envelope import HostKey, Trust, read_object, write_envelope
 from drservice.repository.records import Scope
 
 _PACK = re.compile("s/[^/]+/[^/]+/(?:packs|nodes)/[0-9a-f]{2}/[0-9a-f]{64}")
+LONGEST_HOLD = timedelta(hours=48)
+"""However long a hold asks for: nobody stops deletion for ever with one object."""
 
 
 def place_hold(
     store: ObjectStore, signer: HostKey, scope: Scope, *, purpose: str, now: datetime, until: datetime
-) -> None:
-    """Tell collectors that packs seen from ``now`` on must stay until ``until``."""
+) -> str:
+    """Tell retention and collectors that what is seen from ``now`` on must stay until ``until``; return the key."""
     key = f"hold/{make_ulid(now, os.urandom(10))}"
     fields: dict[str, Json] = {
         "purpose": purpose,
@@ -34,6 +37,61 @@ def place_hold(
         write_envelope(
             signer=signer, repository=scope.repository, key=key, kind="hold", fields=fields, body=[], now=now
         ),
+    )
+    return key
+
+
+def live_holds(
+    store: ObjectStore, *, trust: Trust, repository: RepositoryId, service: ServiceName, now: datetime
+) -> tuple[Hold, ...]:
+    """Return the holds of a service that have not ended; one that cannot be read is of everybody.
+
+    Begin and end are by the store's clock: a hold lasts as long as its writer asked, from when the store received it.
+
+    Raises:
+        ObjectStoreError: the store did not answer: what is held is not known.
+    """
+    found: list[Hold] = []
+    for info in store.list("hold/"):
+        if info.modified_at + LONGEST_HOLD <= now:
+            continue
+        try:
+            hold = _read_hold(store, info, trust=trust, repository=repository, service=service)
+        except ObjectNotFoundError:
+            continue  # let go between the listing and now
+        except StoreUnreachableError:
+            raise
+        except DrError:
+            hold = Hold(
+                key=info.key,
+                purpose="work whose hold cannot be read",
+                component=None,
+                since=info.modified_at,
+                until=info.modified_at + LONGEST_HOLD,
+            )
+        if hold is not None and now < hold.until:
+            found.append(hold)
+    return tuple(found)
+
+
+def _read_hold(
+    store: ObjectStore, info: ObjectInfo, *, trust: Trust, repository: RepositoryId, service: ServiceName
+) -> Hold | None:
+    if not (versions := list(store.read_versions(info.key))):
+        raise ObjectNotFoundError(f"{info.key} is gone")
+    envelope, _ = read_object(lambda: versions, trust=trust, repository=repository, key=info.key, kind="hold")
+    if envelope.text("service") != service:
+        return None
+    try:
+        asked = from_iso(envelope.text("until")) - from_iso(envelope.text("created_at"))
+    except ValueError as error:
+        raise FormatError(f"{info.key} does not say how long it lasts: {error}") from error
+    return Hold(
+        key=info.key,
+        purpose=envelope.text("purpose"),
+        component=ComponentName(envelope.text("component")),
+        since=info.modified_at,
+        until=info.modified_at + min(max(asked, timedelta(0)), LONGEST_HOLD),
     )
 
 

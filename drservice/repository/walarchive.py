@@ -29,6 +29,7 @@ from drservice.errors import (
     SegmentConflictError,
 )
 from drservice.model.ids import KeyId, SystemId, make_ulid
+from drservice.model.retentionwal import StoredWal
 from drservice.model.wal import Timeline, WalFileName
 from drservice.objectstore.interface import ObjectStore
 from drservice.repository import layout
@@ -301,6 +302,15 @@ class WalArchive:
                 stored_bytes=info.stored_bytes,
                 modified_at=info.modified_at,
             )
+
+    def objects(self, system_id: SystemId) -> Iterator[StoredWal]:
+        """Yield every object of one cluster's archive, repaired copies too, by key. Complete or raises."""
+        for info in self._store.list(layout.wal_prefix(self._scope.service, self._scope.component, system_id)):
+            try:
+                name = WalFileName.parse(info.key.rsplit("/", 1)[-1].split(_REPAIRED, 1)[0])
+            except ValueError:
+                continue  # foreign objects beside ours are not ours to judge
+            yield StoredWal(key=info.key, name=name, stored_at=info.modified_at, stored_bytes=info.stored_bytes)
 
     def system_ids(self) -> list[SystemId]:
         """Return the clusters that have WAL here."""
