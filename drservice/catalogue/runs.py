@@ -299,13 +299,19 @@ class Runs:
         self,
         *,
         service: str | None = None,
+        services: Sequence[str] | None = None,
         kind: RunKind | None = None,
         state: RunState | None = None,
         before: str | None = None,
         limit: int = 50,
     ) -> Sequence[RunInfo]:
-        """Return runs, newest request first; ``before`` is the id of the last one of the page before."""
+        """Return runs, newest request first; ``before`` is the id of the last one of the page before.
+
+        ``services`` limits them to what somebody may see (``None``: everything).
+        """
         query = select(Run).order_by(Run.id.desc()).limit(limit)
+        if services is not None:
+            query = query.where(Run.service.in_(services))
         if service is not None:
             query = query.where(Run.service == service)
         if kind is not None:

@@ -1,8 +1,9 @@
 """The tables of the catalogue.
 
-Everything here but people's accounts, tokens and what waits to be told can be filled again from the repository
-(``rebuild``). Times are written by the database (``drservice_now()``) or come from the repository; hosts' clocks decide
-nothing. Free-form parts are JSON documents whose shape the writer's module describes.
+Snapshots, points, windows of WAL and records can be filled again from the repository (``rebuild``). Accounts, tokens,
+the access log, the queue of runs with their events and what waits to be told are here only; what runs have achieved
+is in the records. Times are written by the database (``drservice_now()``) or come from the repository; hosts' clocks
+decide nothing. Free-form parts are JSON documents whose shape the writer's module describes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,19 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, DateTime, ForeignKey, Index, LargeBinary, MetaData, Text, UniqueConstraint, text
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -18,6 +31,49 @@ Document = dict[str, Any]
 """A JSON object."""
 NOW = text("drservice_now()")
 """The catalogue's clock: the database's, or what a test or a simulation puts in its place."""
+
+
+def storable(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Return a text or JSON value as PostgreSQL can hold it.
+
+    It has no place for U+0000 and for half a surrogate pair, and names from hosts and questions from browsers may hold
+    either: each becomes U+FFFD. What is signed is in the repository as it was.
+    """
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {storable(name): storable(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [storable(item) for item in value]
+    return value
+
+
+class StorableText(TypeDecorator[str]):
+    """Text that the database never refuses (:func:`storable`)."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Return what is sent to the database."""
+        del dialect
+        return None if value is None else storable(value)
+
+
+class StorableDocument(TypeDecorator[Any]):
+    """JSON that the database never refuses; ``None`` is NULL, not JSON's null."""
+
+    impl = JSONB(none_as_null=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:  # noqa: ANN401 - any JSON value
+        """Return what is sent to the database."""
+        del dialect
+        return storable(value)
+
+    def coerce_compared_value(self, op: Any, value: Any) -> Any:  # noqa: ANN401 - SQLAlchemy's signature
+        """Compare parts of a document as JSONB does."""
+        return self.impl_instance.coerce_compared_value(op, value)
 
 
 class Base(DeclarativeBase):
@@ -32,12 +88,11 @@ class Base(DeclarativeBase):
         }
     )
     type_annotation_map: ClassVar[dict[Any, Any]] = {
-        str: Text,
+        str: StorableText,
         int: BigInteger,
         datetime: DateTime(timezone=True),
-        # None is NULL: the default of this type would store JSON's null.
-        Document: JSONB(none_as_null=True),
-        list[str]: JSONB(none_as_null=True),
+        Document: StorableDocument,
+        list[str]: StorableDocument,
     }
 
 
@@ -141,6 +196,9 @@ class Snapshot(Base):
     stored_bytes: Mapped[int]
     files: Mapped[int]
     facts: Mapped[Document]
+    """Of a cluster {system_id, timeline, start_lsn, stop_lsn, server_version, segment_bytes, block_bytes,
+    data_checksums, bad_pages}; of files {walk_began_at, referred, missing, corrupt, foreign, vanished, unreadable,
+    left_out}."""
 
 
 class Point(Base):
@@ -152,8 +210,10 @@ class Point(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     service: Mapped[str]
     created_at: Mapped[datetime]
+    """The instant it stands for."""
     state: Mapped[str]
     members: Mapped[Document]
+    """component -> {kind, snapshot, state, started_at, stopped_at, position: {system_id, timeline, lsn} | null}."""
     verified_at: Mapped[datetime | None]
     """When a drill last passed from it."""
 

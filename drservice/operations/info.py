@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -77,9 +78,7 @@ def component_info(
             estimated_rto_seconds=None,
         )
     archived = archive_of(repository, newest)
-    windows = tuple(
-        _window_info(repository, scope, archived, window) for window in windows_of(listing.records, archived.inventory)
-    )
+    windows = windows_with_times(repository, scope, archived, listing.records)
     estimate = None
     if measured is not None and windows:
         behind = windows[-1].window.end.value - newest.postgres.start_lsn.value
@@ -96,6 +95,19 @@ def component_info(
         at_risk=_at_risk(component, newest, windows, clock),
         measured=measured,
         estimated_rto_seconds=estimate,
+    )
+
+
+def windows_with_times(
+    repository: Repository, scope: Scope, archived: Archived, records: Sequence[SnapshotRecord]
+) -> tuple[WindowInfo, ...]:
+    """Return the reachable stretches of a cluster, oldest first. Needs no identity.
+
+    Raises:
+        ObjectStoreError: the store did not answer.
+    """
+    return tuple(
+        _window_info(repository, scope, archived, window) for window in windows_of(records, archived.inventory)
     )
 
 

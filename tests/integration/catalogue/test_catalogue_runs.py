@@ -309,3 +309,21 @@ def test_pages_of_runs_go_on_where_the_last_one_ended(runs: Runs) -> None:
     assert [run.id for run in runs.list(service="shop", kind=RunKind.BACKUP)] == [other]
     assert runs.list(kind=RunKind.DRILL) == []
     assert runs.get("01ARZ3NDEKTSV4RRFFQ69G5FAV") is None
+
+
+def test_texts_that_postgresql_has_no_place_for_are_stored_readably(database: Database, runs: Runs) -> None:
+    claim = claimed(runs, queued(runs))
+    assert runs.event(claim, "note", {"file": "a\0b", "half\ud800": ["\udc00", "\U0001f600", None, 1]})
+    assert runs.finish(claim, RunState.FAILED, error={"message": "cannot read a\0b"})
+    assert runs.events(claim.run)[-2].data == {
+        "file": "a\ufffdb",
+        "half\ufffd": ["\ufffd", "\U0001f600", None, 1],
+    }
+    info = runs.get(claim.run)
+    assert info is not None
+    assert info.error == {"message": "cannot read a\ufffdb"}
+    assert runs.get("no\0run") is None
+    assert runs.list(service="no\0service") == []
+    with database.session() as session:
+        unset = text("SELECT result IS NULL AND parameters = '{}'::jsonb FROM run")
+        assert session.execute(unset).scalar_one()
