@@ -1,9 +1,9 @@
 """Tells a place through apprise: the only owner of that library.
 
-A place's URL is its password. apprise prints URLs that it cannot use, sleeps as long as a URL says, and follows
-redirects if told to; a place that sends one byte a second would hold its caller for ever. So each delivery is a process
-of its own with a deadline: the URL goes in by a pipe, one word of outcome comes out, and whatever else the library
-says goes nowhere. A node that has nothing to tell does not load it either.
+A place's URL is its password. apprise logs URLs (shortened, and on its lowest level whole), waits as long as a URL says
+and follows redirects; a place that sends one byte a second would hold its caller for ever. So each delivery is a
+process of its own with a deadline: the URL goes in by a pipe, one word of outcome comes out, and whatever else the
+library says goes nowhere. A node that has nothing to tell does not load it either.
 """
 
 from __future__ import annotations
