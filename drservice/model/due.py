@@ -10,10 +10,9 @@ the objective. Otherwise it starts inside the window with less of the machine, a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 
-from drservice.clock import to_iso
 from drservice.model.calendar import DuringAvoid
 from drservice.model.estate import Service
 from drservice.model.runs import RunKind
@@ -90,8 +89,8 @@ def decide_start(
         return Start(kind=StartKind.THROTTLED, at=now, reason=f"{window}, but there is no result at all yet")
     limit, why = _limit(planned, slot=slot, last_done=last_done)
     if avoidance.until + expected > limit:
-        return Start(kind=StartKind.THROTTLED, at=now, reason=f"{window} lasts too long: {why} at {to_iso(limit)}")
-    return Start(kind=StartKind.DELAYED, at=avoidance.until, reason=f"{window} until {to_iso(avoidance.until)}")
+        return Start(kind=StartKind.THROTTLED, at=now, reason=f"{window} lasts too long: {why} at {_shown(limit)}")
+    return Start(kind=StartKind.DELAYED, at=avoidance.until, reason=f"{window} until {_shown(avoidance.until)}")
 
 
 def _limit(planned: Planned, *, slot: datetime, last_done: datetime) -> tuple[datetime, str]:
@@ -121,4 +120,8 @@ def next_due(planned: Planned, *, last_done: datetime | None, since: datetime) -
     if promised is not None and base + promised < by_schedule:
         return Due(slot=None, at=base + promised, reason=f"the objective allows no result older than {promised}")
     delayed = f", begins when {start.reason} is over" if start.kind is StartKind.DELAYED else ""
-    return Due(slot=slot, at=by_schedule, reason=f"the slot {to_iso(slot)} asks for it{delayed}")
+    return Due(slot=slot, at=by_schedule, reason=f"the slot {_shown(slot)} asks for it{delayed}")
+
+
+def _shown(instant: datetime) -> str:
+    return instant.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -45,6 +45,7 @@ from drservice.model.estate import (
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.retention import Period, RetentionPolicy
 from drservice.model.schedule import Cron
+from drservice.model.timetable import drills_without_effect
 from drservice.settings import scalars, schema
 
 NOT_ACTED_ON = (
@@ -88,8 +89,8 @@ def build_estate(configuration: schema.Configuration, source: pathlib.Path) -> E
     )
 
 
-def notices(configuration: schema.Configuration) -> tuple[str, ...]:
-    """Return a sentence for each declared thing that this version does not act on."""
+def notices(configuration: schema.Configuration, estate: Estate) -> tuple[str, ...]:
+    """Return a sentence for each declared thing that this version does not act on, or that has no effect."""
     told = [_component_notice(path, entry) for path, entry in _foreign_components(configuration)]
     for service_name, service in configuration.services.items():
         for name, component in service.components.items():
@@ -103,6 +104,10 @@ def notices(configuration: schema.Configuration) -> tuple[str, ...]:
             f"{path} is declared but not acted on by this version"
             for path in _declared(configuration, pattern.split("."), "")
         ]
+    told += [
+        f"services.{service.name}.schedule.drill has no effect: each drill of the service has a schedule of its own"
+        for service in drills_without_effect(estate)
+    ]
     return tuple(told)
 
 

@@ -87,9 +87,10 @@ def load(path: pathlib.Path) -> LoadedConfiguration:
         raise _refusal(path, problems) from None  # pydantic's text repeats values, which may be secrets
     if problems:
         raise _refusal(path, problems)
+    estate = build_estate(configuration, path)
     return LoadedConfiguration(
-        estate=build_estate(configuration, path),
-        notices=notices(configuration),
+        estate=estate,
+        notices=notices(configuration, estate),
         values_with_origin=effective_values(configuration, document),
     )
 

@@ -35,7 +35,7 @@ def test_in_a_window_work_waits_for_its_end() -> None:
     now = THURSDAY.replace(hour=6)
     start = decide_start(planned("0 6 * * *"), now=now, slot=now, last_done=now - DAY)
     assert (start.kind, start.at) == (StartKind.DELAYED, THURSDAY.replace(hour=22, minute=30))
-    assert start.reason == "Mon-Fri 05:30-22:30 of calendar plant-a until 2026-11-26T22:30:00.000000Z"
+    assert start.reason == "Mon-Fri 05:30-22:30 of calendar plant-a until 2026-11-26T22:30:00Z"
 
 
 def test_no_window_swallows_the_next_slot() -> None:

@@ -180,6 +180,14 @@ def test_what_is_declared_but_not_acted_on_is_told(write: Write) -> None:
     assert any("queue (redis) is declared but not protected" in notice for notice in notices)
 
 
+def test_a_drill_schedule_that_starts_nothing_is_told(write: Write) -> None:
+    assert not any("has no effect" in notice for notice in load(write(WHOLE)).notices), "both say the same"
+    other = WHOLE.replace('drill: "0 6 1 1,4,7,10 *"', 'drill: "0 6 * * 0"')
+    assert [notice for notice in load(write(other)).notices if "has no effect" in notice] == [
+        "services.erp.schedule.drill has no effect: each drill of the service has a schedule of its own"
+    ]
+
+
 def test_a_file_with_only_what_is_acted_on_has_no_notices(write: Write) -> None:
     assert load(write("version: 1\nrepository: {url: 'file:///r'}\n" + ONE_SERVICE)).notices == ()
 
