@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from sqlalchemy import DateTime, func, select, tuple_
+from sqlalchemy import DateTime, func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from drservice.catalogue.tables import Timetable
-from drservice.model.runs import RunKind
+from drservice.catalogue.tables import Run, Timetable
+from drservice.model.runs import RunKind, RunState
 
 _NOW = func.drservice_now(type_=DateTime(timezone=True))
 
@@ -52,6 +52,63 @@ def settled(session: Session, keys: Iterable[ScheduleKey]) -> Mapping[ScheduleKe
         )
     )
     return {ScheduleKey(service=row.service, kind=row.kind, plan=row.plan): row.settled_until for row in rows}
+
+
+def hold(session: Session, key: ScheduleKey) -> datetime | None:
+    """Return up to when a schedule has been carried out, and keep others from it until the transaction ends.
+
+    A process that is stopped in the middle loses its transaction after half a minute, so that the others go on.
+    """
+    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '30s'"))
+    return session.execute(
+        select(Timetable.settled_until)
+        .where(Timetable.service == key.service, Timetable.kind == key.kind, Timetable.plan == key.plan)
+        .with_for_update()
+    ).scalar_one_or_none()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastDone:
+    """The newest run of a schedule that brought a result."""
+
+    at: datetime
+    took: timedelta
+
+
+def last_done(session: Session, key: ScheduleKey) -> LastDone | None:
+    """Return the newest run of a schedule that brought a result, whoever asked for it."""
+    row = session.execute(
+        select(Run.ended_at, Run.started_at)
+        .where(
+            Run.service == key.service,
+            Run.kind == key.kind,
+            Run.plan == key.plan,
+            Run.state.in_([RunState.SUCCEEDED.value, RunState.PARTIAL.value]),
+            Run.ended_at.is_not(None),
+        )
+        .order_by(Run.ended_at.desc())
+        .limit(1)
+    ).one_or_none()
+    if row is None or row.ended_at is None:
+        return None
+    return LastDone(at=row.ended_at, took=row.ended_at - (row.started_at or row.ended_at))
+
+
+def is_under_way(session: Session, key: ScheduleKey) -> bool:
+    """Tell whether a run of a schedule waits or works."""
+    return (
+        session.execute(
+            select(Run.id)
+            .where(
+                Run.service == key.service,
+                Run.kind == key.kind,
+                Run.plan == key.plan,
+                Run.state.in_([RunState.QUEUED.value, RunState.RUNNING.value]),
+            )
+            .limit(1)
+        ).scalar_one_or_none()
+        is not None
+    )
 
 
 def settle(session: Session, until: Mapping[ScheduleKey, datetime]) -> None:

@@ -77,6 +77,7 @@ _WITHOUT_JOB = """
     SELECT run.id, run.service, run.kind, run.host
       FROM run
      WHERE run.state = 'queued'
+       AND coalesce((run.parameters->>'not_before')::timestamptz, '-infinity') <= drservice_now()
        AND NOT EXISTS (SELECT FROM procrastinate_jobs AS job
                         WHERE job.task_name = %(task)s AND job.args->>'run' = run.id
                           AND job.status IN ('todo', 'doing'))
@@ -122,12 +123,15 @@ class Queue:
                 connection.exec_driver_sql(SchemaManager.get_schema(), execution_options={"no_parameters": True})
 
     def enqueue(self, request: RunRequest, *, session: Session | None = None) -> str | None:
-        """Request a run and put its job into the queue, both or neither; ``None`` if the slot is taken."""
+        """Request a run and put its job into the queue, both or neither; ``None`` if the slot is taken.
+
+        A run whose parameters have ``not_before`` (ISO 8601) gets its job from :meth:`look_after` when that has come.
+        """
         if session is None:
             with self._database.session() as own:
                 return self.enqueue(request, session=own)
         run = self._runs.request(request, session=session)
-        if run is not None:
+        if run is not None and "not_before" not in request.parameters:
             self.put(run, service=request.service, kind=request.kind, host=request.host, session=session)
         return run
 

@@ -20,7 +20,7 @@ from typing import Self
 
 from drservice.clock import Clock
 from drservice.errors import BusyError, CaptureError, MissingObjectError
-from drservice.model.ids import KeyId, SnapshotId, make_ulid
+from drservice.model.ids import ComponentName, KeyId, ServiceName, SnapshotId, make_ulid
 from drservice.model.snapshot import FilesFacts, PostgresFacts, SnapshotRecord
 from drservice.objectstore.interface import ObjectStore
 from drservice.processes import make_folder, open_private
@@ -84,7 +84,7 @@ class SnapshotWriter:
         self._scope = context.scope
         now = context.clock.now()
         self.snapshot = SnapshotId(make_ulid(now, os.urandom(10)))
-        self._lock = _lock(context.state_dir / "run", f"{self._scope.service}-{self._scope.component}.lock")
+        self._lock = _lock(lock_path(context.state_dir, self._scope.service, self._scope.component))
         folder = context.state_dir / "cache" / self._scope.service
         self._cache_path = folder / f"{self._scope.component}.sqlite"
         self._journal = JournalFolder(context.state_dir / "journal" / self._scope.service / self._scope.component)
@@ -477,13 +477,18 @@ def _memory_source(path: bytes, mode: int, content: bytes) -> SourceFile:
     return SourceFile(path=path, absolute="", mode=mode, size=len(content), chunk_bytes=64 << 10, identity=nobody)
 
 
-def _lock(folder: Path, name: str) -> int:
+def lock_path(state_dir: Path, service: ServiceName, component: ComponentName) -> Path:
+    """Return the file that is locked on a host while a snapshot of a component is written."""
+    return state_dir / "run" / f"{service}-{component}.lock"
+
+
+def _lock(path: Path) -> int:
     """Take the component's lock on this host; held by the process, so a crash releases it."""
-    make_folder(folder)
-    descriptor = open_private(folder / name)
+    make_folder(path.parent)
+    descriptor = open_private(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise BusyError(f"another backup of {name.removesuffix('.lock')} is running on this host") from error
+        raise BusyError(f"another backup of {path.stem} is running on this host") from error
     return descriptor
