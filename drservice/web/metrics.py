@@ -1,0 +1,289 @@
+"""Metrics for Prometheus: what the catalogue knows now, read anew with each scrape; the only owner of its library.
+
+Instants are timestamps, never ages: what stopped being written shows itself by standing still. Labels are bounded by
+the configuration (services, components, hosts) and by enumerations; no id, name of a file or message is one. Services
+that left the configuration are not told, so that nothing alerts about them for ever.
+
+A catalogue that does not answer is a value (``drservice_catalogue_up 0``), not an absence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib import metadata
+
+from fastapi import Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector
+from sqlalchemy import RowMapping, text
+from sqlalchemy.orm import Session
+
+from drservice.catalogue.database import Database
+from drservice.catalogue.reading import Reading
+from drservice.errors import CatalogueUnreachableError
+from drservice.model.due import next_due
+from drservice.model.estate import Estate
+from drservice.model.timetable import timetable
+from drservice.notify.outbox import backlog
+from drservice.web.routes import Route
+from drservice.web.site import Here, Who
+from drservice.web.standing import Condition, standing_of
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One metric: its labels, and what it says (docs/reference/metrics.md holds the same)."""
+
+    name: str
+    labels: tuple[str, ...]
+    meaning: str
+
+
+_SERVICE = ("service",)
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(name="drservice_build_info", labels=("version",), meaning="1; the version of the answering process"),
+        Metric(name="drservice_catalogue_up", labels=(), meaning="1 if the catalogue answers, else 0 and nothing else"),
+        Metric(name="drservice_catalogue_timestamp_seconds", labels=(), meaning="the catalogue's clock"),
+        Metric(
+            name="drservice_backup_timestamp_seconds",
+            labels=("service", "component", "kind"),
+            meaning="end of the newest complete snapshot",
+        ),
+        Metric(
+            name="drservice_point_timestamp_seconds",
+            labels=("service", "state"),
+            meaning="the newest recovery point of each state",
+        ),
+        Metric(
+            name="drservice_wal_timestamp_seconds",
+            labels=("service", "component"),
+            meaning="the newest instant in the repository's WAL",
+        ),
+        Metric(
+            name="drservice_verified_timestamp_seconds",
+            labels=_SERVICE,
+            meaning="when a recovery point was last verified by a drill",
+        ),
+        Metric(
+            name="drservice_drill_timestamp_seconds",
+            labels=("service", "state"),
+            meaning="the newest drill of each outcome, mutations apart",
+        ),
+        Metric(name="drservice_findings_open", labels=_SERVICE, meaning="findings that no newer drill has closed"),
+        Metric(
+            name="drservice_objective_seconds",
+            labels=("service", "kind"),
+            meaning="what is promised: rpo, rto, documents_rpo",
+        ),
+        Metric(
+            name="drservice_service_condition",
+            labels=("service", "state"),
+            meaning="1 for the condition the overview shows, 0 for the others",
+        ),
+        Metric(
+            name="drservice_due_timestamp_seconds",
+            labels=("service", "kind"),
+            meaning="by when the next result of a schedule has to be there; in the past: overdue",
+        ),
+        Metric(name="drservice_runs", labels=("service", "kind", "state"), meaning="runs in the catalogue"),
+        Metric(
+            name="drservice_run_success_timestamp_seconds",
+            labels=("service", "kind"),
+            meaning="end of the newest run that succeeded",
+        ),
+        Metric(
+            name="drservice_run_failure_timestamp_seconds",
+            labels=("service", "kind"),
+            meaning="end of the newest run that failed",
+        ),
+        Metric(
+            name="drservice_slots_missed",
+            labels=("service", "kind"),
+            meaning="slots that nobody was there for and no run has caught up",
+        ),
+        Metric(name="drservice_queue_runs", labels=("kind",), meaning="runs that wait for a host"),
+        Metric(
+            name="drservice_queue_oldest_timestamp_seconds",
+            labels=("kind",),
+            meaning="when the longest-waiting of them was asked for",
+        ),
+        Metric(name="drservice_outbox_messages", labels=("state",), meaning="messages that are waiting or given_up"),
+        Metric(
+            name="drservice_outbox_oldest_timestamp_seconds",
+            labels=(),
+            meaning="when the longest-waiting message was written",
+        ),
+        Metric(name="drservice_host_seen_timestamp_seconds", labels=("host",), meaning="when a host was last seen"),
+    )
+}
+"""Every metric there is, by name."""
+
+
+def render(database: Database, estate: Estate, *, scope: Collection[str] = ()) -> bytes:
+    """Return the metrics in Prometheus' text format (:data:`CONTENT_TYPE`).
+
+    Args:
+        database: the catalogue.
+        estate: what is promised and scheduled.
+        scope: the services to tell of, and then nothing that belongs to no service; empty = everything.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Catalogue(database, estate, scope))
+    return generate_latest(registry)
+
+
+def metrics(site: Here, principal: Who) -> Response:
+    """Answer a scrape: of the services that the token sees."""
+    return Response(render(site.database, site.estate, scope=principal.services), media_type=CONTENT_TYPE)
+
+
+EXPOSITION = (Route(name="metrics", method="GET", path="/metrics", endpoint=metrics, kind=PlainTextResponse),)
+
+
+@dataclass(slots=True)
+class _Values:
+    """The values of one scrape."""
+
+    families: dict[str, GaugeMetricFamily] = field(default_factory=dict)
+
+    def add(self, name: str, value: float | datetime | None, *labels: str) -> None:
+        """Add a value; an instant that there is none of is left out."""
+        if value is None:
+            return
+        metric = METRICS[name]
+        assert len(labels) == len(metric.labels), name
+        if name not in self.families:
+            self.families[name] = GaugeMetricFamily(name, metric.meaning, labels=metric.labels)
+        number = value.timestamp() if isinstance(value, datetime) else float(value)
+        self.families[name].add_metric(labels, number)
+
+
+class _Catalogue(Collector):
+    def __init__(self, database: Database, estate: Estate, scope: Collection[str]) -> None:
+        self._database = database
+        self._estate = estate
+        self._is_whole = not scope
+        self._services = {name: service for name, service in estate.services.items() if not scope or name in scope}
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Read the catalogue."""
+        values = _Values()
+        try:
+            self._read(values)
+        except CatalogueUnreachableError:
+            # Half of a picture would look like a whole one.
+            values = _Values()
+            values.add("drservice_catalogue_up", 0)
+        else:
+            values.add("drservice_catalogue_up", 1)
+        values.add("drservice_build_info", 1, metadata.version("drservice"))
+        yield from values.families.values()
+
+    def _read(self, values: _Values) -> None:
+        now, facts = Reading(self._database).services(list(self._services))
+        values.add("drservice_catalogue_timestamp_seconds", now)
+        for name, service in self._services.items():
+            for kind in ("rpo", "rto", "documents_rpo"):
+                promised = getattr(service.objectives, kind)
+                values.add(
+                    "drservice_objective_seconds",
+                    promised.total_seconds() if promised is not None else None,
+                    name,
+                    kind,
+                )
+            condition = standing_of(service, facts[name], now).condition
+            for each in Condition:
+                values.add("drservice_service_condition", each is condition, name, each.name.lower())
+        with self._database.session() as session:
+            session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+            self._read_grouped(values, session)
+            self._read_due(values, session, now)
+        if self._is_whole:
+            self._read_outbox(values)
+
+    def _read_outbox(self, values: _Values) -> None:
+        waiting = backlog(self._database)
+        values.add("drservice_outbox_messages", waiting.waiting, "waiting")
+        values.add("drservice_outbox_messages", waiting.given_up, "given_up")
+        values.add("drservice_outbox_oldest_timestamp_seconds", waiting.oldest)
+
+    def _read_grouped(self, values: _Values, session: Session) -> None:
+        for name, query in _GROUPED.items():
+            labels = METRICS[name].labels
+            if "service" not in labels and not self._is_whole:
+                continue
+            for row in _rows(session, query):
+                if "service" not in labels or row["service"] in self._services:
+                    values.add(name, row["value"], *(str(row[label]) for label in labels))
+
+    def _read_due(self, values: _Values, session: Session, now: datetime) -> None:
+        done = {(row["service"], row["kind"], row["plan"]): row for row in _rows(session, _DONE)}
+        settled = {(row["service"], row["kind"], row["plan"]): row["settled_until"] for row in _rows(session, _SETTLED)}
+        due: dict[tuple[str, str], datetime] = {}
+        for planned in timetable(self._estate):
+            if planned.service.name not in self._services:
+                continue
+            row = done.get(planned.key)
+            # Without a result it is due from the first run that was wanted, or from where the scheduler stopped.
+            since = row["first"] if row is not None else settled.get(planned.key, now)
+            at = next_due(planned, last_done=row["last"] if row is not None else None, since=since).at
+            key = (planned.service.name, planned.kind.value)
+            due[key] = min(at, due.get(key, at))
+        for (service, kind), at in due.items():
+            values.add("drservice_due_timestamp_seconds", at, service, kind)
+
+
+def _rows(session: Session, query: str) -> Sequence[RowMapping]:
+    return session.execute(text(query)).mappings().all()
+
+
+_GROUPED: Mapping[str, str] = {
+    "drservice_backup_timestamp_seconds": """
+        SELECT service, component, kind, max(stopped_at) AS value FROM snapshot WHERE state = 'complete'
+        GROUP BY service, component, kind""",
+    "drservice_point_timestamp_seconds": """
+        SELECT service, state, max(created_at) AS value FROM point GROUP BY service, state""",
+    "drservice_wal_timestamp_seconds": """
+        SELECT service, component, max(to_time) AS value FROM wal_window GROUP BY service, component""",
+    "drservice_verified_timestamp_seconds": """
+        SELECT service, max(verified_at) AS value FROM point GROUP BY service""",
+    "drservice_drill_timestamp_seconds": """
+        SELECT service, outcome AS state, max(recorded_at) AS value FROM record
+        WHERE kind = 'drill' AND predicate ->> 'mutation' IS NULL AND service IS NOT NULL AND outcome IS NOT NULL
+        GROUP BY service, outcome""",
+    "drservice_findings_open": """
+        SELECT service, count(*) FILTER (WHERE open) AS value FROM (
+            SELECT service, bool_and(predicate ->> 'state' <> 'closed') AS open FROM record
+            WHERE kind = 'finding' AND service IS NOT NULL GROUP BY service, predicate ->> 'finding'
+        ) AS finding GROUP BY service""",
+    "drservice_runs": """
+        SELECT service, kind, state, count(*) AS value FROM run GROUP BY service, kind, state""",
+    "drservice_run_success_timestamp_seconds": """
+        SELECT service, kind, max(ended_at) AS value FROM run WHERE state = 'succeeded' GROUP BY service, kind""",
+    "drservice_run_failure_timestamp_seconds": """
+        SELECT service, kind, max(ended_at) AS value FROM run WHERE state = 'failed' GROUP BY service, kind""",
+    "drservice_slots_missed": """
+        SELECT service, kind, count(*) AS value FROM run WHERE state = 'missed' AND caught_up_by IS NULL
+        GROUP BY service, kind""",
+    "drservice_queue_runs": """
+        SELECT kind, count(*) AS value FROM run WHERE state = 'queued' GROUP BY kind""",
+    "drservice_queue_oldest_timestamp_seconds": """
+        SELECT kind, min(requested_at) AS value FROM run WHERE state = 'queued' GROUP BY kind""",
+    "drservice_host_seen_timestamp_seconds": """
+        SELECT name AS host, seen_at AS value FROM host""",
+}
+"""Metrics that are one grouped query each: a column per label, and ``value``."""
+_DONE = """
+    SELECT service, kind, plan, min(requested_at) AS first,
+           max(ended_at) FILTER (WHERE state IN ('succeeded', 'partial')) AS last
+    FROM run GROUP BY service, kind, plan"""
+_SETTLED = "SELECT service, kind, plan, settled_until FROM timetable"

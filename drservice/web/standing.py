@@ -1,0 +1,165 @@
+"""How a service stands against its promises: pure, from what the configuration says and the catalogue knows.
+
+*Backed up* and *verified* are two answers, never one: a service with fresh points that nobody ever restored is not
+proved. What is unknown is told as unknown and never counts as kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+
+from drservice.catalogue.reading import ServiceFacts
+from drservice.model.estate import PostgresSettings, Service
+
+_STRAINED = 0.8
+
+
+class Condition(Enum):
+    """A service in a word, worst first."""
+
+    UNPROTECTED = "unprotected"
+    """There is nothing to restore from."""
+    BROKEN = "promise broken"
+    OVERDUE = "overdue"
+    """A slot was missed and nothing was run for it."""
+    UNPROVED = "not proved"
+    """Backed up, and no restore from it has ever passed, or the last one did not."""
+    STRAINED = "close to its promise"
+    KEPT = "promise kept"
+
+
+_ORDER = {condition: place for place, condition in enumerate(Condition)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """A service against its promises. ``None`` = unknown or not promised."""
+
+    service: Service
+    condition: Condition
+    reasons: tuple[str, ...]
+    backed_up_at: datetime | None
+    backed_up_state: str | None
+    verified_at: datetime | None
+    reachable_until: datetime | None
+    """The newest instant that every cluster can be brought to."""
+    at_risk: timedelta | None
+    """At most so much committed work would be lost now: less if nothing was committed since."""
+    promised_rpo: timedelta | None
+    measured_rpo: timedelta | None
+    promised_rto: timedelta | None
+    measured_rto: timedelta | None
+    strain: float | None
+    """The promise that is nearest to its limit, as a share of it: above 1 it is broken."""
+    missed: int
+    running: int
+
+    @property
+    def order(self) -> tuple[int, float, str]:
+        """Sorts those first that are closest to breaking a promise, or beyond."""
+        return (_ORDER[self.condition], -(self.strain or 0.0), self.service.name)
+
+
+def standing_of(service: Service, facts: ServiceFacts, now: datetime) -> Standing:
+    """Judge a service."""
+    reachable = _reachable_until(service, facts)
+    at_risk = max(now - reachable, timedelta(0)) if reachable is not None else None
+    proof = _proof(facts)
+    measured_rpo = _seconds(facts.drill.milliseconds("rpo_ms") if facts.drill else None)
+    newest = max((item for item in (facts.drill, facts.restore) if item), key=lambda item: item.entry, default=None)
+    measured_rto = _seconds(newest.milliseconds("rto_ms") if newest else None)
+    promised = service.objectives
+    strains = [
+        share
+        for share in (
+            _share(at_risk, promised.rpo),
+            _share(measured_rpo, promised.rpo),
+            _share(measured_rto, promised.rto),
+        )
+        if share is not None
+    ]
+    strain = max(strains, default=None)
+    reasons = _reasons(service, facts, strain=strain, proof=proof, reachable=reachable)
+    return Standing(
+        service=service,
+        condition=min((condition for condition, _ in reasons), key=_ORDER.__getitem__, default=Condition.KEPT),
+        reasons=tuple(reason for _, reason in sorted(reasons, key=lambda item: _ORDER[item[0]])),
+        backed_up_at=facts.point.created_at if facts.point else None,
+        backed_up_state=facts.point.state if facts.point else None,
+        verified_at=proof,
+        reachable_until=reachable,
+        at_risk=at_risk,
+        promised_rpo=promised.rpo,
+        measured_rpo=measured_rpo,
+        promised_rto=promised.rto,
+        measured_rto=measured_rto,
+        strain=strain,
+        missed=facts.missed,
+        running=facts.running,
+    )
+
+
+def _reasons(
+    service: Service,
+    facts: ServiceFacts,
+    *,
+    strain: float | None,
+    proof: datetime | None,
+    reachable: datetime | None,
+) -> list[tuple[Condition, str]]:
+    found: list[tuple[Condition, str]] = []
+    if facts.point is None:
+        found.append((Condition.UNPROTECTED, "there is no recovery point"))
+    elif reachable is None and service.databases():
+        found.append((Condition.BROKEN, "a cluster has no WAL that follows a snapshot"))
+    elif facts.point.state == "partial":
+        found.append((Condition.BROKEN, "the newest recovery point is partial: something could not be read"))
+    found.extend(
+        (Condition.UNPROTECTED, f"{item.name} ({item.kind}) is declared and not backed up")
+        for item in service.unprotected
+    )
+    if strain is not None and strain > 1:
+        found.append((Condition.BROKEN, "more is at risk, or took longer, than promised"))
+    if facts.missed:
+        found.append((Condition.OVERDUE, f"{facts.missed} missed and not caught up"))
+    if proof is None and facts.drill is None:
+        found.append((Condition.UNPROVED, "no drill has been run"))
+    elif proof is None and facts.drill is not None:
+        found.append((Condition.UNPROVED, f"the last drill ended as {facts.drill.outcome}"))
+    if strain is not None and _STRAINED < strain <= 1:
+        found.append((Condition.STRAINED, "a promise is nearly used up"))
+    return found
+
+
+def _reachable_until(service: Service, facts: ServiceFacts) -> datetime | None:
+    """Return until when every cluster can be brought; without clusters, when the newest point was made."""
+    ends: list[datetime] = []
+    for component in service.components.values():
+        if not isinstance(component, PostgresSettings):
+            continue
+        times = [item.to_time for item in facts.windows if item.component == component.name and item.to_time]
+        if not times:
+            return None
+        ends.append(max(times))
+    if ends:
+        return min(ends)
+    return facts.point.created_at if facts.point else None
+
+
+def _proof(facts: ServiceFacts) -> datetime | None:
+    """Return when recovery was last proved; a newer drill that did not pass takes the proof away."""
+    if facts.passed_drill is None or facts.drill is None or facts.drill.entry != facts.passed_drill.entry:
+        return None
+    return facts.passed_drill.recorded_at
+
+
+def _share(measured: timedelta | None, promised: timedelta | None) -> float | None:
+    if measured is None or not promised:
+        return None
+    return measured / promised
+
+
+def _seconds(value: float | None) -> timedelta | None:
+    return None if value is None else timedelta(seconds=value)
