@@ -8,8 +8,9 @@ site.apply(); site.inspect()                      # retention, on this store or 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from drservice.evidence.ledger import Ledger
@@ -22,7 +23,7 @@ from drservice.model.points import RecoveryPoint, instant_of, member_of, state_o
 from drservice.model.retention import Period, RetentionPolicy
 from drservice.model.snapshot import POSTGRES_KIND, SnapshotRecord
 from drservice.model.wal import Lsn, Timeline, segment_name
-from drservice.objectstore.interface import ObjectStore
+from drservice.objectstore.interface import Body, Capabilities, ObjectInfo, ObjectStore
 from drservice.objectstore.memory import MemoryStore
 from drservice.operations.evidence import Evidence, snapshot_subjects
 from drservice.operations.progress import SilentProgress
@@ -48,9 +49,10 @@ class RetainedService:
     nights: int = 0
 
     @classmethod
-    def create(cls, base: Path) -> RetainedService:
-        clock = ManualClock()
-        site = Site.create(base, store=MemoryStore(clock=clock))
+    def create(cls, base: Path, *, store: ObjectStore | None = None) -> RetainedService:
+        """Make it in memory, or on a store with a clock of its own: time passes only in :class:`Later` there."""
+        clock = ManualClock() if store is None else ManualClock(store.server_time())
+        site = Site.create(base, store=store or MemoryStore(clock=clock))
         site.clock = clock
         made = cls(site=site, clock=clock)
         evidence = made.evidence()
@@ -189,3 +191,42 @@ class RetainedService:
     def with_policy(self, within: str) -> RetainedService:
         """Return the service with a shorter or longer policy."""
         return replace(self, policy=RetentionPolicy(within=Period.parse(within)))
+
+
+class Later:
+    """A store as it will be after some days: the same objects, and a clock that is ahead."""
+
+    def __init__(self, inner: ObjectStore, days: int) -> None:
+        self._inner, self._ahead = inner, timedelta(days=days)
+
+    @property
+    def description(self) -> str:
+        return self._inner.description
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._inner.capabilities
+
+    def create(self, key: str, body: Body) -> None:
+        self._inner.create(key, body)
+
+    def read(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        return self._inner.read(key, offset=offset, length=length)
+
+    def stat(self, key: str) -> ObjectInfo:
+        return self._inner.stat(key)
+
+    def list(self, prefix: str, *, start_after: str = "") -> Iterator[ObjectInfo]:
+        return self._inner.list(prefix, start_after=start_after)
+
+    def read_versions(self, key: str) -> Iterator[bytes]:
+        return self._inner.read_versions(key)
+
+    def delete(self, key: str) -> None:
+        self._inner.delete(key)
+
+    def server_time(self) -> datetime:
+        return self._inner.server_time() + self._ahead
+
+    def close(self) -> None:
+        self._inner.close()
