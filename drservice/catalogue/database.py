@@ -6,11 +6,13 @@ with another schema: the first may come back, the second needs a person.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from alembic import command
@@ -26,11 +28,25 @@ from sqlalchemy.orm import Session
 import drservice
 from drservice.errors import CatalogueError, CatalogueSchemaError, CatalogueUnreachableError
 
-_CONNECT_SECONDS = 10
+_CONNECTION = {
+    "connect_timeout": "10",
+    "application_name": "drservice",
+    "keepalives": "1",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "4",
+    "tcp_user_timeout": "60000",
+    "options": "-c timezone=UTC",
+}
+"""libpq's parameters for what the URL leaves open: a silent network is noticed within about a minute."""
 _POOL_SECONDS = 10
 _POOL_SIZE = 5
 _MIGRATION_LOCK = 0x6472736572766963
 """Advisory lock of whoever brings the schema up ("drservic"): two processes may start at the same moment."""
+
+
+_migrating = threading.Lock()
+"""Alembic keeps what it works on in its modules: two threads of a process would work on each other's database."""
 
 
 class Database:
@@ -44,16 +60,15 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int = _POOL_SIZE) -> None:
         self._url = _parse(url)
+        self._parameters: dict[str, Any] = {
+            name: value for name, value in _CONNECTION.items() if name not in self._url.query
+        }
         self._engine = create_engine(
             self._url.set(drivername="postgresql+psycopg"),
             pool_pre_ping=True,
             pool_size=pool_size,
             pool_timeout=_POOL_SECONDS,
-            connect_args={
-                "connect_timeout": _CONNECT_SECONDS,
-                "application_name": "drservice",
-                "options": "-c timezone=UTC",
-            },
+            connect_args=self._parameters,
         )
 
     @property
@@ -97,9 +112,7 @@ class Database:
             CatalogueUnreachableError: as for :meth:`session`.
         """
         try:
-            opened = psycopg.connect(
-                self.url, autocommit=True, connect_timeout=_CONNECT_SECONDS, application_name="drservice listen"
-            )
+            opened = psycopg.connect(self.url, autocommit=True, **self._parameters)
             with closing(opened):
                 opened.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
                 yield Notifications(opened)
@@ -172,7 +185,7 @@ def migrate(url: str, revision: str = "head") -> None:
     database = Database(url, pool_size=1)
     config = migration_config()
     try:
-        with database.connection() as connection:
+        with _migrating, database.connection() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             present = MigrationContext.configure(connection).get_current_heads()
             script = ScriptDirectory.from_config(config)
