@@ -15,7 +15,7 @@ SOURCES := $(if $(CLOSED),$(shell find drservice -type f -not -path '*/__pycache
 STAMPS := $(VENV)/.stamps
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test test-long check bench bench-files lock format clean
+.PHONY: help setup demo test test-long check bench bench-files bench-proof lock format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ bench: setup ## time backup and restore of a pgbench cluster (SCALE=130 is about
 
 bench-files: setup ## race the filestore against restic and borg, which it fetches from Debian
 	$(BIN)/python benchmarks/filestore.py --rounds $(or $(ROUNDS),3) --output benchmarks/results/filestore.json
+
+bench-proof: setup ## time a sandbox until it is ready, and the verification of 10,000 records
+	$(BIN)/python benchmarks/proof.py
 
 format: setup ## let ruff put the code in order
 	$(BIN)/ruff format .
