@@ -116,6 +116,7 @@ class Run(Base):
     __table_args__ = (
         UniqueConstraint("service", "kind", "plan", "scheduled_for"),
         Index(None, "service", "id"),
+        Index(None, "kind", "id"),
         Index(None, "state", "lease_until"),
     )
 

@@ -149,6 +149,7 @@ def upgrade() -> None:
             "service", "kind", "plan", "scheduled_for", name=op.f("run_service_kind_plan_scheduled_for_key")
         ),
     )
+    op.create_index(op.f("run_kind_id_idx"), "run", ["kind", "id"], unique=False)
     op.create_index(op.f("run_service_id_idx"), "run", ["service", "id"], unique=False)
     op.create_index(op.f("run_state_lease_until_idx"), "run", ["state", "lease_until"], unique=False)
     op.create_table(
@@ -223,6 +224,7 @@ def downgrade() -> None:
     op.drop_index(op.f("snapshot_service_component_stopped_at_idx"), table_name="snapshot")
     op.drop_table("snapshot")
     op.drop_index(op.f("run_state_lease_until_idx"), table_name="run")
+    op.drop_index(op.f("run_kind_id_idx"), table_name="run")
     op.drop_index(op.f("run_service_id_idx"), table_name="run")
     op.drop_table("run")
     op.drop_index(op.f("record_service_kind_recorded_at_idx"), table_name="record")
