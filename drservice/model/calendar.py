@@ -43,21 +43,23 @@ class DuringAvoid(Enum):
 
 def is_skipped(zone: ZoneInfo, local: datetime) -> bool:
     """Tell whether a time without a zone is one that clocks in ``zone`` never show."""
-    return local.replace(tzinfo=zone).astimezone(UTC).astimezone(zone).replace(tzinfo=None) != local
+    return not _shows(zone, local.replace(tzinfo=zone).astimezone(UTC), local)
 
 
 def first_instant(zone: ZoneInfo, local: datetime) -> datetime:
     """Return the first instant (UTC) at which clocks in ``zone`` show ``local`` or, in a gap, a later time."""
-    if is_skipped(zone, local):
-        return _end_of_gap(zone, local)
-    return local.replace(tzinfo=zone, fold=0).astimezone(UTC)
+    instant = local.replace(tzinfo=zone, fold=0).astimezone(UTC)
+    return instant if _shows(zone, instant, local) else _end_of_gap(zone, local)
 
 
 def last_instant(zone: ZoneInfo, local: datetime) -> datetime:
     """Return the last instant (UTC) at which clocks in ``zone`` come to ``local``; in a gap, its end."""
-    if is_skipped(zone, local):
-        return _end_of_gap(zone, local)
-    return local.replace(tzinfo=zone, fold=1).astimezone(UTC)
+    instant = local.replace(tzinfo=zone, fold=1).astimezone(UTC)
+    return instant if _shows(zone, instant, local) else _end_of_gap(zone, local)
+
+
+def _shows(zone: ZoneInfo, instant: datetime, local: datetime) -> bool:
+    return instant.astimezone(zone).replace(tzinfo=None, fold=0) == local
 
 
 def _end_of_gap(zone: ZoneInfo, local: datetime) -> datetime:

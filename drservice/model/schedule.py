@@ -27,6 +27,8 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _LONGEST_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _DAY = timedelta(days=1)
+_MINUTE = timedelta(minutes=1)
+_LONGEST_FOLD = timedelta(hours=3)
 _LAST_YEAR = 9990
 
 
@@ -115,20 +117,22 @@ class Cron:
         """Yield every slot after an instant, without end (until the year 9990)."""
         last = after.astimezone(UTC)
         day = after.astimezone(zone).date() - _DAY  # a repeated hour may reach back over midnight
-        waiting: list[datetime] = []
+        begin = _midnight(zone, day)
+        waiting: list[datetime] = []  # slots of a day that come after the next one has begun
         while day.year < _LAST_YEAR:
-            if self.names(day):
-                for slot in self._slots_on(zone, day):
-                    heapq.heappush(waiting, slot)
-            elif day.month not in self.months:
+            named = self.names(day)
+            if not named and day.month not in self.months:
                 day = _last_of_month(day)
-            day += _DAY
-            begin = first_instant(zone, datetime.combine(day, time()))
-            while waiting and waiting[0] < begin:
-                slot = heapq.heappop(waiting)
-                if slot > last:
+            following = _midnight(zone, day + _DAY)
+            found = self._slots_on(zone, day, begin=begin, following=following, after=last) if named else iter(())
+            late: list[datetime] = []
+            for slot in heapq.merge(waiting, found):
+                if slot >= following:
+                    late.append(slot)
+                elif slot > last:
                     last = slot
                     yield slot
+            waiting, begin, day = late, following, day + _DAY
 
     def slots_between(self, zone: ZoneInfo, *, after: datetime, until: datetime) -> Iterator[datetime]:
         """Yield the slots after one instant up to and with another."""
@@ -142,7 +146,21 @@ class Cron:
         """Return the first slot after an instant."""
         return next(self.slots(zone, after=after))
 
-    def _slots_on(self, zone: ZoneInfo, day: date) -> Iterator[datetime]:
+    def _slots_on(
+        self, zone: ZoneInfo, day: date, *, begin: datetime, following: datetime, after: datetime
+    ) -> Iterator[datetime]:
+        """Yield the slots of a day in order; on a day like any other only those after an instant, without the zone."""
+        if not _is_plain(zone, begin, following):
+            yield from sorted(self._irregular_slots_on(zone, day))
+            return
+        first = max(0, (after - begin) // _MINUTE + 1)
+        for hour in self.hours:
+            if hour * 60 + 59 >= first:
+                yield from (
+                    begin + (hour * 60 + minute) * _MINUTE for minute in self.minutes if hour * 60 + minute >= first
+                )
+
+    def _irregular_slots_on(self, zone: ZoneInfo, day: date) -> Iterator[datetime]:
         for hour in self.hours:
             for minute in self.minutes:
                 local = datetime.combine(day, time(hour, minute))
@@ -151,6 +169,16 @@ class Cron:
                 elif not is_skipped(zone, local):
                     yield first_instant(zone, local)
                     yield last_instant(zone, local)
+
+
+def _midnight(zone: ZoneInfo, day: date) -> datetime:
+    return first_instant(zone, datetime.combine(day, time()))
+
+
+def _is_plain(zone: ZoneInfo, begin: datetime, following: datetime) -> bool:
+    """Tell whether clocks neither change on a day nor so soon after it that they go back into it."""
+    offsets = {instant.astimezone(zone).utcoffset() for instant in (begin, following, following + _LONGEST_FOLD)}
+    return following - begin == _DAY and len(offsets) == 1
 
 
 def _parse_field(value: str, rule: _FieldRule) -> frozenset[int]:
