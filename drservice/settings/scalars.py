@@ -28,6 +28,7 @@ _DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h|d|w)")
 _PERIOD = re.compile(r"([0-9]{1,5})(h|d|w|mo|y)")
 _BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 _RECIPIENT = re.compile(rf"age1[{_BECH32}]{{58}}")
+_ORIGIN = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?")
 _SECRET_SCHEMES = ("file:", "env:", "command:")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CONNINFO_WORD = re.compile(r"\s*([A-Za-z_]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)(?=\s|\Z)")
@@ -259,12 +260,18 @@ def parse_listen(text: str) -> tuple[str, int]:
 def check_public_url(text: str) -> str:
     """Accept the address that people use: https, or http on this machine; without a path, so that links join it."""
     parts = _split_url(text)
-    local = parts.hostname in {"127.0.0.1", "::1", "localhost"}
-    if parts.scheme not in ({"https", "http"} if local else {"https"}) or not parts.hostname or "@" in parts.netloc:
+    if not _ORIGIN.fullmatch(text) or not _has_valid_port(parts):  # urlsplit drops line ends, so the text is matched
+        raise ValueError("expected https://HOST[:PORT] without user, path or query")
+    if parts.scheme != "https" and parts.hostname not in {"127.0.0.1", "::1", "localhost"}:
         raise ValueError("expected https://HOST[:PORT]; http is for 127.0.0.1, ::1 and localhost only")
-    if parts.path.strip("/") or parts.query or parts.fragment:
-        raise ValueError("expected https://HOST[:PORT] without a path")
     return text
+
+
+def _has_valid_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port is None or parts.port > 0
+    except ValueError:
+        return False
 
 
 def check_network(text: str) -> str:

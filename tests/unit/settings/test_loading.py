@@ -308,3 +308,26 @@ def test_a_missing_file_is_told_with_what_to_do(tmp_path: Path) -> None:
 def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot read"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("127.0.0.1:8484", ("127.0.0.1", 8484)), ("[::1]:80", ("::1", 80)), ("0.0.0.0:65535", ("0.0.0.0", 65535))],
+)
+def test_an_address_to_listen_on_is_read(text: str, address: tuple[str, int]) -> None:
+    assert scalars.parse_listen(text) == address
+
+
+@pytest.mark.parametrize(
+    "text", ["::1:80", "[127.0.0.1]:80", "[::1:80", ":8484", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:٣"]
+)
+def test_what_is_no_address_to_listen_on_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        scalars.parse_listen(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["https://dr.example.com", "https://dr.example.com:8443/", "http://127.0.0.1:8484", "http://[::1]:8484"]
+)
+def test_a_public_address_is_accepted(text: str) -> None:
+    assert scalars.check_public_url(text) == text

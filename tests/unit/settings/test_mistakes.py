@@ -189,7 +189,25 @@ MISTAKES = {
         HEAD + "web: {public_url: 'https://dr.example.com/dr'}\n",
         "3:19",
         "web.public_url",
-        "without a path",
+        "without user, path or query",
+    ),
+    "a public address with a port that does not exist": (
+        HEAD + "web: {public_url: 'https://dr.example.com:70000'}\n",
+        "3:19",
+        "web.public_url",
+        "expected https://HOST",
+    ),
+    "a public address with a line of its own": (
+        HEAD + 'web: {public_url: "https://dr.example.com\\r\\nX-Header: 1"}\n',
+        "3:19",
+        "web.public_url",
+        "expected https://HOST",
+    ),
+    "a public address with a user": (
+        HEAD + "web: {public_url: 'https://me@dr.example.com'}\n",
+        "3:19",
+        "web.public_url",
+        "without user",
     ),
     "a proxy that is no network": (
         HEAD + "web: {trusted_proxies: [10.0.0.1/8]}\n",
