@@ -47,6 +47,8 @@ _RETRY_SECONDS = 20.0
 """How long the children of a killed server may take to notice."""
 _STOP_SECONDS = 60.0
 _POLL_SECONDS = 0.02
+_ASK_SECONDS = 0.1
+"""Each refused connection is a line in the server's log."""
 _LOG_BYTES = 16 << 20
 
 SETTINGS: dict[str, str] = {
@@ -57,6 +59,7 @@ SETTINGS: dict[str, str] = {
     "shared_buffers": "64MB",
     "wal_level": "minimal",
     "max_wal_senders": "0",
+    "max_logical_replication_workers": "0",
     "min_wal_size": "32MB",
     "max_wal_size": "256MB",
     "jit": "off",
@@ -241,7 +244,7 @@ class EmbeddedCluster:
                 raise EmbeddedClusterError(f"the catalogue's server does not answer: {refusal}")
             if self._postmaster() is None:
                 self._start_server(account, lock)
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_ASK_SECONDS)
 
     def _refusal(self) -> str | None:
         """Return why no connection can be had, ``None`` if one can."""
@@ -282,7 +285,9 @@ class EmbeddedCluster:
         finally:
             os.close(log)
         self._process = process
-        _wait_until(lambda: process.poll() is not None or self._refusal() is None, _RETRY_SECONDS)
+        _wait_until(
+            lambda: process.poll() is not None or self._refusal() is None, _RETRY_SECONDS, poll_seconds=_ASK_SECONDS
+        )
         return process.poll() is None
 
     def _programs(self) -> PostgresPrograms:
@@ -387,10 +392,10 @@ def _flocked(descriptor: int, how: int) -> bool:
     return True
 
 
-def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+def _wait_until(condition: Callable[[], bool], seconds: float, *, poll_seconds: float = _POLL_SECONDS) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(_POLL_SECONDS)
+        time.sleep(poll_seconds)
     return True

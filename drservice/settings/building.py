@@ -51,7 +51,6 @@ from drservice.settings import scalars, schema
 NOT_ACTED_ON = (
     "repository.lock",
     "repository.copies",
-    "catalogue",
     "services.*.calendar",
     "services.*.depends_on",
     "services.*.schedule",
