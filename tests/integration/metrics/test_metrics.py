@@ -14,10 +14,13 @@ from sqlalchemy import insert, text
 from drservice.catalogue.database import Database
 from drservice.catalogue.runs import RunRequest, Runs
 from drservice.catalogue.tables import Host, Message, Point, Record, Run, Snapshot, Timetable, WalWindow
+from drservice.errors import CatalogueUnreachableError
 from drservice.model.estate import Estate, Objectives, PostgresSettings, RepositorySettings, Schedules, Service
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.runs import RunKind, RunState
 from drservice.model.schedule import Cron
+from drservice.notify.outbox import Backlog
+from drservice.web import metrics
 from drservice.web.metrics import METRICS, render
 from tests.doubles.catalogue import set_clock
 
@@ -295,6 +298,18 @@ def test_a_catalogue_that_is_away_is_a_value_and_nothing_else_is_told() -> None:
     assert set(found) == {"drservice_catalogue_up", "drservice_build_info"}
 
 
+def test_a_catalogue_that_goes_away_in_the_middle_leaves_no_half_of_a_picture(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_off(_: Database) -> Backlog:
+        raise CatalogueUnreachableError("the catalogue does not answer")
+
+    monkeypatch.setattr(metrics, "backlog", break_off)
+    found = scrape(database)
+    assert found["drservice_catalogue_up"] == {(): 0.0}
+    assert set(found) == {"drservice_catalogue_up", "drservice_build_info"}
+
+
 def test_services_that_left_the_configuration_are_not_told(database: Database) -> None:
     put(database, Snapshot, snapshot(1, NOON), snapshot(2, NOON, of="gone"))
     assert b"gone" not in render(database, ERP)
@@ -330,7 +345,8 @@ def test_a_scrape_of_a_thousand_services_and_a_hundred_thousand_runs_takes_secon
             text(
                 "INSERT INTO run (id, service, kind, plan, state, requested_by, requested_at, ended_at, parameters,"
                 " epoch, progress) SELECT 'R' || n, 'service-' || lpad((n % 1000)::text, 4, '0'), 'backup', '',"
-                " 'succeeded', 'schedule', drservice_now(), drservice_now(), '{}', 1, '{}' FROM generate_series(1, 100000) AS n"
+                " 'succeeded', 'schedule', drservice_now(), drservice_now(), '{}', 1, '{}'"
+                " FROM generate_series(1, 100000) AS n"
             )
         )
         session.execute(text("ANALYZE run"))
