@@ -179,8 +179,11 @@ class Queue:
         self._put_missing(session)
         _wake(connection)
 
-    def look_after(self) -> list[str] | None:
+    def look_after(self, *, reaping: bool = True) -> list[str] | None:
         """Take lost runs from their hosts and make jobs and runs agree; one process at a time does.
+
+        Args:
+            reaping: whether runs whose lease has ended are taken from their hosts; not while nobody could renew.
 
         Returns:
             the runs that are in the queue again; ``None`` if another process is doing it.
@@ -193,7 +196,7 @@ class Queue:
                 "SELECT pg_try_advisory_xact_lock(%(key)s)", {"key": _LEADER_LOCK}
             ).scalar():
                 return None
-            reaped = self._runs.reap(session=session)
+            reaped = self._runs.reap(session=session) if reaping else []
             self.repair(reaped, session=session)
             return reaped
 

@@ -26,6 +26,7 @@ from types import FrameType
 from drservice import telemetry
 from drservice.errors import DrError, InterruptedRunError, WorkerDiedError
 from drservice.model.estate import Estate
+from drservice.node import logs
 from drservice.node.assignment import Advanced, Assignment, Message, Noted, Outcome, Step
 
 _GRACE_SECONDS = 15.0
@@ -169,7 +170,7 @@ def run_alone(
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
-    telemetry.configure(level=log_level)
+    logs.configure(log_level)
     threading.Thread(target=_watch, args=(connection, lease_seconds), name="watch", daemon=True).start()
     if assignment.is_throttled:
         os.nice(_THROTTLED_NICENESS)
