@@ -152,7 +152,7 @@ def _capture(context: BackupContext, component: PostgresSettings, writer: Snapsh
                 progress=context.progress,
             )
         except WalTimeoutError as error:
-            raise WalTimeoutError(f"{error.message}{_archiver_says(component)}") from error
+            raise WalTimeoutError(f"{error.message}{archiver_says(component)}") from error
     if component.data_directory is None:
         raise UnsupportedClusterError("method local needs data_directory", hint="Set it, or use method: pg_basebackup.")
     with BackupSession(connect(component.dsn, application_name="drservice backup")) as session:
@@ -224,17 +224,17 @@ def _wait_for_wal(context: BackupContext, component: PostgresSettings, scope: Sc
     context.progress.step("wait for the WAL of this backup", total_items=len(names))
     deadline = context.clock.monotonic() + component.wal.archive_wait.total_seconds()
     for name in names:
-        while (problem := _why_not_whole(archive, name, system_id, size)) is not None:
+        while (problem := why_not_whole(archive, name, system_id, size)) is not None:
             if context.clock.monotonic() > deadline:
                 raise WalTimeoutError(
                     f"{name.name} did not reach the store whole within {component.wal.archive_wait}: {problem}"
-                    f"{_archiver_says(component)}; the backup needs it to be consistent"
+                    f"{archiver_says(component)}; the backup needs it to be consistent"
                 )
             time.sleep(_POLL_SECONDS if problem == _NOT_THERE else _DAMAGED_POLL_SECONDS)
         context.progress.advance(1)
 
 
-def _why_not_whole(archive: WalArchive, name: WalFileName, system_id: SystemId, plain_bytes: int) -> str | None:
+def why_not_whole(archive: WalArchive, name: WalFileName, system_id: SystemId, plain_bytes: int) -> str | None:
     """Return why a segment cannot be relied on, ``None`` if it can: an object of the right name proves nothing."""
     if not archive.exists(name, system_id=system_id):
         return _NOT_THERE
@@ -247,7 +247,8 @@ def _why_not_whole(archive: WalArchive, name: WalFileName, system_id: SystemId, 
     return None
 
 
-def _archiver_says(component: PostgresSettings) -> str:
+def archiver_says(component: PostgresSettings) -> str:
+    """Return what production's archiver says is wrong, as the end of a sentence; empty if it does not say."""
     try:
         with connect(component.dsn, application_name="drservice backup facts") as session:
             status = archiver_status(session)

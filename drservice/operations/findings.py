@@ -16,7 +16,7 @@ from drservice.canonical import Json, canonical_bytes
 from drservice.checks.suite import business_name
 from drservice.clock import from_iso
 from drservice.evidence.statements import Subject
-from drservice.model.checks import CheckResult, CheckState
+from drservice.model.checks import CheckResult, CheckState, Severity
 from drservice.model.estate import BusinessCheck, Service
 from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import make_ulid
@@ -30,6 +30,7 @@ class OpenFinding:
 
     finding: str
     check: str
+    severity: Severity
     drill_entry: int | None
 
 
@@ -54,6 +55,7 @@ def open_findings(evidence: Evidence, service: Service) -> list[OpenFinding]:
                 OpenFinding(
                     finding=identifier,
                     check=str(statement.predicate["check"]),
+                    severity=Severity(str(statement.predicate["severity"])),
                     drill_entry=opened_by if isinstance(opened_by, int) else None,
                 )
             )

@@ -66,6 +66,11 @@ def wal_key(service: ServiceName, component: ComponentName, system_id: SystemId,
     return f"{wal_prefix(service, component, system_id)}{timeline:08X}/{name}"
 
 
+def name_key(service: ServiceName, component: ComponentName, system_id: SystemId, name: str) -> str:
+    """Return the key of a named restore point that was left."""
+    return f"s/{service}/{component}/names/{system_id}/{name}"
+
+
 def service_of(key: str) -> ServiceName | None:
     """Return the service a key belongs to, ``None`` for objects of the whole repository."""
     parts = key.split("/")
