@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from drservice.settings.loading import load
 
 if TYPE_CHECKING:
     from drservice.model.estate import Estate
+    from drservice.operations.expiring import Expiring
 
 _SCHEDULED_KINDS = (RunKind.BACKUP, RunKind.VERIFY, RunKind.DRILL)
 
@@ -32,30 +33,56 @@ _SCHEDULED_KINDS = (RunKind.BACKUP, RunKind.VERIFY, RunKind.DRILL)
 @click.command(
     help="Show what a changed configuration would change: schedules with their next five slots, what becomes"
     " unprotected, retention, objectives, calendars, settings. --against names the changed file, --from the earlier"
-    " one; without either, show the next slots of everything declared. Exit status 4 if less would be protected,"
-    " proved, kept or promised."
+    " one; without either, show the next slots of everything declared. --stored also asks the repository what a shorter"
+    " retention would let go. Exit status 4 if less would be protected, proved, kept or promised."
 )
 @click.option(
     "--against", type=click.Path(path_type=Path), metavar="FILE", help="the changed file; --config is in force"
 )
 @click.option("--from", "earlier", type=click.Path(path_type=Path), metavar="FILE", help="the file in force until now")
+@click.option("--stored", is_flag=True, help="ask the repository what a shorter retention would let go")
 @click.pass_obj
-def plan(invocation: Invocation, against: Path | None, earlier: Path | None) -> ExitStatus:
+def plan(invocation: Invocation, against: Path | None, earlier: Path | None, *, stored: bool) -> ExitStatus:
     """Print the changes or the preview."""
     if against is not None and earlier is not None:
         raise UsageError("--against and --from exclude each other", hint="One file is compared with --config.")
     configured = invocation.load()
     now = SystemClock().now().replace(microsecond=0)
     other = against or earlier
+    if stored and other is None:
+        raise UsageError("--stored needs another file", hint="Name it with --against or --from.")
     if other is None:
         shown = present_preview(configured.estate, now=now)
     else:
         named = load(other.absolute())
         before, after = (configured, named) if against is not None else (named, configured)
         changes = compare(before, after, now=now)
-        shown = present_changes(changes, before=before.estate.source, after=after.estate, now=now)
+        expiring = _expiring(invocation, before.estate, after.estate, changes) if stored else None
+        shown = present_changes(changes, before=before.estate.source, after=after.estate, now=now, expiring=expiring)
     invocation.output.result("config-plan", shown.document, shown.lines)
     return ExitStatus.BREACHED if shown.weakens else ExitStatus.OK
+
+
+def _expiring(invocation: Invocation, before: Estate, after: Estate, changes: Changes) -> list[Expiring]:
+    """Ask the repository in force about each service whose retention gets shorter."""
+    from drservice.operations.expiring import newly_expired  # noqa: PLC0415 - a comparison of files opens no store
+    from drservice.operations.retention import RetentionContext  # noqa: PLC0415 - the same
+    from drservice.wiring.data_plane import open_data_plane  # noqa: PLC0415 - the same
+    from drservice.wiring.evidence import open_evidence  # noqa: PLC0415 - the same
+
+    names = {change.path.split(".")[1] for change in changes.retention if change.weakens}
+    services = [service for service in before.services.values() if service.name in names]
+    if not services:
+        return []
+    with open_data_plane(before) as plane, open_evidence(plane) as evidence, invocation.progress() as progress:
+        context = RetentionContext(
+            repository=plane.repository,
+            evidence=evidence,
+            state_dir=before.state_dir,
+            clock=plane.clock,
+            progress=progress,
+        )
+        return [newly_expired(context, item, after.services[item.name].retention) for item in services]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +117,10 @@ def present_preview(estate: Estate, *, now: datetime) -> Shown:
     return Shown(document=document, lines=(*lines, *_standing_lines(estate)), weakens=False)
 
 
-def present_changes(changes: Changes, *, before: Path, after: Estate, now: datetime) -> Shown:
-    """Show what one file would change of another."""
+def present_changes(
+    changes: Changes, *, before: Path, after: Estate, now: datetime, expiring: Sequence[Expiring] | None = None
+) -> Shown:
+    """Show what one file would change of another; ``expiring`` is ``None`` if the repository was not asked."""
     lines: list[Line] = [f"{before} -> {after.source}, from {format_time(now)}"]
     if changes.is_empty:
         lines.append("Nothing changes.")
@@ -109,9 +138,15 @@ def present_changes(changes: Changes, *, before: Path, after: Estate, now: datet
     ):
         if found:
             lines += ["", (Span(title, Colour.STRONG),), *_setting_lines(found, weaker)]
+        if found is changes.retention:
+            lines += [_expiring_line(item) for item in expiring or ()]
     if changes.weakens:
         lines += ["", (Span("Less would be protected, proved, kept or promised than before.", Colour.BAD),)]
-    document = {**_document(changes, before=before, after=after, now=now), "weakens": changes.weakens}
+    document = {
+        **_document(changes, before=before, after=after, now=now),
+        "weakens": changes.weakens,
+        "expires": _expiring_documents(expiring),
+    }
     return Shown(document=document, lines=(*lines, *_standing_lines(after)), weakens=changes.weakens)
 
 
@@ -135,6 +170,7 @@ def _document(changes: Changes, *, before: Path | None, after: Estate, now: date
         "unprotected": [{"path": item.path, "reason": item.reason} for item in changes.unprotected],
         "retention": _setting_documents(changes.retention),
         "objectives": _setting_documents(changes.objectives),
+        "expires": None,
         "calendars": _setting_documents(changes.calendars),
         "settings": _setting_documents(changes.settings),
         "not_scheduled": [{"service": service, "kind": kind} for service, kind in _not_scheduled(after)],
@@ -168,6 +204,28 @@ def _setting_documents(changes: Iterable[SettingChange]) -> list[Mapping[str, ob
     return [
         {"path": item.path, "before": item.before, "after": item.after, "weakens": item.weakens} for item in changes
     ]
+
+
+def _expiring_documents(expiring: Sequence[Expiring] | None) -> list[Mapping[str, object]] | None:
+    if expiring is None:
+        return None
+    return [
+        {
+            "service": item.service,
+            "points": list(item.points),
+            "snapshots": list(item.snapshots),
+            "kept_snapshots": item.kept_snapshots,
+        }
+        for item in expiring
+    ]
+
+
+def _expiring_line(item: Expiring) -> Line:
+    text = (
+        f"  {item.service}: {len(item.points)} recovery points and {len(item.snapshots)} snapshots that are kept now"
+        f" would expire; {item.kept_snapshots} snapshots would stay"
+    )
+    return (Span(text, Colour.BAD),) if item.points or item.snapshots else text
 
 
 def _not_scheduled(estate: Estate) -> Iterator[tuple[str, RunKind]]:

@@ -70,3 +70,9 @@ def test_two_other_files_are_one_too_many(files: tuple[Path, Path], tmp_path: Pa
     refused = plan("--config", files[0], "--against", files[1], "--from", files[1], cwd=tmp_path)
     assert refused.returncode == 2
     assert "exclude each other" in refused.stderr
+
+
+def test_without_another_file_the_repository_is_not_asked(files: tuple[Path, Path], tmp_path: Path) -> None:
+    refused = plan("--config", files[0], "--stored", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--stored needs another file" in refused.stderr

@@ -187,3 +187,15 @@ def test_an_unreadable_snapshot_stops_the_deletion_of_what_it_may_need(estate: T
     (done,) = estate.json("retention", "--apply", "--confirm", "erp", status=5)["services"]
     assert (done["state"], len(done["unreadable"])) == ("blocked", 1)
     assert listing(estate) == before
+
+
+def test_a_shorter_retention_is_shown_with_what_it_would_let_go_before_it_is_in_force(estate: TempEstate) -> None:
+    changed = estate.root / "changed.yaml"
+    changed.write_text(estate.config.read_text())
+    changed.chmod(0o644)
+    with_retention(estate, within="25d")
+    before = listing(estate)
+    (expires,) = estate.json("config", "plan", "--against", changed, "--stored", status=4)["expires"]
+    assert (expires["service"], expires["points"], len(expires["snapshots"])) == ("erp", [], 1), "of 20 days ago"
+    assert expires["kept_snapshots"] == 1
+    assert listing(estate) == before

@@ -15,7 +15,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from drservice.cli.configplan import Shown, present_changes, present_preview
-from drservice.cli.output import Output
+from drservice.cli.output import Output, Span
+from drservice.model.ids import PointId, ServiceName, SnapshotId
+from drservice.operations.expiring import Expiring
 from drservice.settings.changes import compare
 from drservice.settings.loading import load
 
@@ -52,6 +54,24 @@ def test_the_lines_are_the_golden_ones(name: str) -> None:
 def test_a_preview_weakens_nothing_and_these_changes_do() -> None:
     assert not shown("preview").weakens
     assert shown("changes").weakens
+
+
+def test_what_the_repository_would_let_go_is_told_only_if_it_was_asked() -> None:
+    before, after = (load(GOLDEN / f"{which}.yaml") for which in ("before", "after"))
+    changes = compare(before, after, now=NOW)
+    expiring = Expiring(
+        service=ServiceName("erp"),
+        points=(PointId("01P"),),
+        snapshots=(SnapshotId("01S"), SnapshotId("01T")),
+        kept_snapshots=3,
+    )
+    found = present_changes(changes, before=before.estate.source, after=after.estate, now=NOW, expiring=[expiring])
+    assert found.document["expires"] == [
+        {"service": "erp", "points": ["01P"], "snapshots": ["01S", "01T"], "kept_snapshots": 3}
+    ]
+    told = [line[0].text for line in found.lines if isinstance(line, tuple) and isinstance(line[0], Span)]
+    assert "  erp: 1 recovery points and 2 snapshots that are kept now would expire; 3 snapshots would stay" in told
+    assert shown("changes").document["expires"] is None
 
 
 def test_nothing_that_changes_is_said_so() -> None:
