@@ -174,7 +174,7 @@ def test_what_is_declared_but_not_acted_on_is_told(write: Write) -> None:
         "services.erp.components.database.wal.synchronous",
         *(f"services.erp.{name}" for name in ("calendar", "depends_on", "schedule")),
         *(f"drills.erp-quarterly.{name}" for name in ("schedule", "runbook")),
-        *("repository.lock", "repository.copies", "catalogue", "calendars", "dependencies"),
+        *("repository.lock", "repository.copies", "calendars", "dependencies"),
         *("access", "notify"),
     }
     assert any("queue (redis) is declared but not protected" in notice for notice in notices)
