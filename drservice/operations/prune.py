@@ -2,7 +2,7 @@
 
 The sweep stays off until its model check (stale listings, late writes, paused writers, crashes at every call) exists. A
 pack counts as unused only if every snapshot of its component could be read, void ones too; what is younger than seven
-days, or reached the store after a hold that still lasts, may belong to a run that has not committed yet.
+days may belong to a run that has not committed yet (no hold lasts that long).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from drservice.model.retentionwal import GRACE
 from drservice.objectstore.interface import ObjectInfo
 from drservice.operations.progress import Progress
 from drservice.repository import layout
-from drservice.repository.holds import live_holds
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
 
@@ -52,11 +51,7 @@ def mark_packs(repository: Repository, service: Service, *, progress: Progress) 
         PacksUnknownError: a snapshot cannot be read: any pack may be one of its.
         ObjectStoreError: the store did not answer.
     """
-    now = repository.store.server_time()
-    holds = live_holds(
-        repository.store, trust=repository.trust, repository=repository.id, service=service.name, now=now
-    )
-    before = min((now - GRACE, *(hold.since for hold in holds)))
+    before = repository.store.server_time() - GRACE
     found: list[ComponentPacks] = []
     for component in service.components:
         progress.step(f"mark {service.name}/{component}")

@@ -9,13 +9,15 @@ site.apply(); site.inspect()                      # retention, on this store or 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from drservice.canonical import Json
 from drservice.evidence.ledger import Ledger
 from drservice.evidence.policy import LedgerPolicy, LogKey, RecordKey
 from drservice.evidence.signing import Signer
+from drservice.evidence.statements import Occasion
 from drservice.model.estate import PostgresSettings, Service
 from drservice.model.evidence import EvidenceKind, ledger_origin
 from drservice.model.ids import ComponentName, ServiceName
@@ -32,11 +34,13 @@ from drservice.operations.retention import RetentionContext, RetentionOutcome, a
 from drservice.repository.changes import ChangeRule
 from drservice.repository.writer import CommitFacts, SnapshotWriter
 from tests.doubles.clock import ManualClock
-from tests.doubles.evidence import LOG, ulid
+from tests.doubles.evidence import LOG, drill, ulid
 from tests.doubles.repositories import SYSTEM_ID, Heard, Site, facts, noise
 
 DAY_SECONDS = 86400
 SEGMENT = 16 << 20
+_SAID_FIRST = {field.name for field in fields(Occasion)}
+"""What every record says of itself."""
 
 
 @dataclass(kw_only=True)
@@ -119,20 +123,33 @@ class RetainedService:
         for number in segments:
             self.site.put_wal(segment_name(Timeline(timeline), number, SEGMENT), noise(100, number))
 
-    def proved(self, record: SnapshotRecord) -> None:
-        """Put a restore on record that worked."""
+    def proved(self, record: SnapshotRecord, *, outcome: str = "restored") -> None:
+        """Put a restore with a snapshot on record."""
         self.evidence().require(
             EvidenceKind.RESTORE,
             service=self.service.name,
             run=ulid(self.nights),
             subject=snapshot_subjects([record]),
             fields={
-                "outcome": "restored",
+                "outcome": outcome,
                 "target": target_fields(
                     requested="latest", kind="latest", reached_time=None, reached_lsn=None, timeline=None
                 ),
                 **recovery_fields(snapshots=[(record.component, record.id)]),
             },
+        )
+
+    def drilled(self, record: SnapshotRecord, *, outcome: str = "passed", mutation: str | None = None) -> None:
+        """Put a drill with a snapshot on record."""
+        evidence = self.evidence()
+        number = evidence.ledger.size()
+        snapshots: list[Json] = [{"component": record.component, "snapshot": record.id}]
+        model = drill(
+            self.clock.now(), number, entry=0, outcome=outcome, changes={"snapshots": snapshots, "mutation": mutation}
+        )
+        said = {name: value for name, value in model.predicate.items() if name not in _SAID_FIRST}
+        evidence.require(
+            EvidenceKind.DRILL, service=self.service.name, run=ulid(number), subject=model.subject, fields=said
         )
 
     # --- retention ----------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from drservice.repository.holds import place_hold
 from tests.doubles.repositories import flipped, new_host
 from tests.doubles.retained import SEGMENT, RetainedService
 from tests.doubles.stores import Fault, FaultyStore, When
+from tests.faults.triggers import TriggerStore
 
 
 @pytest.fixture
@@ -112,6 +113,18 @@ def test_the_snapshot_that_was_proved_last_survives_with_its_wal(service: Retain
     assert service.site.restore(proved.id, tmp_path / "restored")
 
 
+def test_what_failed_or_was_meant_to_fail_proves_nothing(service: RetainedService) -> None:
+    records = service.site.repository().snapshots(service.site.scope).records
+    service.proved(records[0])
+    service.proved(records[1], outcome="failed")
+    service.drilled(records[2], outcome="failed")
+    service.drilled(records[2], mutation="drop-rows")
+    outcome = service.inspect()
+    assert outcome.proofs.last == {records[0].id}
+    service.drilled(records[1])
+    assert service.inspect().proofs.last == {records[0].id, records[1].id}, "the last drill, and the last restore"
+
+
 def test_a_ledger_that_cannot_be_read_stops_everything(service: RetainedService) -> None:
     service.proved(service.site.repository().snapshots(service.site.scope).records[0])
     entry = max(service.listing("ledger/"))
@@ -179,6 +192,19 @@ def test_a_restore_that_begins_while_snapshots_go_keeps_all_wal(service: Retaine
     service.clock.pass_seconds(25 * 3600)
     assert service.apply().state is RetentionState.APPLIED
     assert service.segments() == [40]
+
+
+def test_a_restore_that_begins_while_retention_plans_keeps_everything(service: RetainedService) -> None:
+    site = service.site
+
+    def begin(_: str) -> None:
+        now = service.clock.now()
+        place_hold(site.store, site.host, site.scope, purpose="restore", now=now, until=now + timedelta(hours=24))
+
+    before = [key for key in service.listing() if not key.startswith("hold/")]
+    with TriggerStore(site.store, begin, operations=["list"], part="/wal/") as store:
+        assert service.apply(store).state is RetentionState.HELD
+    assert [key for key in service.listing() if not key.startswith("hold/")] == before
 
 
 def test_a_hold_that_cannot_be_read_holds_for_two_days_and_no_longer(service: RetainedService) -> None:
