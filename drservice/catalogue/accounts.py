@@ -222,7 +222,7 @@ class Accounts:
         if account is not None:
             query = query.where(Token.account == account)
         with self._database.session() as session:
-            return [_token(token, owner) for token, owner in session.execute(query).tuples()]
+            return [_token(token, owner) for token, owner in session.execute(query)]
 
     def revoke(self, token: str, *, account: str | None = None) -> bool:
         """Revoke a token (of ``account`` only, if given); ``False`` if there is none that is not revoked yet."""

@@ -23,6 +23,7 @@ from drservice.web.auth.permissions import require_complete
 from drservice.web.frontdoor import FrontDoor
 from drservice.web.guard import GuardedRoute
 from drservice.web.health import HEALTH
+from drservice.web.metrics import EXPOSITION
 from drservice.web.pages import PAGES
 from drservice.web.pages.rendering import error_page
 from drservice.web.problems import MEDIA_TYPE, mistakes_of, problem, status_of
@@ -30,9 +31,11 @@ from drservice.web.routes import Route
 from drservice.web.site import Site
 
 MOST_BODY_BYTES = 64 * 1024
+ROUTES: tuple[Route, ...] = (*HEALTH, *EXPOSITION, *API, *PAGES)
+"""Everything that is served, beside the description of the API and the files of the pages."""
 
 
-def make_app(site: Site, *, routes: Sequence[Route] = (*HEALTH, *API, *PAGES)) -> ASGIApp:
+def make_app(site: Site, *, routes: Sequence[Route] = ROUTES) -> ASGIApp:
     """Return the application.
 
     Raises:
@@ -126,5 +129,7 @@ async def _answer(
 
 def _wants_page(request: Request) -> bool:
     """Tell whether an error is for people."""
-    machine = request.url.path.startswith("/api/") or request.url.path in {route.path for route in HEALTH}
+    machine = request.url.path.startswith("/api/") or request.url.path in {
+        route.path for route in (*HEALTH, *EXPOSITION)
+    }
     return not machine and "json" not in request.headers.get("accept", "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request
@@ -76,10 +77,23 @@ class _Answer:
     def __init__(self, site: Site, scope: Scope, send: Send) -> None:
         self._site, self._scope, self._send = site, scope, send
         self.begun = False
+        """Whether something was sent that cannot be taken back."""
+        self._refused = False
+        """Whether what the application sends is thrown away."""
 
     async def send(self, message: Message) -> None:
+        """Send what the application sends."""
+        if self._refused:
+            return
         if message["type"] == "http.response.start":
-            await self._log(message["status"])
+            try:
+                await self._log(message["status"])
+            except CatalogueUnreachableError as error:
+                telemetry.warning("an access is not on record", route=_route(self._scope), status=message["status"])
+                if message["status"] != HTTPStatus.SERVICE_UNAVAILABLE:
+                    self._refused = True
+                    await self.refuse(error)
+                    return
             given = {name.lower() for name, _ in message["headers"]}
             wanted = (*HEADERS, _PRIVATE)
             message["headers"] = [*message["headers"], *(item for item in wanted if item[0] not in given)]

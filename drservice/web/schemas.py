@@ -242,6 +242,33 @@ class ScheduleDocument(BaseModel):
     items: list[SlotDocument]
 
 
+class GateRequest(Given):
+    """May this service be released now? With a name, an open gate leaves that restore point (role operator)."""
+
+    restore_point: Label | None = None
+
+
+class GateCheck(BaseModel):
+    """One thing the gate looked at."""
+
+    name: str
+    state: str
+    detail: str
+    remedy: str
+
+
+class GateDocument(BaseModel):
+    """The answer of the gate with its reasons."""
+
+    service: str
+    open: bool
+    at: datetime
+    checks: list[GateCheck]
+    reasons: list[str]
+    """Why it is closed; empty if it is open."""
+    restore_points: list[dict[str, Any]]
+
+
 class TokenRequestDocument(Given):
     """A token for a program. It is never worth more than the account that makes it, now or later."""
 

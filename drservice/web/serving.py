@@ -62,7 +62,7 @@ def serve(
             timeout_keep_alive=15,
             timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
         )
-        asyncio.run(_run(_Server(config), listener, stop, ready))
+        asyncio.run(_run(_Server(config), site, listener, stop, ready))
 
 
 class _Server(uvicorn.Server):
@@ -75,7 +75,11 @@ class _Server(uvicorn.Server):
 
 
 async def _run(
-    server: uvicorn.Server, listener: socket.socket, stop: threading.Event, ready: Callable[[str, int], None] | None
+    server: uvicorn.Server,
+    site: Site,
+    listener: socket.socket,
+    stop: threading.Event,
+    ready: Callable[[str, int], None] | None,
 ) -> None:
     serving = asyncio.ensure_future(server.serve(sockets=[listener]))
     told = ready is None
@@ -86,6 +90,7 @@ async def _run(
         if stop.is_set() and not server.should_exit:
             telemetry.info("web stops")
             server.should_exit = True
+            site.live.close()  # the server waits for its streams
         await asyncio.wait({serving}, timeout=_LOOK_SECONDS)
     await serving
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from drservice.web.api.evidence import EVIDENCE
+from drservice.web.api.gate import GATE
 from drservice.web.api.runs import RUNS
 from drservice.web.api.schedules import SCHEDULES
 from drservice.web.api.services import SERVICES
@@ -10,4 +11,4 @@ from drservice.web.api.starting import STARTING
 from drservice.web.api.tokens import TOKENS
 from drservice.web.routes import Route
 
-API: tuple[Route, ...] = (*SERVICES, *SCHEDULES, *RUNS, *STARTING, *EVIDENCE, *TOKENS)
+API: tuple[Route, ...] = (*SERVICES, *SCHEDULES, *RUNS, *STARTING, *GATE, *EVIDENCE, *TOKENS)

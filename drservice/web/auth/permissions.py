@@ -76,6 +76,7 @@ ROUTES: Mapping[str, Rule] = {
     "static": _UNLOGGED,
     "healthz": _UNLOGGED,
     "readyz": _UNLOGGED,
+    "metrics": _SEE,
     "openapi": _SIGNED_IN,
     # the API
     "api.me": _SIGNED_IN,
@@ -92,6 +93,7 @@ ROUTES: Mapping[str, Rule] = {
     "api.drills.start": Rule(permission=Permission.OPERATE),
     "api.restores.start": Rule(permission=Permission.RESTORE),
     "api.runs.cancel": Rule(permission=Permission.CANCEL),
+    "api.gate.ask": _SEE,
     "api.evidence.list": _EVIDENCE,
     "api.evidence.get": _EVIDENCE,
     "api.evidence.bundle": _EVIDENCE,

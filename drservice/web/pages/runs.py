@@ -17,7 +17,7 @@ from drservice.catalogue.runs import EventInfo, RunInfo
 from drservice.model.runs import RunKind, RunState
 from drservice.web.api.runs import cancel
 from drservice.web.auth.permissions import Permission
-from drservice.web.pages.rendering import page
+from drservice.web.pages.rendering import amount, page
 from drservice.web.pages.signing import Form
 from drservice.web.routes import Route
 from drservice.web.schemas import KindName, Name, StateName, Ulid
@@ -122,6 +122,10 @@ def _words(event: EventInfo) -> str:
     error = data.pop("error", None)
     if isinstance(error, dict):
         data = {"error": f"{error.get('code')}: {error.get('message')}", **data}
+    if event.kind == "step":
+        total, unit = data.pop("total", None), data.pop("unit", "")
+        if isinstance(total, int):
+            data["of"] = amount(total) if unit == "bytes" else f"{total} {unit}"
     rest = ", ".join(
         f"{name.replace('_', ' ')} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
         for name, value in data.items()
