@@ -345,3 +345,14 @@ def test_a_read_service_is_projected_whole_or_not_at_all(story: Story, database:
         raise ZeroDivisionError
     assert all(found == [] for found in rows(database).values())
     assert story.backups[1].records[0].stopped_at - story.backups[0].records[0].stopped_at > timedelta(0)
+
+
+def test_a_point_that_comes_after_its_drill_is_proved_all_the_same(story: Story, database: Database) -> None:
+    refill(story, database)
+    before = rows(database)
+    with story.estate.plane() as plane:
+        contents = read_service(plane.repository, story.service)
+    with database.session() as session:
+        session.execute(text("DELETE FROM point"))
+        project_service(session, contents)
+    assert rows(database) == before

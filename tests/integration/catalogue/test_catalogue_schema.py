@@ -122,3 +122,22 @@ def test_a_connection_that_the_server_ended_is_replaced(catalogues: CatalogueSer
 def test_a_connection_that_breaks_within_a_session_is_unreachable(database: Database) -> None:
     with pytest.raises(CatalogueUnreachableError), database.session() as session:
         session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+
+def test_a_catalogue_that_was_away_is_used_again_by_who_had_it_open(
+    catalogues: CatalogueServer, database: Database
+) -> None:
+    with database.session() as session:
+        session.execute(text("SELECT 1"))
+    listening = database.listening("x")
+    with pytest.raises(CatalogueUnreachableError), listening as heard:  # noqa: PT012 - the server goes in between
+        catalogues.cluster.stop()
+        heard.wait(10)
+    with pytest.raises(CatalogueUnreachableError), database.session() as session:
+        session.execute(text("SELECT 1"))
+    catalogues.cluster.start()
+    with database.session() as session:
+        assert session.execute(text("SELECT 1")).scalar_one() == 1
+    with database.listening("x") as heard:
+        catalogues.cluster.sql("SELECT pg_notify('x', 'elsewhere')")  # another database of the server
+        assert heard.wait(0.2) == []
