@@ -30,6 +30,8 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("retention", "drservice.cli.retention:retention", "what has expired and why; delete it with --apply"),
     Entry("prune", "drservice.cli.retention:prune", "which packs nothing refers to (marks only)"),
     Entry("rebuild", "drservice.cli.rebuild:rebuild_catalogue", "fill the catalogue from the repository"),
+    Entry("node", "drservice.cli.node:node", "do this host's runs and look at the schedules"),
+    Entry("up", "drservice.cli.node:up", "everything on this machine: catalogue, node, pages"),
     Entry("gate", "drservice.cli.gate:gate", "may this service be released now?"),
     Entry("restore-point", "drservice.cli.gate:restore_point", "leave a named point to come back to"),
     Entry("check", "drservice.cli.check:check", "named yes/no checks, each failure with its remedy"),

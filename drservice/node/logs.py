@@ -8,7 +8,6 @@ import sys
 from drservice import telemetry
 from drservice.telemetry import Form
 
-
 _TALKATIVE = ("alembic", "apscheduler")
 """Libraries that tell each of their steps on ``info``."""
 

@@ -32,9 +32,9 @@ def bench(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def test_a_scheduled_backup_happens_by_itself(bench: NodeBench) -> None:
     bench.open_gate()
     bench.configure(schedule={"backup": "* * * * *"})
-    node = bench.start()
     # Slots are full minutes; the catalogue's clock is put shortly before one.
-    bench.shift_clock(54 - datetime.now(UTC).second)
+    bench.shift_clock(45 - datetime.now(UTC).second)
+    node = bench.start()
     bench.wait_for(lambda: len(Runs(bench.database).list(kind=RunKind.BACKUP)) > 0, "the slot", 60)
     run = bench.wait_state(Runs(bench.database).list(kind=RunKind.BACKUP)[-1].id, RunState.SUCCEEDED)
     assert run.requested_by == "schedule"
@@ -135,9 +135,9 @@ def test_an_invalid_configuration_is_told_and_the_old_one_stays_in_force(bench: 
     node.wait_said("the configuration is refused")
     bench.wait_state(bench.request(RunKind.VERIFY), RunState.SUCCEEDED)
     bench.estate.config.write_text(good)
+    bench.shift_clock(50 - datetime.now(UTC).second)
     bench.configure(schedule={"verify": "* * * * *"})
     node.wait_said("a changed configuration is in force")
-    bench.shift_clock(54 - datetime.now(UTC).second)
     bench.wait_for(lambda: len(Runs(bench.database).list(kind=RunKind.VERIFY)) > 1, "a slot of the new schedule", 60)
 
 
