@@ -44,6 +44,8 @@ def web(invocation: Invocation, listen: str | None) -> None:
         thread.start()
         try:
             thread.join()
+        except KeyboardInterrupt:
+            invocation.output.note("stopping")  # the ordinary end of a server
         finally:
             stop.set()
             thread.join()

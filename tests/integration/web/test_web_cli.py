@@ -1,0 +1,92 @@
+"""``drservice account`` and ``drservice web`` as processes, on the embedded catalogue."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from drservice import processes
+from tests.doubles.cluster import ClusterMaker
+from tests.doubles.estate import PROGRAM, TempEstate
+from tests.doubles.website import PASSWORD
+
+
+@pytest.fixture
+def estate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TempEstate]:
+    maker = ClusterMaker(cache=tmp_path_factory.getbasetemp())
+    made = TempEstate.over(maker.make())
+    made.initialise()
+    yield made
+    made.close()
+    maker.close()
+
+
+def argv(estate: TempEstate, *words: str) -> list[str]:
+    return [*PROGRAM, "--config", str(estate.config), *words]
+
+
+def call(estate: TempEstate, *words: str, typed: str = "", status: int = 0) -> dict[str, Any]:
+    done = subprocess.run(
+        argv(estate, *words, "--json"),
+        input=typed.encode(),
+        capture_output=True,
+        env=processes.clean_environment({"HOME": str(estate.root)}),
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == status, f"exit {done.returncode}\n{done.stdout.decode()}\n{done.stderr.decode()}"
+    document = json.loads(done.stdout)
+    assert isinstance(document, dict)
+    return document
+
+
+def test_an_account_is_added_listed_used_and_disabled_while_the_web_runs(estate: TempEstate) -> None:
+    server = subprocess.Popen(
+        argv(estate, "web", "--listen", "127.0.0.1:0", "--json"),
+        stdout=subprocess.PIPE,
+        env=processes.clean_environment({"HOME": str(estate.root)}),
+    )
+    try:
+        assert server.stdout is not None
+        base = json.loads(server.stdout.readline())["url"].rstrip("/")
+        added = call(estate, "account", "add", "anna", "--role", "viewer", "--service", "erp", typed=f"{PASSWORD}\n")
+        assert added["roles"] == ["viewer"]
+        assert [item["account"] for item in call(estate, "account", "list")["accounts"]] == ["anna"]
+        headers = {"Origin": base}
+        form = {"name": "anna", "password": PASSWORD}
+        signed_in = httpx.post(f"{base}/sign-in", data=form, headers=headers)
+        assert signed_in.status_code == 303
+        cookie = {"Cookie": signed_in.headers["set-cookie"].partition(";")[0]}
+        assert httpx.get(f"{base}/api/v1/me", headers=cookie).json() == {
+            "account": "anna",
+            "roles": ["viewer"],
+            "services": ["erp"],
+        }
+        assert httpx.get(f"{base}/services/erp", headers=cookie).status_code == 200
+        call(estate, "account", "disable", "anna")
+        assert httpx.get(f"{base}/api/v1/me", headers=cookie).status_code == 401
+        call(estate, "account", "enable", "anna")
+        call(estate, "account", "password", "anna", typed="another good password\n")
+        assert httpx.post(f"{base}/sign-in", data=form, headers=headers).status_code == 401
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+        assert server.stdout is not None
+        server.stdout.close()
+
+
+def test_what_makes_no_account_is_refused_with_a_reason(estate: TempEstate) -> None:
+    short = call(estate, "account", "add", "anna", "--role", "viewer", typed="short\n", status=2)
+    assert "at least 12" in short["error"]["message"]
+    assert call(estate, "account", "add", "<b>", "--role", "viewer", status=2)["error"]["code"] == "DR962"
+    unknown = call(estate, "account", "add", "anna", "--role", "viewer", "--service", "nope", status=2)
+    assert unknown["error"]["code"] == "DR103"
+    assert call(estate, "account", "add", "anna", "--role", "root", status=2)["error"]["code"] == "DR100"
+    assert call(estate, "account", "disable", "nobody", status=2)["error"]["code"] == "DR962"
+    assert call(estate, "web", "--listen", "nonsense", status=2)["error"]["code"] == "DR100"
