@@ -15,10 +15,10 @@ SOURCES := $(if $(CLOSED),$(shell find drservice -type f -not -path '*/__pycache
 STAMPS := $(VENV)/.stamps
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test test-long check bench bench-files bench-proof lock format clean
+.PHONY: help setup demo test test-long check bench bench-files bench-proof lock compose-config format clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(STAMPS)/ready ## install what is missing (Debian packages, a virtual environment)
 
@@ -58,6 +58,11 @@ bench-files: setup ## race the filestore against restic and borg, which it fetch
 
 bench-proof: setup ## time a sandbox until it is ready, and the verification of 10,000 records
 	$(BIN)/python benchmarks/proof.py
+
+compose-config: setup ## validate docker-compose.yml (also by docker compose where that is installed)
+	$(BIN)/python -m pytest -q -p no:randomly tests/unit/deploy/test_deployment.py
+	@if docker compose version >/dev/null 2>&1; then docker compose config --quiet && echo "docker compose accepts it"; \
+	else echo "docker compose is not installed: validated by our own test only"; fi
 
 format: setup ## let ruff put the code in order
 	$(BIN)/ruff format .
