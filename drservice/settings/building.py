@@ -51,24 +51,18 @@ from drservice.settings import scalars, schema
 NOT_ACTED_ON = (
     "repository.lock",
     "repository.copies",
-    "services.*.calendar",
     "services.*.depends_on",
-    "services.*.schedule",
-    "services.*.catch_up",
-    "services.*.components.*.node",
     "services.*.components.*.wal.interval",
     "services.*.components.*.wal.idle_interval",
     "services.*.components.*.wal.synchronous",
-    "calendars",
     "dependencies",
-    "drills.*.schedule",
     "drills.*.runbook",
     "access",
-    "notify",
-    "web",
-    "node",
+    "web.public_url",
 )
 """Settings this version validates only; a line goes away with the feature that acts on it."""
+_TOLD = {NotifyKind.FAILURE.value}
+"""What is told of so far."""
 
 
 def build_estate(configuration: schema.Configuration, source: pathlib.Path) -> Estate:
@@ -104,6 +98,11 @@ def notices(configuration: schema.Configuration, estate: Estate) -> tuple[str, .
             for path in _declared(configuration, pattern.split("."), "")
         ]
     told += list(_spread_services(estate))
+    told += [
+        f"notify[{index}].on names {', '.join(later)}: this version tells failures and missed slots only"
+        for index, place in enumerate(configuration.notify)
+        if "on" in place.model_fields_set and (later := [kind for kind in place.on if kind not in _TOLD])
+    ]
     told += [
         f"services.{service.name}.schedule.drill has no effect: each drill of the service has a schedule of its own"
         for service in drills_without_effect(estate)

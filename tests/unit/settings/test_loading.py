@@ -165,17 +165,16 @@ def test_passes_over_documents_need_documents(write: Write) -> None:
 
 
 def test_what_is_declared_but_not_acted_on_is_told(write: Write) -> None:
-    notices = load(write(WHOLE)).notices
+    notices = load(write(WHOLE + 'web: {public_url: "https://dr.example.com"}\n')).notices
     told = {notice.split()[0] for notice in notices}
     assert told == {
         *(f"services.erp.components.{name}" for name in ("configuration", "queue")),
-        *(f"services.erp.components.{name}.node" for name in ("database", "documents")),
         *(f"services.erp.components.database.wal.{name}" for name in ("mode", "interval", "idle_interval")),
         "services.erp.components.database.wal.synchronous",
-        *(f"services.erp.{name}" for name in ("calendar", "depends_on", "schedule")),
-        *(f"drills.erp-quarterly.{name}" for name in ("schedule", "runbook")),
-        *("repository.lock", "repository.copies", "calendars", "dependencies"),
-        *("access", "notify"),
+        "services.erp.depends_on",
+        "drills.erp-quarterly.runbook",
+        *("repository.lock", "repository.copies", "dependencies", "access"),
+        *("notify[0].on", "web.public_url"),
     }
     assert any("queue (redis) is declared but not protected" in notice for notice in notices)
 
