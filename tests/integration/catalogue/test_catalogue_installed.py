@@ -31,11 +31,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-W", "ignore", "-c", build, str(where)], cwd=checkout, check=True, capture_output=True
     )
     wheel = where / made.stdout.decode().splitlines()[-1]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", f"--prefix={prefix}", str(wheel)],
-        check=True,
-        capture_output=True,
-    )
+    # Without --ignore-installed pip removes the checkout's own installation from the environment of the tests.
+    options = ["-q", "--no-deps", "--no-index", "--ignore-installed", f"--prefix={prefix}"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True, capture_output=True)
     shutil.rmtree(checkout)
     return next(prefix.glob("lib/python3*/site-packages"))
 
