@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,12 +18,13 @@ from drservice.model.wal import Timeline, segment_name
 from drservice.objectstore.interface import ObjectStore
 from drservice.operations.holding import held
 from drservice.operations.progress import SilentProgress
+from drservice.operations.proofs import proofs_of
 from drservice.operations.prune import mark_packs
 from drservice.operations.retention import RetentionState
 from drservice.repository.holds import place_hold
 from tests.doubles.repositories import flipped, new_host
 from tests.doubles.retained import SEGMENT, RetainedService
-from tests.doubles.stores import Fault, FaultyStore, When
+from tests.doubles.stores import Fault, FaultyStore, RecordingStore, When
 from tests.faults.triggers import TriggerStore
 
 
@@ -123,6 +125,34 @@ def test_what_failed_or_was_meant_to_fail_proves_nothing(service: RetainedServic
     assert outcome.proofs.last == {records[0].id}
     service.drilled(records[1])
     assert service.inspect().proofs.last == {records[0].id, records[1].id}, "the last drill, and the last restore"
+
+
+@pytest.mark.parametrize("spoil", ["keep", "remove", "garbage", "of another repository", "of a longer ledger"])
+def test_proofs_are_read_once_and_a_spoilt_memory_of_them_loses_none(service: RetainedService, spoil: str) -> None:
+    records = service.site.repository().snapshots(service.site.scope).records
+    service.proved(records[0])
+    service.drilled(records[1])
+    assert service.inspect().proofs.last == {records[0].id, records[1].id}
+    (memory,) = (service.site.state_dir / "proofs").iterdir()
+    content = json.loads(memory.read_text())
+    assert content["size"] == service.evidence().ledger.size()
+    match spoil:
+        case "remove":
+            memory.unlink()
+        case "garbage":
+            memory.write_text('{"size": ')
+        case "of another repository":
+            memory.write_text(json.dumps({**content, "repository": "other", "found": []}))
+        case "of a longer ledger":
+            memory.write_text(json.dumps({**content, "size": 1000, "found": []}))
+    asked = RecordingStore(service.site.store)
+    found = proofs_of(
+        service.site.repository(), service.evidence(asked), service.service, state_dir=service.site.state_dir
+    )
+    assert found.last == {records[0].id, records[1].id}
+    entries = [key for name, key in asked.calls if name == "read_versions" and key.startswith("ledger/entries")]
+    if spoil == "keep":
+        assert not entries
 
 
 def test_a_ledger_that_cannot_be_read_stops_everything(service: RetainedService) -> None:
