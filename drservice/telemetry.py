@@ -101,6 +101,8 @@ _WHOLE = (
     (re.compile(r"AGE-SECRET-KEY-[0-9A-Z-]+", re.IGNORECASE), f"AGE-SECRET-KEY-{HIDDEN}"),
     (re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?(?:-----END \1-----|\Z)", re.DOTALL), HIDDEN),
     (re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]+", re.IGNORECASE), rf"\1 {HIDDEN}"),
+    # Tokens of our own API, which carry their kind for this.
+    (re.compile(r"\bdrs_[\w-]{16,}"), f"drs_{HIDDEN}"),
     (re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*"), HIDDEN),
 )
 

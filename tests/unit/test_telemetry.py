@@ -64,6 +64,12 @@ def test_a_secret_in_a_text_is_blotted_out(text: str) -> None:
     assert CANARY not in redact(f"it failed: {text}, so it was tried again ({text})")
 
 
+def test_a_token_of_our_own_is_blotted_out_wherever_it_stands() -> None:
+    secret = "drs_" + "aB3-_" * 8 + "xyz"
+    for text in (secret, f"/api/v1/{secret}/x", f"who sent '{secret}'?", f"[{secret}]"):
+        assert "aB3" not in redact(text)
+
+
 def test_an_age_secret_key_is_blotted_out_in_either_case() -> None:
     for text in (AGE, AGE.lower(), f"identity {AGE}."):
         assert "QYQSZQ" not in redact(text).upper()

@@ -137,11 +137,10 @@ def test_a_url_that_cannot_be_used_is_refused_and_never_shown(
     assert CANARY not in out + err
 
 
-def test_the_library_itself_would_show_such_a_url() -> None:
-    """Why a delivery is a process of its own."""
-    script = (
-        f"import logging; logging.basicConfig(); import apprise; apprise.Apprise.instantiate('unknown://{CANARY}@x')"
-    )
+def test_the_library_itself_logs_passwords_on_its_lowest_level() -> None:
+    """Why a delivery is a process of its own, whose log goes nowhere."""
+    url = f"json://user:{CANARY}@127.0.0.1:1/"
+    script = f"import logging; logging.basicConfig(level=1); import apprise; apprise.Apprise.instantiate('{url}')"
     spoken = processes.run([sys.executable, "-W", "ignore", "-c", script], timeout_seconds=60)
     assert CANARY in spoken.stderr.decode()
 
