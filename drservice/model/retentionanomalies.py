@@ -31,6 +31,8 @@ _GROWN = 4
 _USUAL_CHANGE = 0.1
 _JUMP_OF_CHANGE = 0.5
 _BEFORE_A_JUMP = 3
+_USUAL_OF = 30
+"""What is usual is told by so many snapshots before."""
 
 
 def misdated(snapshot: StoredSnapshot) -> str | None:
@@ -76,7 +78,7 @@ def _numbers(component: ComponentName, own: Sequence[StoredSnapshot], now: datet
 
 def _sizes(component: ComponentName, own: Sequence[StoredSnapshot], now: datetime) -> Iterator[str]:
     for number, item in enumerate(own):
-        before = own[:number]
+        before = own[max(0, number - _USUAL_OF) : number]
         if not before or item.stored_at < now - LOOKED_BACK:
             continue
         last = before[-1].source_bytes
