@@ -108,9 +108,7 @@ class Node:
             if database is None:
                 return
             hosts, incarnation = Hosts(database), f"{dead}{secrets.token_hex(8)}"
-            if not hosts.register(
-                self._name, incarnation, metadata.version("drservice"), silence=estate.node.lease, dead=dead
-            ):
+            if not hosts.register(self._name, incarnation, _version(), silence=estate.node.lease, dead=dead):
                 raise HostTakenError(f"another node named {self._name} is running elsewhere")
             duties = _Duties(
                 name=self._name,
@@ -341,6 +339,14 @@ class _Duties:
                 continue  # the main thread tells; they are delivered when it is back
             except Exception as error:  # noqa: BLE001 - the node's catch-all: what cannot be told today is told later
                 telemetry.error("messages were not delivered", exception=error)
+
+
+def _version() -> str:
+    """Return this program's version, for people; a checkout that is not installed has none."""
+    try:
+        return metadata.version("drservice")
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def own_services(estate: Estate, host: str) -> Sequence[str]:

@@ -51,6 +51,8 @@ class NodeProcess:
     def wait_said(self, words: str, timeout_seconds: float = 60.0) -> None:
         deadline = time.monotonic() + timeout_seconds
         while not self.said(words):
+            is_over = self.process.poll() is not None and not self.said(words)
+            assert not is_over, f"{self.name} ended before it said {words!r}:\n{self.log.read_text()[-6000:]}"
             assert time.monotonic() < deadline, f"{self.name} did not say {words!r}:\n{self.log.read_text()[-6000:]}"
             time.sleep(0.05)
 
@@ -113,7 +115,9 @@ class NodeBench:
     def configure(self, **service: Any) -> None:
         """Write the configuration anew, with what is given at the service; ``drain`` goes to the nodes."""
         document = json.loads(self.estate.config.read_text())
-        document["catalogue"] = f"postgresql://postgres@/postgres?host={self.catalogue_cluster.sock}"
+        own = f"postgresql://postgres@/postgres?host={self.catalogue_cluster.sock}"
+        document["catalogue"] = service.pop("catalogue", own)
+        document["web"] = {"listen": service.pop("listen", "127.0.0.1:8484")}
         document["node"] = {"lease": f"{LEASE_SECONDS}s", "drain": service.pop("drain", "30s")}
         document["services"][SERVICE] = {"components": document["services"][SERVICE]["components"], **service}
         beside = self.estate.config.with_suffix(".new")
@@ -123,18 +127,10 @@ class NodeBench:
 
     # --- nodes -----------------------------------------------------------------------------------------------
 
-    def start(self, name: str = "alpha", *, wait: bool = True) -> NodeProcess:
+    def start(self, name: str = "alpha", *, wait: bool = True, command: str = "node") -> NodeProcess:
         log = self.folder / f"{name}-{len(self.nodes)}.log"
-        argv: list[str | Path] = [
-            sys.executable,
-            "-m",
-            "drservice",
-            "--config",
-            self.estate.config,
-            "node",
-            "--name",
-            name,
-        ]
+        argv: list[str | Path] = [sys.executable, "-m", "drservice", "--config", self.estate.config]
+        argv += [command, "--name", name]
         with log.open("wb") as stream:
             process = processes.start(
                 argv,
