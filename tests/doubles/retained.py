@@ -39,6 +39,8 @@ from tests.doubles.repositories import SYSTEM_ID, Heard, Site, facts, noise
 
 DAY_SECONDS = 86400
 SEGMENT = 16 << 20
+DELETIONS = 2 + 2 + 5
+"""What expires of :meth:`RetainedService.filled`: points, snapshots, and segments 1 to 5."""
 _SAID_FIRST = {field.name for field in fields(Occasion)}
 """What every record says of itself."""
 
@@ -62,6 +64,15 @@ class RetainedService:
         evidence = made.evidence()
         evidence.ledger.begin(evidence.occasion(None, None))
         return made
+
+    @classmethod
+    def filled(cls, base: Path, store: ObjectStore) -> RetainedService:
+        """Three snapshots with points and WAL; to a store of forty days later all but the newest have expired."""
+        service = cls.create(base, store=store)
+        service.wal(1, 2, 3)
+        for segment in (4, 5, 6):
+            service.night(segment=segment, pause_days=0.0001)  # stores tell whole seconds: names tell the order
+        return service
 
     @property
     def service(self) -> Service:
