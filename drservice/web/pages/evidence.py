@@ -19,6 +19,8 @@ from drservice.web.routes import Route
 from drservice.web.site import Here, Site, Who
 
 _SHOWN = 50
+_DRILLS_SHOWN = 100
+"""Never drilled come first, so what is cut off is what is best."""
 _GOOD = frozenset({"passed", "complete", "restored", None})
 
 
@@ -48,12 +50,14 @@ def _context(site: Site, principal: Principal, before: int | None) -> dict[str, 
     records = site.reading.records(services=services, before=before, limit=_SHOWN + 1)
     now = site.reading.now()
     shown = records[:_SHOWN]
+    obligations = _obligations(site, principal, now)
     return {
         "now": now,
         "exceptions": [record for record in shown if is_exception(record)],
         "records": shown,
         "next": shown[-1].entry if len(records) > _SHOWN else None,
-        "obligations": _obligations(site, principal, now),
+        "obligations": obligations[:_DRILLS_SHOWN],
+        "more_obligations": max(0, len(obligations) - _DRILLS_SHOWN),
         "whole": not principal.services,
     }
 
@@ -68,9 +72,12 @@ def _obligations(site: Site, principal: Principal, now: datetime) -> list[dict[s
         for slot in next_slots(site.estate, {service.name for service in services}, now, 1)
         if slot.kind == RunKind.DRILL.value
     ]
+    due_at: dict[str, datetime] = {}
+    for slot in slots:
+        due_at[slot.service] = min(slot.at, due_at.get(slot.service, slot.at))
     for service in services:
         known = facts[service.name]
-        due = min((slot.at for slot in slots if slot.service == service.name), default=None)
+        due = due_at.get(service.name)
         rows.append({"service": service, "last": known.drill, "passed": known.passed_drill, "due": due})
     return sorted(rows, key=lambda row: (row["passed"] is not None, row["due"] is None, row["due"] or now))
 

@@ -16,7 +16,7 @@ from drservice.web.schemas import SlotDocument
 from drservice.web.site import Here, Site, Who
 from drservice.web.standing import Condition, standing_of
 
-SHOWN = 200
+SHOWN = 100
 """A page of more is no overview; the API has all, and what is worst is never cut off."""
 _HOST_SILENT_SECONDS = 120
 
