@@ -86,7 +86,8 @@ def retention(
     document = {"applied": applying, "services": [retention_document(item) for item in outcomes]}
     lines = [line for item in outcomes for line in _lines(item, applying=applying)]
     invocation.output.result("retention", document, lines)
-    return _EXIT[max((item.state for item in outcomes), key=_GRAVITY.index, default=RetentionState.PLANNED)]
+    worst = max((item.state for item in outcomes), key=_GRAVITY.index, default=RetentionState.PLANNED)
+    return ExitStatus.OK if worst is RetentionState.HELD and dry_run else _EXIT[worst]
 
 
 def _require_confirmed(services: Sequence[Service], confirmed: tuple[str, ...]) -> None:

@@ -142,6 +142,8 @@ def test_a_restore_that_runs_is_let_come_to_its_end(estate: TempEstate) -> None:
     states: list[str] = []
 
     def meanwhile(_: EnvironmentId) -> None:
+        (plan,) = estate.json("retention", "--dry-run")["services"]
+        assert [item["by"] for item in plan["snapshots"]] == ["hold"] * 3 + ["within"]
         (done,) = estate.json("retention", "--apply", "--confirm", "erp", status=6)["services"]
         states.append(done["state"])
 
