@@ -47,6 +47,12 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("keys enroll", "drservice.cli.keys:enroll", "put the key of another host on record"),
     Entry("keys list", "drservice.cli.keys:list_all", "data keys and who can open them"),
     Entry("keys check", "drservice.cli.keys:check", "prove that each identity opens a recent key"),
+    Entry("web", "drservice.cli.web:web", "serve pages and API from this machine"),
+    Entry("account add", "drservice.cli.account:add", "add somebody who may use pages and API"),
+    Entry("account list", "drservice.cli.account:list_accounts", "who may use pages and API"),
+    Entry("account password", "drservice.cli.account:password", "give an account a new password"),
+    Entry("account disable", "drservice.cli.account:disable", "end an account's sessions and tokens for good"),
+    Entry("account enable", "drservice.cli.account:enable", "enable a disabled or locked account"),
     Entry("demo", "drservice.cli.demo:demo", "the whole story on this machine, in about a minute"),
     Entry("config show", "drservice.cli.config:show", "effective values with their origin"),
     Entry("config schema", "drservice.cli.config:schema", "JSON Schema of the configuration file, for editors"),
@@ -54,6 +60,7 @@ COMMANDS: tuple[Entry, ...] = (
 )
 
 GROUPS: dict[str, str] = {
+    "account": "people who may use pages and API",
     "config": "the configuration file",
     "evidence": "the ledger of evidence",
     "environment": "environments that were left running",
