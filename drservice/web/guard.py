@@ -114,4 +114,5 @@ def _require_same_site(request: Request) -> None:
         host=headers.get("host"),
         origin=headers.get("origin"),
         fetch_site=headers.get("sec-fetch-site"),
+        public=site_of(request).estate.web.public_url,
     )

@@ -154,10 +154,13 @@ def csrf_word(secret: str) -> str:
     return hmac.new(secret.encode(), b"drservice csrf v1", hashlib.sha256).hexdigest()
 
 
-def require_same_site(method: str, *, host: str | None, origin: str | None, fetch_site: str | None) -> None:
+def require_same_site(
+    method: str, *, host: str | None, origin: str | None, fetch_site: str | None, public: str | None = None
+) -> None:
     """Refuse a change that a browser sends for another site (or that no browser of today sends).
 
-    Browsers send Origin with every POST, and pages cannot forge it; Sec-Fetch-Site says the same in a word.
+    Browsers send Origin with every POST, and pages cannot forge it; Sec-Fetch-Site says the same in a word. ``public``
+    is our origin as people know it, where a proxy calls us by another name.
 
     Raises:
         CrossSiteError: it does not come from our origin.
@@ -166,8 +169,15 @@ def require_same_site(method: str, *, host: str | None, origin: str | None, fetc
         return
     if fetch_site is not None and fetch_site != "same-origin":
         raise CrossSiteError("the request comes from a page of another site")
-    if origin is None or host is None or urlsplit(origin).netloc.lower() != host.lower():
+    here = origin is not None and host is not None and urlsplit(origin).netloc.lower() == host.lower()
+    known = origin is not None and public is not None and origin.lower() == _origin(public)
+    if not here and not known:
         raise CrossSiteError("the request does not say that it comes from a page of this site")
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}".lower()
 
 
 def require_csrf(principal: Principal, method: str, given: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -212,6 +213,13 @@ def test_wrong_passwords_lock_an_account_longer_each_time_and_the_right_one_says
     set_clock(website.site.database, timedelta(hours=6))
     assert attempt(PASSWORD).status_code == 303
     assert accounts.list()[0].failures == 0
+
+
+def test_guesses_that_come_at_once_are_charged_before_they_are_judged(website: Website) -> None:
+    website.account("viewer", "viewer")
+    with ThreadPoolExecutor(20) as pool:
+        judged = list(pool.map(lambda _: website.site.identity.accounts.begin_attempt("viewer"), range(20)))
+    assert sum(attempt is not None for attempt in judged) == FREE_FAILURES
 
 
 def test_guessing_from_one_address_is_slowed_down(catalogues: CatalogueServer, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from argon2 import PasswordHasher
@@ -120,6 +121,14 @@ def test_a_change_from_elsewhere_is_refused(host: str | None, origin: str | None
         require_same_site("POST", host=host, origin=origin, fetch_site=site)
 
 
+def test_behind_a_proxy_the_public_origin_is_ours_and_no_other_is() -> None:
+    public = "https://dr.example.com/"
+    require_same_site("POST", host="web:8484", origin="https://dr.example.com", fetch_site=None, public=public)
+    for origin in ("http://dr.example.com", "https://dr.example.com.evil", "https://evil.dr.example.com"):
+        with pytest.raises(CrossSiteError):
+            require_same_site("POST", host="web:8484", origin=origin, fetch_site=None, public=public)
+
+
 def test_a_change_from_here_with_the_word_of_its_session_passes() -> None:
     require_same_site("POST", host="web:8484", origin="http://WEB:8484", fetch_site="same-origin")
     word = csrf_word("secret")
@@ -176,3 +185,14 @@ def test_durations_and_amounts_are_written_for_people() -> None:
         "2 d 3 h",
     ]
     assert [amount(value) for value in (None, 512, 2048, 12_345_678_901)] == ["unknown", "512 B", "2.0 KiB", "11.5 GiB"]
+
+
+def test_the_table_in_the_documents_is_the_table_of_the_code() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "access.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
+    roles = [Role(name) for name in rows[0][1:]]
+    documented = {
+        Permission(row[0].partition(":")[0]): {role for role, word in zip(roles, row[1:], strict=True) if word == "yes"}
+        for row in rows[2:]
+    }
+    assert documented == {permission: set(granted) for permission, granted in GRANTS.items()}
