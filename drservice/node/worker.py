@@ -33,6 +33,8 @@ _POLL_SECONDS = 5.0
 _WAIT_SECONDS = 1.0
 _RETRY_SECONDS = 2.0
 _BEAT_SECONDS = 0.5
+_MOST_DEATHS = 3
+"""Claims of a run in which its process may die."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,11 +190,9 @@ class Worker:
             finally:
                 died = process.close()
         if outcome is None:
-            outcome = Outcome(
-                state=RunState.FAILED,
-                error=error_document(died),
-                is_interrupted=lease.is_lost or self._is_unwanted(lease),
-            )
+            # A run whose process was killed is resumed; one that kills its processes (memory) is not tried for ever.
+            is_resumed = self._is_unwanted(lease) or claim.epoch < _MOST_DEATHS
+            outcome = Outcome(state=RunState.FAILED, error=error_document(died), is_interrupted=is_resumed)
         return outcome, lease
 
     def _follow(self, process: RunProcess, lease: Lease, observer: RunObserver) -> Outcome | None:
@@ -233,7 +233,8 @@ class Worker:
         """Tell the catalogue how the run ended; ``None`` if it goes on elsewhere."""
         if outcome.is_interrupted and lease.cancelled_by is None:
             with self._database.session() as session:
-                if self._runs.release(claim, "its host stopped it", session=session):
+                reason = "its host drains" if self._stopping.is_set() else "its process was stopped or died"
+                if self._runs.release(claim, reason, session=session):
                     self._queue.give_back(job, session=session)
             return None
         state, error = outcome.state, outcome.error

@@ -119,7 +119,8 @@ class NodeBench:
         document["catalogue"] = service.pop("catalogue", own)
         document["web"] = {"listen": service.pop("listen", "127.0.0.1:8484")}
         document["node"] = {"lease": f"{LEASE_SECONDS}s", "drain": service.pop("drain", "30s")}
-        document["services"][SERVICE] = {"components": document["services"][SERVICE]["components"], **service}
+        components = document["services"][SERVICE]["components"] | service.pop("components_added", {})
+        document["services"][SERVICE] = {"components": components, **service}
         beside = self.estate.config.with_suffix(".new")
         beside.write_text(json.dumps(document, indent=1))
         beside.chmod(0o644)
@@ -200,6 +201,13 @@ class NodeBench:
             run, lambda found: str(found.progress.get("step", "")).startswith("wait for the WAL"), "the gate"
         )
 
+    def kill_run_process(self, node: NodeProcess) -> None:
+        """Kill the process of the run at work on a node, without warning; its progress is forgotten for the next."""
+        (pid,) = [pid for pid in node.children() if b"spawn_main" in command_of(pid) and is_leader(pid)]
+        with self.database.connection() as connection:
+            connection.execute(text("UPDATE run SET progress = '{}' WHERE state = 'running'"))
+        os.kill(pid, signal.SIGKILL)
+
     def points(self) -> list[RecoveryPoint]:
         with self.estate.plane() as plane:
             return list(plane.repository.points(self.estate.parts()[0].name).listing().points)
@@ -221,3 +229,18 @@ class NodeBench:
                     f" AS $$SELECT clock_timestamp() + interval '{seconds} seconds'$$"
                 )
             )
+
+
+def command_of(pid: int) -> bytes:
+    """Return the words a process was started with; none if it has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
+def is_leader(pid: int) -> bool:
+    """Tell whether a process has a session of its own, as those of runs have."""
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False

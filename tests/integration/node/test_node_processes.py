@@ -216,3 +216,30 @@ def test_a_run_of_a_service_that_is_gone_fails_with_the_reason(bench: NodeBench)
     failed = bench.wait_state(gone, RunState.FAILED)
     assert failed.error is not None
     assert "there is no service crm" in failed.error["message"]
+
+
+def test_a_run_whose_process_is_killed_is_resumed_and_after_three_deaths_fails_loudly(bench: NodeBench) -> None:
+    node = bench.start()
+    run = bench.request()
+    for epoch in (1, 2, 3):
+        bench.wait_run(run, lambda found, epoch=epoch: found.epoch == epoch, f"claim {epoch}")  # type: ignore[misc]  # bound
+        bench.wait_at_gate(run)
+        bench.kill_run_process(node)
+    failed = bench.wait_state(run, RunState.FAILED)
+    assert failed.error is not None
+    assert failed.error["code"] == "DR910"
+    assert failed.epoch == 3
+    bench.open_gate()
+    bench.wait_state(bench.request(), RunState.SUCCEEDED)
+
+
+def test_a_node_without_a_catalogue_waits_for_it_and_can_be_stopped(bench: NodeBench) -> None:
+    bench.database.close()
+    bench.catalogue_cluster.stop()
+    node = bench.start(wait=False)
+    node.wait_said("the node waits for it")
+    bench.catalogue_cluster.start()
+    node.wait_said("node alpha runs")
+    bench.database.close()
+    bench.catalogue_cluster.stop()
+    assert node.stop() == 0
