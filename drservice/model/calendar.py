@@ -2,9 +2,9 @@
 
 What is promised:
 
-* A window is one stretch of time: from the first moment at which the clock on the wall shows its beginning to the
-  last moment before it shows its end. In the hour that a zone repeats it therefore covers both passes, and a time that
-  a zone skips counts as the first instant after the gap.
+* A window is one stretch of time: from the first moment at which the clock on the wall shows its beginning or more to
+  the last moment at which it shows less than its end. Over an hour that a zone repeats it therefore covers both passes,
+  and a time that a zone skips counts as the first instant after the gap.
 * A window that ends at or before its beginning runs over midnight and belongs to the day on which it begins.
 * A holiday counts as a Sunday for windows: ``Mon-Fri`` leaves it out, ``Sun`` covers it. Schedules are not windows:
   a nightly backup also runs on a holiday.
@@ -25,6 +25,7 @@ from drservice.model.ids import is_name
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 """In the order of ``date.weekday``."""
 _DAY = timedelta(days=1)
+_MOMENT = timedelta(seconds=1)
 _HORIZON_DAYS = 62
 """Windows that follow each other without a break for longer than this are taken to have no end."""
 _SUNDAY = 6
@@ -56,6 +57,16 @@ def last_instant(zone: ZoneInfo, local: datetime) -> datetime:
     """Return the last instant (UTC) at which clocks in ``zone`` come to ``local``; in a gap, its end."""
     instant = local.replace(tzinfo=zone, fold=1).astimezone(UTC)
     return instant if _shows(zone, instant, local) else _end_of_gap(zone, local)
+
+
+def _end_before(zone: ZoneInfo, local: datetime) -> datetime:
+    """Return the end of the last moment at which clocks show less than ``local``.
+
+    That is not the last ``local``: clocks that go back to 02:00 show it twice, and nothing before it after the first.
+    Windows and changes of offset begin and end on whole seconds.
+    """
+    before = local - _MOMENT
+    return _end_of_gap(zone, before) if is_skipped(zone, before) else last_instant(zone, before) + _MOMENT
 
 
 def _shows(zone: ZoneInfo, instant: datetime, local: datetime) -> bool:
@@ -176,7 +187,7 @@ class Window:
         last_day = day if self.end > self.begin else day + _DAY
         return (
             first_instant(zone, datetime.combine(day, self.begin)),
-            last_instant(zone, datetime.combine(last_day, self.end)),
+            _end_before(zone, datetime.combine(last_day, self.end)),
         )
 
 

@@ -194,7 +194,9 @@ def avoided_by_looking(window: WantedWindow, wall: Wall, holidays: frozenset[dat
     holiday=st.integers(-1, 1),
     asked=st.lists(st.integers(2 * 1440, 4 * 1440), min_size=1, max_size=20),
 )
-@example(change=CHANGES[2], windows=[WantedWindow(frozenset({6}), time(1), time(2, 30))], holiday=0, asked=[2880 + 60])
+@example(change=CHANGES[2], windows=[WantedWindow(frozenset({6}), time(1), time(2, 30))], holiday=0, asked=[4320])
+@example(change=CHANGES[2], windows=[WantedWindow(frozenset({6}), time(1), time(2))], holiday=0, asked=[4319, 4320])
+@example(change=CHANGES[1], windows=[WantedWindow(frozenset({6}), time(1), time(3))], holiday=0, asked=[4320 + 30])
 def test_windows_hold_while_the_wall_shows_them(
     change: tuple[str, date], windows: list[WantedWindow], holiday: int, asked: list[int]
 ) -> None:

@@ -71,6 +71,11 @@ def test_a_window_covers_both_passes_of_a_repeated_hour() -> None:
     assert calendar.avoidance(ends - timedelta(minutes=45)) is not None, "02:45 the first time"
 
 
+def test_a_window_that_ends_when_clocks_go_back_to_its_end_ends_at_the_first_pass() -> None:
+    assert until(plant("Sun 01:00-02:00"), "2026-10-25 01:30") == datetime(2026, 10, 25, 0, tzinfo=UTC)
+    assert until(plant("Sun 01:00-03:00"), "2026-10-25 01:30") == datetime(2026, 10, 25, 2, tzinfo=UTC)
+
+
 def test_a_window_that_begins_or_ends_in_a_gap_does_so_at_its_end() -> None:
     gap_ends = datetime(2026, 3, 29, 1, tzinfo=UTC)
     assert until(plant("Sun 01:00-02:30"), "2026-03-29 01:30") == gap_ends
