@@ -58,7 +58,6 @@ NOT_ACTED_ON = (
     "dependencies",
     "drills.*.runbook",
     "access",
-    "web.public_url",
 )
 """Settings this version validates only; a line goes away with the feature that acts on it."""
 _TOLD = {NotifyKind.FAILURE.value}
