@@ -13,17 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from procrastinate import sql
 from procrastinate.schema import SchemaManager
 
 from drservice.catalogue.database import Database
+from drservice.catalogue.requests import Transaction
 from drservice.catalogue.runs import RunRequest, Runs
 from drservice.model.runs import RunKind
-
-if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
 
 CHANNEL = "procrastinate_any_queue_v1"
 """Of LISTEN: something was put into a queue, or a lock became free."""
@@ -122,7 +120,7 @@ class Queue:
             if connection.exec_driver_sql(sql.queries["check_connection"]).scalar_one() is None:
                 connection.exec_driver_sql(SchemaManager.get_schema(), execution_options={"no_parameters": True})
 
-    def enqueue(self, request: RunRequest, *, session: Session | None = None) -> str | None:
+    def enqueue(self, request: RunRequest, *, session: Transaction | None = None) -> str | None:
         """Request a run and put its job into the queue, both or neither; ``None`` if the slot is taken.
 
         A run whose parameters have ``not_before`` (ISO 8601) gets its job from :meth:`look_after` when that has come.
@@ -135,7 +133,7 @@ class Queue:
             self.put(run, service=request.service, kind=request.kind, host=request.host, session=session)
         return run
 
-    def put(self, run: str, *, service: str, kind: RunKind, host: str | None, session: Session) -> None:
+    def put(self, run: str, *, service: str, kind: RunKind, host: str | None, session: Transaction) -> None:
         """Put the job of a queued run into its queue, in the caller's transaction.
 
         Runs of one service never overlap, on any host. A restore that somebody asked for waits for none of them.
@@ -162,7 +160,7 @@ class Queue:
             )
         return None if row["id"] is None else Job(id=row["id"], run=row["args"]["run"])
 
-    def done(self, job: Job, *, session: Session | None = None) -> None:
+    def done(self, job: Job, *, session: Transaction | None = None) -> None:
         """Remove a job and tell everybody that its service is free; it may be gone already."""
         if session is None:
             with self._database.session() as own:
@@ -172,7 +170,7 @@ class Queue:
         connection.exec_driver_sql(_FINISH, {"job": job.id})
         _wake(connection)
 
-    def give_back(self, job: Job, *, session: Session) -> None:
+    def give_back(self, job: Job, *, session: Transaction) -> None:
         """Replace the job of a run that its host put back into the queue by a fresh one."""
         connection = session.connection()
         connection.exec_driver_sql(_FINISH, {"job": job.id})
@@ -200,7 +198,7 @@ class Queue:
             self.repair(reaped, session=session)
             return reaped
 
-    def repair(self, reaped: Sequence[str] = (), *, session: Session) -> None:
+    def repair(self, reaped: Sequence[str] = (), *, session: Transaction) -> None:
         """Make the queue agree with the runs: no job without a run that is under way, no waiting run without a job."""
         connection = session.connection()
         forgotten = connection.exec_driver_sql(
@@ -209,7 +207,7 @@ class Queue:
         if self._put_missing(session) or forgotten:
             _wake(connection)
 
-    def _put_missing(self, session: Session) -> int:
+    def _put_missing(self, session: Transaction) -> int:
         rows = session.connection().exec_driver_sql(_WITHOUT_JOB, {"task": _TASK}).all()
         for run, service, kind, host in rows:
             self.put(run, service=service, kind=RunKind(kind), host=host, session=session)

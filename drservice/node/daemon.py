@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from importlib import metadata
-from typing import TYPE_CHECKING
 
 from drservice import telemetry
 from drservice.catalogue.database import Database
 from drservice.catalogue.embedded import EmbeddedCluster
 from drservice.catalogue.hosts import Hosts
+from drservice.catalogue.requests import Transaction
+from drservice.catalogue.timetables import catalogue_now
 from drservice.clock import Clock
 from drservice.environments.proc import boot_id
 from drservice.errors import CatalogueUnreachableError, DrError, HostTakenError, UsageError
@@ -39,14 +40,12 @@ from drservice.processes import open_private
 from drservice.wiring.control_plane import EMBEDDED, open_control_plane
 from drservice.wiring.data_plane import make_state_folder
 
-if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
 _TURN_SECONDS = 1.0
 _RETRY_SECONDS = 2.0
 _LOOK_SECONDS = 5.0
 _CONFIGURATION_SECONDS = 2.0
 _MESSAGES_SECONDS = 5.0
+_CLOCKS_APART = timedelta(seconds=2)
 _LAST_SECONDS = 60.0
 """For runs that were told to stop, to end."""
 _POOL_SIZE = 10
@@ -208,6 +207,7 @@ class _Duties:
         self._messenger = threading.Thread(target=self._deliver, name="messenger", daemon=True)
         self._next: dict[str, float] = {}
         self._is_away = False
+        self._ahead: timedelta | None = None
         self._turned_at = clock.monotonic()
         self._watching_since = clock.monotonic()
         self.projector = Projector(
@@ -220,6 +220,7 @@ class _Duties:
 
     def start(self) -> None:
         """Begin to take runs and to look at schedules."""
+        self._asking(self._compare_clocks)
         self.worker.start()
         self.scheduler.start()
         self.projector.start()
@@ -257,6 +258,7 @@ class _Duties:
         """
         if self._is_due("name", self._lease_seconds / 6):
             self._asking(self._be_seen)
+            self._asking(self._compare_clocks)
 
     @property
     def _lease_seconds(self) -> float:
@@ -305,6 +307,16 @@ class _Duties:
                 hint="Its runs go on elsewhere. Start it again once you know which of the two is the right one.",
             )
 
+    def _compare_clocks(self) -> None:
+        """Look at the schedules at once when the catalogue's clock has moved against ours: the alarm goes by ours."""
+        with self._database.session() as session:
+            ahead = self._clock.now() - catalogue_now(session)
+        moved = ahead - self._ahead if self._ahead is not None else timedelta(0)
+        self._ahead = ahead
+        if abs(moved) > _CLOCKS_APART:
+            telemetry.info("the clocks of host and catalogue moved apart", seconds=round(moved.total_seconds(), 1))
+            self.scheduler.wake()
+
     def _look_after_queue(self) -> None:
         # Holders of leases that ended while nobody could renew them come first: the catalogue, or all of us, were away.
         is_patient = self._clock.monotonic() - self._watching_since < self._lease_seconds
@@ -323,7 +335,7 @@ class _Duties:
     def _ended(self, ended: Ended) -> None:
         self.projector.ask(ended.run.service)
 
-    def _missed(self, found: Missed, session: Session) -> None:
+    def _missed(self, found: Missed, session: Transaction) -> None:
         self._outbox.tell(notice_of_missed(found), session=session)
 
     def _deliver(self) -> None:

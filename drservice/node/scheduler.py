@@ -11,13 +11,13 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 from apscheduler.schedulers.background import BackgroundScheduler  # type: ignore[import-untyped]  # it has no types
 from apscheduler.triggers.date import DateTrigger  # type: ignore[import-untyped]  # it has no types
 
 from drservice import telemetry
 from drservice.catalogue.database import Database
+from drservice.catalogue.requests import Transaction
 from drservice.catalogue.runs import RunRequest, Runs
 from drservice.catalogue.timetables import (
     LastDone,
@@ -36,9 +36,6 @@ from drservice.model.due import StartKind, decide_start
 from drservice.model.estate import Estate, FilesKind, Service
 from drservice.model.runs import RunKind
 from drservice.model.timetable import Planned, Settlement, settle_slots, timetable
-
-if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
 
 SCHEDULE = "schedule"
 """Who asks for a run of a slot."""
@@ -88,7 +85,7 @@ class Scheduler:
         *,
         estate: Estate,
         clock: Clock,
-        missed: Callable[[Missed, Session], None],
+        missed: Callable[[Missed, Transaction], None],
         longest_wait_seconds: float = _LONGEST_WAIT_SECONDS,
     ) -> None:
         self._database = database
@@ -129,6 +126,10 @@ class Scheduler:
             self._fresh |= {key for key in new if key in old and old[key].calendar.zone != new[key].calendar.zone}
             self._estate, self._planned = estate, new
             self._next.clear()
+        self.wake()
+
+    def wake(self) -> None:
+        """Look now: the catalogue's clock was moved."""
         if self._alarm.running:
             self._wake_in(0.0)
 
@@ -215,7 +216,7 @@ class Scheduler:
         return _last_multiple(now, every) + every
 
     def _carry_out(
-        self, session: Session, planned: Planned, key: ScheduleKey, found: Settlement, now: datetime
+        self, session: Transaction, planned: Planned, key: ScheduleKey, found: Settlement, now: datetime
     ) -> None:
         runs = [self._request(session, planned, key, slot, now) for slot in found.due]
         if not found.missed:
@@ -239,7 +240,7 @@ class Scheduler:
 
     def _request(
         self,
-        session: Session,
+        session: Transaction,
         planned: Planned,
         key: ScheduleKey,
         slot: datetime | None,
@@ -280,7 +281,7 @@ class Scheduler:
             telemetry.info("run queued", run=run, start=start.kind.value, schedule=_named(key))
         return run
 
-    def _documents(self, session: Session, key: ScheduleKey, until: datetime, now: datetime) -> None:
+    def _documents(self, session: Transaction, key: ScheduleKey, until: datetime, now: datetime) -> None:
         """Queue one pass for everything since the last look; none beside one that waits or works."""
         slot = _last_multiple(now, _documents_every(self._estate, key))
         if slot <= until or is_under_way(session, key):
