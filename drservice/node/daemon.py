@@ -227,9 +227,11 @@ class _Duties:
         self._messenger.start()
 
     def end(self) -> None:
-        """End what :meth:`start` began; runs are at an end already, or are stopped."""
+        """End what :meth:`start` began; runs are at an end already, or are stopped and go back into the queue."""
         self._is_over.set()
+        self.scheduler.stop()
         self.worker.stop()
+        self.worker.wait(_LAST_SECONDS)
         self.projector.stop()
 
     def turn(self, *, reload: bool) -> None:

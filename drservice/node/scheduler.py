@@ -111,8 +111,9 @@ class Scheduler:
         self._wake_in(0.0)
 
     def stop(self) -> None:
-        """Look no more; a look that is under way is finished."""
-        self._alarm.shutdown(wait=True)
+        """Look no more; a look that is under way is finished. Safe to repeat."""
+        if self._alarm.running:
+            self._alarm.shutdown(wait=True)
 
     def replace(self, estate: Estate) -> None:
         """Go on with another configuration.

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from drservice.catalogue.hosts import Hosts
 from drservice.catalogue.reading import Reading
@@ -120,6 +121,21 @@ def test_a_second_node_with_a_name_is_refused_on_this_machine_and_on_another(ben
     bench.estate.root = here
     assert third.process.wait(60) == 6
     assert third.said("running elsewhere")
+
+
+def test_a_node_whose_name_was_taken_ends_and_its_run_goes_elsewhere(bench: NodeBench) -> None:
+    node = bench.start("alpha")
+    run = bench.request()
+    bench.wait_at_gate(run)
+    with bench.database.connection() as connection:
+        connection.execute(text("UPDATE host SET incarnation = 'another process'"))
+    assert node.process.wait(60) == 6
+    assert node.said("another node took the name alpha")
+    assert bench.run(run).state is RunState.QUEUED
+    bench.open_gate()
+    bench.start("beta")
+    assert bench.wait_state(run, RunState.SUCCEEDED).claimed_by == "beta"
+    assert len(bench.points()) == 1
 
 
 def test_a_killed_node_is_back_under_its_name_at_once(bench: NodeBench) -> None:
