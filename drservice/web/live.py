@@ -8,26 +8,52 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from starlette.concurrency import run_in_threadpool
 
 from drservice import telemetry
 from drservice.catalogue.database import Database
-from drservice.catalogue.runs import CHANNEL
+from drservice.catalogue.runs import CHANNEL, EventInfo, RunInfo, Runs
 from drservice.errors import CatalogueUnreachableError
 
 LOOK_SECONDS = 3.0
 """Also how long a stream outlives its revoked token, at most."""
 _HEAR_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
+_SHARED_SECONDS = 1.0
+"""A read without news that is older is not shared: an announcement may have been lost."""
+_READ_EVENTS = 200
+_KEPT_EVENTS = 500
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A run that somebody watches, as it was read last for all of them."""
+
+    viewers: set[asyncio.Event] = field(default_factory=set)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    version: int = 0
+    """Counts announcements."""
+    seen_version: int = -1
+    """The version that was there when ``seen`` began to be read."""
+    seen_at: float = 0.0
+    seen: RunInfo | None = None
+    events: deque[EventInfo] = field(default_factory=lambda: deque(maxlen=_KEPT_EVENTS))
+    last: int = 0
+    """The number of the last event that was read."""
 
 
 class Live:
-    """Wakes the viewers of runs. Started and stopped with the server, whose event loop it calls into."""
+    """Wakes the viewers of runs and reads for them. Lives with the server, whose event loop it calls into."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, runs: Runs) -> None:
         self._database = database
-        self._viewers: dict[str, set[asyncio.Event]] = {}
+        self._runs = runs
+        self._watched: dict[str, _Watched] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.closing = False
@@ -57,18 +83,50 @@ class Live:
     def watching(self, run: str) -> Iterator[asyncio.Event]:
         """Return an event that is set whenever something about the run changed; clear it before you look."""
         changed = asyncio.Event()
-        self._viewers.setdefault(run, set()).add(changed)
+        watched = self._watched.setdefault(run, _Watched())
+        watched.viewers.add(changed)
         try:
             yield changed
         finally:
-            self._viewers[run].discard(changed)
-            if not self._viewers[run]:
-                del self._viewers[run]
+            watched.viewers.discard(changed)
+            if not watched.viewers:
+                del self._watched[run]
+
+    async def look(self, run: str, after: int) -> tuple[RunInfo | None, Sequence[EventInfo]]:
+        """Return a watched run as it is now, and its events after a number (several hundred at most).
+
+        Viewers who are woken together share one read. It begins after what woke the first of them, or it is not shared.
+        """
+        watched = self._watched[run]
+        wanted = watched.version
+        async with watched.lock:
+            is_old = asyncio.get_running_loop().time() - watched.seen_at > _SHARED_SECONDS
+            if watched.seen_version < wanted or is_old:
+                watched.last = max(watched.last, after) if watched.seen_version < 0 else watched.last
+                version = watched.version
+                more = True
+                while more:
+                    watched.seen, events = await run_in_threadpool(self._read, run, watched.last)
+                    watched.events.extend(events)
+                    watched.last = events[-1].number if events else watched.last
+                    more = len(events) == _READ_EVENTS
+                watched.seen_version, watched.seen_at = version, asyncio.get_running_loop().time()
+            present, kept = watched.seen, list(watched.events)
+            first = kept[0].number if kept else watched.last + 1
+        if after + 1 >= first:
+            return present, [event for event in kept if event.number > after]
+        _, events = await run_in_threadpool(self._read, run, after)  # who came late reads what is not kept
+        return present, events
 
     @property
     def viewers(self) -> int:
         """How many streams are open."""
-        return sum(len(events) for events in self._viewers.values())
+        return sum(len(watched.viewers) for watched in self._watched.values())
+
+    def _read(self, run: str, after: int) -> tuple[RunInfo | None, Sequence[EventInfo]]:
+        """Read a run before its events: one that is over then has no event that is not read after it."""
+        present = self._runs.get(run)
+        return present, self._runs.events(run, after, limit=_READ_EVENTS)
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         while not self._stop.is_set():
@@ -82,9 +140,12 @@ class Live:
                 self._stop.wait(_RETRY_SECONDS)
 
     def _wake(self, run: str) -> None:
-        for changed in self._viewers.get(run, ()):
-            changed.set()
+        watched = self._watched.get(run)
+        if watched is not None:
+            watched.version += 1
+            for changed in watched.viewers:
+                changed.set()
 
     def _wake_all(self) -> None:
-        for run in list(self._viewers):
+        for run in list(self._watched):
             self._wake(run)

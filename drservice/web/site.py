@@ -62,7 +62,7 @@ class Site:
         self.reading = Reading(self.database)
         self.requests = Requests(self.database)
         self.identity = Identity(Accounts(self.database), self.passwords)
-        self.live = Live(self.database)
+        self.live = Live(self.database, self.runs)
         rates = self.rates
         self.addresses = Limiter(self.clock, per_second=rates.address_per_second, burst=rates.address_burst)
         self.accounts = Limiter(self.clock, per_second=rates.account_per_second, burst=rates.account_burst)

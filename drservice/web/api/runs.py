@@ -94,22 +94,27 @@ async def follow(
     """
     number = int(last_event_id) if last_event_id and _NUMBER.match(last_event_id) else after
     progress: object = None
+    believed_until = 0.0
+    clock = asyncio.get_running_loop().time
     with site.live.watching(run.id) as changed:
         while not site.live.closing:
             changed.clear()
-            found = await run_in_threadpool(_look, site, request, run.id, number)
-            if found is None:
-                return
-            present, events = found
+            if clock() >= believed_until:
+                if not await run_in_threadpool(_still_sees, site, request, run.service):
+                    return
+                believed_until = clock() + LOOK_SECONDS
+            present, events = await site.live.look(run.id, number)
             for event in events:
                 number = event.number
                 document = event_document(event).model_dump(mode="json")
                 yield ServerSentEvent(data=document, event=event.kind, id=str(number))
+            if present is None:
+                return
             if present.progress and present.progress != progress:
                 progress = present.progress
                 yield ServerSentEvent(data=progress, event="progress")
-            if len(events) == _EVENTS_AT_ONCE:
-                continue
+            if events:
+                continue  # there may be more
             if present.state.is_over:
                 yield ServerSentEvent(data={"state": present.state.value}, event="end")
                 return
@@ -119,19 +124,13 @@ async def follow(
                 continue
 
 
-def _look(site: Site, request: Request, run: str, number: int) -> tuple[RunInfo, list[EventInfo]] | None:
-    """Return the run and what is new; ``None`` if the viewer may no longer see it.
-
-    The run is read before its events: one that is over then has no event that is not read after it.
-    """
+def _still_sees(site: Site, request: Request, service: str) -> bool:
+    """Tell whether the viewer is still somebody who may see the run."""
     try:
         principal = authenticate(site, request)
     except NotSignedInError:
-        return None
-    present = site.runs.get(run)
-    if present is None or not principal.may(Permission.SEE) or not principal.sees(present.service):
-        return None
-    return present, list(site.runs.events(run, number, limit=_EVENTS_AT_ONCE))
+        return False
+    return principal.may(Permission.SEE) and principal.sees(service)
 
 
 def cancel_run(

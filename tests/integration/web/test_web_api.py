@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import insert
 
 from drservice.catalogue.runs import RunRequest
-from drservice.catalogue.tables import Point
+from drservice.catalogue.tables import Point, RunEvent
 from drservice.clock import to_iso
 from drservice.jobs.queue import queue_of
 from drservice.model.runs import RunKind, RunState
@@ -225,6 +225,25 @@ def test_events_are_told_once_and_in_order_also_to_who_comes_back(website: Websi
     polled = client.get(f"/api/v1/runs/{run}/log", params={"after": 6}).json()
     assert [item["number"] for item in polled["items"]] == [7, 8]
     assert polled["over"] is True
+
+
+def test_a_stream_of_more_events_than_are_read_at_once_is_whole(website: Website) -> None:
+    client = website.client(website.token("operator"))
+    run = post(client, "/api/v1/services/erp/backups", {}).json()["run"]
+    claim = website.site.runs.claim(run, host="db1", lease=timedelta(minutes=1))
+    assert claim is not None
+    with website.site.database.session() as session:
+        rows = [
+            {"run": run, "number": number, "epoch": 1, "kind": "note", "data": {"text": "x"}}
+            for number in range(3, 1401)
+        ]
+        session.execute(insert(RunEvent), rows)
+    assert website.site.runs.finish(claim, RunState.SUCCEEDED)
+    for after in (0, 700, 1400):
+        text = client.get(f"/api/v1/runs/{run}/events", headers={"Last-Event-ID": str(after)}).text
+        numbers = [int(line[4:]) for line in text.splitlines() if line.startswith("id: ")]
+        assert numbers == list(range(after + 1, 1402))
+        assert text.count("event: end") == 1
 
 
 def test_an_absent_catalogue_is_told_and_is_no_internal_error(website: Website, catalogues: CatalogueServer) -> None:
