@@ -46,7 +46,9 @@ def error_classes() -> list[type[errors.DrError]]:
         kind = waiting.pop()
         found.append(kind)
         waiting.extend(kind.__subclasses__())
-    return sorted((kind for kind in found if kind.__module__ == errors.__name__), key=lambda kind: kind.code)
+    return sorted(
+        (kind for kind in found if kind.__module__.startswith(f"{errors.__name__}.")), key=lambda kind: kind.code
+    )
 
 
 def errors_page() -> str:
