@@ -253,8 +253,7 @@ def test_the_frame_imports_nothing_heavy(arguments: tuple[str, ...], tmp_path: P
 @pytest.mark.parametrize("name", [entry.name for entry in COMMANDS])
 def test_help_of_every_command_works_and_imports_no_control_plane_unless_it_is_one(name: str, tmp_path: Path) -> None:
     found = imported(*name.split(), "--help", cwd=tmp_path)
-    assert "drservice.cli.main" in found
-    if name.split()[0] not in OF_THE_CONTROL_PLANE:
+    if name.split(maxsplit=1)[0] not in OF_THE_CONTROL_PLANE:
         assert not found & (HEAVY if name in EMERGENCY else CONTROL_PLANE)
 
 
