@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from drservice.model.calendar import Calendar
-from drservice.model.estate import CatchUp, DrillPlan, Estate, Service
+from drservice.model.estate import CatchUp, DrillPlan, Estate, FilesKind, Service
 from drservice.model.runs import RunKind
 from drservice.model.schedule import Cron
 
@@ -43,6 +43,16 @@ class Planned:
 def timetable(estate: Estate) -> tuple[Planned, ...]:
     """Return every schedule of an estate: services in the file's order, each with backup, verify and its drills."""
     return tuple(planned for service in estate.services.values() for planned in _of_service(estate, service))
+
+
+def host_of(service: Service, kind: RunKind) -> str | None:
+    """Return the host that a run needs the disks of; ``None`` = any will do."""
+    if kind is RunKind.DOCUMENTS:
+        stores = (item for item in service.files() if item.kind is FilesKind.ODOO_FILESTORE)
+        return next((item.node for item in stores if item.node is not None), None)
+    if kind is RunKind.BACKUP:
+        return next((item.node for item in service.components.values() if item.node is not None), None)
+    return None
 
 
 def drills_without_effect(estate: Estate) -> tuple[Service, ...]:

@@ -29,9 +29,10 @@ from drservice.jobs.queue import Queue
 from drservice.model.estate import Estate
 from drservice.model.ids import is_name
 from drservice.model.runs import RunKind
+from drservice.model.timetable import host_of
 from drservice.node.configuration import WatchedConfiguration
 from drservice.node.projecting import Projector
-from drservice.node.scheduler import Missed, Scheduler, host_of
+from drservice.node.scheduler import Missed, Scheduler
 from drservice.node.telling import Teller, notice_of_missed
 from drservice.node.worker import Ended, Worker
 from drservice.notify.apprise import places

@@ -33,9 +33,9 @@ from drservice.clock import Clock, to_iso
 from drservice.errors import CatalogueUnreachableError
 from drservice.jobs.queue import Queue
 from drservice.model.due import StartKind, decide_start
-from drservice.model.estate import Estate, FilesKind, Service
+from drservice.model.estate import Estate
 from drservice.model.runs import RunKind
-from drservice.model.timetable import Planned, Settlement, settle_slots, timetable
+from drservice.model.timetable import Planned, Settlement, host_of, settle_slots, timetable
 
 SCHEDULE = "schedule"
 """Who asks for a run of a slot."""
@@ -298,16 +298,6 @@ class Scheduler:
             ),
             session=session,
         )
-
-
-def host_of(service: Service, kind: RunKind) -> str | None:
-    """Return the host that a run needs the disks of; ``None`` = any will do."""
-    if kind is RunKind.DOCUMENTS:
-        stores = (item for item in service.files() if item.kind is FilesKind.ODOO_FILESTORE)
-        return next((item.node for item in stores if item.node is not None), None)
-    if kind is RunKind.BACKUP:
-        return next((item.node for item in service.components.values() if item.node is not None), None)
-    return None
 
 
 def _by_key(estate: Estate) -> dict[ScheduleKey, Planned]:

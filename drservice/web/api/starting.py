@@ -18,6 +18,7 @@ from drservice.clock import to_iso
 from drservice.errors import AbsentError, BusyError, UnknownNameError
 from drservice.model.estate import Service
 from drservice.model.runs import RunKind, RunState
+from drservice.model.timetable import host_of
 from drservice.web.api.idempotency import Key, once, response_of
 from drservice.web.auth.identity import Principal
 from drservice.web.routes import Route
@@ -51,9 +52,8 @@ def start_restore(
 
 def backup_run(service: Service, principal: Principal) -> RunRequest:
     """Return what to enqueue for a backup."""
-    return RunRequest(
-        service=service.name, kind=RunKind.BACKUP, requested_by=principal.account, host=data_host(service)
-    )
+    host = host_of(service, RunKind.BACKUP)
+    return RunRequest(service=service.name, kind=RunKind.BACKUP, requested_by=principal.account, host=host)
 
 
 def drill_run(site: Site, service: Service, principal: Principal, plan: str | None) -> RunRequest:
@@ -78,11 +78,6 @@ def restore_run(service: Service, principal: Principal, to: datetime | None) -> 
         requested_by=principal.account,
         parameters={"to": LATEST if to is None else to_iso(to)},
     )
-
-
-def data_host(service: Service) -> str | None:
-    """Return the host whose disks the service's data is on; ``None`` if the configuration names none."""
-    return next((item.node for item in service.components.values() if item.node is not None), None)
 
 
 def enqueue(site: Site, wanted: RunRequest, transaction: Transaction) -> str:

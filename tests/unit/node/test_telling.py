@@ -13,8 +13,8 @@ from drservice.model.estate import FilesKind, FilesSettings, PostgresSettings, S
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.runs import RunKind, RunState
 from drservice.model.schedule import Cron
-from drservice.model.timetable import Planned
-from drservice.node.scheduler import Missed, host_of
+from drservice.model.timetable import Planned, host_of
+from drservice.node.scheduler import Missed
 from drservice.node.telling import notice_of_failure, notice_of_missed
 from drservice.notify.interface import Severity
 
