@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from drservice.clock import Clock, to_iso
+from drservice.model.agenda import Results, due_of
 from drservice.model.checks import Severity
-from drservice.model.due import next_due
 from drservice.model.estate import Estate, Service
 from drservice.model.points import PointState
 from drservice.model.runs import RunKind
@@ -179,9 +179,10 @@ def _planned(context: GateContext, service: Service) -> list[Planned]:
 
 def _overdue(context: GateContext, service: Service, kind: RunKind, last_done: datetime, now: datetime) -> str | None:
     """Say why a result is too old for one of its schedules, ``None`` if it is not."""
+    results = Results(backed_up_at=last_done, drilled_at=last_done)
     for planned in _planned(context, service):
         if planned.kind is kind:
-            due = next_due(planned, last_done=last_done, since=last_done)
-            if due.is_overdue(now):
+            due = due_of(planned, results, is_only=True)
+            if due is not None and due.is_overdue(now):
                 return f"the next one was due at {to_iso(due.at)} ({due.reason})"
     return None

@@ -1,0 +1,149 @@
+"""What each schedule of a configuration asks for next, and which results are overdue: one rule for whoever asks.
+
+Pages, metrics, the gate and notices all judge by :func:`due_of`: something is overdue if its newest result is older
+than its schedule allows, whatever a scheduler did or did not do. Where results are known from is the caller's; what of
+them counts for which schedule is said here.
+
+Cron expressions are slow to follow and change with the configuration only: an :class:`Agenda` remembers per schedule
+what it worked out last, so that a page of a thousand services works out little.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeAlias
+
+from drservice.model.due import Due, next_due
+from drservice.model.estate import Estate
+from drservice.model.runs import RunKind
+from drservice.model.timetable import Planned, timetable
+
+PlanName: TypeAlias = tuple[str, str]
+"""Names a schedule within a service: the kind of its runs and the drill plan, or empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """What is known of the results of a service: of its runs, and of what is there whoever made it."""
+
+    done: Mapping[PlanName, datetime] = field(default_factory=dict)
+    """When the newest run of a schedule that succeeded ended; one that could not read everything did not."""
+    since: Mapping[PlanName, datetime] = field(default_factory=dict)
+    """Since when a schedule without such a run is waited for."""
+    backed_up_at: datetime | None = None
+    """The instant of the newest recovery point that is not partial, whoever made it."""
+    drilled_at: datetime | None = None
+    """When a drill last passed, whoever ran it; mutations do not count."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overdue:
+    """A result that should be there and is not."""
+
+    planned: Planned
+    due: Due
+    last_done: datetime | None
+    """When the newest result was reached; ``None`` if there is none."""
+
+    @property
+    def what(self) -> str:
+        """Name what is missing: the kind of run, with its plan."""
+        return " ".join(word for word in (self.planned.kind.value, self.planned.plan) if word)
+
+
+Judge: TypeAlias = Callable[[Planned, datetime | None, datetime], Due]
+"""(schedule, newest result, since) -> by when the next one has to be there."""
+
+
+def judge(planned: Planned, last_done: datetime | None, since: datetime) -> Due:
+    """Work out by when the next result has to be there (``model.due``)."""
+    return next_due(planned, last_done=last_done, since=since)
+
+
+def last_done(planned: Planned, results: Results, *, is_only: bool) -> datetime | None:
+    """Return when the newest result was reached that counts for a schedule.
+
+    Args:
+        planned: the schedule.
+        results: of its service.
+        is_only: whether it is the only schedule of its kind. Where there are several, a drill that passed does not say
+            for which it counts, and only runs do.
+    """
+    known = [results.done.get(planned.key[1:])]
+    if planned.kind is RunKind.BACKUP:
+        known.append(results.backed_up_at)
+    elif planned.kind is RunKind.DRILL and is_only:
+        known.append(results.drilled_at)
+    return max((instant for instant in known if instant is not None), default=None)
+
+
+def due_of(planned: Planned, results: Results, *, is_only: bool, by: Judge = judge) -> Due | None:
+    """Return by when the next result of a schedule has to be there; ``None`` if nobody has waited for one yet."""
+    done = last_done(planned, results, is_only=is_only)
+    since = done if done is not None else results.since.get(planned.key[1:])
+    return None if since is None else by(planned, done, since)
+
+
+class Agenda:
+    """The schedules of one configuration. Make one per configuration and keep it; threads may share it."""
+
+    def __init__(self, estate: Estate) -> None:
+        self.estate = estate
+        self._planned: dict[str, list[Planned]] = defaultdict(list)
+        for planned in timetable(estate):
+            self._planned[planned.service.name].append(planned)
+        self._dues: dict[tuple[str, str, str], tuple[tuple[datetime | None, datetime], Due]] = {}
+        self._slots: dict[tuple[str, str, str], tuple[datetime, datetime]] = {}
+
+    def planned(self, service: str) -> Sequence[Planned]:
+        """Return the schedules of a service."""
+        return self._planned.get(service, ())
+
+    def next_slot(self, planned: Planned, now: datetime) -> datetime:
+        """Return the first slot of a schedule after an instant."""
+        known = self._slots.get(planned.key)
+        if known is None or not known[0] <= now < known[1]:
+            known = (now, planned.next_slots(after=now, count=1)[0])
+            self._slots[planned.key] = known
+        return known[1]
+
+    def dues(self, service: str, results: Results) -> Iterator[tuple[Planned, Due]]:
+        """Yield by when the next result of each schedule of a service has to be there, if anybody waits for it."""
+        kinds = [planned.kind for planned in self.planned(service)]
+        for planned in self.planned(service):
+            due = due_of(planned, results, is_only=kinds.count(planned.kind) == 1, by=self._judge)
+            if due is not None:
+                yield planned, due
+
+    def overdue(self, service: str, results: Results, now: datetime) -> Sequence[Overdue]:
+        """Return what of a service is overdue, longest first."""
+        kinds = [planned.kind for planned in self.planned(service)]
+        found = [
+            Overdue(
+                planned=planned, due=due, last_done=last_done(planned, results, is_only=kinds.count(planned.kind) == 1)
+            )
+            for planned, due in self.dues(service, results)
+            if due.is_overdue(now)
+        ]
+        return sorted(found, key=lambda item: (item.due.at, item.planned.key))
+
+    def _judge(self, planned: Planned, done: datetime | None, since: datetime) -> Due:
+        known = self._dues.get(planned.key)
+        if known is None or known[0] != (done, since):
+            known = ((done, since), judge(planned, done, since))
+            self._dues[planned.key] = known
+        return known[1]
+
+
+def next_of(agenda: Agenda, services: Collection[str], now: datetime) -> Mapping[str, tuple[Planned, datetime]]:
+    """Return the next slot of each of these services, with its schedule; without one a service has no entry."""
+    found: dict[str, tuple[Planned, datetime]] = {}
+    for service in services:
+        slots = [(agenda.next_slot(planned, now), planned.key, planned) for planned in agenda.planned(service)]
+        if slots:
+            at, _, planned = min(slots, key=lambda item: item[:2])
+            found[service] = (planned, at)
+    return found
