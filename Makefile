@@ -15,7 +15,7 @@ SOURCES := $(if $(CLOSED),$(shell find drservice -type f -not -path '*/__pycache
 STAMPS := $(VENV)/.stamps
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test test-long check bench bench-files bench-proof lock compose-config format clean
+.PHONY: help setup demo test test-browser test-long screenshots check bench bench-files bench-proof lock compose-config format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -34,11 +34,19 @@ $(STAMPS)/ready: $(STAMPS)/requirements pyproject.toml $(SOURCES)
 	chmod -R go+rX $(VENV)
 	@touch $@
 
+$(STAMPS)/browser: deploy/install-system-packages
+	deploy/install-system-packages browser
+	@mkdir -p $(STAMPS) && touch $@
+
 demo: setup ## the whole story on this machine, in half a minute (ARGS=--json for the numbers)
 	$(BIN)/drservice demo --evidence demo-evidence $(ARGS)
 
-test: setup ## every test that fits in CI
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" $(PYTEST_ARGS)
+test: setup $(STAMPS)/browser ## every test that fits in CI
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not browser" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "browser and not long" tests/browser $(PYTEST_ARGS)
+
+test-browser: setup $(STAMPS)/browser ## the pages in headless Chromium: one estate, one browser, about a minute
+	$(BIN)/python -m pytest -m "browser and not long" tests/browser $(PYTEST_ARGS)
 
 test-long: setup ## the tests that take too long for every commit
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m long  $(PYTEST_ARGS)
