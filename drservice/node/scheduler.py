@@ -101,6 +101,9 @@ class Scheduler:
         self._fresh: set[ScheduleKey] = set()
         self._estate = estate
         self._planned = _by_key(estate)
+        self._setting = threading.Lock()
+        """Of the alarm: none is set any more once it is to end."""
+        self._is_over = False
         self._alarm = BackgroundScheduler(
             timezone=UTC, job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
         )
@@ -112,6 +115,9 @@ class Scheduler:
 
     def stop(self) -> None:
         """Look no more; a look that is under way is finished. Safe to repeat."""
+        # APScheduler waits for that look under the lock that setting the next alarm needs: a deadlock if it were set.
+        with self._setting:
+            self._is_over = True
         if self._alarm.running:
             self._alarm.shutdown(wait=True)
 
@@ -164,7 +170,9 @@ class Scheduler:
 
     def _wake_in(self, seconds: float) -> None:
         at = datetime.now(UTC) + timedelta(seconds=seconds)
-        self._alarm.add_job(self._on_time, DateTrigger(at, timezone=UTC), id=_JOB, replace_existing=True)
+        with self._setting:
+            if not self._is_over:
+                self._alarm.add_job(self._on_time, DateTrigger(at, timezone=UTC), id=_JOB, replace_existing=True)
 
     def _on_time(self) -> None:
         wait = _RETRY_SECONDS

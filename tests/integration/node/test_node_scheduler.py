@@ -320,3 +320,26 @@ def test_the_alarm_rings_when_a_slot_comes(database: Database) -> None:
     (run,) = runs_of(database, kind=RunKind.DOCUMENTS)
     assert run.scheduled_for is not None
     assert run.requested_at - run.scheduled_for < timedelta(seconds=0.5)
+
+
+def test_a_scheduler_that_is_stopped_in_the_middle_of_a_look_ends_when_the_look_does(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler, _ = a_scheduler(database, an_estate())
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(key: object) -> None:
+        del key
+        begun.set()
+        assert go_on.wait(10)
+
+    monkeypatch.setattr(scheduler, "_judge", slow)
+    scheduler.start()
+    assert begun.wait(10)
+    ending = threading.Thread(target=scheduler.stop, daemon=True)
+    ending.start()
+    ending.join(0.3)
+    assert ending.is_alive(), "it waits for the look"
+    go_on.set()
+    ending.join(10)
+    assert not ending.is_alive()
