@@ -1,25 +1,20 @@
-"""What pages and API read of the catalogue: per service the newest of everything, and lists in pages.
-
-The newest of each kind is looked up per service through an index (lateral joins), so an overview of a thousand services
-reads a few rows of each and not their histories.
-"""
+"""What pages and API read of the catalogue: what is known of services (``catalogue.facts``), and lists in pages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import ARRAY, CollectionAggregate, DateTime, RowMapping, Text, any_, func, literal, or_, select, text
+from sqlalchemy import DateTime, func, or_, select, text
 from sqlalchemy.dialects.postgresql import distinct_on
-from sqlalchemy.orm import Session
 
 from drservice.catalogue.database import Database
+from drservice.catalogue.facts import ServiceFacts, read_facts
 from drservice.catalogue.tables import Document, Host, Point, Record, Run, Snapshot, WalWindow
+from drservice.model.agenda import Agenda
 
 _NOW = func.drservice_now(type_=DateTime(timezone=True))
-_EACH = "FROM unnest(CAST(:services AS text[])) AS asked (name) CROSS JOIN LATERAL"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,29 +70,6 @@ class RecordInfo:
     predicate: Document
     sha256: str
 
-    def milliseconds(self, name: str) -> float | None:
-        """Return a duration of the predicate (``name`` ends in ``_ms``) in seconds; ``None`` if it holds none."""
-        value = self.predicate.get(name)
-        return value / 1000 if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceFacts:
-    """What the catalogue knows of a service."""
-
-    service: str
-    point: PointInfo | None = None
-    """The newest."""
-    windows: tuple[WindowInfo, ...] = ()
-    drill: RecordInfo | None = None
-    """The newest; drills that are meant to fail do not count."""
-    passed_drill: RecordInfo | None = None
-    restore: RecordInfo | None = None
-    """The newest that was proved."""
-    missed: int = 0
-    """Slots that nobody was there for and no run was made for since."""
-    running: int = 0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostInfo:
@@ -106,15 +78,6 @@ class HostInfo:
     name: str
     version: str
     seen_at: datetime
-
-
-@dataclass(slots=True, kw_only=True)
-class _Found:
-    points: dict[str, PointInfo] = field(default_factory=dict)
-    windows: dict[str, list[WindowInfo]] = field(default_factory=dict)
-    records: dict[tuple[str, str], RecordInfo] = field(default_factory=dict)
-    missed: dict[str, int] = field(default_factory=dict)
-    running: dict[str, int] = field(default_factory=dict)
 
 
 class Reading:
@@ -128,26 +91,28 @@ class Reading:
         with self._database.session() as session:
             return session.execute(select(_NOW)).scalar_one()
 
-    def services(self, names: Sequence[str]) -> tuple[datetime, Mapping[str, ServiceFacts]]:
-        """Return the catalogue's time, and what it knows of each named service."""
-        found = _Found()
+    def services(self, names: Sequence[str], agenda: Agenda) -> tuple[datetime, Mapping[str, ServiceFacts]]:
+        """Return the catalogue's time, and what it knows of each named service; ``agenda`` knows their schedules."""
         with self._database.session() as session:
             session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
             now = session.execute(select(_NOW)).scalar_one()
-            _read(session, list(names), found)
-        return now, {
-            name: ServiceFacts(
-                service=name,
-                point=found.points.get(name),
-                windows=tuple(found.windows.get(name, ())),
-                drill=found.records.get((name, "drill")),
-                passed_drill=found.records.get((name, "passed")),
-                restore=found.records.get((name, "restore")),
-                missed=found.missed.get(name, 0),
-                running=found.running.get(name, 0),
-            )
-            for name in names
-        }
+            return now, read_facts(session, names, agenda)
+
+    def windows(self, service: str) -> list[WindowInfo]:
+        """Return every stretch of WAL of a service, by cluster and position."""
+        query = select(WalWindow).where(WalWindow.service == service).order_by(WalWindow.component, WalWindow.from_lsn)
+        with self._database.session() as session:
+            return [
+                WindowInfo(
+                    component=row.component,
+                    timeline=row.timeline,
+                    from_lsn=row.from_lsn,
+                    to_lsn=row.to_lsn,
+                    from_time=row.from_time,
+                    to_time=row.to_time,
+                )
+                for row in session.scalars(query)
+            ]
 
     def snapshots(self, service: str) -> list[SnapshotInfo]:
         """Return the newest snapshot of each component of a service."""
@@ -248,89 +213,15 @@ class Reading:
             ]
 
 
-def _read(session: Session, names: list[str], found: _Found) -> None:
-    for row in _each(session, names, "SELECT * FROM point WHERE service = asked.name ORDER BY created_at DESC LIMIT 1"):
-        found.points[row["service"]] = PointInfo(
-            id=row["id"],
-            service=row["service"],
-            created_at=row["created_at"],
-            state=row["state"],
-            members=row["members"],
-            verified_at=row["verified_at"],
-        )
-    drills = "SELECT * FROM record WHERE service = asked.name AND kind = 'drill' AND predicate ->> 'mutation' IS NULL"
-    newest = "ORDER BY recorded_at DESC, entry DESC LIMIT 1"
-    restores = "SELECT * FROM record WHERE service = asked.name AND kind = 'restore' AND outcome = 'restored'"
-    for what, query in (
-        ("drill", f"{drills} {newest}"),
-        ("passed", f"{drills} AND outcome = 'passed' {newest}"),
-        ("restore", f"{restores} {newest}"),
-    ):
-        # A newest drill that passed is the newest that passed, too.
-        asked = [name for name in names if what != "passed" or not _has_passed(found, name)]
-        for row in _each(session, asked, query):
-            found.records[row["service"], what] = _record(row)
-    for name in names:
-        if _has_passed(found, name):
-            found.records[name, "passed"] = found.records[name, "drill"]
-    for window in session.scalars(
-        select(WalWindow).where(WalWindow.service == _one_of(names)).order_by(WalWindow.component, WalWindow.from_lsn)
-    ):
-        found.windows.setdefault(window.service, []).append(
-            WindowInfo(
-                component=window.component,
-                timeline=window.timeline,
-                from_lsn=window.from_lsn,
-                to_lsn=window.to_lsn,
-                from_time=window.from_time,
-                to_time=window.to_time,
-            )
-        )
-    _read_runs(session, names, found)
-
-
-def _read_runs(session: Session, names: list[str], found: _Found) -> None:
-    """Count what waits, runs and was missed; all three are few, whatever the number of runs (index on state)."""
-    query = (
-        select(Run.service, Run.state, func.count())
-        .where(
-            Run.service == _one_of(names),
-            or_(Run.state == "running", (Run.state == "missed") & Run.caught_up_by.is_(None)),
-        )
-        .group_by(Run.service, Run.state)
-    )
-    for service, state, count in session.execute(query):
-        (found.missed if state == "missed" else found.running)[service] = count
-
-
-def _has_passed(found: _Found, name: str) -> bool:
-    drill = found.records.get((name, "drill"))
-    return drill is not None and drill.outcome == "passed"
-
-
-def _one_of(names: list[str]) -> CollectionAggregate[bool]:
-    """Return what a column is compared with: one array, where IN would be a parameter for each name."""
-    return any_(literal(names, ARRAY(Text)))
-
-
-def _each(session: Session, names: list[str], query: str) -> Sequence[RowMapping]:
-    """Run a query for each name; what comes back are its rows."""
-    statement = text(f"SELECT found.* {_EACH} ({query}) AS found")
-    return session.execute(statement, {"services": names}).mappings().all()
-
-
-def _record(row: Record | Mapping[str, Any] | RowMapping) -> RecordInfo:
-    def value(name: str) -> Any:  # noqa: ANN401 - a column of any type
-        return getattr(row, name) if isinstance(row, Record) else row[name]
-
+def _record(row: Record) -> RecordInfo:
     return RecordInfo(
-        entry=value("entry"),
-        kind=value("kind"),
-        service=value("service"),
-        host=value("host"),
-        run=value("run"),
-        recorded_at=value("recorded_at"),
-        outcome=value("outcome"),
-        predicate=value("predicate"),
-        sha256=value("sha256"),
+        entry=row.entry,
+        kind=row.kind,
+        service=row.service,
+        host=row.host,
+        run=row.run,
+        recorded_at=row.recorded_at,
+        outcome=row.outcome,
+        predicate=row.predicate,
+        sha256=row.sha256,
     )

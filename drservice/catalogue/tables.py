@@ -177,6 +177,23 @@ class RunEvent(Base):
     data: Mapped[Document]
 
 
+class Environment(Base):
+    """A recovered system on a host, as that host last told (``catalogue.environments``)."""
+
+    __tablename__ = "environment"
+    __table_args__ = (Index(None, "service", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    service: Mapped[str]
+    purpose: Mapped[str]
+    state: Mapped[str]
+    dsn: Mapped[str]
+    """Reaches it from its host."""
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+
 class Snapshot(Base):
     """A snapshot in the repository."""
 

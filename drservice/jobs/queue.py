@@ -36,6 +36,7 @@ _UNCLAIMED_SECONDS = 30
 """A job taken and not claimed for so long is its taker's no more."""
 _PRIORITIES = MappingProxyType(
     {
+        RunKind.DESTROY: 35,
         RunKind.RESTORE: 30,
         RunKind.BACKUP: 20,
         RunKind.DOCUMENTS: 18,
@@ -47,6 +48,8 @@ _PRIORITIES = MappingProxyType(
 """A waiting job holds back those of its service that come after it. A drill is last: it may wait for a host with an
 identity that is not there, and no backup may wait with it."""
 _RECOVERING = frozenset({RunKind.RESTORE, RunKind.DRILL})
+_BESIDE = frozenset({RunKind.RESTORE, RunKind.DESTROY})
+"""Somebody waits for them, and they touch nothing that other runs of the service work on."""
 
 _TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%(key)s)"
 _PUT = """
@@ -136,7 +139,8 @@ class Queue:
     def put(self, run: str, *, service: str, kind: RunKind, host: str | None, session: Transaction) -> None:
         """Put the job of a queued run into its queue, in the caller's transaction.
 
-        Runs of one service never overlap, on any host. A restore that somebody asked for waits for none of them.
+        Runs of one service never overlap, on any host. A restore that somebody asked for, and the end of an
+        environment, wait for none of them.
         """
         session.connection().exec_driver_sql(
             _PUT,
@@ -144,7 +148,7 @@ class Queue:
                 "queue": queue_of(kind, host),
                 "task": _TASK,
                 "priority": _PRIORITIES[kind],
-                "lock": None if kind is RunKind.RESTORE else f"service:{service}",
+                "lock": None if kind in _BESIDE else f"service:{service}",
                 "run": run,
             },
         )

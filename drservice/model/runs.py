@@ -22,6 +22,9 @@ class RunKind(Enum):
     DOCUMENTS = "documents"
     """A pass over documents between backups."""
     RETENTION = "retention"
+    """Lets go of what has expired."""
+    DESTROY = "destroy"
+    """Ends an environment, on the host that has it."""
 
 
 class RunState(Enum):

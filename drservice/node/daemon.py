@@ -31,6 +31,7 @@ from drservice.model.ids import is_name
 from drservice.model.runs import RunKind
 from drservice.model.timetable import host_of
 from drservice.node.configuration import WatchedConfiguration
+from drservice.node.environments import EnvironmentTeller
 from drservice.node.projecting import Projector
 from drservice.node.scheduler import Missed, Scheduler
 from drservice.node.telling import Teller, notice_of_missed
@@ -217,6 +218,9 @@ class _Duties:
         self.worker = Worker(
             database, host=name, estate=self._estate, clock=clock, log_level=log_level, ended=self._ended
         )
+        self.environments = EnvironmentTeller(
+            database, host=name, folder=lambda: self._estate().state_dir / "environments", clock=clock
+        )
         self.scheduler = Scheduler(database, estate=configuration.estate, clock=clock, missed=self._missed)
 
     def start(self) -> None:
@@ -225,11 +229,13 @@ class _Duties:
         self.worker.start()
         self.scheduler.start()
         self.projector.start()
+        self.environments.start()
         self._messenger.start()
 
     def end(self) -> None:
         """End what :meth:`start` began; runs are at an end already, or are stopped and go back into the queue."""
         self._is_over.set()
+        self.environments.stop()
         self.scheduler.stop()
         self.worker.stop()
         self.worker.wait(_LAST_SECONDS)
@@ -337,6 +343,7 @@ class _Duties:
 
     def _ended(self, ended: Ended) -> None:
         self.projector.ask(ended.run.service)
+        self.environments.ask()
 
     def _missed(self, found: Missed, session: Transaction) -> None:
         self._outbox.tell(notice_of_missed(found), session=session)

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 
 from drservice.clock import Clock, from_iso
+from drservice.environments.sandbox import list_sandboxes, open_sandbox
 from drservice.errors import (
     DrError,
     ExitStatus,
@@ -186,6 +187,21 @@ def _restore(task: Task) -> Outcome:
     )
 
 
+def _destroy(task: Task) -> Outcome:
+    """End one environment of the service on this host; one that is gone already is as good as ended."""
+    wanted = task.assignment.parameters.get("environment")
+    folder = task.estate.state_dir / "environments"
+    found = next((item for item in list_sandboxes(folder) if item.id == wanted), None)
+    if found is None:
+        return Outcome(state=RunState.SUCCEEDED, result={"environment": wanted, "destroyed": False})
+    if found.service != task.service.name:
+        raise UnsupportedRunError(f"environment {wanted} is none of {task.service.name}")
+    task.progress.step(f"destroy environment {wanted}")
+    open_sandbox(found.path).destroy()
+    task.progress.done()
+    return Outcome(state=RunState.SUCCEEDED, result={"environment": wanted, "destroyed": True})
+
+
 HANDLERS: Mapping[RunKind, Callable[[Task], Outcome]] = MappingProxyType(
     {
         RunKind.BACKUP: _backup,
@@ -193,6 +209,7 @@ HANDLERS: Mapping[RunKind, Callable[[Task], Outcome]] = MappingProxyType(
         RunKind.VERIFY: _verify,
         RunKind.DRILL: _drill,
         RunKind.RESTORE: _restore,
+        RunKind.DESTROY: _destroy,
     }
 )
 """Of each kind of run that this version does."""

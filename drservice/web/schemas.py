@@ -16,7 +16,7 @@ Ulid = Annotated[str, StringConstraints(pattern=r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$"
 Label = Annotated[str, StringConstraints(pattern=r"^[ -~]{1,64}$")]
 """A name people give: printable ASCII."""
 RoleName = Literal["viewer", "auditor", "operator", "restorer", "approver", "admin"]
-KindName = Literal["backup", "verify", "drill", "restore", "documents", "retention"]
+KindName = Literal["backup", "verify", "drill", "restore", "documents", "retention", "destroy"]
 StateName = Literal["queued", "running", "succeeded", "partial", "failed", "cancelled", "missed"]
 
 
@@ -186,6 +186,32 @@ class RestoreRequest(Given):
     """An isolated restore: nothing of production is touched, and the environment reaches nothing."""
 
     to: Annotated[AwareDatetime, Field(strict=False)] | Literal["latest"] = "latest"
+
+
+class EnvironmentDocument(BaseModel):
+    """A recovered system on a host, as that host last told."""
+
+    id: str
+    service: str
+    host: str
+    purpose: str
+    state: str
+    dsn: str
+    """A libpq string that reaches it from its host; nothing else does."""
+    created_at: datetime
+    expires_at: datetime
+    seen_at: datetime | None
+    """When its host was last seen: what is told is as old as that."""
+    made_by: str | None
+    """The run that is still at work in it."""
+    ended_by: str | None
+    """The run that is about to end it."""
+
+
+class EnvironmentPage(BaseModel):
+    """The environments of a service, newest first."""
+
+    items: list[EnvironmentDocument]
 
 
 class Enqueued(BaseModel):

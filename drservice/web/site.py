@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from drservice.catalogue.accounts import Accounts
 from drservice.catalogue.database import Database
+from drservice.catalogue.environments import Environments
 from drservice.catalogue.reading import Reading
 from drservice.catalogue.requests import Requests
 from drservice.catalogue.runs import RunInfo, Runs
@@ -49,6 +50,7 @@ class Site:
     runs: Runs = field(init=False)
     queue: Queue = field(init=False)
     reading: Reading = field(init=False)
+    environments: Environments = field(init=False)
     requests: Requests = field(init=False)
     identity: Identity = field(init=False)
     live: Live = field(init=False)
@@ -60,6 +62,7 @@ class Site:
         self.runs = Runs(self.database)
         self.queue = Queue(self.database, self.runs)
         self.reading = Reading(self.database)
+        self.environments = Environments(self.database)
         self.requests = Requests(self.database)
         self.identity = Identity(Accounts(self.database), self.passwords)
         self.live = Live(self.database, self.runs)

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 
 from drservice.catalogue.accounts import TokenRequest
 from drservice.catalogue.database import Database
+from drservice.catalogue.environments import Environments, ToldEnvironment
 from drservice.catalogue.tables import Host, Point, Record, Snapshot, WalWindow
 from drservice.model.estate import (
     DrillPlan,
@@ -187,6 +188,22 @@ def fill(database: Database, service: str = "erp") -> None:
             )  # fmt: skip
         for entry, outcome in ((1, "failed"), (2, "passed")):
             session.execute(insert(Record).values(**_drill(service, entry, outcome, now - timedelta(days=5 - entry))))
+
+
+def tell_environment(database: Database, service: str = "erp", *, host: str = "db1", state: str = "running") -> str:
+    """Let a host tell the catalogue of one environment, and return its id."""
+    now = datetime.now(UTC)
+    identifier = ulid(now, 7)
+    Environments(database).tell(
+        host,
+        [
+            ToldEnvironment(
+                id=identifier, service=service, purpose="restore", state=state, dsn=f"host=/run/{identifier} dbname=x",
+                created_at=now, expires_at=now + timedelta(hours=8),
+            )
+        ],
+    )  # fmt: skip
+    return identifier
 
 
 def _point(service: str, at: datetime, *, verified: bool) -> dict[str, Any]:

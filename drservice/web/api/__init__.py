@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from drservice.web.api.environments import ENVIRONMENTS
 from drservice.web.api.evidence import EVIDENCE
 from drservice.web.api.gate import GATE
 from drservice.web.api.runs import RUNS
@@ -11,4 +12,4 @@ from drservice.web.api.starting import STARTING
 from drservice.web.api.tokens import TOKENS
 from drservice.web.routes import Route
 
-API: tuple[Route, ...] = (*SERVICES, *SCHEDULES, *RUNS, *STARTING, *GATE, *EVIDENCE, *TOKENS)
+API: tuple[Route, ...] = (*SERVICES, *SCHEDULES, *RUNS, *STARTING, *ENVIRONMENTS, *GATE, *EVIDENCE, *TOKENS)

@@ -35,6 +35,7 @@ from drservice.web.schemas import (
 from drservice.web.site import Here, Site, TheRun, Who, etag_of
 
 _EVENTS_AT_ONCE = 200
+_PERMISSIONS = {RunKind.RESTORE: Permission.RESTORE, RunKind.DESTROY: Permission.DESTROY}
 _NUMBER = re.compile(r"[0-9]{1,15}\Z")
 
 
@@ -160,7 +161,7 @@ def cancel(site: Site, principal: Principal, run: RunInfo, *, if_match: str | No
         StaleError: it is no longer what ``if_match`` names.
         OverError: it has ended.
     """
-    principal.require(Permission.RESTORE if run.kind is RunKind.RESTORE else Permission.OPERATE)
+    principal.require(permission_for(run.kind))
     if if_match not in {None, "*", run_etag(run)}:
         raise StaleError(f"run {run.id} is {run.state.value} now")
     state = site.runs.cancel(run.id, principal.account)
@@ -170,6 +171,11 @@ def cancel(site: Site, principal: Principal, run: RunInfo, *, if_match: str | No
     if found is None:
         raise AbsentError(f"there is no run {run.id}")
     return found
+
+
+def permission_for(kind: RunKind) -> Permission:
+    """Return what somebody needs to start a run of a kind, and to cancel it."""
+    return _PERMISSIONS.get(kind, Permission.OPERATE)
 
 
 def run_etag(run: RunInfo) -> str:

@@ -2,7 +2,8 @@
 
 Default deny: a route that is not in :data:`ROUTES` cannot be served (:func:`require_complete` stops the start), and a
 permission that names no role is had by nobody. Roles do not include each other: who runs backups and restores has two
-roles. A restore in place, shorter retention and deletions are not offered over HTTP, so no role has them.
+roles. A restore in place, shorter retention and deletions of what is stored are not offered over HTTP, so no role has
+them.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Permission(Enum):
     EVIDENCE = "evidence"
     OPERATE = "operate"
     RESTORE = "restore"
+    DESTROY = "destroy"
+    """Ends environments that restores and kept drills have left; nothing that is stored."""
     CANCEL = "cancel"
     """Asks for the permission of the run's kind as well."""
 
@@ -52,6 +55,7 @@ GRANTS: Mapping[Permission, frozenset[Role]] = {
     Permission.EVIDENCE: frozenset(Role) - {Role.VIEWER},
     Permission.OPERATE: frozenset({Role.OPERATOR}),
     Permission.RESTORE: frozenset({Role.RESTORER}),
+    Permission.DESTROY: frozenset({Role.OPERATOR, Role.RESTORER}),
     Permission.CANCEL: frozenset({Role.OPERATOR, Role.RESTORER}),
 }
 """Which roles have a permission (``PUBLIC`` needs none)."""
@@ -92,6 +96,8 @@ ROUTES: Mapping[str, Rule] = {
     "api.backups.start": Rule(permission=Permission.OPERATE),
     "api.drills.start": Rule(permission=Permission.OPERATE),
     "api.restores.start": Rule(permission=Permission.RESTORE),
+    "api.environments.list": _SEE,
+    "api.environments.destroy": Rule(permission=Permission.DESTROY),
     "api.runs.cancel": Rule(permission=Permission.CANCEL),
     "api.gate.ask": _SEE,
     "api.evidence.list": _EVIDENCE,
@@ -114,6 +120,7 @@ ROUTES: Mapping[str, Rule] = {
     "page.service.backup": Rule(permission=Permission.OPERATE),
     "page.service.drill": Rule(permission=Permission.OPERATE),
     "page.service.restore": Rule(permission=Permission.RESTORE),
+    "page.environment.destroy": Rule(permission=Permission.DESTROY),
     "page.runs": _SEE,
     "page.run": _SEE,
     "page.run.live": _SEE,

@@ -15,8 +15,7 @@ from pydantic import BeforeValidator
 
 from drservice.catalogue.runs import EventInfo, RunInfo
 from drservice.model.runs import RunKind, RunState
-from drservice.web.api.runs import cancel
-from drservice.web.auth.permissions import Permission
+from drservice.web.api.runs import cancel, permission_for
 from drservice.web.pages.rendering import amount, page
 from drservice.web.pages.signing import Form
 from drservice.web.routes import Route
@@ -49,8 +48,7 @@ class Note:
 
 def show(request: Request, run: TheRun, site: Here, principal: Who) -> HTMLResponse:
     """Show a run."""
-    needed = Permission.RESTORE if run.kind is RunKind.RESTORE else Permission.OPERATE
-    return page(request, "run.html", {**_context(site, run), "may_cancel": principal.may(needed)})
+    return page(request, "run.html", {**_context(site, run), "may_cancel": principal.may(permission_for(run.kind))})
 
 
 def live(request: Request, run: TheRun, site: Here) -> HTMLResponse:

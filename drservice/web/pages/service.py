@@ -18,6 +18,7 @@ from drservice.catalogue.runs import RunRequest
 from drservice.clock import from_iso
 from drservice.errors import InvalidRequestError
 from drservice.model.estate import Service
+from drservice.web.api.environments import destroy
 from drservice.web.api.idempotency import once
 from drservice.web.api.schedules import next_slots
 from drservice.web.api.starting import backup_run, drill_run, enqueue, restore_run
@@ -26,7 +27,7 @@ from drservice.web.band import Band, band_of
 from drservice.web.pages.rendering import page
 from drservice.web.pages.signing import Form
 from drservice.web.routes import Route
-from drservice.web.schemas import BackupRequest, DrillRequest, RestoreRequest
+from drservice.web.schemas import BackupRequest, DrillRequest, RestoreRequest, Ulid
 from drservice.web.site import Here, Site, TheService, Who
 from drservice.web.standing import standing_of
 
@@ -69,7 +70,7 @@ def show(request: Request, service: TheService, site: Here) -> HTMLResponse:
         "runs": site.runs.list(service=service.name, limit=_RUNS),
         "slots": sorted(next_slots(site.estate, {service.name}, now, _SLOTS), key=lambda slot: slot.at),
         "plans": [plan.name for plan in site.estate.drills.values() if plan.service == service.name],
-        "environments": site.reading.environments(service.name),
+        "environments": site.environments.of(service.name),
         "preview": preview_of(service, known, points, band, None, now),
         "to": "latest",
     }
@@ -116,6 +117,23 @@ def start_restore(request: Request, service: TheService, site: Here, principal: 
     instant = _instant(form.get("to", "latest"))
     body = RestoreRequest(to=instant if instant is not None else "latest")
     return _start(request, site, principal, form, body, lambda: restore_run(service, principal, instant))
+
+
+def destroy_environment(
+    request: Request, environment: Ulid, service: TheService, site: Here, principal: Who, form: Form
+) -> Response:
+    """End an environment, once its name was typed, and lead to the run that does."""
+    if form.get("confirm", "").strip() != service.name:
+        raise InvalidRequestError(
+            f"to end an environment of {service.name}, its name has to be typed", hint="Go back and type the name."
+        )
+
+    def work(transaction: Transaction) -> Answered:
+        run = destroy(site, service, environment, principal, transaction)
+        return Answered(status=HTTPStatus.SEE_OTHER, body="", headers={"Location": f"/runs/{run}"})
+
+    answer, _ = once(request, site, principal, form.get("key"), None, work)
+    return Response(status_code=answer.status, headers=dict(answer.headers))
 
 
 def preview_of(
@@ -186,5 +204,12 @@ SERVICE_PAGES = (
     Route(name="page.service.drill", method="POST", path=f"{_PATH}/drill", endpoint=start_drill, kind=HTMLResponse),
     Route(
         name="page.service.restore", method="POST", path=f"{_PATH}/restore", endpoint=start_restore, kind=HTMLResponse
+    ),
+    Route(
+        name="page.environment.destroy",
+        method="POST",
+        path=f"{_PATH}/environments/{{environment}}/destroy",
+        endpoint=destroy_environment,
+        kind=HTMLResponse,
     ),
 )

@@ -5,15 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 
-from drservice.environments.sandbox import open_sandbox
+from drservice.clock import SystemClock
+from drservice.environments import proc
+from drservice.environments.interface import EnvironmentSpec
+from drservice.environments.sandbox import open_sandbox, prepare_sandbox
+from drservice.model.ids import ServiceName
 from drservice.model.runs import RunKind, RunState
+from drservice.node.environments import EnvironmentTeller
 from tests.doubles.cluster import ClusterMaker, hand_over
 from tests.doubles.estate import SERVICE
 from tests.doubles.nodes import NodeBench
+from tests.doubles.website import Website
+
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+NEVER = datetime.now(UTC) + timedelta(days=1)
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +81,62 @@ def test_a_drill_passes_and_its_verdict_is_the_result(bench: NodeBench) -> None:
     assert bench.estate.environments() == []
 
 
-def test_an_isolated_restore_leaves_its_environment_running_and_says_how_to_reach_it(bench: NodeBench) -> None:
+def test_an_isolated_restore_leaves_its_environment_running_until_it_is_destroyed_over_http(
+    bench: NodeBench, tmp_path: Path
+) -> None:
     run = bench.wait_state(bench.request(RunKind.RESTORE, parameters={"to": "latest"}), RunState.SUCCEEDED)
     assert run.result is not None
-    environment = run.result["environment"]
-    assert environment["dsn"]
-    sandbox = open_sandbox(Path(environment["path"]))
+    told = run.result["environment"]
+    sandbox = open_sandbox(Path(told["path"]))
+    assert sandbox.running()
+    website = Website.over(bench.database, state_dir=tmp_path)
+    here = f"/api/v1/services/{SERVICE}/environments"
+    client = website.client(website.token("restorer"))
+    bench.wait_for(lambda: listed(client, here) == [(told["id"], "running", "alpha", told["dsn"])], "the host's word")
+    asked = client.delete(f"{here}/{told['id']}")
+    assert asked.status_code == 202
+    ended = bench.wait_state(asked.json()["run"], RunState.SUCCEEDED)
+    assert ended.result == {"environment": told["id"], "destroyed": True}
+    assert not Path(told["path"]).exists()
+    assert proc.processes_of(Path(told["path"])) == []
+    bench.wait_for(lambda: listed(client, here) == [], "the host's word")
+    again = client.delete(f"{here}/{told['id']}")
+    assert (again.status_code, again.json()) == (202, {"run": asked.json()["run"], "state": "succeeded"})
+
+
+def test_a_run_ends_no_environment_of_another_service_and_is_content_with_one_that_is_gone(bench: NodeBench) -> None:
+    foreign = prepare_sandbox(
+        EnvironmentSpec(service=ServiceName("crm"), purpose="restore", expires_at=NEVER),
+        environments_dir=bench.estate.state / "environments",
+        clock=SystemClock(),
+    )
     try:
-        assert sandbox.running()
+        asked = {"environment": foreign.id}
+        run = bench.wait_state(bench.request(RunKind.DESTROY, parameters=asked, host="alpha"), RunState.FAILED)
+        assert run.error is not None
+        assert run.error["code"] == "DR943"
+        assert foreign.data.exists()
     finally:
-        sandbox.destroy()
+        foreign.destroy()
+    run = bench.wait_state(bench.request(RunKind.DESTROY, parameters=asked, host="alpha"), RunState.SUCCEEDED)
+    assert run.result == {"environment": foreign.id, "destroyed": False}
+
+
+def test_a_node_removes_an_environment_that_has_expired(bench: NodeBench) -> None:
+    folder = bench.estate.state / "environments"
+    expired = prepare_sandbox(
+        EnvironmentSpec(service=ServiceName(SERVICE), purpose="restore", expires_at=LONG_AGO),
+        environments_dir=folder,
+        clock=SystemClock(),
+    )
+    teller = EnvironmentTeller(bench.database, host="beta", folder=lambda: folder, clock=SystemClock())
+    teller.look()
+    assert not expired.data.exists()
+
+
+def listed(client: httpx.Client, path: str) -> list[tuple[str, str, str, str]]:
+    items = client.get(path).json()["items"]
+    return [(item["id"], item["state"], item["host"], item["dsn"]) for item in items]
 
 
 def test_a_restore_to_no_instant_fails_with_a_hint(bench: NodeBench) -> None:

@@ -24,7 +24,7 @@ from drservice.web.auth.permissions import GRANTS, ROUTES, Permission, Role, req
 from drservice.web.routes import Route
 from drservice.web.site import Rates
 from tests.doubles.catalogue import CatalogueServer
-from tests.doubles.website import PASSWORD, URL, Website, csrf, set_clock, ulid
+from tests.doubles.website import PASSWORD, URL, Website, csrf, set_clock, tell_environment, ulid
 
 GUARDED = [route for route in ALL if ROUTES[route.name].permission is not Permission.PUBLIC]
 # They open the repository, which these tests do not have (test_web_evidence has one).
@@ -33,13 +33,20 @@ SLOW = {"api.evidence.bundle", "api.evidence.verify", "page.evidence.verify", "a
 
 @dataclass(kw_only=True)
 class Walk:
-    """One application that every combination is asked of, with a run of each of two services."""
+    """One application that every combination is asked of, with a run and an environment of each of two services."""
 
     website: Website
     runs: dict[str, str]
+    environments: dict[str, str]
 
     def ask(self, route: Route, service: str, client: httpx.Client) -> httpx.Response:
-        path = route.path.format(service=service, run=self.runs[service], token=ulid(datetime.now(UTC)), entry=1)
+        path = route.path.format(
+            service=service,
+            run=self.runs[service],
+            environment=self.environments[service],
+            token=ulid(datetime.now(UTC)),
+            entry=1,
+        )
         headers = {"Idempotency-Key": f"k{abs(hash((route.name, service)))}", "Accept": "application/json"}
         body: dict[str, Any] = {}
         if route.method == "POST" and route.path.startswith("/api/"):
@@ -52,13 +59,14 @@ class Walk:
 @pytest.fixture(scope="module")
 def walk(catalogues: CatalogueServer, tmp_path_factory: pytest.TempPathFactory) -> Walk:
     website = Website.over(catalogues.database(), state_dir=tmp_path_factory.mktemp("walk"))
-    runs = {}
-    for service in ("erp", "reporting"):
+    runs, environments = {}, {}
+    for number, service in enumerate(("erp", "reporting")):
+        environments[service] = tell_environment(website.site.database, service, host=f"db{number}")
         run = website.site.queue.enqueue(RunRequest(service=service, kind=RunKind.VERIFY, requested_by="somebody"))
         assert run is not None
         website.site.runs.cancel(run, "somebody")
         runs[service] = run
-    return Walk(website=website, runs=runs)
+    return Walk(website=website, runs=runs, environments=environments)
 
 
 @pytest.mark.parametrize("role", [None, *Role], ids=lambda role: role.value if role else "nobody")

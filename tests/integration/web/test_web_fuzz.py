@@ -17,7 +17,7 @@ from schemathesis.generation import GenerationMode
 from drservice.catalogue.runs import RunRequest
 from drservice.model.runs import RunKind
 from drservice.web.app import ROUTES
-from tests.doubles.website import Website, csrf
+from tests.doubles.website import Website, csrf, tell_environment
 
 EXAMPLES = 40
 STORE = {"api.evidence.bundle", "api.evidence.verify", "api.gate.ask"}
@@ -54,7 +54,8 @@ def test_whatever_is_sent_there_is_no_5xx(website: Website, operation_id: str, m
     )
 
     valid = mode is GenerationMode.POSITIVE
-    existing = {"service": "erp", "run": run, "entry": 1} if valid else {}
+    environment = tell_environment(website.site.database)
+    existing = {"service": "erp", "run": run, "environment": environment, "entry": 1} if valid else {}
     named = {name: value for name, value in existing.items() if f"{{{name}}}" in operation.path}
     statuses: set[int] = set()
 
