@@ -54,17 +54,30 @@ def settled(session: Session, keys: Iterable[ScheduleKey]) -> Mapping[ScheduleKe
     return {ScheduleKey(service=row.service, kind=row.kind, plan=row.plan): row.settled_until for row in rows}
 
 
-def hold(session: Session, key: ScheduleKey) -> datetime | None:
-    """Return up to when a schedule has been carried out, and keep others from it until the transaction ends.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """What became of the wish to hold a schedule."""
+
+    until: datetime | None
+    """Up to when it has been carried out; ``None`` for a new one."""
+    is_ours: bool
+    """Whether nobody else carries it out until the transaction ends; if not, somebody else is at it."""
+
+
+def hold(session: Session, key: ScheduleKey) -> Hold:
+    """Keep others from a schedule until the transaction ends, unless somebody else does: nobody waits here.
 
     A process that is stopped in the middle loses its transaction after half a minute, so that the others go on.
     """
     session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '30s'"))
-    return session.execute(
-        select(Timetable.settled_until)
-        .where(Timetable.service == key.service, Timetable.kind == key.kind, Timetable.plan == key.plan)
-        .with_for_update()
-    ).scalar_one_or_none()
+    row = select(Timetable.settled_until).where(
+        Timetable.service == key.service, Timetable.kind == key.kind, Timetable.plan == key.plan
+    )
+    until = session.execute(row.with_for_update(skip_locked=True)).scalar_one_or_none()
+    if until is None:
+        until = session.execute(row).scalar_one_or_none()
+        return Hold(until=until, is_ours=until is None)
+    return Hold(until=until, is_ours=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,8 @@ _IDLE = timedelta(minutes=10)
 """A schedule without slots is carried on this often: when its text changes, no older slot of the new one is missed."""
 _FURTHEST_BACK = timedelta(days=35)
 """Missed slots of a longer darkness are not recorded one by one."""
+_HELD_ELSEWHERE = timedelta(seconds=0.2)
+"""Until a schedule is looked at again that another node is carrying out."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -190,10 +192,13 @@ class Scheduler:
     # --- One schedule ----------------------------------------------------------------------------------------
 
     def _look_at(self, key: ScheduleKey, until: datetime | None, now: datetime) -> None:
-        cached = self._next.get(key)
-        is_quiet = cached is not None and until is not None and until >= cached.after and now < cached.slot
-        if is_quiet and until is not None and now - until < _IDLE and key not in self._fresh:
-            return
+        if until is not None and now - until < _IDLE and key not in self._fresh:
+            cached = self._next.get(key)
+            if cached is None or not cached.after <= until or now >= cached.slot:
+                # Somebody else may have carried it out: then the next slot is another one, and there is nothing to do.
+                cached = self._next[key] = _Next(after=until, slot=self._slot_after(key, until))
+            if now < cached.slot:
+                return
         try:
             self._judge(key)
         except CatalogueUnreachableError:
@@ -203,9 +208,13 @@ class Scheduler:
 
     def _judge(self, key: ScheduleKey) -> None:
         with self._database.session() as session:
-            until = hold(session, key)
+            held = hold(session, key)
             now = catalogue_now(session)
-            planned = self._planned.get(key)
+            if not held.is_ours:
+                # Whoever carries it out may die in the middle: it is looked at again in a moment.
+                self._next[key] = _Next(after=now, slot=now + _HELD_ELSEWHERE)
+                return
+            until, planned = held.until, self._planned.get(key)
             if until is None or key in self._fresh:
                 pass  # nobody asked for the slots of the past
             elif planned is None:

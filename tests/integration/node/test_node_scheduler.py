@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from drservice.catalogue.database import Database
 from drservice.catalogue.runs import RunInfo, Runs
+from drservice.catalogue.timetables import ScheduleKey, hold
 from drservice.clock import SystemClock
 from drservice.errors import CatalogueUnreachableError
 from drservice.jobs.queue import Queue, queues_for
@@ -343,3 +344,38 @@ def test_a_scheduler_that_is_stopped_in_the_middle_of_a_look_ends_when_the_look_
     go_on.set()
     ending.join(10)
     assert not ending.is_alive()
+
+
+def test_a_schedule_that_another_node_carries_out_is_not_waited_for_and_looked_at_again_if_that_node_fails(
+    database: Database, time: Time
+) -> None:
+    scheduler, _ = a_scheduler(database, an_estate("crm", "erp"))
+    scheduler.tick()
+    time.set(datetime(2026, 10, 24, 0, 30, tzinfo=UTC))
+    with database.session() as session:
+        assert hold(session, ScheduleKey(service="crm", kind="backup")).is_ours
+        assert scheduler.tick() < 1, "it comes back soon"
+        assert [run.service for run in runs_of(database)] == ["erp"], "it did not wait for the other"
+        session.rollback()  # the other fails, and nothing of what it did is there
+    time.move(seconds=1)
+    scheduler.tick()
+    assert sorted(run.service for run in runs_of(database)) == ["crm", "erp"]
+
+
+def test_what_another_node_has_carried_out_costs_no_transaction(database: Database, time: Time) -> None:
+    first, _ = a_scheduler(database, an_estate())
+    second, _ = a_scheduler(database, an_estate())
+    first.tick()
+    second.tick()
+    time.set(datetime(2026, 10, 24, 0, 30, tzinfo=UTC))
+    first.tick()
+    before = settled_rows(database)
+    second.tick()
+    assert settled_rows(database) == before
+    assert len(runs_of(database)) == 1
+
+
+def settled_rows(database: Database) -> list[tuple[object, ...]]:
+    """Return the rows with the transaction that wrote each."""
+    with database.connection() as connection:
+        return [tuple(row) for row in connection.execute(text("SELECT xmin::text, xmax::text, * FROM timetable"))]
