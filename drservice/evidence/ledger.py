@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -30,7 +30,6 @@ from drservice.errors import (
     LogKeyError,
     MissingObjectError,
     ObjectExistsError,
-    ObjectNotFoundError,
     ObjectStoreError,
     StatementError,
     UnknownSignerError,
@@ -46,6 +45,7 @@ from drservice.evidence.anchoring import (
     write_anchor,
 )
 from drservice.evidence.leafcache import Leaf, LeafCache
+from drservice.evidence.listing import PREFIX, EntryListing, entry_key
 from drservice.evidence.merkle import MerkleTree, leaf_hash
 from drservice.evidence.notes import Checkpoint, sign_note
 from drservice.evidence.pending import Pending, PendingFolder
@@ -68,7 +68,6 @@ from drservice.objectstore.interface import ObjectInfo, ObjectStore
 from drservice.objectstore.locks import host_lock
 from drservice.processes import make_folder
 
-PREFIX = "ledger/"
 CHECKPOINT_PREFIX = "ledger/checkpoint/"
 
 _NUMBER = re.compile("[0-9]{12}")
@@ -87,6 +86,14 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unless:
+    """What makes an append superfluous: an entry from ``since`` on in which the same event stands."""
+
+    since: int
+    stands_in: Callable[[Statement], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """A record that was read: its number and the statement, signed by a known key."""
 
@@ -94,11 +101,6 @@ class Entry:
     signed: SignedStatement
     signers: tuple[str, ...]
     """Fingerprints of the known keys that signed it."""
-
-
-def entry_key(number: int) -> str:
-    """Return the key of an entry."""
-    return f"{PREFIX}{number:012d}"
 
 
 def artefact_key(sha256: str) -> str:
@@ -147,6 +149,7 @@ class Ledger:
         short = hashlib.sha256(origin.encode("utf-8")).hexdigest()[:16]
         self._cache = LeafCache(self._folder / f"{short}.leaves")
         self._own_checkpoint = RememberedNote(self._folder / f"{short}.checkpoint")
+        self._listing = EntryListing(store, self._cache)
         self._pending = PendingFolder(self._folder / "pending")
         self._end = KnownEnd()
 
@@ -175,7 +178,7 @@ class Ledger:
         signers = [log] if self._executor is None else [self._executor, log]
         raw = sign_statement(statement, signers)
         with self._lock():
-            if self._tail() == 0:
+            if self._listing.tail() == 0:
                 require_time(occasion.recorded_at, (), store_time=self._store.server_time(), what="entry 0")
             if self._create(0, raw):
                 return self._seen(0, raw, statement.identity)
@@ -184,7 +187,7 @@ class Ledger:
             raise LogKeyError("this ledger was begun with another log key", hint="Use the log key of the ledger.")
         return Record(number=0, sha256=first.signed.sha256)
 
-    def append(self, statement: Statement, *, signers: Sequence[Signer] = ()) -> Record:
+    def append(self, statement: Statement, *, signers: Sequence[Signer] = (), unless: Unless | None = None) -> Record:
         """Append a statement at the next number, behind what waits on this host; durable on return.
 
         The same statement again returns where it stands. A crash leaves it appended or not.
@@ -192,6 +195,9 @@ class Ledger:
         Args:
             statement: what is recorded.
             signers: who signs instead of the executor (an approver; old and new key of a rotation).
+            unless: what makes it superfluous; where that stands is returned then. Whoever appends looks at every entry
+                in front of his own, also at one that came between his look and his writing, so any number of hosts may
+                try to put the same event on record and one does.
 
         Raises:
             LedgerMissingError, LedgerGapError, LedgerRollbackError: the ledger is not what it should be.
@@ -202,7 +208,7 @@ class Ledger:
         raw = sign_statement(statement, signers or [self._require_executor()])
         with self._lock():
             self._flush()
-            return self._append(raw, statement)
+            return self._append(raw, statement, unless)
 
     def keep_aside(self, statement: Statement) -> Path:
         """Sign a statement and keep it on this host until the ledger can be written again.
@@ -250,7 +256,7 @@ class Ledger:
             LedgerRollbackError: an entry that this host has seen is gone.
         """
         self._cache.refresh()
-        return self._tail()
+        return self._listing.tail()
 
     def raw(self, number: int) -> bytes:
         """Return the exact bytes of an entry: the oldest version that can be believed."""
@@ -318,7 +324,7 @@ class Ledger:
             As :meth:`entry` and :meth:`size`.
         """
         self._cache.refresh()
-        listed = self._listed()
+        listed = self._listing.all()
         for number, info in enumerate(listed):
             known = self._cache.get(number)
             if known is None or (known.stored_bytes, known.modified_us) != (info.stored_bytes, _microseconds(info)):
@@ -420,9 +426,9 @@ class Ledger:
             raise LogKeyError("this host does not hold the log key")
         return self._log
 
-    def _append(self, raw: bytes, statement: Statement) -> Record:
+    def _append(self, raw: bytes, statement: Statement, unless: Unless | None = None) -> Record:
         identity = statement.identity
-        tail = self._tail()
+        tail = self._listing.tail()
         if tail == 0:
             raise LedgerMissingError("the ledger was not begun: it has no entry 0")
         doubtful = self._cache.doubtful_from(identity)
@@ -431,8 +437,12 @@ class Ledger:
         known = self._cache.number_of(identity)
         if known is not None:
             return Record(number=known, sha256=hashlib.sha256(self.raw(known)).hexdigest())
-        number = tail
+        number, looked_at = tail, unless.since if unless is not None else tail
         while True:
+            there = None if unless is None else self._first_of(unless, looked_at, number)
+            if there is not None:
+                return there
+            looked_at = number
             if not statement.is_kept_aside:
                 self._require_time(statement.recorded_at, number, what=f"this {statement.kind.value}")
                 require_ended(statement)
@@ -444,6 +454,17 @@ class Ledger:
                 self._cache.doubt(identity, number)  # it may still become visible, here or further on
                 raise
             number += 1
+
+    def _first_of(self, unless: Unless, begin: int, end: int) -> Record | None:
+        """Return the first entry that makes an append superfluous; what cannot be believed does not."""
+        for number in range(begin, end):
+            try:
+                signed = self.entry(number).signed
+            except _UNBELIEVABLE:
+                continue
+            if unless.stands_in(signed.statement):
+                return Record(number=number, sha256=signed.sha256)
+        return None
 
     def _require_time(self, at: datetime, tail: int, *, what: str) -> None:
         signed, latest = self.latest_checkpoint(), self._end.latest_of(tail, at, self._dated)
@@ -479,7 +500,7 @@ class Ledger:
         waiting = self._pending.all()
         if not waiting:
             return ()
-        self._ingest_readable(min(each.known_size for each in waiting), self._tail())
+        self._ingest_readable(min(each.known_size for each in waiting), self._listing.tail())
         return tuple(self._flush_one(each) for each in waiting)
 
     def _flush_one(self, pending: Pending) -> Record:
@@ -487,58 +508,6 @@ class Ledger:
         record = self._append(pending.raw, statement)
         self._pending.remove(pending)
         return record
-
-    def _tail(self) -> int:
-        """Return the next free number, by a listing that begins at the last entry this host has seen."""
-        seen = self._cache.highest
-        expected = max(seen, 0)
-        start_after = entry_key(seen - 1) if seen > 0 else ""
-        for info in self._store.list(PREFIX, start_after=start_after):
-            name = info.key.removeprefix(PREFIX)
-            if not name[:1].isdigit():
-                break  # checkpoints and artefacts: behind every entry
-            if _NUMBER.fullmatch(name) is None:
-                continue
-            for number in range(expected, int(name)):
-                self._require_present(number, seen)
-            expected = int(name) + 1
-        if expected <= seen:
-            self._require_present(seen, seen)
-            expected = seen + 1
-        return expected
-
-    def _require_present(self, number: int, seen: int) -> None:
-        """Return if an entry that a listing left out is there after all.
-
-        Raises:
-            LedgerRollbackError, LedgerGapError: the store answered that it is not.
-        """
-        try:
-            self._store.stat(entry_key(number))
-        except ObjectNotFoundError as error:
-            if number == seen:
-                raise LedgerRollbackError(f"entry {number}, which this host has seen, is gone") from error
-            raise LedgerGapError(f"entry {number} is missing in the ledger, and later ones are there") from error
-
-    def _listed(self) -> list[ObjectInfo]:
-        """Return what a complete listing says of every entry."""
-        found: list[ObjectInfo] = []
-        for info in self._store.list(PREFIX):
-            name = info.key.removeprefix(PREFIX)
-            if not name[:1].isdigit():
-                break
-            if _NUMBER.fullmatch(name) is None:
-                continue
-            self._fill(found, int(name))
-            found.append(info)
-        self._fill(found, self._cache.highest + 1)
-        return found
-
-    def _fill(self, found: list[ObjectInfo], size: int) -> None:
-        """Ask for each entry below ``size`` that a listing left out."""
-        while len(found) < size:
-            self._require_present(len(found), self._cache.highest)
-            found.append(self._store.stat(entry_key(len(found))))
 
     def _ingest(self, number: int, known: Leaf | None, info: ObjectInfo | None) -> None:
         signed = self.entry(number).signed

@@ -13,16 +13,20 @@ from datetime import datetime
 from enum import Enum
 
 from drservice.evidence.reportentries import (
+    AccessEntry,
     ApprovalEntry,
     BackupEntry,
     DrillEntry,
+    FailureEntry,
     FindingEntry,
     Gravity,
     KeyEntry,
+    MissedEntry,
     ObligationEntry,
     ProbeEntry,
     Promise,
     RestoreEntry,
+    RetentionEntry,
     Unreadable,
 )
 
@@ -245,6 +249,9 @@ class DeviationKind(Enum):
     DOCUMENTS = "documents missing"
     RESTORE = "restore incomplete"
     BACKUP = "backup incomplete"
+    SLOT_MISSED = "slot missed"
+    RUN_FAILED = "run failed"
+    RETENTION = "retention"
     CHECK = "check not passed"
     FINDING = "finding open"
     PROBE = "probe failed"
@@ -352,6 +359,10 @@ class Report:
     """Of each finding that was open at some time in the period, its last entry."""
     approvals: tuple[ApprovalEntry, ...]
     probes: tuple[ProbeEntry, ...]
+    missed: tuple[MissedEntry, ...]
+    failures: tuple[FailureEntry, ...]
+    retention: tuple[RetentionEntry, ...]
+    access: tuple[AccessEntry, ...]
     keys: tuple[KeySpan, ...]
     unreadable: tuple[Unreadable, ...]
     populations: tuple[tuple[str, int, int], ...]

@@ -41,6 +41,7 @@ from drservice.evidence.report import (
 )
 from drservice.evidence.reportdeviations import GRAVE_FOR_A_SERVICE, Happenings, deviations_of
 from drservice.evidence.reportentries import (
+    AccessEntry,
     ApprovalEntry,
     BackupEntry,
     BackupOutcome,
@@ -48,11 +49,14 @@ from drservice.evidence.reportentries import (
     DrillEntry,
     DrillOutcome,
     Entry,
+    FailureEntry,
     FindingEntry,
     KeyEntry,
+    MissedEntry,
     ObligationEntry,
     ProbeEntry,
     RestoreEntry,
+    RetentionEntry,
     Stamp,
     Unreadable,
 )
@@ -105,6 +109,10 @@ def build_report(entries: Sequence[DecodedEntry], *, inputs: ReportInputs) -> Re
         findings=seen.findings,
         approvals=seen.approvals,
         probes=seen.probes,
+        missed=seen.missed,
+        failures=seen.failures,
+        retention=seen.retention,
+        access=seen.access,
         keys=tuple(_key_spans(book.keys)),
         unreadable=book.unreadable,
         populations=_populations(read, inputs),
@@ -125,6 +133,10 @@ class _Book:
     findings: tuple[FindingEntry, ...]
     approvals: tuple[ApprovalEntry, ...]
     probes: tuple[ProbeEntry, ...]
+    missed: tuple[MissedEntry, ...]
+    failures: tuple[FailureEntry, ...]
+    retention: tuple[RetentionEntry, ...]
+    access: tuple[AccessEntry, ...]
     keys: tuple[KeyEntry, ...]
     kept_aside: tuple[Stamp, ...]
     unreadable: tuple[Unreadable, ...]
@@ -157,6 +169,10 @@ def _open_book(read: Iterable[Entry | Unreadable], inputs: ReportInputs) -> _Boo
         findings=tuple(entry for entry in known if isinstance(entry, FindingEntry)),
         approvals=tuple(entry for entry in known if isinstance(entry, ApprovalEntry)),
         probes=tuple(entry for entry in known if isinstance(entry, ProbeEntry)),
+        missed=tuple(entry for entry in known if isinstance(entry, MissedEntry)),
+        failures=tuple(entry for entry in known if isinstance(entry, FailureEntry)),
+        retention=tuple(entry for entry in known if isinstance(entry, RetentionEntry)),
+        access=tuple(entry for entry in known if isinstance(entry, AccessEntry)),
         keys=tuple(entry for entry in known if isinstance(entry, KeyEntry)),
         kept_aside=tuple(entry.stamp for entry in known if entry.stamp.is_kept_aside),
         unreadable=tuple(unreadable),
@@ -178,6 +194,10 @@ def _happenings(
         findings=tuple(_findings(book.findings, period)),
         probes=tuple(entry for entry in book.probes if period.holds(entry.stamp.recorded_at)),
         approvals=tuple(entry for entry in book.approvals if period.holds(entry.stamp.recorded_at)),
+        missed=tuple(entry for entry in book.missed if period.holds(entry.stamp.recorded_at)),
+        failures=tuple(entry for entry in book.failures if period.holds(entry.stamp.recorded_at)),
+        retention=tuple(entry for entry in book.retention if period.holds(entry.stamp.recorded_at)),
+        access=tuple(entry for entry in book.access if period.holds(entry.stamp.recorded_at)),
         unreadable=book.unreadable,
         services=tuple(facts for facts, _ in services),
         ledger=inputs.ledger,

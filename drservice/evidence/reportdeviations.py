@@ -18,21 +18,25 @@ from drservice.evidence.report import (
     ServiceFacts,
 )
 from drservice.evidence.reportentries import (
+    AccessEntry,
     ApprovalEntry,
     BackupEntry,
     BackupOutcome,
     CheckOutcome,
     Documents,
+    FailureEntry,
     FindingEntry,
     Gravity,
+    MissedEntry,
     ProbeEntry,
     RestoreEntry,
     RestoreOutcome,
+    RetentionEntry,
     Stamp,
     Trouble,
     Unreadable,
 )
-from drservice.evidence.reporttext import count_of, format_ms
+from drservice.evidence.reporttext import count_of, format_instant, format_ms
 
 ANCHOR_MAX_AGE = timedelta(days=7)
 """How old the last anchor may be at the period's end while newer entries wait for one."""
@@ -41,6 +45,8 @@ GRAVE_FOR_A_SERVICE = frozenset({DeviationKind.UNDETECTED, DeviationKind.CONTRAD
 """Whatever else was measured is worth little beside one of these."""
 
 _ASIDE = "the ledger could not be written at the time; the entry was kept aside and appended later"
+_SETTLED = frozenset({"applied", "marked"})
+"""How retention ends as it should."""
 _ORDER = {kind: place for place, kind in enumerate(DeviationKind)}
 
 
@@ -58,6 +64,10 @@ class Happenings:
     findings: tuple[FindingEntry, ...]
     probes: tuple[ProbeEntry, ...]
     approvals: tuple[ApprovalEntry, ...]
+    missed: tuple[MissedEntry, ...]
+    failures: tuple[FailureEntry, ...]
+    retention: tuple[RetentionEntry, ...]
+    access: tuple[AccessEntry, ...]
     unreadable: tuple[Unreadable, ...]
     services: tuple[ServiceFacts, ...]
     ledger: LedgerFacts
@@ -75,6 +85,9 @@ def deviations_of(seen: Happenings) -> tuple[Deviation, ...]:
         *(_of_finding(finding) for finding in seen.findings if finding.is_open),
         *(_of_probe(probe) for probe in seen.probes if not probe.is_passed),
         *(_of_approval(approval) for approval in seen.approvals if approval.decision != "approved"),
+        *(_of_missed(missed) for missed in seen.missed),
+        *(_of_failure(failure) for failure in seen.failures),
+        *(_of_retention(entry) for entry in seen.retention if entry.outcome not in _SETTLED or entry.is_accepted),
         *(_of_unreadable(entry) for entry in seen.unreadable),
         *(deviation for facts in seen.services for deviation in _of_service(facts)),
         *(_of_absence(name) for name in seen.never_backed_up),
@@ -194,6 +207,32 @@ def _of_probe(probe: ProbeEntry) -> Deviation:
 def _of_approval(approval: ApprovalEntry) -> Deviation:
     text = f"{approval.approver} on entry {approval.entry}: {approval.decision} {approval.comment}".rstrip()
     return _make(DeviationKind.REJECTED, approval.stamp, text, gravity=Gravity.WARNING)
+
+
+def _of_missed(missed: MissedEntry) -> Deviation:
+    what = f"{missed.kind} {missed.plan}" if missed.plan else missed.kind
+    slots = count_of(len(missed.slots), "slot")
+    instead = f"run {missed.caught_up_by} makes up for it" if missed.caught_up_by else "nothing makes up for it"
+    text = f"{what}: {slots} up to {format_instant(missed.slots[-1])}, {missed.reason}; {instead}"
+    gravity = Gravity.WARNING if missed.caught_up_by else Gravity.CRITICAL
+    return _make(DeviationKind.SLOT_MISSED, missed.stamp, text, gravity=gravity)
+
+
+def _of_failure(failure: FailureEntry) -> Deviation:
+    what = f"{failure.kind} {failure.plan}" if failure.plan else failure.kind
+    claims = f"after {count_of(failure.claims, 'claim')}"
+    reason = _told(failure.error) or "no reason is given"
+    text = f"{what} of {format_instant(failure.scheduled_for)} {failure.outcome} {claims}: {reason}"
+    gravity = Gravity.CRITICAL if failure.outcome == "failed" else Gravity.WARNING
+    return _make(DeviationKind.RUN_FAILED, failure.stamp, text, gravity=gravity)
+
+
+def _of_retention(entry: RetentionEntry) -> Deviation:
+    """What was let go after a person looked at anomalies, or not let go: an auditor wants to see both."""
+    looked_at = "accepted: " if entry.is_accepted else ""
+    why = _told(entry.error) or looked_at + "; ".join(entry.anomalies) or f"{entry.refused} not let go by the store"
+    text = f"{entry.action} {entry.outcome}: {why}"
+    return _make(DeviationKind.RETENTION, entry.stamp, text, gravity=Gravity.WARNING)
 
 
 def _of_unreadable(entry: Unreadable) -> Deviation:

@@ -282,6 +282,72 @@ class KeyEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MissedEntry:
+    """Slots of a schedule for which nobody was there."""
+
+    stamp: Stamp
+    kind: str
+    plan: str | None
+    slots: tuple[datetime, ...]
+    reason: str
+    caught_up_by: str | None
+    """The run that makes up for them; ``None``: none does."""
+    noticed_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureEntry:
+    """A run of a schedule that ended without its result."""
+
+    stamp: Stamp
+    kind: str
+    plan: str | None
+    outcome: str
+    """failed | cancelled."""
+    scheduled_for: datetime
+    claims: int
+    ended_at: datetime
+    error: Trouble | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionEntry:
+    """What may expire was let go, or marked, or kept."""
+
+    stamp: Stamp
+    action: str
+    outcome: str
+    plan_sha256: str
+    planned: tuple[tuple[str, int | None], ...]
+    removed: tuple[tuple[str, int | None], ...]
+    refused: int
+    kept: tuple[tuple[str, int], ...]
+    """(why, how many snapshots)."""
+    last_verified: tuple[tuple[str, str], ...]
+    """(component, snapshot) that stayed because recovery was last proved with them."""
+    anomalies: tuple[str, ...]
+    is_accepted: bool
+    error: Trouble | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessEntry:
+    """A day of the access log, in a digest."""
+
+    stamp: Stamp
+    log: str
+    day: str
+    lines: int
+    late: int
+    sha256: str
+    succeeded: int
+    refused: int
+    failed: int
+    sign_ins_refused: int
+    is_first: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unreadable:
     """An entry that is in the ledger but that this version cannot tell the meaning of."""
 
@@ -290,5 +356,16 @@ class Unreadable:
 
 
 Entry: TypeAlias = (
-    BackupEntry | RestoreEntry | DrillEntry | ObligationEntry | ApprovalEntry | ProbeEntry | FindingEntry | KeyEntry
+    BackupEntry
+    | RestoreEntry
+    | DrillEntry
+    | ObligationEntry
+    | ApprovalEntry
+    | ProbeEntry
+    | FindingEntry
+    | KeyEntry
+    | MissedEntry
+    | FailureEntry
+    | RetentionEntry
+    | AccessEntry
 )

@@ -11,7 +11,7 @@ from drservice.evidence.report import (
     ServicePosture,
 )
 from drservice.evidence.reportdrills import documents_text, verdict_cell
-from drservice.evidence.reportentries import Gravity, RestoreEntry, RestoreOutcome
+from drservice.evidence.reportentries import Gravity, RestoreEntry, RestoreOutcome, RetentionEntry
 from drservice.evidence.reporttext import format_count, format_instant, format_ms
 from drservice.evidence.reportview import (
     Cell,
@@ -86,6 +86,9 @@ def population_section(report: Report) -> Section:
             _findings(report),
             _approvals(report),
             _probes(report),
+            _not_done(report),
+            _retention(report),
+            _access(report),
             _kinds(report),
         ),
     )
@@ -261,6 +264,124 @@ def _probes(report: Report) -> Table:
             for entry in report.probes
         ),
         empty="No probe was recorded in the period.",
+    )
+
+
+def _not_done(report: Report) -> Table:
+    """Return slots that nobody was there for and runs without a result, in the order of the ledger."""
+    rows = [
+        (
+            entry.stamp.number,
+            (
+                status("caught up", Tone.WARN) if entry.caught_up_by else status("missed", Tone.BAD),
+                text(entry.stamp.service or "-"),
+                text(f"{entry.kind} {entry.plan or ''}".rstrip()),
+                number(format_count(len(entry.slots))),
+                moment(format_instant(entry.slots[-1])),
+                text(entry.reason),
+                number(str(entry.stamp.number)),
+            ),
+        )
+        for entry in report.missed
+    ]
+    rows += [
+        (
+            entry.stamp.number,
+            (
+                status(entry.outcome, Tone.BAD if entry.outcome == "failed" else Tone.WARN),
+                text(entry.stamp.service or "-"),
+                text(f"{entry.kind} {entry.plan or ''}".rstrip()),
+                number("1"),
+                moment(format_instant(entry.scheduled_for)),
+                text(f"{entry.error.code} {entry.error.message}" if entry.error else "-"),
+                number(str(entry.stamp.number)),
+            ),
+        )
+        for entry in report.failures
+    ]
+    return Table(
+        title="Slots missed and runs without a result in the period",
+        columns=columns(
+            ("What", 3, Style.STATUS),
+            ("Service", 3),
+            ("Run", 4),
+            ("Slots", 2, Style.NUMBER),
+            ("Last slot (UTC)", 4),
+            ("Why", 7),
+            ("Entry", 2, Style.NUMBER),
+        ),
+        rows=tuple(row for _, row in sorted(rows, key=lambda item: item[0])),
+        empty="No slot was missed and no scheduled run ended without a result.",
+    )
+
+
+def _retention(report: Report) -> Table:
+    return Table(
+        title="Retention in the period",
+        columns=columns(
+            ("Outcome", 3, Style.STATUS),
+            ("Service", 3),
+            ("Action", 3),
+            ("Recorded (UTC)", 4),
+            ("Points gone", 2, Style.NUMBER),
+            ("Snapshots gone", 2, Style.NUMBER),
+            ("Kept", 6),
+            ("Entry", 2, Style.NUMBER),
+        ),
+        rows=tuple(
+            (
+                status(entry.outcome, Tone.GOOD if entry.outcome in {"applied", "marked"} else Tone.WARN),
+                text(entry.stamp.service or "-"),
+                text(entry.action),
+                moment(format_instant(entry.stamp.recorded_at)),
+                *(number(format_count(dict(entry.removed).get(name) or 0)) for name in ("points", "snapshots")),
+                text(_kept(entry)),
+                number(str(entry.stamp.number)),
+            )
+            for entry in report.retention
+        ),
+        empty="Nothing was let go in the period.",
+    )
+
+
+def _kept(entry: RetentionEntry) -> str:
+    return ", ".join(f"{count} {why}" for why, count in entry.kept) or "-"
+
+
+def _access(report: Report) -> Table:
+    return Table(
+        title="Days of the access log in the period",
+        columns=columns(
+            ("Day", 3),
+            ("Lines", 2, Style.NUMBER),
+            ("Succeeded", 2, Style.NUMBER),
+            ("Refused", 2, Style.NUMBER),
+            ("Failed", 2, Style.NUMBER),
+            ("Sign-ins refused", 2, Style.NUMBER),
+            ("Late", 2, Style.NUMBER),
+            ("SHA-256", 8, Style.CODE),
+            ("Entry", 2, Style.NUMBER),
+        ),
+        rows=tuple(
+            (
+                text(f"{entry.day} (a log begins)" if entry.is_first else entry.day),
+                *(
+                    number(format_count(count))
+                    for count in (
+                        entry.lines,
+                        entry.succeeded,
+                        entry.refused,
+                        entry.failed,
+                        entry.sign_ins_refused,
+                        entry.late,
+                    )
+                ),
+                code(entry.sha256),
+                number(str(entry.stamp.number)),
+            )
+            for entry in report.access
+        ),
+        empty="No access log was put on record in the period.",
     )
 
 

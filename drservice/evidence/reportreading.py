@@ -15,6 +15,7 @@ from typing import TypeVar
 from drservice.canonical import Json
 from drservice.clock import from_iso
 from drservice.evidence.reportentries import (
+    AccessEntry,
     ApprovalEntry,
     BackupEntry,
     BackupOutcome,
@@ -26,9 +27,11 @@ from drservice.evidence.reportentries import (
     DrillEntry,
     DrillOutcome,
     Entry,
+    FailureEntry,
     FindingEntry,
     Gravity,
     KeyEntry,
+    MissedEntry,
     ObligationEntry,
     Probe,
     ProbeEntry,
@@ -36,6 +39,7 @@ from drservice.evidence.reportentries import (
     Restoration,
     RestoreEntry,
     RestoreOutcome,
+    RetentionEntry,
     Stamp,
     Target,
     Trouble,
@@ -144,6 +148,12 @@ class _Fields:
 
     def maps(self, name: str) -> list[_Fields]:
         return [_Fields(item, f"{self._where}.{name}[{place}]") for place, item in enumerate(self._list(name))]
+
+    def instants(self, name: str) -> tuple[datetime, ...]:
+        try:
+            return tuple(from_iso(text) for text in self.texts(name))
+        except (ValueError, OverflowError) as error:
+            raise _ShapeError(f"{self._where}.{name}: {error}") from error
 
     def texts(self, name: str) -> tuple[str, ...]:
         found = []
@@ -364,6 +374,65 @@ def _key(fields: _Fields, stamp: Stamp) -> KeyEntry:
     )
 
 
+def _missed(fields: _Fields, stamp: Stamp) -> MissedEntry:
+    return MissedEntry(
+        stamp=stamp,
+        kind=fields.text("kind"),
+        plan=fields.maybe_text("plan"),
+        slots=fields.instants("slots"),
+        reason=fields.text("reason"),
+        caught_up_by=fields.maybe_text("caught_up_by"),
+        noticed_at=fields.instant("noticed_at"),
+    )
+
+
+def _failure(fields: _Fields, stamp: Stamp) -> FailureEntry:
+    return FailureEntry(
+        stamp=stamp,
+        kind=fields.text("kind"),
+        plan=fields.maybe_text("plan"),
+        outcome=fields.text("outcome"),
+        scheduled_for=fields.instant("scheduled_for"),
+        claims=fields.number("claims"),
+        ended_at=fields.instant("ended_at"),
+        error=_trouble(fields),
+    )
+
+
+def _retention(fields: _Fields, stamp: Stamp) -> RetentionEntry:
+    return RetentionEntry(
+        stamp=stamp,
+        action=fields.text("action"),
+        outcome=fields.text("outcome"),
+        plan_sha256=fields.text("plan"),
+        planned=fields.map("planned").numbers(),
+        removed=fields.map("removed").numbers(),
+        refused=fields.number("refused"),
+        kept=tuple((item.text("by"), item.number("snapshots")) for item in fields.maps("kept")),
+        last_verified=tuple((item.text("component"), item.text("snapshot")) for item in fields.maps("last_verified")),
+        anomalies=fields.texts("anomalies"),
+        is_accepted=fields.flag("accepted"),
+        error=_trouble(fields),
+    )
+
+
+def _access(fields: _Fields, stamp: Stamp) -> AccessEntry:
+    outcomes = fields.map("outcomes")
+    return AccessEntry(
+        stamp=stamp,
+        log=fields.text("log"),
+        day=fields.text("day"),
+        lines=fields.number("lines"),
+        late=fields.number("late"),
+        sha256=fields.text("sha256"),
+        succeeded=outcomes.number("succeeded"),
+        refused=outcomes.number("refused"),
+        failed=outcomes.number("failed"),
+        sign_ins_refused=outcomes.number("sign_ins_refused"),
+        is_first=fields.maybe_map("previous") is None,
+    )
+
+
 _READERS: dict[str, Callable[[_Fields, Stamp], Entry]] = {
     "backup": _backup,
     "restore": _restore,
@@ -373,4 +442,8 @@ _READERS: dict[str, Callable[[_Fields, Stamp], Entry]] = {
     "probe": _probe,
     "finding": _finding,
     "key": _key,
+    "missed": _missed,
+    "failure": _failure,
+    "retention": _retention,
+    "access": _access,
 }

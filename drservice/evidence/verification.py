@@ -238,6 +238,10 @@ def _count(value: object) -> str | None:
     return None if type(value) is int and value >= 0 else ""
 
 
+def _positive(value: object) -> str | None:
+    return None if type(value) is int and value >= 1 else ""
+
+
 def _bool(value: object) -> str | None:
     return None if isinstance(value, bool) else ""
 
@@ -259,6 +263,8 @@ _ulid = _pattern("[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _name = _pattern("[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?")
 _hash = _pattern("[0-9a-f]{64}")
 _lsn = _pattern("[0-9A-F]{1,8}/[0-9A-F]{1,8}")
+_day = _pattern("[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_run_kind = _pattern("[a-z]{1,20}")
 _key = _pattern("ed25519:[0-9a-f]{64}")
 _error = _nullable(_object(code=_pattern("DR[0-9]{3}"), message=_text))
 _promised = {"rto_ms": _nullable(_count), "rpo_ms": _nullable(_count)}
@@ -394,6 +400,60 @@ _PREDICATES: dict[str, _Check] = {
         key=_object(name=_name, role=_enum("executor", "log", "approver"), public=_key),
         services=_list(_name),
         previous=_nullable(_pattern("[0-9a-f]{16}")),
+    ),
+    "missed": _object(
+        **_common,
+        event=_ulid,
+        kind=_run_kind,
+        plan=_nullable(_text),
+        slots=lambda value: _list(_time)(value) if value else "",
+        reason=_text,
+        caught_up_by=_nullable(_ulid),
+        noticed_at=_time,
+    ),
+    "failure": _object(
+        **_common,
+        event=_ulid,
+        kind=_run_kind,
+        plan=_nullable(_text),
+        outcome=_enum("failed", "cancelled"),
+        scheduled_for=_time,
+        claims=_count,
+        started_at=_nullable(_time),
+        ended_at=_time,
+        error=_error,
+    ),
+    "retention": _object(
+        _late,
+        **_common,
+        action=_enum("retention", "prune"),
+        outcome=_enum("applied", "frozen", "held", "blocked", "refused", "marked", "failed"),
+        policy=_object(**dict.fromkeys(("within", "daily", "weekly", "monthly", "yearly"), _nullable(_text))),
+        plan=_hash,
+        planned=_object(
+            **dict.fromkeys(("points", "snapshots", "wal_files", "wal_bytes", "packs", "pack_bytes"), _count)
+        ),
+        removed=_object(**dict.fromkeys(("points", "snapshots", "wal_files", "wal_bytes"), _count)),
+        refused=_count,
+        kept=_list(_object(by=_text, snapshots=_positive)),
+        last_verified=_list(_object(component=_name, snapshot=_ulid)),
+        anomalies=_list(_text),
+        accepted=_bool,
+        error=_error,
+    ),
+    "access": _object(
+        **_common,
+        event=_ulid,
+        log=_ulid,
+        day=_day,
+        lines=_positive,
+        late=_count,
+        sha256=_hash,
+        outcomes=_object(**dict.fromkeys(("succeeded", "refused", "failed", "sign_ins_refused"), _count)),
+        first=_time,
+        last=_time,
+        previous=_nullable(_object(day=_day, sha256=_hash)),
+        closed_at=_time,
     ),
 }
 _subject_name: _Check = lambda value: None if isinstance(value, str) and 1 <= len(value) <= 1024 else ""  # noqa: E731 - one of many
@@ -639,7 +699,7 @@ _ENVELOPE = _object(
     payloadType=_enum(_PAYLOAD_TYPE),
     signatures=_list(_object(keyid=_pattern("[0-9a-f]{16}"), sig=_pattern("[A-Za-z0-9+/]{86}=="))),
 )
-_UNIQUE_RUNS = frozenset({"backup", "restore", "drill"})
+_UNIQUE_RUNS = frozenset({"backup", "restore", "drill", "retention"})
 _MICROSECOND = timedelta(microseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -681,6 +741,7 @@ class _Verification:
         self.ended: dict[str, int] = {}
         self.drilled: dict[str, _Entry] = {}
         self.obligations: dict[str, _Entry] = {}
+        self.digests_of_days: dict[str, _Object] = {}
         self.remarks: list[str] = []
 
     def run(self) -> Verified:
@@ -1044,10 +1105,18 @@ class _Verification:
             raise VerificationError(
                 Step.TIMES, f"{entry.what} was recorded at {said}, before entry {latest[1]}: it is back-dated"
             )
-        if entry.kind == "backup":
-            begun, ended = _instant(entry.predicate["started_at"]), _instant(entry.predicate["ended_at"])
+        if entry.kind in {"backup", "failure"}:
+            ended = _instant(entry.predicate["ended_at"])
+            begun = _instant(entry.predicate["started_at"] or entry.predicate["ended_at"])
             if ended < begun or (not entry.is_late and ended > entry.time + self.policy.tolerance):
                 raise VerificationError(Step.TIMES, f"{entry.what} ended before it began, or after it was recorded")
+        if entry.kind == "missed":
+            slots = entry.predicate["slots"]
+            ordered = all(earlier < later for earlier, later in pairwise(slots))
+            if not ordered or slots[-1] > entry.predicate["noticed_at"]:
+                raise VerificationError(
+                    Step.TIMES, f"{entry.what} names slots out of order, or noticed them before they came"
+                )
 
     def check_replays(self) -> None:
         seen: dict[tuple[str, str], int] = {}
@@ -1062,6 +1131,8 @@ class _Verification:
                 marks.append(("obligation", predicate["obligation"]))
             if entry.kind == "drill" and predicate["challenge"]:
                 marks.append(("challenge nonce", predicate["challenge"]["nonce"]))
+            if "event" in predicate:
+                marks.append(("event", predicate["event"]))
             for mark in marks:
                 first = seen.setdefault(mark, number)
                 if first != number:
@@ -1079,6 +1150,10 @@ class _Verification:
                 self.check_drill(entry)
             elif entry.kind == "approval":
                 self.check_approval(entry)
+            elif entry.kind == "access":
+                self.check_access(entry)
+            elif entry.kind == "retention":
+                self.check_retention(entry)
             elif entry.kind == "finding":
                 finding = entry.predicate["finding"]
                 if entry.predicate["state"] == "opened":
@@ -1169,6 +1244,43 @@ class _Verification:
             return
         if entry.subject != {f"ledger/{number:012d}": hashlib.sha256(approved.raw).hexdigest()}:
             raise VerificationError(Step.OBLIGATIONS, f"{entry.what} approves other bytes than those of entry {number}")
+
+    def check_access(self, entry: _Entry) -> None:
+        """Each day of an access log names the digest of the day before it that had a line."""
+        said = entry.predicate
+        outcomes = said["outcomes"]
+        counted = outcomes["succeeded"] + outcomes["refused"] + outcomes["failed"]
+        if (
+            counted != said["lines"]
+            or outcomes["sign_ins_refused"] > outcomes["refused"]
+            or said["first"] > said["last"]
+        ):
+            raise VerificationError(Step.OBLIGATIONS, f"{entry.what} counts other lines than it has")
+        before = self.digests_of_days.get(said["log"])
+        if self.manifest["complete"] and said["previous"] != before:
+            raise VerificationError(
+                Step.OBLIGATIONS,
+                f"{entry.what} does not follow the last digest of the access log {said['log']}: a day was dropped",
+            )
+        if said["previous"] is not None and said["previous"]["day"] >= said["day"]:
+            raise VerificationError(
+                Step.OBLIGATIONS, f"{entry.what} is of {said['day']} and follows {said['previous']['day']}"
+            )
+        if said["previous"] is None and self.digests_of_days:
+            self.remarks.append(
+                f"Entry {entry.number} begins another access log: the last lines of an earlier one may be untold."
+            )
+        self.digests_of_days[said["log"]] = {"day": said["day"], "sha256": said["sha256"]}
+
+    def check_retention(self, entry: _Entry) -> None:
+        said = entry.predicate
+        if entry.subject.get("plan/retention") != said["plan"]:
+            raise VerificationError(Step.OBLIGATIONS, f"{entry.what} is not about its own plan")
+        is_idle = said["outcome"] in {"frozen", "marked"} or said["action"] == "prune"
+        if is_idle and any(said["removed"].values()):
+            raise VerificationError(Step.OBLIGATIONS, f"{entry.what} says {said['outcome']} and that something went")
+        if said["outcome"] == "applied" and (said["refused"] or said["error"] is not None):
+            raise VerificationError(Step.OBLIGATIONS, f"{entry.what} says applied against its own numbers")
 
     # 11
     def check_artefacts(self) -> None:

@@ -26,6 +26,10 @@ class EvidenceKind(Enum):
     PROBE = "probe"
     FINDING = "finding"
     KEY = "key"
+    MISSED = "missed"
+    FAILURE = "failure"
+    RETENTION = "retention"
+    ACCESS = "access"
 
 
 class KeyRole(Enum):

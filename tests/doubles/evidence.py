@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -256,3 +256,101 @@ def open_ledger(
         log=log,
         anchors=anchors,
     )
+
+
+def missed(at: datetime, number: int, *, service: str = "erp", caught_up: bool = True) -> Statement:
+    """Return two slots of a night that nobody was there for."""
+    slots: list[Json] = [to_iso(at - timedelta(hours=hours)) for hours in (4, 3)]
+    return make_statement(
+        EvidenceKind.MISSED,
+        occasion=occasion(at, service=service),
+        subject=[],
+        fields={
+            "event": ulid(number),
+            "kind": "backup",
+            "plan": None,
+            "slots": slots,
+            "reason": "no node was there",
+            "caught_up_by": ulid(number + 1) if caught_up else None,
+            "noticed_at": to_iso(at - timedelta(minutes=1)),
+        },
+    )
+
+
+def failure(at: datetime, number: int, *, service: str = "erp", outcome: str = "failed") -> Statement:
+    """Return a scheduled run that was lost too often."""
+    return make_statement(
+        EvidenceKind.FAILURE,
+        occasion=occasion(at, run=number, service=service),
+        subject=[],
+        fields={
+            "event": ulid(number),
+            "kind": "drill",
+            "plan": "erp-quarterly",
+            "outcome": outcome,
+            "scheduled_for": to_iso(at - timedelta(hours=2)),
+            "claims": 3,
+            "started_at": to_iso(at - timedelta(hours=1)),
+            "ended_at": to_iso(at - timedelta(minutes=5)),
+            "error": {"code": "DR905", "message": "its process died"},
+        },
+    )
+
+
+def retention(
+    at: datetime, number: int, *, outcome: str = "applied", changes: Mapping[str, Json] | None = None
+) -> Statement:
+    """Return what a night's retention has let go."""
+    fields: dict[str, Json] = {
+        "action": "retention",
+        "outcome": outcome,
+        "policy": {"within": "14d", "daily": None, "weekly": None, "monthly": "12mo", "yearly": None},
+        "plan": SHA,
+        "planned": {"points": 2, "snapshots": 2, "wal_files": 5, "wal_bytes": 500, "packs": 0, "pack_bytes": 0},
+        "removed": {"points": 2, "snapshots": 2, "wal_files": 5, "wal_bytes": 500},
+        "refused": 0,
+        "kept": [{"by": "within", "snapshots": 3}, {"by": "last verified", "snapshots": 1}],
+        "last_verified": [{"component": "database", "snapshot": ulid(2)}],
+        "anomalies": [],
+        "accepted": False,
+        "error": None,
+        **(changes or {}),
+    }
+    return make_statement(
+        EvidenceKind.RETENTION,
+        occasion=occasion(at, run=number),
+        subject=[Subject("plan/retention", SHA)],
+        fields=fields,
+    )
+
+
+def access(
+    at: datetime,
+    number: int,
+    *,
+    day: str,
+    log: int = 800,
+    previous: tuple[str, str] | None = None,
+    changes: Mapping[str, Json] | None = None,
+) -> Statement:
+    """Return a day of the access log."""
+    fields: dict[str, Json] = {
+        "event": ulid(number),
+        "log": ulid(log),
+        "day": day,
+        "lines": 12,
+        "late": 1,
+        "sha256": hashlib.sha256(day.encode()).hexdigest(),
+        "outcomes": {"succeeded": 8, "refused": 3, "failed": 1, "sign_ins_refused": 2},
+        "first": f"{day}T06:00:00.000000Z",
+        "last": f"{day}T18:00:00.000000Z",
+        "previous": None if previous is None else {"day": previous[0], "sha256": previous[1]},
+        "closed_at": to_iso(at),
+        **(changes or {}),
+    }
+    return make_statement(EvidenceKind.ACCESS, occasion=occasion(at, service=None), subject=[], fields=fields)
+
+
+def digest_of(day: str) -> tuple[str, str]:
+    """Return how the next day names a day of :func:`access`."""
+    return day, hashlib.sha256(day.encode()).hexdigest()

@@ -21,7 +21,7 @@ from drservice.catalogue.projection import project_points, project_service, proj
 from drservice.catalogue.rebuild import Rebuilt, catch_up_records, read_service, rebuild
 from drservice.catalogue.tables import Base, Point, Record, Snapshot, WalWindow
 from drservice.errors import CatalogueUnreachableError, StoreUnreachableError
-from drservice.evidence.ledger import entry_key
+from drservice.evidence.listing import entry_key
 from drservice.model.estate import Service
 from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import ServiceName

@@ -13,7 +13,8 @@ from drservice.errors import DrError, EvidenceIncompleteError, LedgerGapError, U
 from drservice.evidence import bundle as bundle_module
 from drservice.evidence.anchoring import AnchorPlace
 from drservice.evidence.bundle import ReportWishes, build_bundle, read_contents
-from drservice.evidence.ledger import Ledger, artefact_key, entry_key
+from drservice.evidence.ledger import Ledger, artefact_key
+from drservice.evidence.listing import entry_key
 from drservice.evidence.report import Period, ServiceFacts, Verified
 from drservice.evidence.statements import Subject, sign_statement
 from drservice.evidence.verification import verify_bundle

@@ -27,7 +27,8 @@ from drservice.errors import (
     UnknownSignerError,
 )
 from drservice.evidence.anchoring import AnchorPlace, anchor_prefix
-from drservice.evidence.ledger import Ledger, artefact_key, entry_key
+from drservice.evidence.ledger import Ledger, artefact_key
+from drservice.evidence.listing import entry_key
 from drservice.evidence.notes import Checkpoint, sign_note
 from drservice.evidence.policy import LedgerPolicy, LogKey
 from drservice.evidence.signing import Signer, load_key, load_log_key, make_log_key

@@ -39,6 +39,21 @@ STATEMENTS = {
     EvidenceKind.PROBE: made.probe(made.START, 4),
     EvidenceKind.FINDING: finding(made.START, "opened"),
     EvidenceKind.KEY: key_entry(made.START, "added", "x", "executor", made.HOST),
+    EvidenceKind.MISSED: made.missed(made.START, 5),
+    EvidenceKind.FAILURE: made.failure(made.START, 6),
+    EvidenceKind.RETENTION: made.retention(made.START, 7),
+    EvidenceKind.ACCESS: made.access(made.START, 8, day="2026-02-28", previous=made.digest_of("2026-02-27")),
+}
+
+
+NEVER_LATE = {
+    EvidenceKind.OBLIGATION,
+    EvidenceKind.APPROVAL,
+    EvidenceKind.KEY,
+    # These wait in the catalogue instead.
+    EvidenceKind.MISSED,
+    EvidenceKind.FAILURE,
+    EvidenceKind.ACCESS,
 }
 
 
@@ -96,7 +111,7 @@ def test_schema_and_verifier_agree_about_every_edit(kind: EvidenceKind) -> None:
 
 @pytest.mark.parametrize("kind", EvidenceKind)
 def test_only_what_happened_can_be_kept_aside(kind: EvidenceKind) -> None:
-    if kind in {EvidenceKind.OBLIGATION, EvidenceKind.APPROVAL, EvidenceKind.KEY}:
+    if kind in NEVER_LATE:
         with pytest.raises(StatementError, match="kept_aside"):
             keep_aside_mark(STATEMENTS[kind])
     else:

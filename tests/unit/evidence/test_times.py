@@ -14,7 +14,8 @@ from drservice.canonical import Json
 from drservice.clock import to_iso
 from drservice.errors import ExitStatus, LedgerClockError
 from drservice.evidence.anchoring import AnchorPlace
-from drservice.evidence.ledger import Ledger, entry_key
+from drservice.evidence.ledger import Ledger
+from drservice.evidence.listing import entry_key
 from drservice.evidence.statements import Statement, sign_statement
 from drservice.evidence.times import Dated, KnownEnd
 from drservice.evidence.verification import VerificationError
