@@ -13,15 +13,15 @@ from drservice.clock import to_iso
 from drservice.errors import ExitStatus, UsageError
 from drservice.model.estate import Service
 from drservice.model.retention import RetentionPolicy, Verdict
-from drservice.operations.prune import SWEEP_DISABLED, ComponentPacks, mark_packs
+from drservice.operations.prune import SWEEP_DISABLED, ComponentPacks
 from drservice.operations.retention import (
     Removed,
     RetentionContext,
     RetentionOutcome,
     RetentionState,
-    apply_retention,
     inspect_retention,
 )
+from drservice.operations.retentionrecord import apply_retention, run_prune
 from drservice.wiring.data_plane import open_data_plane
 from drservice.wiring.evidence import open_evidence
 
@@ -42,7 +42,6 @@ _GRAVITY = (
     RetentionState.BLOCKED,
 )
 _SHOWN = 10
-_NOT_RECORDED = "the ledger has no kind of record for expiry yet: what was deleted stands here only"
 
 
 @click.command(help="Plan what of SERVICE (default: all) has expired, with a reason for each snapshot, or delete it.")
@@ -138,7 +137,7 @@ def retention_document(item: RetentionOutcome) -> dict[str, object]:
             for wal in item.wal
         ],
         "removed": _removed(item.removed),
-        "record": None,
+        "record": item.record,
         "notes": list(item.notes),
     }
 
@@ -213,12 +212,13 @@ def _result_lines(item: RetentionOutcome, *, applying: bool) -> Iterator[str]:
     if item.state is RetentionState.HELD:
         yield "a restore runs: nothing that it may need was deleted; run this again when it has ended"
     removed = item.removed
+    if item.record is not None:
+        yield f"on record: drservice evidence show {item.record}"
     if removed is not None:
         yield (
             f"deleted: {len(removed.points)} recovery points, {len(removed.snapshots)} snapshots,"
             f" {len(removed.wal)} WAL files ({format_bytes(removed.wal_bytes)})"
         )
-        yield _NOT_RECORDED
         kinds = Counter(removed.refused.values())
         yield from (f"NOT deleted ({number}): {problem}" for problem, number in kinds.most_common(_SHOWN))
     elif not applying and item.state is RetentionState.PLANNED and (item.plan.expired or _has_expired_wal(item)):
@@ -235,11 +235,11 @@ def _has_expired_wal(item: RetentionOutcome) -> bool:
 def prune(invocation: Invocation, service: str | None) -> None:
     """Mark unused packs."""
     estate = invocation.load().estate
-    with open_data_plane(estate) as plane, invocation.progress() as progress:
+    with open_data_plane(estate) as plane, open_evidence(plane) as evidence, invocation.progress() as progress:
         found = [
             packs
             for item in estate.selected(service)
-            for packs in mark_packs(plane.repository, item, progress=progress)
+            for packs in run_prune(plane.repository, evidence, item, progress=progress)
         ]
     document = {
         "sweep": "disabled",

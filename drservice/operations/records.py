@@ -24,6 +24,8 @@ _DETAIL_LETTERS = 240
 _REASONS = 24
 _MOST_BYTES = 44_000
 """An envelope spells its payload in Base64 and may have 65,535 bytes."""
+_PERIODS = ("within", "daily", "weekly", "monthly", "yearly")
+_EXPIRING = ("points", "snapshots", "wal_files", "wal_bytes")
 _LONG = ("checks", "reasons", "not_tested")
 _SHORTER = (120, 60, 30, 13)
 
@@ -91,6 +93,56 @@ def _captured(record: SnapshotRecord) -> dict[str, Json]:
         "files": record.files,
         **position,
         **damage,
+    }
+
+
+def retention_fields(
+    *,
+    action: str,
+    outcome: str,
+    policy: Mapping[str, str | None],
+    plan_sha256: str,
+    planned: Mapping[str, int],
+    removed: Mapping[str, int],
+    refused: int = 0,
+    kept: Mapping[str, int] | None = None,
+    last_verified: Iterable[tuple[str, str]] = (),
+    anomalies: Iterable[str] = (),
+    accepted: bool = False,
+    error: DrError | None = None,
+) -> dict[str, Json]:
+    """Return what retention puts on record; counts that are not named are 0.
+
+    Args:
+        action: ``retention`` lets go, ``prune`` marks.
+        outcome: how it ended.
+        policy: the periods in force, by name.
+        plan_sha256: of the plan's canonical bytes, which are an artefact where something was to go.
+        planned: what was to go.
+        removed: what went.
+        refused: how many objects the store did not let go of.
+        kept: how many snapshots stay, by reason.
+        last_verified: (component, snapshot) of those that recovery was last proved with.
+        anomalies: what a person has to look at before anything goes.
+        accepted: whether one has.
+        error: what ended it early.
+    """
+    periods: dict[str, Json] = {name: policy.get(name) for name in _PERIODS}
+    counts: dict[str, Json] = {name: planned.get(name, 0) for name in (*_EXPIRING, "packs", "pack_bytes")}
+    gone: dict[str, Json] = {name: removed.get(name, 0) for name in _EXPIRING}
+    return {
+        "action": action,
+        "outcome": outcome,
+        "policy": periods,
+        "plan": plan_sha256,
+        "planned": counts,
+        "removed": gone,
+        "refused": refused,
+        "kept": [{"by": by, "snapshots": count} for by, count in sorted((kept or {}).items())],
+        "last_verified": [{"component": component, "snapshot": snapshot} for component, snapshot in last_verified],
+        "anomalies": texts(anomalies),
+        "accepted": accepted,
+        "error": error_fields(error),
     }
 
 

@@ -4,6 +4,9 @@ Order is what makes it safe to stop anywhere and to run beside everything else: 
 snapshots and a snapshot before its WAL, so what is still listed is whole; holds are read again before anything is
 deleted and once more before WAL is; which WAL is needed is worked out from the snapshots that are listed *then*. Packs
 are never deleted here. What cannot be read keeps what it may need. A run that was killed is repeated by the next.
+
+What was let go, what was not and why is put on record (:mod:`drservice.operations.retentionrecord`); a host that can
+sign nothing deletes nothing.
 """
 
 from __future__ import annotations
@@ -92,6 +95,8 @@ class RetentionOutcome:
     removed: Removed | None
     """``None`` if nothing was to be deleted."""
     notes: tuple[str, ...]
+    record: int | None = None
+    """Where it stands in the ledger; ``None`` if nothing was to be deleted, or the record waits on this host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,20 +132,18 @@ def inspect_retention(context: RetentionContext, service: Service, *, accepted: 
     )
 
 
-def apply_retention(context: RetentionContext, service: Service, *, accepted: bool = False) -> RetentionOutcome:
-    """Delete what may go: points, then snapshots, then WAL. Never packs.
+def carry_out_retention(context: RetentionContext, planned: RetentionOutcome, removed: Removed) -> RetentionOutcome:
+    """Delete what may go: points, then snapshots, then WAL; never packs. ``removed`` is told as it happens.
 
     Raises:
-        ProofUnknownError: it cannot be told which snapshots recovery was last proved with; nothing was deleted.
         ObjectStoreError: the store did not answer; what was deleted so far may go, the next run does the rest.
     """
-    planned = inspect_retention(context, service, accepted=accepted)
+    service = planned.service
     if planned.state in {RetentionState.FROZEN, RetentionState.HELD}:
         return planned
     now = context.repository.store.server_time()
     if _is_held(_holds(context, service, now), now):
         return replace(planned, state=RetentionState.HELD, notes=("a restore began meanwhile: nothing was deleted",))
-    removed = Removed()
     context.progress.step(f"expire snapshots of {service.name}")
     _delete(context, _point_keys(service, planned.plan.expired_points), removed.points, removed)
     _delete(context, _free_snapshot_keys(service, planned.plan, removed), removed.snapshots, removed)

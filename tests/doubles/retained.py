@@ -30,7 +30,8 @@ from drservice.objectstore.memory import MemoryStore
 from drservice.operations.evidence import Evidence, snapshot_subjects
 from drservice.operations.progress import SilentProgress
 from drservice.operations.records import recovery_fields, target_fields
-from drservice.operations.retention import RetentionContext, RetentionOutcome, apply_retention, inspect_retention
+from drservice.operations.retention import RetentionContext, RetentionOutcome, inspect_retention
+from drservice.operations.retentionrecord import apply_retention
 from drservice.repository.changes import ChangeRule
 from drservice.repository.writer import CommitFacts, SnapshotWriter
 from tests.doubles.clock import ManualClock
@@ -209,8 +210,8 @@ class RetainedService:
     # --- looking ------------------------------------------------------------------------------------------------
 
     def listing(self, part: str = "") -> list[str]:
-        """Return the keys that contain a part."""
-        return [key for key in self.site.sizes() if part in key]
+        """Return the keys that contain a part; those of the ledger, which grows with each run, only if it names it."""
+        return [key for key in self.site.sizes() if part in key and ("ledger" in part or not key.startswith("ledger/"))]
 
     def segments(self) -> list[int]:
         """Return the numbers of the archived segments."""

@@ -6,12 +6,21 @@ import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from drservice.errors import PacksUnknownError, ProofUnknownError, StoreDeniedError, StoreUnreachableError
+from drservice.errors import (
+    LogKeyError,
+    PacksUnknownError,
+    ProofUnknownError,
+    StoreDeniedError,
+    StoreUnreachableError,
+)
+from drservice.evidence.statements import Statement
+from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import make_ulid
 from drservice.model.retention import Kept
 from drservice.model.wal import Timeline, segment_name
@@ -21,6 +30,7 @@ from drservice.operations.progress import SilentProgress
 from drservice.operations.proofs import proofs_of
 from drservice.operations.prune import mark_packs
 from drservice.operations.retention import RetentionState
+from drservice.operations.retentionrecord import apply_retention, run_prune
 from drservice.repository.holds import place_hold
 from tests.doubles.repositories import flipped, new_host
 from tests.doubles.retained import SEGMENT, RetainedService
@@ -391,3 +401,90 @@ def test_repaired_copies_and_other_timelines_are_judged_by_position(service: Ret
     service.apply()
     assert not service.listing(name)
     assert service.segments() == [40, 3], "what arrived three days ago stays, wherever it lies"
+
+
+# --- what is put on record ----------------------------------------------------------------------------------
+
+
+def records(service: RetainedService) -> list[Statement]:
+    """Return what retention has put on record, oldest first."""
+    statements = (entry.signed.statement for entry in service.evidence().ledger.entries())
+    return [statement for statement in statements if statement.kind is EvidenceKind.RETENTION]
+
+
+def test_what_went_and_what_stayed_is_on_record_with_its_plan(service: RetainedService) -> None:
+    old = service.night(segment=10, pause_days=20)
+    service.proved(old)
+    service.night(segment=11, pause_days=20)
+    service.night(segment=12)
+    outcome = service.apply()
+    (statement,) = records(service)
+    said = statement.predicate
+    assert (said["outcome"], said["action"], said["refused"], said["error"]) == ("applied", "retention", 0, None)
+    assert outcome.removed is not None
+    assert said["removed"] == {
+        "points": len(outcome.removed.points),
+        "snapshots": len(outcome.removed.snapshots),
+        "wal_files": len(outcome.removed.wal),
+        "wal_bytes": outcome.removed.wal_bytes,
+    }
+    assert outcome.removed.snapshots
+    assert said["last_verified"] == [{"component": "database", "snapshot": old.id}]
+    assert {"by": "last verified", "snapshots": 1} in said["kept"]  # type: ignore[operator]  # a list, by its schema
+    plan, artefact = statement.subject
+    assert (plan.name, plan.sha256) == ("plan/retention", said["plan"]) == ("plan/retention", artefact.sha256)
+    enclosed = json.loads(service.evidence().ledger.artefact(artefact.sha256))
+    assert [item["id"] for item in enclosed["snapshots"] if item["kept"] is None] == [
+        key.rsplit("/", 1)[-1] for key in outcome.removed.snapshots
+    ]
+    assert outcome.record is not None
+    assert service.evidence().ledger.entry(outcome.record).signed.statement == statement
+
+
+def test_a_run_that_the_store_cut_off_is_on_record_with_what_had_gone(service: RetainedService) -> None:
+    for segment in (10, 11, 12):
+        service.night(segment=segment, pause_days=20)
+    cut_off = FaultyStore(service.site.store, Fault(at=2, operations=["delete"]))
+    with pytest.raises(StoreUnreachableError):
+        service.apply(cut_off)
+    (statement,) = records(service)
+    said = statement.predicate
+    assert (said["outcome"], said["error"]["code"]) == ("failed", StoreUnreachableError.code)  # type: ignore[index,call-overload]  # an object, by its schema
+    assert said["removed"]["points"] == 1  # type: ignore[index,call-overload]  # as above
+
+
+def test_a_host_that_can_sign_nothing_deletes_nothing(service: RetainedService) -> None:
+    for segment in (10, 11, 12):
+        service.night(segment=segment, pause_days=20)
+    before = service.listing()
+    context = service.context()
+    mute = replace(context, evidence=replace(context.evidence, problem="nobody knows its key"))
+    with pytest.raises(LogKeyError, match="nobody knows its key"):
+        apply_retention(mute, service.service)
+    assert service.listing() == before
+
+
+def test_a_record_that_the_ledger_does_not_take_is_kept_aside_and_appended_later(service: RetainedService) -> None:
+    for segment in (10, 11, 12):
+        service.night(segment=segment, pause_days=20)
+    context = service.context()
+    away = FaultyStore(service.site.store, Fault(at=1, operations=["create"], times=100))
+    evidence = replace(service.evidence(away), problem=None)
+    outcome = apply_retention(replace(context, evidence=evidence), service.service)
+    assert (outcome.state, outcome.record) == (RetentionState.APPLIED, None)
+    assert not records(service)
+    service.evidence().ledger.flush_pending()
+    (statement,) = records(service)
+    assert statement.is_kept_aside
+
+
+def test_marked_packs_are_on_record_and_nothing_else(service: RetainedService) -> None:
+    service.night(segment=10, pause_days=20)
+    service.night(segment=11, pause_days=20)
+    service.apply()
+    service.clock.pass_seconds(8 * 86400)
+    found = run_prune(service.site.repository(), service.evidence(), service.service, progress=SilentProgress())
+    said = records(service)[-1].predicate
+    assert (said["action"], said["outcome"]) == ("prune", "marked")
+    assert said["planned"]["packs"] == sum(len(item.unused) for item in found) > 0  # type: ignore[index,call-overload]  # an object, by its schema
+    assert not any(said["removed"].values())  # type: ignore[union-attr]  # as above
