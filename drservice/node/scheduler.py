@@ -47,6 +47,9 @@ _IDLE = timedelta(minutes=10)
 """A schedule without slots is carried on this often: when its text changes, no older slot of the new one is missed."""
 _FURTHEST_BACK = timedelta(days=35)
 """Missed slots of a longer darkness are not recorded one by one."""
+_LOOKS = 3
+"""That may be under way: one at work, and others that wait for it. If only one were allowed, an alarm in the middle of
+a look, or before APScheduler has noticed its end, would not ring, and slots would wait for the longest wait."""
 _HELD_ELSEWHERE = timedelta(seconds=0.2)
 """Until a schedule is looked at again that another node is carrying out."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -107,7 +110,7 @@ class Scheduler:
         """Of the alarm: none is set any more once it is to end."""
         self._is_over = False
         self._alarm = BackgroundScheduler(
-            timezone=UTC, job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
+            timezone=UTC, job_defaults={"coalesce": True, "max_instances": _LOOKS, "misfire_grace_time": None}
         )
 
     def start(self) -> None:

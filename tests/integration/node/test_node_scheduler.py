@@ -34,6 +34,7 @@ from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.runs import RunKind, RunState
 from drservice.model.schedule import Cron
 from drservice.node.scheduler import Missed, Scheduler
+from tests.doubles.estate import wait_for
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NIGHTLY = Cron.parse("30 2 * * *")
@@ -344,6 +345,31 @@ def test_a_scheduler_that_is_stopped_in_the_middle_of_a_look_ends_when_the_look_
     go_on.set()
     ending.join(10)
     assert not ending.is_alive()
+
+
+def test_a_scheduler_that_is_woken_in_the_middle_of_a_look_looks_again_at_once(
+    database: Database, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler, _ = a_scheduler(database, an_estate())
+    scheduler.tick()
+    look_at, looking, go_on = scheduler._look_at, threading.Event(), threading.Event()
+
+    def slow(key: ScheduleKey, until: datetime | None, now: datetime) -> None:
+        looking.set()
+        assert go_on.wait(10)
+        look_at(key, until, now)
+
+    monkeypatch.setattr(scheduler, "_look_at", slow)
+    scheduler.start()
+    try:
+        assert looking.wait(10)
+        time.set(datetime(2026, 10, 24, 0, 30, tzinfo=UTC))  # after the look has read what time it is
+        scheduler.wake()
+        threading.Event().wait(0.3)  # the alarm rings meanwhile
+        go_on.set()
+        wait_for(lambda: len(runs_of(database)) == 1, "the slot", 10)
+    finally:
+        scheduler.stop()
 
 
 def test_a_schedule_that_another_node_carries_out_is_not_waited_for_and_looked_at_again_if_that_node_fails(
