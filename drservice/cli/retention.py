@@ -12,16 +12,15 @@ from drservice.cli.invocation import Invocation
 from drservice.clock import to_iso
 from drservice.errors import ExitStatus, UsageError
 from drservice.model.estate import Service
-from drservice.model.retention import RetentionPolicy, Verdict
 from drservice.operations.prune import SWEEP_DISABLED, ComponentPacks
 from drservice.operations.retention import (
-    Removed,
     RetentionContext,
     RetentionOutcome,
     RetentionState,
     inspect_retention,
 )
 from drservice.operations.retentionrecord import apply_retention, run_prune
+from drservice.operations.retentionresult import policy_document, retention_document
 from drservice.wiring.data_plane import open_data_plane
 from drservice.wiring.evidence import open_evidence
 
@@ -99,83 +98,11 @@ def _require_confirmed(services: Sequence[Service], confirmed: tuple[str, ...]) 
         )
 
 
-def retention_document(item: RetentionOutcome) -> dict[str, object]:
-    """Return an outcome as the JSON contract spells it."""
-    plan = item.plan
-    return {
-        "service": item.service.name,
-        "state": item.state.value,
-        "policy": _policy(item.service.retention),
-        "now": to_iso(plan.now),
-        "verified_at": to_iso(item.proofs.newest_at) if item.proofs.newest_at is not None else None,
-        "anomalies": list(plan.anomalies),
-        "unreadable": [{"key": key, "problem": problem} for key, problem in item.unreadable.items()],
-        "points": [
-            {"point": point.id, "stored_at": to_iso(point.stored_at), **_verdict(verdict)}
-            for point, verdict in plan.points
-        ],
-        "snapshots": [
-            {
-                "component": snapshot.component,
-                "snapshot": snapshot.id,
-                "stored_at": to_iso(snapshot.stored_at),
-                "stopped_at": to_iso(snapshot.stopped_at),
-                "state": snapshot.state.value,
-                **_verdict(verdict),
-            }
-            for snapshot, verdict in plan.snapshots
-        ],
-        "wal": [
-            {
-                "component": wal.component,
-                "system_id": wal.plan.system_id,
-                "reason": wal.plan.reason,
-                "expired_files": len(wal.plan.expired),
-                "expired_bytes": sum(file.stored_bytes for file in wal.plan.expired),
-                "remaining_files": wal.plan.remaining,
-            }
-            for wal in item.wal
-        ],
-        "removed": _removed(item.removed),
-        "record": item.record,
-        "notes": list(item.notes),
-    }
-
-
-def _policy(policy: RetentionPolicy) -> dict[str, object]:
-    periods = {
-        "within": policy.within,
-        "daily": policy.daily,
-        "weekly": policy.weekly,
-        "monthly": policy.monthly,
-        "yearly": policy.yearly,
-    }
-    return {name: str(period) if period is not None else None for name, period in periods.items()}
-
-
-def _verdict(verdict: Verdict) -> dict[str, object]:
-    return {
-        "kept": verdict.kept is not None,
-        "by": verdict.kept.value if verdict.kept is not None else None,
-        "reason": verdict.reason,
-    }
-
-
-def _removed(removed: Removed | None) -> dict[str, object] | None:
-    if removed is None:
-        return None
-    return {
-        "points": removed.points,
-        "snapshots": removed.snapshots,
-        "wal_files": len(removed.wal),
-        "wal_bytes": removed.wal_bytes,
-        "refused": [{"key": key, "problem": problem} for key, problem in removed.refused.items()],
-    }
-
-
 def _lines(item: RetentionOutcome, *, applying: bool) -> Iterator[str]:
     plan = item.plan
-    periods = ", ".join(f"{name} {period}" for name, period in _policy(item.service.retention).items() if period)
+    periods = ", ".join(
+        f"{name} {period}" for name, period in policy_document(item.service.retention).items() if period
+    )
     yield f"{item.service.name}: {periods or 'no retention is configured, everything stays'}"
     rows = [
         (

@@ -92,6 +92,15 @@ class NotProvedError(DrError):
     hint = "Its result lists what was found; `drservice verify` and `drservice drill` ask the same questions."
 
 
+class RetentionStoppedError(DrError):
+    """A scheduled retention run did not let go of what it might have: somebody has to look first."""
+
+    code = "DR945"
+    hint = (
+        "`drservice retention SERVICE --dry-run` says what would go and why; `drservice verify` finds what is damaged."
+    )
+
+
 # --- DR95x: web and API -------------------------------------------------------------------------------------
 
 

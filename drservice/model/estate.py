@@ -181,6 +181,8 @@ class Schedules:
     verify: Cron | None = None
     drill: Cron | None = None
     """Of drills without a schedule of their own."""
+    retention: Cron | None = None
+    """When what has expired is let go; ``None`` = by hand only."""
     documents_every: timedelta | None = None
     """From one pass over the documents to the next; ``None`` = no passes between backups."""
     grace: timedelta = timedelta(hours=4)

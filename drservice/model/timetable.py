@@ -41,7 +41,7 @@ class Planned:
 
 
 def timetable(estate: Estate) -> tuple[Planned, ...]:
-    """Return every schedule of an estate: services in the file's order, each with backup, verify and its drills."""
+    """Return every schedule of an estate: services in the file's order, each with backup, verify, retention, drills."""
     return tuple(planned for service in estate.services.values() for planned in _of_service(estate, service))
 
 
@@ -71,6 +71,7 @@ def _of_service(estate: Estate, service: Service) -> list[Planned]:
     wanted: list[tuple[RunKind, str, Cron | None]] = [
         (RunKind.BACKUP, "", service.schedule.backup),
         (RunKind.VERIFY, "", service.schedule.verify),
+        (RunKind.RETENTION, "", service.schedule.retention),
     ]
     plans = _plans_of(estate, service) or [estate.drill(service, None)]
     wanted += [(RunKind.DRILL, plan.name, plan.schedule or service.schedule.drill) for plan in plans]

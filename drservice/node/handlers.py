@@ -18,6 +18,7 @@ from drservice.errors import (
     DrError,
     ExitStatus,
     NotProvedError,
+    RetentionStoppedError,
     UnsupportedRunError,
     UsageError,
 )
@@ -44,6 +45,9 @@ from drservice.operations.results import (
     restore_document,
     verification_document,
 )
+from drservice.operations.retention import RetentionContext, RetentionState
+from drservice.operations.retentionrecord import apply_retention
+from drservice.operations.retentionresult import retention_summary
 from drservice.operations.servicebackup import backup_service, run_service_backup
 from drservice.operations.servicerestore import restore_service
 from drservice.operations.verify import run_verify
@@ -71,11 +75,8 @@ def carry_out(estate: Estate, assignment: Assignment, progress: Progress) -> Out
     Only interruptions and defects leave as exceptions.
     """
     try:
-        handler = HANDLERS.get(assignment.kind)
-        if handler is None:
-            raise UnsupportedRunError(f"this version does no {assignment.kind.value} runs")
         service = estate.service(assignment.service)
-        return handler(Task(estate=estate, service=service, assignment=assignment, progress=progress))
+        return HANDLERS[assignment.kind](Task(estate=estate, service=service, assignment=assignment, progress=progress))
     except DrError as error:
         return failed(error)
 
@@ -187,6 +188,33 @@ def _restore(task: Task) -> Outcome:
     )
 
 
+def _retention(task: Task) -> Outcome:
+    """Let go of what has expired, as `drservice retention --apply` does; nobody is there to look at anomalies."""
+    with _opened(task) as (plane, evidence):
+        context = RetentionContext(
+            repository=plane.repository,
+            evidence=evidence,
+            state_dir=task.estate.state_dir,
+            clock=plane.clock,
+            progress=task.progress,
+        )
+        outcome = apply_retention(context, task.service)
+    document = retention_summary(outcome)
+    if outcome.state is RetentionState.FROZEN:
+        problem = RetentionStoppedError(f"nothing was deleted before a person has looked: {outcome.plan.anomalies[0]}")
+        problem.exit_status = ExitStatus.BREACHED
+        return failed(problem, document)
+    if outcome.state is RetentionState.BLOCKED:
+        key, reason = next(iter(outcome.unreadable.items()))
+        problem = RetentionStoppedError(f"what {key} may need was not deleted: it cannot be read ({reason})")
+        problem.exit_status = ExitStatus.INTEGRITY
+        return failed(problem, document)
+    if outcome.state is RetentionState.HELD:
+        task.progress.note("a restore runs: nothing that it may need was deleted; the next run does the rest")
+    is_whole = outcome.state is RetentionState.APPLIED
+    return Outcome(state=RunState.SUCCEEDED if is_whole else RunState.PARTIAL, result=document)
+
+
 def _destroy(task: Task) -> Outcome:
     """End one environment of the service on this host; one that is gone already is as good as ended."""
     wanted = task.assignment.parameters.get("environment")
@@ -209,10 +237,11 @@ HANDLERS: Mapping[RunKind, Callable[[Task], Outcome]] = MappingProxyType(
         RunKind.VERIFY: _verify,
         RunKind.DRILL: _drill,
         RunKind.RESTORE: _restore,
+        RunKind.RETENTION: _retention,
         RunKind.DESTROY: _destroy,
     }
 )
-"""Of each kind of run that this version does."""
+"""Of each kind of run."""
 
 
 @contextmanager

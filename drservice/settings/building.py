@@ -170,6 +170,7 @@ def _schedules(service: schema.Service) -> Schedules:
         backup=_cron(service.schedule.backup),
         verify=_cron(service.schedule.verify),
         drill=_cron(service.schedule.drill),
+        retention=_cron(service.schedule.retention),
         documents_every=_documents_every(service),
         grace=service.schedule.grace,
     )

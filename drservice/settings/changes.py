@@ -1,8 +1,8 @@
 """What a changed file would change: schedules with their next slots, and above all what it takes away.
 
 A change *weakens* if afterwards less is protected, proved, kept or promised: something is no longer captured, a
-schedule ends, retention gets shorter, an objective gets looser. Whether a schedule that stays is denser or thinner is
-shown by its slots and left to the reader.
+schedule ends (or that of retention begins), retention gets shorter, an objective gets looser. Whether a schedule that
+stays is denser or thinner is shown by its slots and left to the reader.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from drservice.model.timetable import Planned, timetable
 from drservice.settings.loading import LoadedConfiguration
 from drservice.settings.positions import Plain
 
-_BY_SCHEDULES = re.compile(r"services\.[^.]+\.schedule\.(backup|verify|drill)|drills\.[^.]+\.schedule")
+_BY_SCHEDULES = re.compile(r"services\.[^.]+\.schedule\.(backup|verify|drill|retention)|drills\.[^.]+\.schedule")
 _WHOLE = re.compile(r"(services\.[^.]+\.components\.[^.]+|services\.[^.]+|calendars\.[^.]+|drills\.[^.]+)(\.|$)")
 _OBJECTIVES = ("rpo", "rto", "documents_rpo")
 _PERIODS = ("within", "daily", "weekly", "monthly", "yearly")
@@ -45,6 +45,11 @@ class ScheduleChange:
     kind: ChangeKind
     before: SchedulePreview | None
     after: SchedulePreview | None
+
+    @property
+    def weakens(self) -> bool:
+        """Whether something is no longer done, or what expires begins to be deleted."""
+        return self.kind is (ChangeKind.ADDED if self.run is RunKind.RETENTION else ChangeKind.REMOVED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +85,7 @@ class Changes:
     @property
     def weakens(self) -> bool:
         """Whether less would be protected, proved, kept or promised."""
-        ended = any(change.kind is ChangeKind.REMOVED for change in self.schedules)
+        ended = any(change.weakens for change in self.schedules)
         weaker = any(change.weakens for change in (*self.retention, *self.objectives))
         return bool(self.unprotected) or ended or weaker
 

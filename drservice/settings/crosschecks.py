@@ -28,6 +28,7 @@ def cross_check(document: Document) -> list[Problem]:
         *_references(document),
         *_needs(document),
         *_calendars(document),
+        *_retention(document),
         *_control_plane(document),
         *_cycles(document),
     ]
@@ -130,6 +131,15 @@ def _calendars(document: Document) -> Iterator[Problem]:
         if every is not None and promised is not None and every >= promised:
             message = f"the objective documents_rpo is {scalars.format_duration(promised)}; expected less than that"
             yield _problem(document, ("services", name, "schedule", "documents_every"), message)
+
+
+def _retention(document: Document) -> Iterator[Problem]:
+    """What is to be deleted by a schedule has to say what stays."""
+    for name, service in _mapping(_mapping(document.data).get("services")).items():
+        asked = _mapping(_mapping(service).get("schedule"))
+        if asked.get("retention") is not None and not _mapping(_mapping(service).get("retention")):
+            message = "nothing says what stays; expected `retention` with periods in the same service"
+            yield _problem(document, ("services", name, "schedule", "retention"), message)
 
 
 def _control_plane(document: Document) -> Iterator[Problem]:

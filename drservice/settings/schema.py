@@ -272,6 +272,11 @@ class Schedules(_Closed):
         description="when the service's drills start that have no schedule of their own;"
         " a service without drills recovers its latest position",
     )
+    retention: Schedule | None = Field(
+        default=None,
+        description="when what `retention` does not keep is deleted; if absent nothing is, except by hand"
+        " (`drservice retention`)",
+    )
     documents_every: Duration | None = Field(
         default=None,
         description="from one pass over the documents to the next; if absent half of objectives.documents_rpo,"

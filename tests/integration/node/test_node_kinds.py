@@ -18,12 +18,15 @@ from drservice.environments.sandbox import open_sandbox, prepare_sandbox
 from drservice.model.ids import ServiceName
 from drservice.model.runs import RunKind, RunState
 from drservice.node.environments import EnvironmentTeller
+from drservice.repository.holds import place_hold
+from drservice.wiring.data_plane import open_data_plane
 from tests.doubles.cluster import ClusterMaker, hand_over
 from tests.doubles.estate import SERVICE
 from tests.doubles.nodes import NodeBench
 from tests.doubles.website import Website
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+AGO = timedelta(days=40)
 NEVER = datetime.now(UTC) + timedelta(days=1)
 
 
@@ -49,7 +52,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeBench]:
             [f"scan {number}", f"{digest[:2]}/{digest}", digest, len(content)],
         )
     hand_over(store)
-    made.configure(components_added={"documents": filestore(store)})
+    made.configure(components_added={"documents": filestore(store)}, retention={"within": "14d"})
     made.open_gate()
     made.estate.json("evidence", "begin")
     made.start()
@@ -134,11 +137,6 @@ def test_a_node_removes_an_environment_that_has_expired(bench: NodeBench) -> Non
     assert not expired.data.exists()
 
 
-def listed(client: httpx.Client, path: str) -> list[tuple[str, str, str, str]]:
-    items = client.get(path).json()["items"]
-    return [(item["id"], item["state"], item["host"], item["dsn"]) for item in items]
-
-
 def test_a_restore_to_no_instant_fails_with_a_hint(bench: NodeBench) -> None:
     run = bench.wait_state(bench.request(RunKind.RESTORE, parameters={"to": "yesterday"}), RunState.FAILED)
     assert run.error is not None
@@ -155,7 +153,68 @@ def test_a_pass_over_the_documents_makes_no_recovery_point(bench: NodeBench) -> 
     assert len(bench.points()) == before
 
 
-def test_a_kind_that_this_version_does_not_do_is_refused(bench: NodeBench) -> None:
-    run = bench.wait_state(bench.request(RunKind.RETENTION), RunState.FAILED)
+def test_a_retention_run_lets_go_of_what_has_expired_and_counts_it_with_reasons(bench: NodeBench) -> None:
+    made_long_ago(bench)
+    before = {str(record.id) for record in bench.snapshots()}
+    run = bench.wait_state(bench.request(RunKind.RETENTION), RunState.SUCCEEDED)
+    assert run.result is not None
+    assert run.result["state"] == "applied"
+    expired = run.result["snapshots"]["newest_expired"]
+    gone = before - {str(record.id) for record in bench.snapshots()}
+    assert {item["snapshot"] for item in expired if item["component"] == "database"} == gone != set()
+    assert all("older than every period" in item["reason"] for item in expired), expired
+    assert run.result["removed"]["snapshots"] == run.result["snapshots"]["expired"] == len(expired)
+    assert sum(run.result["snapshots"]["kept"].values()) > 0
+    assert run.result["policy"]["within"] == "14d"
+
+
+def test_a_retention_run_deletes_nothing_while_a_restore_holds_it_or_something_is_unreadable(bench: NodeBench) -> None:
+    old = made_long_ago(bench)
+    service, component = bench.estate.parts()
+    with bench.estate.plane() as plane:
+        repository, now = plane.repository, plane.clock.now()
+        scope = repository.scope(service.name, component.name)
+        key = place_hold(
+            repository.store, repository.host_key, scope, purpose="restore", now=now, until=now + timedelta(hours=1)
+        )
+        run = bench.wait_state(bench.request(RunKind.RETENTION), RunState.PARTIAL)
+        repository.store.delete(key)
+    assert run.result is not None
+    assert (run.result["state"], run.result["removed"]) == ("held", None)
+    assert old.exists()
+    content, facts = old.read_bytes(), old.stat()
+    try:
+        old.write_bytes(content[:-40])
+        run = bench.wait_state(bench.request(RunKind.RETENTION), RunState.FAILED)
+    finally:
+        old.write_bytes(content)
+        os.utime(old, (facts.st_atime, facts.st_mtime))
     assert run.error is not None
-    assert run.error["code"] == "DR943"
+    assert (run.error["code"], run.error["exit_status"]) == ("DR945", 5)
+    assert old.exists()
+
+
+def made_long_ago(bench: NodeBench) -> Path:
+    """Make a snapshot of the cluster that the store took forty days ago, and return its object."""
+    service, component = bench.estate.parts()
+    before = {path for path in bench.estate.repository.rglob("*") if path.is_file()}
+    with open_data_plane(bench.estate.estate(), clock=Earlier()) as plane:
+        bench.estate.backup(plane)
+    bench.estate.hand_over_repository()
+    for path in bench.estate.repository.rglob("*"):
+        if path.is_file() and path not in before and "/wal/" not in str(path):
+            os.utime(path, (path.stat().st_atime, path.stat().st_mtime - AGO.total_seconds()))
+    (made,) = set((bench.estate.repository / f"s/{service.name}/{component.name}/snapshots").iterdir()) - before
+    return made
+
+
+class Earlier(SystemClock):
+    """The machine's clock some weeks ago."""
+
+    def now(self) -> datetime:
+        return super().now() - AGO
+
+
+def listed(client: httpx.Client, path: str) -> list[tuple[str, str, str, str]]:
+    items = client.get(path).json()["items"]
+    return [(item["id"], item["state"], item["host"], item["dsn"]) for item in items]

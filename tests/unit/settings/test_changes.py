@@ -98,6 +98,16 @@ def test_a_schedule_that_ends_weakens(changed: Compare) -> None:
     assert changes.unprotected == ()
 
 
+def test_retention_that_begins_by_itself_weakens_and_one_that_ends_does_not(changed: Compare) -> None:
+    without, scheduled = 'verify: "30 3 * * *"}', 'verify: "30 3 * * *", retention: "0 5 * * *"}'
+    changes = changed((without, scheduled))
+    assert [(change.run.value, change.kind) for change in changes.schedules] == [("retention", ChangeKind.ADDED)]
+    assert changes.weakens
+    ended = changed((scheduled, without), earlier=EARLIER.replace(without, scheduled))
+    assert [change.kind for change in ended.schedules] == [ChangeKind.REMOVED]
+    assert not ended.weakens
+
+
 def test_a_schedule_that_begins_does_not(changed: Compare) -> None:
     changes = changed(
         ("      files: {", "      files: {"), ("  labels:\n", '  labels:\n    schedule: {backup: "0 4 * * *"}\n')

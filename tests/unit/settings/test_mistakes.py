@@ -17,6 +17,12 @@ DATABASE = ERP + "    components:\n      database:\n        kind: postgres\n"
 MISTYPED = "age162qqrrlwkkdq5p3c7jw8ppdfc3pguftpqs9gsj3lk50jegjq7grstj3aey"
 
 MISTAKES = {
+    "retention by a schedule and nothing that stays": (
+        DATABASE + "        dsn: host=db1\n    schedule: {retention: '0 5 * * *'}\n",
+        "9:27",
+        "services.erp.schedule.retention",
+        "expected `retention` with periods",
+    ),
     "unknown key": (HEAD + "servces: {}\n", "3:1", "servces", "did you mean `services`?"),
     "unknown nested key": (
         DATABASE + "        dns: host=db1\n        dsn: host=db1\n",
