@@ -96,7 +96,7 @@ class Agenda:
         for planned in timetable(estate):
             self._planned[planned.service.name].append(planned)
         self._dues: dict[tuple[str, str, str], tuple[tuple[datetime | None, datetime], Due]] = {}
-        self._slots: dict[tuple[str, str, str], tuple[datetime, datetime]] = {}
+        self._slots: dict[tuple[str, str, str], tuple[datetime, tuple[datetime, ...]]] = {}
 
     def planned(self, service: str) -> Sequence[Planned]:
         """Return the schedules of a service."""
@@ -104,11 +104,15 @@ class Agenda:
 
     def next_slot(self, planned: Planned, now: datetime) -> datetime:
         """Return the first slot of a schedule after an instant."""
-        known = self._slots.get(planned.key)
-        if known is None or not known[0] <= now < known[1]:
-            known = (now, planned.next_slots(after=now, count=1)[0])
-            self._slots[planned.key] = known
-        return known[1]
+        return self.next_slots(planned, now, 1)[0]
+
+    def next_slots(self, planned: Planned, now: datetime, count: int) -> Sequence[datetime]:
+        """Return the first slots of a schedule after an instant."""
+        since, slots = self._slots.get(planned.key, (now, ()))
+        if len(slots) < count or not since <= now < slots[0]:
+            slots = planned.next_slots(after=now, count=count)
+            self._slots[planned.key] = (now, slots)
+        return slots[:count]
 
     def dues(self, service: str, results: Results) -> Iterator[tuple[Planned, Due]]:
         """Yield by when the next result of each schedule of a service has to be there, if anybody waits for it."""

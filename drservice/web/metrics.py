@@ -10,7 +10,7 @@ A catalogue that does not answer is a value (``drservice_catalogue_up 0``), not 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib import metadata
 
@@ -26,9 +26,7 @@ from sqlalchemy.orm import Session
 from drservice.catalogue.database import Database
 from drservice.catalogue.reading import Reading
 from drservice.errors import CatalogueUnreachableError
-from drservice.model.due import next_due
-from drservice.model.estate import Estate
-from drservice.model.timetable import timetable
+from drservice.model.agenda import Agenda, Results
 from drservice.notify.outbox import backlog
 from drservice.web.routes import Route
 from drservice.web.site import Here, Who
@@ -128,22 +126,22 @@ METRICS = {
 """Every metric there is, by name."""
 
 
-def render(database: Database, estate: Estate, *, scope: Collection[str] = ()) -> bytes:
+def render(database: Database, agenda: Agenda, *, scope: Collection[str] = ()) -> bytes:
     """Return the metrics in Prometheus' text format (:data:`CONTENT_TYPE`).
 
     Args:
         database: the catalogue.
-        estate: what is promised and scheduled.
+        agenda: of the estate: what is promised and scheduled.
         scope: the services to tell of, and then nothing that belongs to no service; empty = everything.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Catalogue(database, estate, scope))
+    registry.register(_Catalogue(database, agenda, scope))
     return generate_latest(registry)
 
 
 def metrics(site: Here, principal: Who) -> Response:
     """Answer a scrape: of the services that the token sees."""
-    return Response(render(site.database, site.estate, scope=principal.services), media_type=CONTENT_TYPE)
+    return Response(render(site.database, site.agenda, scope=principal.services), media_type=CONTENT_TYPE)
 
 
 EXPOSITION = (Route(name="metrics", method="GET", path="/metrics", endpoint=metrics, kind=PlainTextResponse),)
@@ -168,11 +166,13 @@ class _Values:
 
 
 class _Catalogue(Collector):
-    def __init__(self, database: Database, estate: Estate, scope: Collection[str]) -> None:
+    def __init__(self, database: Database, agenda: Agenda, scope: Collection[str]) -> None:
         self._database = database
-        self._estate = estate
+        self._agenda = agenda
         self._is_whole = not scope
-        self._services = {name: service for name, service in estate.services.items() if not scope or name in scope}
+        self._services = {
+            name: service for name, service in agenda.estate.services.items() if not scope or name in scope
+        }
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Read the catalogue."""
@@ -189,7 +189,7 @@ class _Catalogue(Collector):
         yield from values.families.values()
 
     def _read(self, values: _Values) -> None:
-        now, facts = Reading(self._database).services(list(self._services))
+        now, facts = Reading(self._database).services(list(self._services), self._agenda)
         values.add("drservice_catalogue_timestamp_seconds", now)
         for name, service in self._services.items():
             for kind in ("rpo", "rto", "documents_rpo"):
@@ -200,13 +200,14 @@ class _Catalogue(Collector):
                     name,
                     kind,
                 )
-            condition = standing_of(service, facts[name], now).condition
+            condition = standing_of(service, facts[name], now, self._agenda).condition
             for each in Condition:
                 values.add("drservice_service_condition", each is condition, name, each.name.lower())
         with self._database.session() as session:
             session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
             self._read_grouped(values, session)
-            self._read_due(values, session, now)
+        for name in self._services:
+            self._add_dues(values, name, facts[name].results, now)
         if self._is_whole:
             self._read_outbox(values)
 
@@ -225,20 +226,13 @@ class _Catalogue(Collector):
                 if "service" not in labels or row["service"] in self._services:
                     values.add(name, row["value"], *(str(row[label]) for label in labels))
 
-    def _read_due(self, values: _Values, session: Session, now: datetime) -> None:
-        done = {(row["service"], row["kind"], row["plan"]): row for row in _rows(session, _DONE)}
-        settled = {(row["service"], row["kind"], row["plan"]): row["settled_until"] for row in _rows(session, _SETTLED)}
-        due: dict[tuple[str, str], datetime] = {}
-        for planned in timetable(self._estate):
-            if planned.service.name not in self._services:
-                continue
-            row = done.get(planned.key)
-            # Without a result it is due from the first run that was wanted, or from where the scheduler stopped.
-            since = row["first"] if row is not None else settled.get(planned.key, now)
-            at = next_due(planned, last_done=row["last"] if row is not None else None, since=since).at
-            key = (planned.service.name, planned.kind.value)
-            due[key] = min(at, due.get(key, at))
-        for (service, kind), at in due.items():
+    def _add_dues(self, values: _Values, service: str, results: Results, now: datetime) -> None:
+        """Tell by when each kind of result has to be there; a schedule that nobody has looked at counts from now."""
+        new = {planned.key[1:]: now for planned in self._agenda.planned(service)}
+        soonest: dict[str, datetime] = {}
+        for planned, due in self._agenda.dues(service, replace(results, since={**new, **results.since})):
+            soonest[planned.kind.value] = min(due.at, soonest.get(planned.kind.value, due.at))
+        for kind, at in soonest.items():
             values.add("drservice_due_timestamp_seconds", at, service, kind)
 
 
@@ -282,8 +276,3 @@ _GROUPED: Mapping[str, str] = {
         SELECT name AS host, seen_at AS value FROM host""",
 }
 """Metrics that are one grouped query each: a column per label, and ``value``."""
-_DONE = """
-    SELECT service, kind, plan, min(requested_at) AS first,
-           max(ended_at) FILTER (WHERE state IN ('succeeded', 'partial')) AS last
-    FROM run GROUP BY service, kind, plan"""
-_SETTLED = "SELECT service, kind, plan, settled_until FROM timetable"

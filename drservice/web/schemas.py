@@ -19,6 +19,10 @@ RoleName = Literal["viewer", "auditor", "operator", "restorer", "approver", "adm
 KindName = Literal["backup", "verify", "drill", "restore", "documents", "retention", "destroy"]
 StateName = Literal["queued", "running", "succeeded", "partial", "failed", "cancelled", "missed"]
 
+ConditionName = Literal[
+    "unprotected", "promise broken", "overdue", "not proved", "close to its promise", "promise kept"
+]
+
 
 class Problem(BaseModel):
     """An error (RFC 9457)."""
@@ -263,9 +267,10 @@ class SlotDocument(BaseModel):
 
 
 class ScheduleDocument(BaseModel):
-    """The next slots of everything that is scheduled."""
+    """The next slots of what is scheduled, soonest first."""
 
     items: list[SlotDocument]
+    next: str | None
 
 
 class GateRequest(Given):

@@ -18,6 +18,7 @@ from drservice.catalogue.runs import RunInfo, Runs
 from drservice.clock import Clock, SystemClock
 from drservice.errors import AbsentError, UnknownNameError
 from drservice.jobs.queue import Queue
+from drservice.model.agenda import Agenda
 from drservice.model.estate import Estate, Service
 from drservice.web.auth.identity import Identity, Principal
 from drservice.web.auth.passwords import Passwords
@@ -57,8 +58,10 @@ class Site:
     addresses: Limiter = field(init=False)
     accounts: Limiter = field(init=False)
     sign_ins: Limiter = field(init=False)
+    _agenda: Agenda = field(init=False)
 
     def __post_init__(self) -> None:
+        self._agenda = Agenda(self.estate)
         self.runs = Runs(self.database)
         self.queue = Queue(self.database, self.runs)
         self.reading = Reading(self.database)
@@ -70,6 +73,13 @@ class Site:
         self.addresses = Limiter(self.clock, per_second=rates.address_per_second, burst=rates.address_burst)
         self.accounts = Limiter(self.clock, per_second=rates.account_per_second, burst=rates.account_burst)
         self.sign_ins = Limiter(self.clock, per_second=rates.sign_in_per_second, burst=rates.sign_in_burst)
+
+    @property
+    def agenda(self) -> Agenda:
+        """What the schedules of the present estate ask for, worked out once."""
+        if self._agenda.estate is not self.estate:
+            self._agenda = Agenda(self.estate)
+        return self._agenda
 
     def service(self, name: str) -> Service:
         """Return a service of the estate.

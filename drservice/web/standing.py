@@ -7,10 +7,11 @@ proved. What is unknown is told as unknown and never counts as kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 
-from drservice.catalogue.reading import ServiceFacts
+from drservice.catalogue.facts import ServiceFacts
+from drservice.model.agenda import Agenda, Overdue
 from drservice.model.estate import PostgresSettings, Service
 
 _STRAINED = 0.8
@@ -23,7 +24,7 @@ class Condition(Enum):
     """There is nothing to restore from."""
     BROKEN = "promise broken"
     OVERDUE = "overdue"
-    """A slot was missed and nothing was run for it."""
+    """The newest backup, verification or drill is older than its schedule allows (``model.agenda``)."""
     UNPROVED = "not proved"
     """Backed up, and no restore from it has ever passed, or the last one did not."""
     STRAINED = "close to its promise"
@@ -54,7 +55,9 @@ class Standing:
     strain: float | None
     """The promise that is nearest to its limit, as a share of it: above 1 it is broken."""
     missed: int
+    """Slots that nobody was there for and no run was made for since: told, and no condition by themselves."""
     running: int
+    overdue: tuple[Overdue, ...]
 
     @property
     def order(self) -> tuple[int, float, str]:
@@ -62,14 +65,15 @@ class Standing:
         return (_ORDER[self.condition], -(self.strain or 0.0), self.service.name)
 
 
-def standing_of(service: Service, facts: ServiceFacts, now: datetime) -> Standing:
-    """Judge a service."""
+def standing_of(service: Service, facts: ServiceFacts, now: datetime, agenda: Agenda) -> Standing:
+    """Judge a service; ``agenda`` is of the configuration that the service is of."""
+    overdue = tuple(agenda.overdue(service.name, facts.results, now))
     reachable = _reachable_until(service, facts)
     at_risk = max(now - reachable, timedelta(0)) if reachable is not None else None
     proof = _proof(facts)
-    measured_rpo = _seconds(facts.drill.milliseconds("rpo_ms") if facts.drill else None)
+    measured_rpo = _seconds(facts.drill.rpo_seconds if facts.drill else None)
     newest = max((item for item in (facts.drill, facts.restore) if item), key=lambda item: item.entry, default=None)
-    measured_rto = _seconds(newest.milliseconds("rto_ms") if newest else None)
+    measured_rto = _seconds(newest.rto_seconds if newest else None)
     promised = service.objectives
     strains = [
         share
@@ -81,7 +85,7 @@ def standing_of(service: Service, facts: ServiceFacts, now: datetime) -> Standin
         if share is not None
     ]
     strain = max(strains, default=None)
-    reasons = _reasons(service, facts, strain=strain, proof=proof, reachable=reachable)
+    reasons = _reasons(service, facts, strain=strain, proof=proof, reachable=reachable, overdue=overdue)
     return Standing(
         service=service,
         condition=min((condition for condition, _ in reasons), key=_ORDER.__getitem__, default=Condition.KEPT),
@@ -98,6 +102,7 @@ def standing_of(service: Service, facts: ServiceFacts, now: datetime) -> Standin
         strain=strain,
         missed=facts.missed,
         running=facts.running,
+        overdue=overdue,
     )
 
 
@@ -108,6 +113,7 @@ def _reasons(
     strain: float | None,
     proof: datetime | None,
     reachable: datetime | None,
+    overdue: tuple[Overdue, ...],
 ) -> list[tuple[Condition, str]]:
     found: list[tuple[Condition, str]] = []
     if facts.point is None:
@@ -122,8 +128,7 @@ def _reasons(
     )
     if strain is not None and strain > 1:
         found.append((Condition.BROKEN, "more is at risk, or took longer, than promised"))
-    if facts.missed:
-        found.append((Condition.OVERDUE, f"{facts.missed} missed and not caught up"))
+    found.extend((Condition.OVERDUE, _told(item)) for item in overdue)
     if proof is None and facts.drill is None:
         found.append((Condition.UNPROVED, "no drill has been run"))
     elif proof is None and facts.drill is not None:
@@ -133,16 +138,20 @@ def _reasons(
     return found
 
 
+def _told(item: Overdue) -> str:
+    return f"{item.what} was due on {item.due.at.astimezone(UTC):%Y-%m-%d at %H:%M} UTC"
+
+
 def _reachable_until(service: Service, facts: ServiceFacts) -> datetime | None:
     """Return until when every cluster can be brought; without clusters, when the newest point was made."""
     ends: list[datetime] = []
     for component in service.components.values():
         if not isinstance(component, PostgresSettings):
             continue
-        times = [item.to_time for item in facts.windows if item.component == component.name and item.to_time]
-        if not times:
+        end = facts.reached.get(component.name)
+        if end is None:
             return None
-        ends.append(max(times))
+        ends.append(end)
     if ends:
         return min(ends)
     return facts.point.created_at if facts.point else None

@@ -175,7 +175,7 @@ def fill(database: Database, service: str = "erp") -> None:
     with database.session() as session:
         session.execute(insert(Host).values(name="db1", incarnation="1", version="0.1.0"))
         for day in range(7, 0, -1):
-            at = now - timedelta(days=day, hours=-1)
+            at = now - timedelta(days=day - 1, hours=1)
             session.execute(insert(Point).values(**_point(service, at, verified=day == 3)))
             for component, kind in (("database", "postgres"), ("documents", "directory")):
                 session.execute(insert(Snapshot).values(**_snapshot(service, component, kind, at)))
@@ -186,8 +186,8 @@ def fill(database: Database, service: str = "erp") -> None:
                     from_time=now - timedelta(hours=begin), to_time=now - timedelta(hours=end, seconds=4),
                 )
             )  # fmt: skip
-        for entry, outcome in ((1, "failed"), (2, "passed")):
-            session.execute(insert(Record).values(**_drill(service, entry, outcome, now - timedelta(days=5 - entry))))
+        for entry, outcome, ago in ((1, "failed", timedelta(days=4)), (2, "passed", timedelta(hours=2))):
+            session.execute(insert(Record).values(**_drill(service, entry, outcome, now - ago)))
 
 
 def tell_environment(database: Database, service: str = "erp", *, host: str = "db1", state: str = "running") -> str:

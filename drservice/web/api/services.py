@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Annotated
 
 from fastapi import Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from drservice.catalogue.reading import PointInfo, ServiceFacts
+from drservice.catalogue.reading import PointInfo, WindowInfo
 from drservice.clock import from_iso, to_iso
 from drservice.errors import InvalidRequestError
 from drservice.model.estate import Service
@@ -47,20 +48,22 @@ def list_services(site: Here, principal: Who, after: Name | None = None, limit: 
     """List the services in scope, by name."""
     visible = [item for item in site.services_of(principal) if after is None or item.name > after]
     chosen = visible[:limit]
-    now, facts = site.reading.services([item.name for item in chosen])
+    agenda = site.agenda
+    now, facts = site.reading.services([item.name for item in chosen], agenda)
     return ServicePage(
-        items=[service_document(standing_of(item, facts[item.name], now)) for item in chosen],
+        items=[service_document(standing_of(item, facts[item.name], now, agenda)) for item in chosen],
         next=chosen[-1].name if len(visible) > limit else None,
     )
 
 
 def get_service(service: TheService, site: Here, request: Request) -> Response:
-    """Return one service; its ETag changes with what is known of it, not with the time that passes."""
-    now, facts = site.reading.services([service.name])
+    """Return one service; its ETag changes with what is known and judged of it, not with each second that passes."""
+    agenda = site.agenda
+    now, facts = site.reading.services([service.name], agenda)
     known = facts[service.name]
-    return conditional(
-        request, etag_of(service, known), service_document(standing_of(service, known, now)).model_dump(mode="json")
-    )
+    standing = standing_of(service, known, now, agenda)
+    etag = etag_of(service, known, standing.condition, standing.reasons)
+    return conditional(request, etag, service_document(standing).model_dump(mode="json"))
 
 
 def list_points(
@@ -79,13 +82,12 @@ def list_points(
 
 def get_window(service: TheService, site: Here) -> WindowDocument:
     """Return what can be reached: each cluster's stretches of WAL, and the instants that all of them have."""
-    now, facts = site.reading.services([service.name])
-    return window_document(service, facts[service.name], now)
+    return window_document(service, site.reading.windows(service.name), site.reading.now())
 
 
-def window_document(service: Service, facts: ServiceFacts, now: datetime) -> WindowDocument:
+def window_document(service: Service, windows: Sequence[WindowInfo], now: datetime) -> WindowDocument:
     """Return a service's window."""
-    band = band_of([item.name for item in service.databases()], facts.windows, (), now)
+    band = band_of([item.name for item in service.databases()], windows, (), now)
     return WindowDocument(
         service=service.name,
         clusters=[
@@ -97,7 +99,7 @@ def window_document(service: Service, facts: ServiceFacts, now: datetime) -> Win
                 from_time=item.from_time,
                 to_time=item.to_time,
             )
-            for item in facts.windows
+            for item in windows
         ],
         reachable=[
             InstantsDocument(from_time=item.begin, to_time=item.end) for item in (band.stretches if band else ())

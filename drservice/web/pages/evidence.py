@@ -11,7 +11,6 @@ from fastapi.responses import HTMLResponse
 from drservice.catalogue.reading import RecordInfo
 from drservice.model.runs import RunKind
 from drservice.web.api.evidence import require_whole
-from drservice.web.api.schedules import next_slots
 from drservice.web.auth.identity import Principal
 from drservice.web.bundles import verify_now
 from drservice.web.pages.rendering import page
@@ -65,16 +64,14 @@ def _context(site: Site, principal: Principal, before: int | None) -> dict[str, 
 def _obligations(site: Site, principal: Principal, now: datetime) -> list[dict[str, Any]]:
     """Return per service when a drill passed last, what was missed, and when the next is due."""
     services = site.services_of(principal)
-    _, facts = site.reading.services([service.name for service in services])
+    agenda = site.agenda
+    _, facts = site.reading.services([service.name for service in services], agenda)
     rows: list[dict[str, Any]] = []
-    slots = [
-        slot
-        for slot in next_slots(site.estate, {service.name for service in services}, now, 1)
-        if slot.kind == RunKind.DRILL.value
-    ]
     due_at: dict[str, datetime] = {}
-    for slot in slots:
-        due_at[slot.service] = min(slot.at, due_at.get(slot.service, slot.at))
+    for service in services:
+        drills = [planned for planned in agenda.planned(service.name) if planned.kind is RunKind.DRILL]
+        if drills:
+            due_at[service.name] = min(agenda.next_slot(planned, now) for planned in drills)
     for service in services:
         known = facts[service.name]
         due = due_at.get(service.name)

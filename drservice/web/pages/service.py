@@ -12,11 +12,13 @@ from fastapi import Query, Request
 from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel
 
-from drservice.catalogue.reading import PointInfo, ServiceFacts
+from drservice.catalogue.facts import ServiceFacts
+from drservice.catalogue.reading import PointInfo, WindowInfo
 from drservice.catalogue.requests import Answered, Transaction
 from drservice.catalogue.runs import RunRequest
 from drservice.clock import from_iso
 from drservice.errors import InvalidRequestError
+from drservice.model.agenda import Agenda
 from drservice.model.estate import Service
 from drservice.web.api.environments import destroy
 from drservice.web.api.idempotency import once
@@ -55,23 +57,24 @@ class Preview:
 
 def show(request: Request, service: TheService, site: Here) -> HTMLResponse:
     """Show a service."""
-    now, facts = site.reading.services([service.name])
+    agenda = site.agenda
+    now, facts = site.reading.services([service.name], agenda)
     known = facts[service.name]
     points = site.reading.points(service.name, limit=_POINTS)
-    band = _band(service, known, points, now)
+    band = _band(service, site.reading.windows(service.name), points, now)
     context: dict[str, Any] = {
         "now": now,
         "service": service,
-        "standing": standing_of(service, known, now),
+        "standing": standing_of(service, known, now, agenda),
         "facts": known,
         "snapshots": {item.component: item for item in site.reading.snapshots(service.name)},
         "points": points,
         "band": band,
         "runs": site.runs.list(service=service.name, limit=_RUNS),
-        "slots": sorted(next_slots(site.estate, {service.name}, now, _SLOTS), key=lambda slot: slot.at),
+        "slots": next_slots(agenda, [service.name], now, _SLOTS),
         "plans": [plan.name for plan in site.estate.drills.values() if plan.service == service.name],
         "environments": site.environments.of(service.name),
-        "preview": preview_of(service, known, points, band, None, now),
+        "preview": preview_of(service, known, points, band, None, now, agenda),
         "to": "latest",
     }
     return page(request, "service.html", context)
@@ -80,17 +83,18 @@ def show(request: Request, service: TheService, site: Here) -> HTMLResponse:
 def preview(request: Request, service: TheService, site: Here, to: To = "latest") -> HTMLResponse:
     """Show what a restore to an instant would be, before anything is started."""
     instant = _instant(to)
-    now, facts = site.reading.services([service.name])
+    agenda = site.agenda
+    now, facts = site.reading.services([service.name], agenda)
     known = facts[service.name]
     points = site.reading.points(service.name, limit=_POINTS)
-    band = _band(service, known, points, now)
+    band = _band(service, site.reading.windows(service.name), points, now)
     return page(
         request,
         "preview.html",
         {
             "now": now,
             "service": service,
-            "preview": preview_of(service, known, points, band, instant, now),
+            "preview": preview_of(service, known, points, band, instant, now, agenda),
             "to": to,
         },
     )
@@ -143,9 +147,10 @@ def preview_of(
     band: Band | None,
     instant: datetime | None,
     now: datetime,
+    agenda: Agenda,
 ) -> Preview:
     """Work out what a restore to an instant would be (``None`` = the latest position)."""
-    standing = standing_of(service, facts, now)
+    standing = standing_of(service, facts, now, agenda)
     effective = standing.reachable_until if instant is None else instant
     if instant is not None and band is not None and not band.holds(instant):
         effective = None
@@ -163,8 +168,8 @@ def preview_of(
     )
 
 
-def _band(service: Service, facts: ServiceFacts, points: list[PointInfo], now: datetime) -> Band | None:
-    return band_of([item.name for item in service.databases()], facts.windows, points, now)
+def _band(service: Service, windows: list[WindowInfo], points: list[PointInfo], now: datetime) -> Band | None:
+    return band_of([item.name for item in service.databases()], windows, points, now)
 
 
 def _instant(text: str) -> datetime | None:

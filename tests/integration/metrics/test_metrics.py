@@ -15,6 +15,7 @@ from drservice.catalogue.database import Database
 from drservice.catalogue.runs import RunRequest, Runs
 from drservice.catalogue.tables import Host, Message, Point, Record, Run, Snapshot, Timetable, WalWindow
 from drservice.errors import CatalogueUnreachableError
+from drservice.model.agenda import Agenda
 from drservice.model.estate import Estate, Objectives, PostgresSettings, RepositorySettings, Schedules, Service
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.runs import RunKind, RunState
@@ -61,7 +62,7 @@ def scrape(
 ) -> dict[str, dict[tuple[str, ...], float]]:
     """Return values by metric and label values, in the order of the metric's labels."""
     found: dict[str, dict[tuple[str, ...], float]] = {}
-    for family in text_string_to_metric_families(render(database, of, scope=scope).decode()):
+    for family in text_string_to_metric_families(render(database, Agenda(of), scope=scope).decode()):
         for sample in family.samples:
             assert tuple(sorted(sample.labels)) == tuple(sorted(METRICS[sample.name].labels))
             labels = tuple(sample.labels[label] for label in METRICS[sample.name].labels)
@@ -312,7 +313,7 @@ def test_a_catalogue_that_goes_away_in_the_middle_leaves_no_half_of_a_picture(
 
 def test_services_that_left_the_configuration_are_not_told(database: Database) -> None:
     put(database, Snapshot, snapshot(1, NOON), snapshot(2, NOON, of="gone"))
-    assert b"gone" not in render(database, ERP)
+    assert b"gone" not in render(database, Agenda(ERP))
 
 
 def test_a_limited_token_sees_its_services_and_nothing_of_the_machinery(database: Database) -> None:

@@ -84,6 +84,7 @@ def test_what_is_remembered_is_what_would_be_worked_out_anew() -> None:
         for planned in made.planned("erp"):
             at = NOW + hours * HOUR
             assert made.next_slot(planned, at) == planned.next_slots(after=at, count=1)[0]
+            assert made.next_slots(planned, at, 3) == planned.next_slots(after=at, count=3)
             assert made.next_slot(planned, at - DAY) == planned.next_slots(after=at - DAY, count=1)[0]
 
 

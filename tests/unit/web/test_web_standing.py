@@ -6,18 +6,24 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from drservice.catalogue.reading import PointInfo, RecordInfo, ServiceFacts, WindowInfo
+from drservice.catalogue.facts import NewestPoint, Proof, ServiceFacts
+from drservice.catalogue.reading import PointInfo, WindowInfo
+from drservice.model.agenda import Agenda, Results
 from drservice.model.estate import (
+    Estate,
     FilesKind,
     FilesSettings,
     Objectives,
     PostgresSettings,
+    RepositorySettings,
+    Schedules,
     Service,
     UnprotectedComponent,
 )
 from drservice.model.ids import ComponentName, ServiceName
+from drservice.model.schedule import Cron
 from drservice.web.band import band_of
-from drservice.web.standing import Condition, standing_of
+from drservice.web.standing import Condition, Standing, standing_of
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -33,58 +39,60 @@ def window(begin: timedelta, end: timedelta, component: str = "database") -> Win
     return WindowInfo(component=component, timeline=1, from_lsn=1, to_lsn=2, from_time=NOW - begin, to_time=NOW - end)
 
 
-def drill(entry: int, outcome: str, *, rto_ms: int = 60_000) -> RecordInfo:
-    return RecordInfo(
-        entry=entry,
-        kind="drill",
-        service="erp",
-        host="db1",
-        run=None,
-        recorded_at=NOW - HOUR / entry,
-        outcome=outcome,
-        predicate={"rpo_ms": 0, "rto_ms": rto_ms},
-        sha256="",
+def drill(entry: int, outcome: str, *, rto_ms: int = 60_000) -> Proof:
+    return Proof(
+        entry=entry, recorded_at=NOW - HOUR / entry, outcome=outcome, rpo_seconds=0.0, rto_seconds=rto_ms / 1000
     )
 
 
 GOOD = ServiceFacts(
     service="erp",
-    point=POINT,
-    windows=(window(HOUR, timedelta(seconds=2)),),
+    point=NewestPoint(id="P", created_at=NOW - HOUR, state="complete"),
+    reached={"database": NOW - timedelta(seconds=2)},
     drill=drill(1, "passed"),
     passed_drill=drill(1, "passed"),
 )
 
 
+def judged(service: Service, facts: ServiceFacts) -> Standing:
+    estate = Estate(
+        source=Path("drservice.yaml"),
+        state_dir=Path("state"),
+        repository=RepositorySettings(url="file:///repository"),
+        services={service.name: service},
+    )
+    return standing_of(service, facts, NOW, Agenda(estate))
+
+
 def test_a_promise_is_kept_only_with_a_point_wal_and_a_passed_drill() -> None:
-    assert standing_of(SERVICE, GOOD, NOW).condition is Condition.KEPT
+    assert judged(SERVICE, GOOD).condition is Condition.KEPT
 
 
 def test_backed_up_and_never_drilled_is_not_proved() -> None:
-    standing = standing_of(SERVICE, replace(GOOD, drill=None, passed_drill=None), NOW)
+    standing = judged(SERVICE, replace(GOOD, drill=None, passed_drill=None))
     assert standing.condition is Condition.UNPROVED
     assert standing.backed_up_at == POINT.created_at
     assert standing.verified_at is None
 
 
 def test_a_newer_drill_that_failed_takes_the_proof_away() -> None:
-    standing = standing_of(SERVICE, replace(GOOD, drill=drill(2, "failed")), NOW)
+    standing = judged(SERVICE, replace(GOOD, drill=drill(2, "failed")))
     assert standing.condition is Condition.UNPROVED
     assert standing.verified_at is None
     assert "the last drill ended as failed" in standing.reasons
 
 
 def test_no_point_is_unprotected_whatever_else_is_good() -> None:
-    assert standing_of(SERVICE, replace(GOOD, point=None), NOW).condition is Condition.UNPROTECTED
+    assert judged(SERVICE, replace(GOOD, point=None)).condition is Condition.UNPROTECTED
 
 
 def test_a_component_that_is_not_backed_up_is_unprotected() -> None:
     service = replace(SERVICE, unprotected=(UnprotectedComponent(name=ComponentName("queue"), kind="redis"),))
-    assert standing_of(service, GOOD, NOW).condition is Condition.UNPROTECTED
+    assert judged(service, GOOD).condition is Condition.UNPROTECTED
 
 
 def test_a_cluster_without_wal_breaks_the_promise_and_its_risk_is_unknown() -> None:
-    standing = standing_of(SERVICE, replace(GOOD, windows=()), NOW)
+    standing = judged(SERVICE, replace(GOOD, reached={}))
     assert standing.condition is Condition.BROKEN
     assert standing.at_risk is None
 
@@ -92,25 +100,32 @@ def test_a_cluster_without_wal_breaks_the_promise_and_its_risk_is_unknown() -> N
 def test_the_worst_cluster_decides_what_is_at_risk() -> None:
     second = PostgresSettings(name=ComponentName("second"), dsn="host=db2")
     service = replace(SERVICE, components={**SERVICE.components, second.name: second})
-    facts = replace(GOOD, windows=(*GOOD.windows, window(HOUR, timedelta(minutes=5), "second")))
-    standing = standing_of(service, facts, NOW)
+    facts = replace(GOOD, reached={**GOOD.reached, "second": NOW - timedelta(minutes=5)})
+    standing = judged(service, facts)
     assert standing.at_risk == timedelta(minutes=5)
     assert standing.condition is Condition.BROKEN
 
 
 def test_a_recovery_that_took_too_long_breaks_the_promise_and_one_nearly_so_strains_it() -> None:
     slow, near = drill(3, "passed", rto_ms=31 * 60_000), drill(3, "passed", rto_ms=29 * 60_000)
-    assert standing_of(SERVICE, replace(GOOD, drill=slow, passed_drill=slow), NOW).condition is Condition.BROKEN
-    assert standing_of(SERVICE, replace(GOOD, drill=near, passed_drill=near), NOW).condition is Condition.STRAINED
+    assert judged(SERVICE, replace(GOOD, drill=slow, passed_drill=slow)).condition is Condition.BROKEN
+    assert judged(SERVICE, replace(GOOD, drill=near, passed_drill=near)).condition is Condition.STRAINED
 
 
-def test_a_missed_slot_is_overdue() -> None:
-    assert standing_of(SERVICE, replace(GOOD, missed=1), NOW).condition is Condition.OVERDUE
+def test_a_result_that_is_older_than_its_schedule_allows_is_overdue_whatever_was_missed() -> None:
+    service = replace(SERVICE, schedule=Schedules(backup=Cron.parse("0 1 * * *"), verify=Cron.parse("0 3 * * *")))
+    fresh = Results(backed_up_at=NOW - HOUR, done={("verify", ""): NOW - HOUR})
+    assert judged(service, replace(GOOD, results=fresh, missed=1)).condition is Condition.KEPT
+    standing = judged(service, replace(GOOD, results=replace(fresh, backed_up_at=NOW - 49 * HOUR)))
+    assert standing.condition is Condition.OVERDUE
+    assert standing.reasons == ("backup was due on 2026-11-25 at 05:00 UTC",)
+    old = replace(GOOD, results=replace(fresh, done={("verify", ""): NOW - 49 * HOUR}))
+    assert [item.what for item in judged(service, old).overdue] == ["verify"]
 
 
 def test_services_are_ordered_by_how_close_they_are_to_breaking_a_promise() -> None:
-    facts = [GOOD, replace(GOOD, point=None), replace(GOOD, windows=(window(HOUR, timedelta(seconds=50)),)), GOOD]
-    ordered = sorted((standing_of(SERVICE, item, NOW) for item in facts), key=lambda item: item.order)
+    facts = [GOOD, replace(GOOD, point=None), replace(GOOD, reached={"database": NOW - timedelta(seconds=50)}), GOOD]
+    ordered = sorted((judged(SERVICE, item) for item in facts), key=lambda item: item.order)
     assert [item.condition for item in ordered] == [
         Condition.UNPROTECTED,
         Condition.STRAINED,
@@ -122,7 +137,7 @@ def test_services_are_ordered_by_how_close_they_are_to_breaking_a_promise() -> N
 def test_files_only_are_reachable_at_their_points() -> None:
     files = FilesSettings(name=ComponentName("files"), kind=FilesKind.DIRECTORY, path=Path("/srv"))
     service = replace(SERVICE, components={files.name: files})
-    assert standing_of(service, replace(GOOD, windows=()), NOW).reachable_until == POINT.created_at
+    assert judged(service, replace(GOOD, reached={})).reachable_until == POINT.created_at
 
 
 def test_the_band_holds_only_what_every_cluster_has_and_shows_the_gaps() -> None:

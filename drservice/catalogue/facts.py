@@ -1,0 +1,203 @@
+"""What the catalogue knows of each service, for many of them at once: the newest of everything and never histories.
+
+The newest of each kind is looked up per service through an index (lateral joins), and only columns that are shown or
+judged are read: an overview of a thousand services is a handful of queries and some thousand short rows, however many
+runs and records there are.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, text
+from sqlalchemy.orm import Session
+
+from drservice.model.agenda import Agenda, PlanName, Results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewestPoint:
+    """The newest recovery point of a service."""
+
+    id: str
+    created_at: datetime
+    state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What a drill or a restore showed: the newest record of its kind."""
+
+    entry: int
+    recorded_at: datetime
+    outcome: str | None
+    rpo_seconds: float | None
+    """Committed work that was lost."""
+    rto_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceFacts:
+    """What the catalogue knows of a service."""
+
+    service: str
+    point: NewestPoint | None = None
+    reached: Mapping[str, datetime] = field(default_factory=dict)
+    """Per cluster the newest instant in its WAL."""
+    drill: Proof | None = None
+    """The newest; drills that are meant to fail do not count."""
+    passed_drill: Proof | None = None
+    restore: Proof | None = None
+    """The newest that was proved."""
+    missed: int = 0
+    """Slots that nobody was there for and no run was made for since."""
+    running: int = 0
+    results: Results = field(default_factory=Results)
+    """What its schedules are judged by."""
+
+
+def read_facts(session: Session, names: Sequence[str], agenda: Agenda) -> Mapping[str, ServiceFacts]:
+    """Return what is known of each named service; ``agenda`` says which schedules there are."""
+    asked = {"services": list(names)}
+    reached: dict[str, dict[str, datetime]] = defaultdict(dict)
+    for service, component, instant in session.execute(_REACHED, asked):
+        reached[service][component] = instant
+    counts: dict[str, dict[str, int]] = defaultdict(dict)
+    for service, state, count in session.execute(_OPEN, asked):
+        counts[service][state] = count
+    done, since = _results(session, names, agenda)
+    return {
+        row.name: ServiceFacts(
+            service=row.name,
+            point=None
+            if row.point is None
+            else NewestPoint(id=row.point, created_at=row.created_at, state=row.point_state),
+            reached=reached.get(row.name, {}),
+            drill=_proof(row, 6),
+            passed_drill=_proof(row, 6 if row.drill_outcome == "passed" else 11),
+            restore=_proof(row, 16),
+            missed=counts[row.name].get("missed", 0) if row.name in counts else 0,
+            running=counts[row.name].get("running", 0) if row.name in counts else 0,
+            results=Results(
+                done=done.get(row.name, {}),
+                since=since.get(row.name, {}),
+                backed_up_at=row.whole_at,
+                drilled_at=row.drill_at if row.drill_outcome == "passed" else row.passed_at,
+            ),
+        )
+        for row in session.execute(_NEWEST, asked)
+    }
+
+
+_Instants = dict[str, dict[PlanName, datetime]]
+
+
+def _results(session: Session, names: Sequence[str], agenda: Agenda) -> tuple[_Instants, _Instants]:
+    """Return per service and schedule when its newest run succeeded; where none did, since when it is waited for."""
+    keys = [planned.key for name in names for planned in agenda.planned(name)]
+    done, since = _Instants(), _Instants()
+    for service, kind, plan, instant in session.execute(_DONE, _columns(keys)):
+        done.setdefault(service, {})[kind, plan] = instant
+    open_keys = [key for key in keys if key[1:] not in done.get(key[0], {})]
+    if open_keys:
+        for service, kind, plan, instant in session.execute(_SINCE, _columns(open_keys)):
+            since.setdefault(service, {})[kind, plan] = instant
+    return done, since
+
+
+def _columns(keys: Sequence[tuple[str, str, str]]) -> dict[str, list[str]]:
+    return {
+        "services": [key[0] for key in keys],
+        "kinds": [key[1] for key in keys],
+        "plans": [key[2] for key in keys],
+    }
+
+
+def _proof(row: Row[Any], first: int) -> Proof | None:
+    """Read the five columns of a proof; without an entry there is none."""
+    entry, recorded_at, outcome, rpo_ms, rto_ms = row[first : first + 5]
+    if entry is None:
+        return None
+    return Proof(
+        entry=entry,
+        recorded_at=recorded_at,
+        outcome=outcome,
+        rpo_seconds=None if rpo_ms is None else float(rpo_ms) / 1000,
+        rto_seconds=None if rto_ms is None else float(rto_ms) / 1000,
+    )
+
+
+_DRILL = """
+    SELECT entry, recorded_at, outcome, rpo_ms, rto_ms FROM record
+    WHERE service = asked.name AND kind = 'drill' AND mutation IS NULL"""
+_LAST = "ORDER BY recorded_at DESC, entry DESC LIMIT 1"
+_NEWEST = text(
+    f"""
+    SELECT asked.name, point.id AS point, point.created_at, point.state AS point_state, whole.created_at AS whole_at,
+        drill.outcome AS drill_outcome,
+        drill.entry, drill.recorded_at AS drill_at, drill.outcome, drill.rpo_ms, drill.rto_ms,
+        passed.entry, passed.recorded_at AS passed_at, passed.outcome, passed.rpo_ms, passed.rto_ms,
+        restored.entry, restored.recorded_at, restored.outcome, restored.rpo_ms, restored.rto_ms
+    FROM unnest(CAST(:services AS text[])) AS asked (name)
+    LEFT JOIN LATERAL (
+        SELECT id, created_at, state FROM point WHERE service = asked.name ORDER BY created_at DESC LIMIT 1
+    ) AS point ON true
+    LEFT JOIN LATERAL (
+        SELECT created_at FROM point WHERE service = asked.name AND state <> 'partial' ORDER BY created_at DESC LIMIT 1
+    ) AS whole ON true
+    LEFT JOIN LATERAL ({_DRILL} {_LAST}) AS drill ON true
+    LEFT JOIN LATERAL (
+        {_DRILL} AND outcome = 'passed' AND drill.outcome IS DISTINCT FROM 'passed' {_LAST}
+    ) AS passed ON true
+    LEFT JOIN LATERAL (
+        SELECT entry, recorded_at, outcome, rpo_ms, rto_ms FROM record
+        WHERE service = asked.name AND kind = 'restore' AND outcome = 'restored' {_LAST}
+    ) AS restored ON true
+    """  # noqa: S608 - put together from the constants above
+)
+"""A newest drill that passed is the newest that passed, too: it is not looked for again."""
+_REACHED = text(
+    """
+    SELECT service, component, max(to_time) FROM wal_window
+    WHERE service = ANY (CAST(:services AS text[])) AND to_time IS NOT NULL GROUP BY service, component
+    """
+)
+_OPEN = text(
+    """
+    SELECT service, state, count(*) FROM run
+    WHERE (state = 'running' OR (state = 'missed' AND caught_up_by IS NULL))
+      AND service = ANY (CAST(:services AS text[]))
+    GROUP BY service, state
+    """
+)
+"""What runs and what was missed are few, whatever the number of runs (index on state)."""
+_ASKED = """
+    FROM unnest(CAST(:services AS text[]), CAST(:kinds AS text[]), CAST(:plans AS text[]))
+        AS asked (service, kind, plan)"""
+_DONE = text(
+    f"""
+    SELECT asked.service, asked.kind, asked.plan, found.ended_at {_ASKED}
+    CROSS JOIN LATERAL (
+        SELECT ended_at FROM run
+        WHERE service = asked.service AND kind = asked.kind AND plan = asked.plan AND state = 'succeeded'
+          AND ended_at IS NOT NULL
+        ORDER BY ended_at DESC LIMIT 1
+    ) AS found
+    """  # noqa: S608 - put together from the constant above
+)
+_SINCE = text(
+    f"""
+    SELECT asked.service, asked.kind, asked.plan, coalesce(found.first, timetable.settled_until) {_ASKED}
+    LEFT JOIN LATERAL (
+        SELECT min(requested_at) AS first FROM run
+        WHERE service = asked.service AND kind = asked.kind AND plan = asked.plan
+    ) AS found ON true
+    LEFT JOIN timetable USING (service, kind, plan)
+    WHERE coalesce(found.first, timetable.settled_until) IS NOT NULL
+    """  # noqa: S608 - put together from the constant above
+)
+"""From the first run that was wanted, or from where the scheduler stopped: if it died its schedules become overdue."""
