@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import func, select
 
+from drservice import telemetry
 from drservice.catalogue.database import Database
 from drservice.catalogue.projection import (
     ComponentContents,
@@ -22,9 +24,11 @@ from drservice.catalogue.projection import (
     prune_records,
 )
 from drservice.catalogue.tables import Record
-from drservice.errors import DrError, LedgerMissingError, ObjectStoreError
+from drservice.errors import DrError, LedgerMissingError, ObjectStoreError, UnknownSignerError
+from drservice.evidence.authority import Authority
 from drservice.evidence.ledger import Entry, Ledger
 from drservice.model.estate import PostgresSettings, Service
+from drservice.model.evidence import EvidenceKind
 from drservice.operations.info import WindowInfo, windows_with_times
 from drservice.operations.inventory import archive_of, newest_lineage
 from drservice.operations.progress import Progress
@@ -131,18 +135,28 @@ def read_service(repository: Repository, service: Service) -> ServiceContents:
 def catch_up_records(database: Database, ledger: Ledger) -> int:
     """Project the records that follow the newest one in the catalogue; return how many.
 
+    One that nobody can believe, or whose signer may not write it, has no row and is told; the others follow.
+
     Raises:
-        LedgerError, StatementError, KeyProblemError, ObjectStoreError: the ledger cannot be read or believed; what was
-            read before is projected.
+        LedgerError, ObjectStoreError: the ledger cannot be read; what was read before is projected.
     """
     with database.session() as session:
         newest = session.execute(select(func.max(Record.entry))).scalar_one()
-    begin, size = 0 if newest is None else newest + 1, ledger.size()
-    for first in range(begin, size, _BATCH):
-        batch = list(ledger.entries(first, min(first + _BATCH, size)))
+        keys = list(session.scalars(select(Record.entry).where(Record.kind == EvidenceKind.KEY.value)))
+    authority = Authority(ledger.policy)
+    for number in sorted(keys):
+        _judged(authority, _read(ledger, number))
+    begin, size, count = 0 if newest is None else newest + 1, ledger.size(), 0
+    for batch in _entries(ledger, begin, size):
+        judged = {number: _judged(authority, found) for number, found in batch.items()}
+        entries = [found for found in judged.values() if isinstance(found, Entry)]
+        for number, found in judged.items():
+            if isinstance(found, DrError):
+                telemetry.warning("a record is not believed", entry=number, problem=found.message)
         with database.session() as session:
-            project_records(session, batch)
-    return max(0, size - begin)
+            project_records(session, entries)
+        count += len(entries)
+    return count
 
 
 def _windows(repository: Repository, scope: Scope, listing: SnapshotListing) -> tuple[WindowInfo, ...]:
@@ -165,9 +179,11 @@ def _rebuild_records(database: Database, ledger: Ledger, progress: Progress) -> 
     progress.step("read the ledger", total_items=size)
     unbelievable: dict[int, DrError] = {}
     records = 0
-    for batch in _entries(ledger, size):
-        entries = [entry for entry in batch.values() if isinstance(entry, Entry)]
-        unbelievable.update({number: error for number, error in batch.items() if isinstance(error, DrError)})
+    authority = Authority(ledger.policy)
+    for batch in _entries(ledger, 0, size):
+        judged = {number: _judged(authority, found) for number, found in batch.items()}
+        entries = [entry for entry in judged.values() if isinstance(entry, Entry)]
+        unbelievable.update({number: error for number, error in judged.items() if isinstance(error, DrError)})
         with database.session() as session:
             project_records(session, entries)
         records += len(entries)
@@ -177,21 +193,31 @@ def _rebuild_records(database: Database, ledger: Ledger, progress: Progress) -> 
     return records, gone.records, [_unreadable(f"entry {number}", error) for number, error in unbelievable.items()]
 
 
-def _entries(ledger: Ledger, size: int) -> Iterator[dict[int, Entry | DrError]]:
+def _entries(ledger: Ledger, begin: int, size: int) -> Iterator[dict[int, Entry | DrError]]:
     """Yield the entries in batches, several read at once; one that cannot be believed is its error."""
-
-    def read(number: int) -> Entry | DrError:
-        try:
-            return ledger.entry(number)
-        except ObjectStoreError:
-            raise
-        except DrError as error:
-            return error
-
     with ThreadPoolExecutor(_READERS, thread_name_prefix="ledger") as pool:
-        for first in range(0, size, _BATCH):
+        for first in range(begin, size, _BATCH):
             numbers = range(first, min(first + _BATCH, size))
-            yield dict(zip(numbers, pool.map(read, numbers), strict=True))
+            yield dict(zip(numbers, pool.map(partial(_read, ledger), numbers), strict=True))
+
+
+def _read(ledger: Ledger, number: int) -> Entry | DrError:
+    try:
+        return ledger.entry(number)
+    except ObjectStoreError:
+        raise
+    except DrError as error:
+        return error
+
+
+def _judged(authority: Authority, found: Entry | DrError) -> Entry | DrError:
+    """Return an entry that its signer may write; else why nobody has to believe it."""
+    if isinstance(found, Entry):
+        try:
+            authority.judge(found)
+        except UnknownSignerError as error:
+            return error
+    return found
 
 
 def _unreadable(key: str, error: DrError) -> Unreadable:

@@ -25,6 +25,7 @@ from sqlalchemy.dialects.postgresql import insert as insert_unless_there
 from sqlalchemy.orm import Session
 
 from drservice.catalogue.database import Database
+from drservice.catalogue.ledgeroutbox import UNFINISHED, put_failure
 from drservice.catalogue.tables import Document, Run, RunEvent
 from drservice.errors import DrError, LeaseLostError
 from drservice.model.ids import make_ulid
@@ -220,6 +221,8 @@ class Runs:
             if changed:
                 data: Document = {"state": state.value, **({"error": error} if error else {})}
                 _add_event(session, claim.run, claim.epoch, "state", data)
+                if state in UNFINISHED:
+                    put_failure(session, claim.run)
             return changed
 
     def release(self, claim: Claim, reason: str, *, session: Session | None = None) -> bool:
@@ -247,6 +250,7 @@ class Runs:
             ).scalar_one_or_none()
             if epoch is not None:
                 _add_event(inner, run, epoch, "state", {"state": RunState.FAILED.value, "error": error})
+                put_failure(inner, run)
             return epoch is not None
 
     def cancel(self, run: str, by: str) -> RunState | None:
@@ -266,6 +270,7 @@ class Runs:
                     _move(state, RunState.CANCELLED).where(Run.id == run).values(cancel_requested_by=by, ended_at=_NOW)
                 )
                 _add_event(session, run, epoch, "state", {"state": RunState.CANCELLED.value, "by": by})
+                put_failure(session, run)
                 return RunState.CANCELLED
             if state is RunState.RUNNING and _changed(
                 session,
@@ -382,6 +387,8 @@ class Runs:
             change["ended_at"] = _NOW
         session.execute(_move(RunState.RUNNING, state).where(Run.id == run).values(**change))
         _add_event(session, run, epoch, "state", {"state": state.value, **data})
+        if state in UNFINISHED:
+            put_failure(session, run)
         return state is RunState.QUEUED
 
     @contextmanager

@@ -89,6 +89,18 @@ def _number_in(name: str) -> str:
     )
 
 
+_EXCEPTION = """CASE kind
+    WHEN 'drill'::text THEN CASE WHEN jsonb_typeof(predicate -> 'mutation'::text) = 'string'::text
+        THEN COALESCE(outcome, ''::text) <> 'failed'::text ELSE COALESCE(outcome, ''::text) <> 'passed'::text END
+    WHEN 'backup'::text THEN COALESCE(outcome, ''::text) <> 'complete'::text
+    WHEN 'restore'::text THEN COALESCE(outcome, ''::text) <> 'restored'::text
+    WHEN 'probe'::text THEN COALESCE(outcome, ''::text) <> 'passed'::text
+    WHEN 'retention'::text THEN COALESCE(outcome, ''::text) <> ALL (ARRAY['applied'::text, 'marked'::text])
+    WHEN 'approval'::text THEN COALESCE(predicate ->> 'decision'::text, ''::text) <> 'approved'::text
+    ELSE kind = ANY (ARRAY['missed'::text, 'failure'::text]) END"""
+"""Which records say that something is not as promised, written as PostgreSQL shows it again."""
+
+
 class Base(DeclarativeBase):
     """The declarations."""
 
@@ -276,7 +288,13 @@ class Record(Base):
     """A record of the ledger."""
 
     __tablename__ = "record"
-    __table_args__ = (Index(None, "service", "kind", "recorded_at"),)
+    __table_args__ = (
+        Index(None, "service", "kind", "recorded_at"),
+        Index(None, "kind", "entry"),
+        Index("record_event_idx", "event", postgresql_where=text("event IS NOT NULL")),
+        Index("record_obligation_idx", "obligation", "kind", postgresql_where=text("obligation IS NOT NULL")),
+        Index("record_exception_idx", "entry", postgresql_where=text("exception")),
+    )
 
     entry: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     kind: Mapped[str]
@@ -291,6 +309,12 @@ class Record(Base):
     """Of a drill that is meant to fail. This and the next two are read of many records at once, without documents."""
     rpo_ms: Mapped[Decimal | None] = mapped_column(Computed(_number_in("rpo_ms"), persisted=True))
     rto_ms: Mapped[Decimal | None] = mapped_column(Computed(_number_in("rto_ms"), persisted=True))
+    event: Mapped[str | None] = mapped_column(Computed("predicate ->> 'event'::text", persisted=True))
+    """What waited as a ``LedgerEvent``."""
+    obligation: Mapped[str | None] = mapped_column(Computed("predicate ->> 'obligation'::text", persisted=True))
+    """Of an obligation, and of the drill that answers it."""
+    exception: Mapped[bool] = mapped_column(Computed(_EXCEPTION, persisted=True))
+    """Whether it says that something is not as promised (docs/evidence.md)."""
 
 
 class Account(Base):
@@ -333,7 +357,7 @@ class Access(Base):
     """A request that somebody made: the access log."""
 
     __tablename__ = "access"
-    __table_args__ = (Index(None, "at"),)
+    __table_args__ = (Index(None, "at"), Index(None, "day", "id"))
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     at: Mapped[datetime] = mapped_column(server_default=NOW)
@@ -344,6 +368,46 @@ class Access(Base):
     route: Mapped[str]
     service: Mapped[str | None]
     status: Mapped[int]
+    day: Mapped[str | None]
+    """Whose digest has this line (``catalogue.accesslog``); ``None`` until that day is closed."""
+
+
+class AccessDay(Base):
+    """A closed day of the access log."""
+
+    __tablename__ = "access_day"
+
+    day: Mapped[str] = mapped_column(primary_key=True)
+    """YYYY-MM-DD, in UTC."""
+    event: Mapped[str]
+    salt: Mapped[bytes] = mapped_column(LargeBinary)
+    sha256: Mapped[str]
+    closed_at: Mapped[datetime]
+    log: Mapped[str | None]
+    """Under which name of a log its record stands in the ledger."""
+    entry: Mapped[int | None]
+
+
+class LedgerEvent(Base):
+    """What happened in the catalogue and is to stand in the ledger (``catalogue.ledgeroutbox``)."""
+
+    __tablename__ = "ledger_event"
+    __table_args__ = (
+        Index("ledger_event_open_idx", "number", postgresql_where=text("entry IS NULL AND problem IS NULL")),
+    )
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    event: Mapped[str] = mapped_column(unique=True)
+    """ULID; in the record, too."""
+    kind: Mapped[str]
+    service: Mapped[str | None]
+    run: Mapped[str | None]
+    fields: Mapped[Document]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    entry: Mapped[int | None]
+    written_at: Mapped[datetime | None]
+    problem: Mapped[str | None]
+    """Why it cannot be spelled as a record."""
 
 
 class Answer(Base):
