@@ -48,7 +48,7 @@ from drservice.operations.results import (
 from drservice.operations.retention import RetentionContext, RetentionState
 from drservice.operations.retentionrecord import apply_retention
 from drservice.operations.retentionresult import retention_summary
-from drservice.operations.servicebackup import backup_service, run_service_backup
+from drservice.operations.servicebackup import backup_service, record_published_point, run_service_backup
 from drservice.operations.servicerestore import restore_service
 from drservice.operations.verify import run_verify
 from drservice.repository.verify import Depth
@@ -92,6 +92,7 @@ def _backup(task: Task) -> Outcome:
         done = _point_of_earlier_claim(task, plane)
         if done is not None:
             task.progress.note(f"recovery point {done.id} was finished before the run changed hands")
+            record_published_point(_backup_context(task, plane), evidence, done)
             return Outcome(
                 state=RunState.SUCCEEDED if done.state.value == SnapshotState.COMPLETE.value else RunState.PARTIAL,
                 result={"service": name, "point": done.id, "state": done.state.value, "snapshots": [], "notes": []},

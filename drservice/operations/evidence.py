@@ -7,7 +7,7 @@ appended by the next one that succeeds, and everybody is told.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -16,14 +16,17 @@ from drservice.canonical import Json
 from drservice.clock import Clock
 from drservice.errors import DrError, LogKeyError, StatementError
 from drservice.evidence.anchoring import Anchor
-from drservice.evidence.ledger import Entry, Ledger, Record
+from drservice.evidence.ledger import Entry, Ledger, Record, Unless
 from drservice.evidence.signing import Signer
-from drservice.evidence.statements import Occasion, Subject, make_statement
+from drservice.evidence.statements import Occasion, Statement, Subject, make_statement
 from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import RepositoryId, RunId, ServiceName
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.progress import Progress
 from drservice.repository import layout
+
+_LOOKED_AT = 2000
+"""Of the newest entries, for one that makes a record superfluous."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +95,11 @@ class Evidence:
         subject: Sequence[Subject],
         fields: Mapping[str, Json],
         progress: Progress,
+        unless: Callable[[Statement], bool] | None = None,
     ) -> Record | None:
         """Append a record; if the ledger does not take it, keep it aside on this host, say so, and return ``None``.
+
+        ``unless``: one of the newest entries for which it is true stands in for the record, which is not appended.
 
         Raises:
             LogKeyError: this host has no signing key that anybody believes.
@@ -103,7 +109,10 @@ class Evidence:
         self.require_signing()
         statement = make_statement(kind, occasion=self.occasion(service, run), subject=subject, fields=fields)
         try:
-            return self.ledger.append(statement)
+            if unless is None:
+                return self.ledger.append(statement)
+            since = max(0, self.ledger.size() - _LOOKED_AT)
+            return self.ledger.append(statement, unless=Unless(since=since, stands_in=unless))
         except StatementError:
             raise
         except DrError as error:
@@ -128,11 +137,12 @@ class Evidence:
         subject: Sequence[Subject],
         fields: Mapping[str, Json],
         progress: Progress,
+        unless: Callable[[Statement], bool] | None = None,
     ) -> Record | None:
         """Append a record or keep it aside; what is neither is said. Never raises our own errors: for rescues."""
         try:
             return self.append_or_keep(
-                kind, service=service, run=run, subject=subject, fields=fields, progress=progress
+                kind, service=service, run=run, subject=subject, fields=fields, progress=progress, unless=unless
             )
         except DrError as error:
             _tell(progress, f"this {kind.value} is NOT on record: {error.message}")

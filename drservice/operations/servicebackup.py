@@ -18,6 +18,7 @@ from drservice.components.odoo_filestore.capture import CapturedFiles, capture_f
 from drservice.components.postgres.asking import asking
 from drservice.components.postgres.baseline import measure_baseline
 from drservice.errors import DrError, InterruptedRunError, PostgresError
+from drservice.evidence.statements import Statement
 from drservice.model.checks import Baseline
 from drservice.model.estate import FilesKind, FilesSettings, PostgresSettings, Service
 from drservice.model.evidence import EvidenceKind
@@ -113,6 +114,40 @@ def run_service_backup(
         raise
     record(result.state.value, result.point, None)
     return result
+
+
+def record_published_point(context: BackupContext, evidence: Evidence, point: RecoveryPoint) -> None:
+    """Put a recovery point on record whose writer died between publishing and recording it; once, whoever tries.
+
+    When it was taken is what its snapshots say. As with every backup, a ledger that does not take it is told about.
+    """
+    members = {member.snapshot: member for member in point.members}
+    records = [
+        record
+        for component in dict.fromkeys(member.component for member in point.members)
+        for record in context.repository.snapshots(context.repository.scope(point.service, component)).records
+        if record.id in members
+    ]
+
+    def stands_in(statement: Statement) -> bool:
+        return statement.kind is EvidenceKind.BACKUP and statement.predicate["point"] == point.id
+
+    evidence.record(
+        EvidenceKind.BACKUP,
+        service=point.service,
+        run=None,
+        subject=snapshot_subjects(records),
+        fields=backup_fields(
+            outcome=point.state.value,
+            point=point,
+            records=records,
+            started_at=min(member.started_at for member in point.members),
+            ended_at=max(member.stopped_at for member in point.members),
+            error=None,
+        ),
+        progress=context.progress,
+        unless=stands_in,
+    )
 
 
 def backup_service(
