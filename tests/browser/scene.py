@@ -30,7 +30,7 @@ from tests.browser import others
 from tests.doubles.catalogue import CatalogueServer
 from tests.doubles.cluster import ClusterMaker
 from tests.doubles.estate import PROGRAM, wait_for
-from tests.doubles.plant import Plant
+from tests.doubles.plant import CHECKS, Plant
 
 SERVICE = "erp"
 PASSWORD = "a long enough password"
@@ -43,8 +43,18 @@ PEOPLE = {
 }
 """Accounts and their roles."""
 HOST = "plant1"
+STUCK = "stuck"
+"""A state of stock moves that one of the checks refuses."""
 EARLIER, LATER = "SO-1041", "SO-1042"
 """Orders before and after :attr:`Scene.instant`."""
+
+_NOTHING_STUCK = {
+    "name": "nothing-stuck",
+    "component": "database",
+    "sql": f"select count(*) from stock_move where state = '{STUCK}'",
+    "expect": "= 0",
+    "owner": "logistics",
+}
 
 
 @dataclass(kw_only=True)
@@ -58,6 +68,7 @@ class Scene:
     url: str
     instant: datetime | None = None
     """After the earlier and before the later order."""
+    reported: others.Reported | None = None
 
     @classmethod
     @contextmanager
@@ -79,11 +90,13 @@ class Scene:
     # --- what happens in it -----------------------------------------------------------------------------------
 
     def live_through_a_day(self) -> None:
-        """Back up, take two orders, drill, and let the other hosts report."""
+        """Let other hosts report; fail in a drill, repair what it found; take two orders, and prove it all again."""
+        self.reported = others.report(self.database)
+        self.plant.sql("insert into stock_move (state, product_qty) values (%s, 1)", [STUCK])
         self.complete(RunKind.BACKUP)
-        self.plant.sql(
-            "create table sale_order (name text primary key, placed_at timestamptz default clock_timestamp())"
-        )
+        self.complete(RunKind.DRILL, plan="latest", state=RunState.FAILED)
+        self.plant.sql("delete from stock_move where state = %s", [STUCK])
+        self.plant.sql("create table sale_order (name text primary key, at timestamptz default clock_timestamp())")
         self.plant.sql("insert into sale_order (name) values (%s)", [EARLIER])
         time.sleep(1.1)
         self.instant = self.plant.now()
@@ -91,6 +104,7 @@ class Scene:
         self.plant.sql("insert into sale_order (name) values (%s)", [LATER])
         self.plant.archive()
         self.complete(RunKind.BACKUP)
+        self.complete(RunKind.DRILL, plan="latest")
 
     def request(self, kind: RunKind, *, plan: str = "") -> str:
         run = Queue(self.database).enqueue(RunRequest(service=SERVICE, kind=kind, plan=plan, requested_by="olga"))
@@ -102,12 +116,12 @@ class Scene:
         assert found is not None
         return found
 
-    def complete(self, kind: RunKind, *, plan: str = "") -> RunInfo:
-        """Have a run made and wait for its good end."""
+    def complete(self, kind: RunKind, *, plan: str = "", state: RunState = RunState.SUCCEEDED) -> RunInfo:
+        """Have a run made and wait for its end, which has to be as expected."""
         run = self.request(kind, plan=plan)
         self.wait(lambda: self.run(run).state.is_over, f"the {kind.value}")
         ended = self.run(run)
-        assert ended.state is RunState.SUCCEEDED, f"{ended}\n{self.log()}"
+        assert ended.state is state, f"{ended}\n{self.log()}"
         return ended
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
@@ -153,6 +167,7 @@ def _configure(plant: Plant, catalogue: str) -> None:
         "tier": 1,
         "objectives": {"rpo": "1h", "rto": "15m"},
         "schedule": {"backup": "0 1 * * *", "drill": "0 6 1 1,4,7,10 *"},
+        "checks": [*CHECKS, _NOTHING_STUCK],
     }
     document["services"] |= others.SERVICES
     plant.estate.config.write_text(json.dumps(document, indent=1))
