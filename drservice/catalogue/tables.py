@@ -425,6 +425,30 @@ class Answer(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
+class Duty(Base):
+    """What one node at a time does for all (``catalogue.duties``)."""
+
+    __tablename__ = "duty"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    done_at: Mapped[datetime]
+
+
+class Breach(Base):
+    """A promise that does not hold, or a result that is overdue (``catalogue.breaches``)."""
+
+    __tablename__ = "breach"
+
+    service: Mapped[str] = mapped_column(primary_key=True)
+    what: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    """objective | overdue."""
+    title: Mapped[str]
+    since: Mapped[datetime]
+    told_at: Mapped[datetime]
+    told: Mapped[int]
+
+
 class Message(Base):
     """What is to be told, to one place: the outbox."""
 

@@ -35,6 +35,8 @@ from drservice.node.environments import EnvironmentTeller
 from drservice.node.projecting import Projector
 from drservice.node.scheduler import Missed, Scheduler
 from drservice.node.telling import Teller, notice_of_missed
+from drservice.node.watching import Watcher
+from drservice.node.witnessing import Witness
 from drservice.node.worker import Ended, Worker
 from drservice.notify.apprise import places
 from drservice.notify.outbox import Outbox
@@ -47,6 +49,8 @@ _RETRY_SECONDS = 2.0
 _LOOK_SECONDS = 5.0
 _CONFIGURATION_SECONDS = 2.0
 _MESSAGES_SECONDS = 5.0
+_WATCH_SECONDS = 20.0
+"""Between looks whether it is this node's turn to look for breaches."""
 _CLOCKS_APART = timedelta(seconds=2)
 _LAST_SECONDS = 60.0
 """For runs that were told to stop, to end."""
@@ -204,6 +208,7 @@ class _Duties:
         self._hosts = Hosts(database)
         self._queue = Queue(database)
         self._teller = Teller(database)
+        self._watcher = Watcher(database)
         self._outbox = Outbox(database, places(configuration.estate.notify))
         self._is_over = threading.Event()
         self._messenger = threading.Thread(target=self._deliver, name="messenger", daemon=True)
@@ -215,6 +220,7 @@ class _Duties:
         self.projector = Projector(
             database.url, estate=self._estate, own=lambda estate: own_services(estate, name), log_level=log_level
         )
+        self.witness = Witness(database, estate=self._estate, log_level=log_level)
         self.worker = Worker(
             database, host=name, estate=self._estate, clock=clock, log_level=log_level, ended=self._ended
         )
@@ -229,6 +235,7 @@ class _Duties:
         self.worker.start()
         self.scheduler.start()
         self.projector.start()
+        self.witness.start()
         self.environments.start()
         self._messenger.start()
 
@@ -240,6 +247,7 @@ class _Duties:
         self.worker.stop()
         self.worker.wait(_LAST_SECONDS)
         self.projector.stop()
+        self.witness.stop()
 
     def turn(self, *, reload: bool) -> None:
         """Do what is due now.
@@ -251,6 +259,7 @@ class _Duties:
         if now - self._turned_at > self._lease_seconds / 2:
             telemetry.warning("this node stood still", seconds=round(now - self._turned_at, 1))
             self._watching_since = now
+            self.projector.refresh()
         self._turned_at = now
         if self._is_due("configuration", _CONFIGURATION_SECONDS) or reload:
             self._look_at_configuration(force=reload)
@@ -296,6 +305,7 @@ class _Duties:
             if self._is_away:
                 telemetry.info("the catalogue is back")
                 self._watching_since = self._clock.monotonic()
+                self.projector.refresh()
             self._is_away = False
 
     def _revive(self) -> None:
@@ -351,11 +361,14 @@ class _Duties:
     def _deliver(self) -> None:
         """Queue and deliver messages; in a thread of its own, because places may take their time."""
         while not self._is_over.wait(_MESSAGES_SECONDS):
-            outbox = self._outbox
-            if not self._estate().notify:
+            outbox, estate = self._outbox, self._estate()
+            if not estate.notify:
                 continue
             try:
                 self._teller.tell(outbox)
+                # What the catalogue does not know yet would look like a broken promise.
+                if self.projector.is_fresh and self._is_due("watch", _WATCH_SECONDS):
+                    self._watcher.look(estate, outbox)
                 outbox.deliver()
             except CatalogueUnreachableError:
                 continue  # the main thread tells; they are delivered when it is back

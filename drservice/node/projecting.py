@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
@@ -43,11 +44,13 @@ class Projector:
         self._asked: set[str] = set()
         self._wake = threading.Event()
         self._is_over = False
+        self._refreshes = self._refreshed = 0
         self._process: BaseProcess | None = None
         self._thread = threading.Thread(target=self._run, name="projector", daemon=True)
 
     def start(self) -> None:
         """Begin with everything that is this node's."""
+        self.refresh()
         self._thread.start()
 
     def ask(self, service: str) -> None:
@@ -55,6 +58,19 @@ class Projector:
         with self._lock:
             self._asked.add(service)
         self._wake.set()
+
+    def refresh(self) -> None:
+        """Have everything that is this node's projected soon: for a while nobody could."""
+        with self._lock:
+            self._refreshes += 1
+            self._asked |= set(self._own(self._estate()))
+        self._wake.set()
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether everything that is this node's was projected, or tried to be, since it could be again."""
+        with self._lock:
+            return self._refreshed == self._refreshes
 
     def stop(self) -> None:
         """End; a projection under way is dropped."""
@@ -66,17 +82,22 @@ class Projector:
         self._thread.join()
 
     def _run(self) -> None:
-        with self._lock:
-            self._asked |= set(self._own(self._estate()))
+        whole_at = time.monotonic()
         while not self._is_over:
+            self._wake.clear()
             with self._lock:
                 names, self._asked = sorted(self._asked), set()
+                refreshes = self._refreshes
             if names:
                 self._project(names)
-            if not self._wake.wait(_PERIOD_SECONDS):
+            with self._lock:
+                self._refreshed = refreshes
+            # However often single services are asked for: WAL arrives of all of them.
+            self._wake.wait(max(0.0, whole_at + _PERIOD_SECONDS - time.monotonic()))
+            if time.monotonic() - whole_at >= _PERIOD_SECONDS:
+                whole_at = time.monotonic()
                 with self._lock:
                     self._asked |= set(self._own(self._estate()))
-            self._wake.clear()
 
     def _project(self, names: Sequence[str]) -> None:
         process = multiprocessing.get_context("spawn").Process(

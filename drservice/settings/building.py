@@ -60,8 +60,6 @@ NOT_ACTED_ON = (
     "access",
 )
 """Settings this version validates only; a line goes away with the feature that acts on it."""
-_TOLD = {NotifyKind.FAILURE.value}
-"""What is told of so far."""
 
 
 def build_estate(configuration: schema.Configuration, source: pathlib.Path) -> Estate:
@@ -97,11 +95,6 @@ def notices(configuration: schema.Configuration, estate: Estate) -> tuple[str, .
             for path in _declared(configuration, pattern.split("."), "")
         ]
     told += list(_spread_services(estate))
-    told += [
-        f"notify[{index}].on names {', '.join(later)}: this version tells failures and missed slots only"
-        for index, place in enumerate(configuration.notify)
-        if "on" in place.model_fields_set and (later := [kind for kind in place.on if kind not in _TOLD])
-    ]
     told += [
         f"services.{service.name}.schedule.drill has no effect: each drill of the service has a schedule of its own"
         for service in drills_without_effect(estate)

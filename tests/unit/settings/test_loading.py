@@ -174,7 +174,6 @@ def test_what_is_declared_but_not_acted_on_is_told(write: Write) -> None:
         "services.erp.depends_on",
         "drills.erp-quarterly.runbook",
         *("repository.lock", "repository.copies", "dependencies", "access"),
-        "notify[0].on",
     }
     assert any("queue (redis) is declared but not protected" in notice for notice in notices)
 

@@ -1,0 +1,274 @@
+"""Tells of promises that do not hold and of results that are overdue, and when they do again.
+
+Both are judged from what is there (``model.agenda``, ``catalogue.facts``), never from what ran or did not: what nobody
+noticed is noticed here. One node at a time looks, about once a minute. A breach is told when it is seen, again each
+day, and when it is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from drservice import telemetry
+from drservice.catalogue.breaches import (
+    BreachKey,
+    KnownBreach,
+    begin_breach,
+    captured_since,
+    end_breach,
+    known_breaches,
+    tell_again,
+)
+from drservice.catalogue.database import Database
+from drservice.catalogue.duties import duty
+from drservice.catalogue.facts import ServiceFacts
+from drservice.catalogue.reading import Reading
+from drservice.catalogue.requests import Transaction
+from drservice.clock import to_iso
+from drservice.model.agenda import Agenda, Overdue
+from drservice.model.estate import Estate, FilesKind, NotifyKind, Service
+from drservice.model.runs import RunKind
+from drservice.notify.interface import Notice, Severity
+from drservice.notify.outbox import Outbox
+
+_DUTY = "watch"
+_EVERY = timedelta(seconds=55)
+_AGAIN = timedelta(days=1)
+KNOWN_LATE = timedelta(minutes=10)
+"""How late the catalogue may learn of WAL and documents that have arrived: less than that is no news."""
+OVERDUE_TOLERANCE = timedelta(minutes=5)
+"""Beyond the schedule's own grace: a result is put on record and projected after it was reached."""
+_COMMANDS = {
+    RunKind.BACKUP: "drservice backup {service}",
+    RunKind.VERIFY: "drservice verify {service}",
+    RunKind.DRILL: "drservice drill {service}",
+    RunKind.RETENTION: "drservice retention {service} --dry-run",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A breach as it is now."""
+
+    service: str
+    what: str
+    kind: NotifyKind
+    severity: Severity
+    title: str
+    body: str
+    next_command: str
+
+    @property
+    def key(self) -> BreachKey:
+        """Names it while it lasts."""
+        return BreachKey(service=self.service, what=self.what)
+
+
+class Watcher:
+    """Looks at every service of the configuration in force."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._reading = Reading(database)
+        self._agenda: Agenda | None = None
+
+    def look(self, estate: Estate, outbox: Outbox) -> int:
+        """Queue what is to be told now, unless another node has just done so; returns how many notices.
+
+        Raises:
+            CatalogueUnreachableError: it is told the next time.
+        """
+        if self._agenda is None or self._agenda.estate is not estate:
+            self._agenda = Agenda(estate)
+        with duty(self._database, _DUTY, every=_EVERY) as session:
+            return 0 if session is None else self._judge(estate, self._agenda, outbox, session)
+
+    def _judge(self, estate: Estate, agenda: Agenda, outbox: Outbox, session: Transaction) -> int:
+        now, facts = self._reading.services(list(estate.services), agenda)
+        documents = captured_since(session, list(_documents_of(estate)))
+        found = {
+            breach.key: breach
+            for service in estate.services.values()
+            for breach in breaches_of(service, facts[service.name], agenda, documents, now)
+        }
+        before = known_breaches(session)
+        notices: list[Notice] = []
+        for key, breach in found.items():
+            known = before.get(key)
+            if known is None:
+                begin_breach(session, key, kind=breach.kind.value, title=breach.title, since=now)
+                notices.append(notice_of_breach(breach, since=now, number=1))
+            elif now - known.told_at >= _AGAIN:
+                tell_again(session, key, at=now)
+                notices.append(notice_of_breach(breach, since=known.since, number=known.told + 1))
+        for key, known in before.items():
+            if key not in found:
+                end_breach(session, key)
+                notices.append(notice_of_end(key, known, now))
+        for notice in notices:
+            telemetry.warning("people are told", title=notice.title, service=notice.service)
+            outbox.tell(notice, session=session)
+        return len(notices)
+
+
+def breaches_of(
+    service: Service,
+    facts: ServiceFacts,
+    agenda: Agenda,
+    documents: Mapping[tuple[str, str], datetime],
+    now: datetime,
+) -> Iterator[Found]:
+    """Yield what of a service is broken or overdue.
+
+    Args:
+        service: what is promised.
+        facts: what the catalogue knows of it.
+        agenda: of the configuration that the service is of.
+        documents: per component of documents, since when what was filed is not captured.
+        now: by the catalogue's clock.
+    """
+    yield from _at_risk(service, facts, now)
+    yield from _measured(service, facts)
+    yield from _documents(service, documents, now)
+    for item in agenda.overdue(service.name, facts.results, now - OVERDUE_TOLERANCE):
+        yield _overdue(service, item)
+
+
+def _at_risk(service: Service, facts: ServiceFacts, now: datetime) -> Iterator[Found]:
+    promised = service.objectives.rpo
+    if promised is None or facts.point is None:
+        return  # nothing is promised, or nothing was ever stored: that is overdue, not a promise that was kept before
+    clusters = [item.name for item in service.databases()]
+    lost = sorted(set(clusters) - facts.reached.keys())
+    if lost:
+        yield _objective(
+            service,
+            "rpo",
+            f"nothing can be recovered of {', '.join(lost)}: there is no WAL that follows a snapshot",
+            "Work that is committed now would be lost as a whole.",
+        )
+        return
+    until = min((facts.reached[name] for name in clusters), default=facts.point.created_at)
+    if now - until > promised + KNOWN_LATE:
+        yield _objective(
+            service,
+            "rpo",
+            f"work since {_at(until)} is at risk; promised is to lose at most {_shown(promised)}",
+            "If nothing was committed since then, nothing is lost: set archive_timeout below the RPO, and WAL arrives."
+            if clusters
+            else "There is no newer recovery point.",
+        )
+
+
+def _measured(service: Service, facts: ServiceFacts) -> Iterator[Found]:
+    """Yield what the newest drill or restore has shown to be worse than promised."""
+    rpo, rto = service.objectives.rpo, service.objectives.rto
+    lost = facts.drill.rpo_seconds if facts.drill is not None else None
+    if rpo is not None and facts.drill is not None and lost is not None and lost > rpo.total_seconds():
+        yield _objective(
+            service,
+            "measured-rpo",
+            f"the last drill lost {_shown(timedelta(seconds=lost))} of committed work; promised is {_shown(rpo)}",
+            f"Record {facts.drill.entry} of the ledger has it.",
+        )
+    newest = max((item for item in (facts.drill, facts.restore) if item), key=lambda item: item.entry, default=None)
+    if rto is None or newest is None or newest.rto_seconds is None or newest.rto_seconds <= rto.total_seconds():
+        return
+    yield _objective(
+        service,
+        "measured-rto",
+        f"the last recovery took {_shown(timedelta(seconds=newest.rto_seconds))}; promised is {_shown(rto)}",
+        f"Record {newest.entry} of the ledger has its phases.",
+    )
+
+
+def _documents(service: Service, documents: Mapping[tuple[str, str], datetime], now: datetime) -> Iterator[Found]:
+    promised = service.objectives.documents_rpo
+    if promised is None:
+        return
+    for component in service.files():
+        since = documents.get((service.name, component.name))
+        if since is not None and now - since > promised + KNOWN_LATE:
+            yield _objective(
+                service,
+                f"documents-rpo:{component.name}",
+                f"{component.name} were last captured at {_at(since)}; promised is {_shown(promised)}",
+                "What was filed since then is stored nowhere else.",
+            )
+
+
+def _overdue(service: Service, item: Overdue) -> Found:
+    last = f"the last one is of {_at(item.last_done)}" if item.last_done is not None else "there was none yet"
+    kind = item.planned.kind
+    return Found(
+        service=service.name,
+        what=f"overdue:{kind.value}:{item.planned.plan}",
+        kind=NotifyKind.OVERDUE,
+        severity=Severity.TECHNICAL if kind is RunKind.RETENTION else Severity.BUSINESS_CRITICAL,
+        title=f"{item.what} is overdue since {_at(item.due.at)}: {last}",
+        body=f"{item.due.reason}. Look whether the service's host runs (`drservice check`), then do it by hand.",
+        next_command=_COMMANDS[kind].format(service=service.name),
+    )
+
+
+def _objective(service: Service, what: str, title: str, body: str) -> Found:
+    return Found(
+        service=service.name,
+        what=what,
+        kind=NotifyKind.OBJECTIVE,
+        severity=Severity.BUSINESS_CRITICAL,
+        title=title,
+        body=body,
+        next_command=f"drservice info {service.name}",
+    )
+
+
+def notice_of_breach(found: Found, *, since: datetime, number: int) -> Notice:
+    """Return what to tell of a breach; ``number`` counts how often it is told."""
+    again = "" if number == 1 else f"again (seen since {_at(since)}): "
+    return Notice(
+        event=f"breach:{found.service}:{found.what}:{to_iso(since)}:{number}",
+        kind=found.kind,
+        severity=found.severity,
+        title=f"{again}{found.title}",
+        body=found.body,
+        service=found.service,
+        next_command=found.next_command,
+    )
+
+
+def notice_of_end(key: BreachKey, known: KnownBreach, now: datetime) -> Notice:
+    """Return what to tell when a breach is over: it was made good, or nobody promises or schedules it any more."""
+    return Notice(
+        event=f"breach:{key.service}:{key.what}:{to_iso(known.since)}:over",
+        kind=NotifyKind(known.kind),
+        severity=Severity.TECHNICAL,
+        title=f"all clear: {known.title}",
+        body=f"Seen at {_at(known.since)}, over by {_at(now)}.",
+        service=key.service,
+    )
+
+
+def _documents_of(estate: Estate) -> Iterator[tuple[str, str]]:
+    for service in estate.services.values():
+        if service.objectives.documents_rpo is not None:
+            yield from ((service.name, item.name) for item in service.files() if item.kind is FilesKind.ODOO_FILESTORE)
+
+
+def _at(instant: datetime) -> str:
+    return instant.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _shown(span: timedelta) -> str:
+    """Return a duration in its two largest units."""
+    parts: list[str] = []
+    rest = span.total_seconds()
+    for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
+        count, rest = divmod(rest, seconds)
+        if count:
+            parts.append(f"{count:.0f} {unit}")
+    if rest or not parts:
+        parts.append(f"{rest:.3g} s")
+    return " ".join(parts[:2])

@@ -1,0 +1,146 @@
+"""What people are told about promises and overdue results: from data, with tolerance, and only what is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from drservice.catalogue.facts import NewestPoint, Proof, ServiceFacts
+from drservice.model.agenda import Agenda, Results
+from drservice.model.estate import (
+    Estate,
+    FilesKind,
+    FilesSettings,
+    NotifyKind,
+    Objectives,
+    PostgresSettings,
+    RepositorySettings,
+    Schedules,
+    Service,
+)
+from drservice.model.ids import ComponentName, ServiceName
+from drservice.model.retention import Period, RetentionPolicy
+from drservice.model.schedule import Cron
+from drservice.node.watching import KNOWN_LATE, OVERDUE_TOLERANCE, Found, breaches_of
+from drservice.notify.interface import Severity
+
+NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+RPO, RTO = timedelta(minutes=5), timedelta(minutes=30)
+SERVICE = Service(
+    name=ServiceName("erp"),
+    objectives=Objectives(rpo=RPO, rto=RTO, documents_rpo=RPO),
+    components={
+        ComponentName("database"): PostgresSettings(name=ComponentName("database"), dsn=""),
+        ComponentName("documents"): FilesSettings(
+            name=ComponentName("documents"), kind=FilesKind.ODOO_FILESTORE, path=Path("/f"), database="plant"
+        ),
+    },
+    schedule=Schedules(backup=Cron.parse("0 1 * * *"), retention=Cron.parse("0 5 * * *"), grace=timedelta(hours=4)),
+    retention=RetentionPolicy(within=Period.parse("14d")),
+)
+DONE = {("backup", ""): NOW - timedelta(hours=10), ("retention", ""): NOW - timedelta(hours=7)}
+KEPT = ServiceFacts(
+    service="erp",
+    point=NewestPoint(id="p", created_at=NOW - timedelta(hours=10), state="complete"),
+    reached={"database": NOW},
+    results=Results(done=DONE),
+)
+
+
+def found(
+    facts: ServiceFacts = KEPT,
+    service: Service = SERVICE,
+    documents: Mapping[tuple[str, str], datetime] | None = None,
+    now: datetime = NOW,
+) -> list[Found]:
+    estate = Estate(
+        source=Path("/c"),
+        state_dir=Path("/s"),
+        repository=RepositorySettings(url="file:///r"),
+        services={service.name: service},
+    )
+    return list(breaches_of(service, facts, Agenda(estate), documents or {}, now))
+
+
+def proof(**values: float) -> Proof:
+    shown = {"rpo_seconds": 0.0, "rto_seconds": 60.0, **values}
+    return Proof(entry=7, recorded_at=NOW, outcome="passed", **shown)
+
+
+def test_a_service_that_keeps_its_promises_is_not_told_of() -> None:
+    assert found(replace(KEPT, drill=proof(), restore=proof())) == []
+
+
+def test_work_at_risk_is_told_when_it_is_more_than_the_catalogue_may_not_know_of_yet() -> None:
+    limit = NOW - RPO - KNOWN_LATE
+    assert found(replace(KEPT, reached={"database": limit})) == []
+    (breach,) = found(replace(KEPT, reached={"database": limit - SECOND}))
+    assert (breach.what, breach.kind, breach.severity) == ("rpo", NotifyKind.OBJECTIVE, Severity.BUSINESS_CRITICAL)
+    assert "work since 2026-11-26T11:44:59" in breach.title
+    assert "promised is to lose at most 5 min" in breach.title
+    assert breach.next_command == "drservice info erp"
+
+
+def test_a_cluster_without_wal_behind_its_snapshot_breaks_the_promise_and_a_service_without_a_point_does_not_yet() -> (
+    None
+):
+    (breach,) = found(replace(KEPT, reached={}))
+    assert "nothing can be recovered of database" in breach.title
+    assert found(replace(KEPT, reached={}, point=None)) == []
+
+
+def test_files_alone_are_as_old_as_their_newest_point() -> None:
+    files = replace(
+        SERVICE,
+        objectives=Objectives(rpo=timedelta(hours=12)),
+        components={
+            ComponentName("f"): FilesSettings(name=ComponentName("f"), kind=FilesKind.DIRECTORY, path=Path("/f"))
+        },
+    )
+    old = NewestPoint(id="p", created_at=NOW - timedelta(hours=13), state="complete")
+    assert [breach.what for breach in found(replace(KEPT, reached={}, point=old), files)] == ["rpo"]
+    assert found(replace(KEPT, reached={}), files) == []
+
+
+def test_a_drill_that_shows_more_loss_or_time_than_promised_is_told() -> None:
+    shown = proof(rpo_seconds=RPO.total_seconds() + 1, rto_seconds=RTO.total_seconds() + 1)
+    breaches = found(replace(KEPT, drill=shown))
+    assert [breach.what for breach in breaches] == ["measured-rpo", "measured-rto"]
+    assert "took 30 min 1 s; promised is 30 min" in breaches[1].title
+    newer = replace(proof(), entry=8)
+    assert [breach.what for breach in found(replace(KEPT, drill=shown, restore=newer))] == ["measured-rpo"]
+
+
+def test_documents_that_nobody_captured_for_longer_than_promised_are_told() -> None:
+    late = {("erp", "documents"): NOW - RPO - KNOWN_LATE - SECOND}
+    assert [breach.what for breach in found(documents=late)] == ["documents-rpo:documents"]
+    assert found(documents={("erp", "documents"): NOW - RPO - KNOWN_LATE}) == []
+
+
+def test_nothing_is_told_of_what_is_not_promised() -> None:
+    service = replace(SERVICE, objectives=Objectives())
+    facts = replace(KEPT, reached={}, drill=proof(rpo_seconds=1e6, rto_seconds=1e6))
+    assert found(facts, service, documents={("erp", "documents"): NOW - timedelta(days=9)}) == []
+
+
+def test_what_is_overdue_is_told_after_grace_and_tolerance_retention_as_technical() -> None:
+    results = Results(done={key: at - timedelta(days=1) for key, at in DONE.items()})
+    due = datetime(2026, 11, 26, 5, tzinfo=UTC)  # the slot at one o'clock, and four hours of grace
+    at_last = due + OVERDUE_TOLERANCE
+    assert found(replace(KEPT, reached={"database": at_last}, results=results), now=at_last) == []
+    (backup,) = found(replace(KEPT, results=results, reached={"database": at_last}), now=at_last + SECOND)
+    assert (backup.what, backup.kind, backup.severity) == (
+        "overdue:backup:",
+        NotifyKind.OVERDUE,
+        Severity.BUSINESS_CRITICAL,
+    )
+    assert "backup is overdue since 2026-11-26T05:00:00" in backup.title
+    assert backup.next_command == "drservice backup erp"
+    both = found(replace(KEPT, results=results))
+    assert {(breach.what, breach.severity) for breach in both} == {
+        ("overdue:backup:", Severity.BUSINESS_CRITICAL),
+        ("overdue:retention:", Severity.TECHNICAL),
+    }
