@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, DateTime, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from drservice import telemetry
 from drservice.catalogue.database import Database
 from drservice.catalogue.tables import Document, LedgerEvent, Run
 from drservice.clock import to_iso
@@ -198,6 +199,7 @@ class LedgerOutbox:
                 values: dict[str, object] = {"entry": write(session, waiting), "written_at": _NOW}
             except StatementError as error:
                 values = {"problem": error.message}
+                telemetry.error("an event cannot be put on record", event_name=row.event, problem=error.message)
             session.execute(update(LedgerEvent).where(LedgerEvent.number == row.number).values(**values))
             return waiting
 

@@ -30,7 +30,7 @@ from drservice.operations.records import bounded
 
 
 def carry_out(database: Database, evidence: Evidence) -> int:
-    """Put on record what waits and this host may sign; returns how many events.
+    """Put on record what waits and this host may sign; returns how many events wait no more.
 
     Raises:
         LogKeyError: this host has no signing key that anybody believes.
@@ -40,8 +40,7 @@ def carry_out(database: Database, evidence: Evidence) -> int:
     evidence.require_signing()
     catch_up_records(database, evidence.ledger)
     outbox, scribe, count = LedgerOutbox(database), _Scribe(evidence), 0
-    while (event := outbox.carry(scribe.write, services=_own_services(evidence))) is not None:
-        telemetry.info("put on record", event_name=event.event, kind=event.kind.value, service=event.service)
+    while outbox.carry(scribe.write, services=_own_services(evidence)) is not None:
         count += 1
     if count:
         catch_up_records(database, evidence.ledger)
@@ -99,6 +98,13 @@ class _Scribe:
         )
         self._look(session)
         self._note_day(session, waiting, self._ledger.entry(record.number).signed.statement, record.number)
+        telemetry.info(
+            "put on record",
+            kind=waiting.kind.value,
+            service=waiting.service,
+            event_name=waiting.event,
+            entry=record.number,
+        )
         return record.number
 
     def _look(self, session: Session) -> None:

@@ -17,6 +17,7 @@ from apscheduler.triggers.date import DateTrigger  # type: ignore[import-untyped
 
 from drservice import telemetry
 from drservice.catalogue.database import Database
+from drservice.catalogue.ledgeroutbox import SCHEDULE, put_missed
 from drservice.catalogue.requests import Transaction
 from drservice.catalogue.runs import RunRequest, Runs
 from drservice.catalogue.timetables import (
@@ -37,8 +38,6 @@ from drservice.model.estate import Estate
 from drservice.model.runs import RunKind
 from drservice.model.timetable import Planned, Settlement, host_of, settle_slots, timetable
 
-SCHEDULE = "schedule"
-"""Who asks for a run of a slot."""
 _JOB = "tick"
 _LONGEST_WAIT_SECONDS = 30.0
 _RETRY_SECONDS = 2.0
@@ -245,19 +244,27 @@ class Scheduler:
         caught_up_by = next((run for run in runs if run is not None), None)
         if found.catches_up:
             caught_up_by = self._request(session, planned, key, None, now, newest_missed=found.missed[-1])
-        recorded = []
+        recorded: list[tuple[str, datetime]] = []
         for slot in found.missed:
             missed = self._runs.missed(key.service, planned.kind, key.plan, slot, found.reason, session=session)
             if missed is None:
                 continue
-            recorded.append(slot)
+            recorded.append((missed, slot))
             if caught_up_by is not None:
                 self._runs.caught_up(missed, caught_up_by, session=session)
         telemetry.warning("slots were missed", slots=len(recorded), caught_up_by=caught_up_by, schedule=_named(key))
         if recorded:
-            self._missed(
-                Missed(planned=planned, slots=tuple(recorded), caught_up_by=caught_up_by, reason=found.reason), session
+            put_missed(
+                session,
+                service=key.service,
+                kind=planned.kind,
+                plan=key.plan,
+                slots=recorded,
+                reason=found.reason,
+                caught_up_by=caught_up_by,
             )
+            slots = tuple(slot for _, slot in recorded)
+            self._missed(Missed(planned=planned, slots=slots, caught_up_by=caught_up_by, reason=found.reason), session)
 
     def _request(
         self,
