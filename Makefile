@@ -15,7 +15,7 @@ SOURCES := $(if $(CLOSED),$(shell find drservice -type f -not -path '*/__pycache
 STAMPS := $(VENV)/.stamps
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test test-browser test-long screenshots check bench bench-files bench-proof lock compose-config format clean
+.PHONY: help setup demo test test-browser test-long screenshots check bench bench-files bench-proof bench-load chaos lock compose-config format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -66,6 +66,12 @@ bench-files: setup ## race the filestore against restic and borg, which it fetch
 
 bench-proof: setup ## time a sandbox until it is ready, and the verification of 10,000 records
 	$(BIN)/python benchmarks/proof.py
+
+bench-load: setup ## live through a day of 200 services with three nodes and count every slot (HOURS=24)
+	$(BIN)/python benchmarks/load.py --hours $(or $(HOURS),24) --output benchmarks/results/load.json
+
+chaos: setup ## kill -9 processes at random moments under load and write docs/chaos.md (KILLS=100 SEED=7)
+	$(BIN)/python benchmarks/chaos.py --kills $(or $(KILLS),100) $(if $(SEED),--seed $(SEED)) --output docs/chaos.md
 
 compose-config: setup ## validate docker-compose.yml (also by docker compose where that is installed)
 	$(BIN)/python -m pytest -q -p no:randomly tests/unit/deploy/test_deployment.py
