@@ -1,0 +1,134 @@
+"""The witness of a node: has written what waits in a process that ends again, and leaves alone what it cannot write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import insert, select
+
+from drservice.catalogue.database import Database
+from drservice.catalogue.ledgeroutbox import LedgerOutbox, put_missed
+from drservice.catalogue.tables import Access, AccessDay, LedgerEvent
+from drservice.evidence.ledger import Entry
+from drservice.evidence.signing import make_log_key
+from drservice.model.evidence import EvidenceKind, ledger_origin
+from drservice.model.runs import RunKind
+from drservice.node.witnessing import Ended, Witness
+from drservice.operations.enroll import begin_ledger
+from drservice.wiring.evidence import open_evidence
+from tests.doubles.catalogue import set_clock
+from tests.doubles.cluster import ClusterMaker
+from tests.doubles.estate import SERVICE, TempEstate
+from tests.doubles.evidence import ulid
+
+LINE = {"address": "192.0.2.1", "method": "GET", "route": "page.overview", "status": 200}
+
+
+@pytest.fixture
+def estate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TempEstate]:
+    base = tmp_path_factory.getbasetemp()
+    maker = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+    made = TempEstate.over(maker.make())
+    made.initialise()
+    yield made
+    maker.close()
+
+
+def begin(estate: TempEstate) -> None:
+    with estate.plane() as plane:
+        make_log_key(plane.estate.state_dir, ledger_origin(plane.repository.id))
+        with open_evidence(plane) as evidence:
+            begin_ledger(evidence)
+
+
+def entries(estate: TempEstate, kind: EvidenceKind) -> list[Entry]:
+    with estate.plane() as plane, open_evidence(plane) as evidence:
+        return [entry for entry in evidence.ledger.entries() if entry.signed.statement.kind is kind]
+
+
+def witness(database: Database, estate: TempEstate) -> Witness:
+    return Witness(database, estate=estate.estate, log_level="info")
+
+
+def something_happens(database: Database, number: int = 1) -> None:
+    with database.session() as session:
+        put_missed(
+            session,
+            service=SERVICE,
+            kind=RunKind.BACKUP,
+            plan="",
+            slots=[(ulid(number), datetime.now(UTC) - timedelta(hours=1))],
+            reason="no node was there",
+            caught_up_by=None,
+        )
+
+
+def test_what_waits_is_written_in_a_process_of_its_own_and_nothing_is_started_for_nothing(
+    database: Database, estate: TempEstate
+) -> None:
+    begin(estate)
+    own = witness(database, estate)
+    assert own.look() is None
+    something_happens(database)
+    assert own.look() is Ended.DONE
+    (entry,) = entries(estate, EvidenceKind.MISSED)
+    with database.session() as session:
+        assert session.execute(select(LedgerEvent.entry)).scalar_one() == entry.number
+    assert own.look() is None
+
+
+def test_a_day_of_the_access_log_that_is_over_is_closed_and_put_on_record(
+    database: Database, estate: TempEstate
+) -> None:
+    begin(estate)
+    now = datetime.now(UTC)
+    with database.session() as session:
+        session.execute(insert(Access).values(at=now - timedelta(days=1), **LINE))
+    set_clock(database, now + timedelta(days=1))
+    assert witness(database, estate).look() is Ended.DONE
+    (entry,) = entries(estate, EvidenceKind.ACCESS)
+    said = entry.signed.statement.predicate
+    with database.session() as session:
+        row = session.execute(select(AccessDay)).scalar_one()
+    assert (row.entry, row.log, row.sha256) == (entry.number, said["log"], said["sha256"])
+
+
+def test_a_host_without_keys_or_ledger_says_so_once_and_tries_no_sooner_than_in_ten_minutes(
+    database: Database, estate: TempEstate, capfd: pytest.CaptureFixture[str]
+) -> None:
+    something_happens(database)
+    own = witness(database, estate)
+    assert own.look() is Ended.UNABLE, "nobody has begun a ledger"
+    assert own.look() is None
+    own._next_try = 0.0
+    assert own.look() is Ended.UNABLE
+    assert capfd.readouterr().err.count("this host cannot put on record what happened") == 1
+    begin(estate)
+    own._next_try = 0.0
+    assert own.look() is Ended.DONE
+    assert len(entries(estate, EvidenceKind.MISSED)) == 1
+
+
+def test_a_store_that_is_away_is_tried_again_later_and_later(
+    database: Database, estate: TempEstate, tmp_path: Path
+) -> None:
+    begin(estate)
+    something_happens(database)
+    own = witness(database, estate)
+    away = tmp_path / "away"
+    estate.repository.rename(away)
+    waits = []
+    for _ in range(3):
+        assert own.look() is Ended.TROUBLE
+        waits.append(own._wait_seconds)
+        assert own.look() is None, "it is too soon"
+        own._next_try = 0.0
+    assert waits == [20.0, 40.0, 80.0]
+    assert LedgerOutbox(database).is_waiting()
+    away.rename(estate.repository)
+    assert own.look() is Ended.DONE
+    assert len(entries(estate, EvidenceKind.MISSED)) == 1
