@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, text
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from drservice.model.agenda import Agenda, PlanName, Results
@@ -64,33 +64,32 @@ def read_facts(session: Session, names: Sequence[str], agenda: Agenda) -> Mappin
     """Return what is known of each named service; ``agenda`` says which schedules there are."""
     asked = {"services": list(names)}
     reached: dict[str, dict[str, datetime]] = defaultdict(dict)
-    for service, component, instant in session.execute(_REACHED, asked):
+    for service, component, instant in session.execute(_REACHED, asked).all():
         reached[service][component] = instant
-    counts: dict[str, dict[str, int]] = defaultdict(dict)
-    for service, state, count in session.execute(_OPEN, asked):
-        counts[service][state] = count
+    counts = {(service, state): count for service, state, count in session.execute(_OPEN, asked).all()}
     done, since = _results(session, names, agenda)
-    return {
-        row.name: ServiceFacts(
-            service=row.name,
-            point=None
-            if row.point is None
-            else NewestPoint(id=row.point, created_at=row.created_at, state=row.point_state),
-            reached=reached.get(row.name, {}),
-            drill=_proof(row, 6),
-            passed_drill=_proof(row, 6 if row.drill_outcome == "passed" else 11),
-            restore=_proof(row, 16),
-            missed=counts[row.name].get("missed", 0) if row.name in counts else 0,
-            running=counts[row.name].get("running", 0) if row.name in counts else 0,
+    found = {}
+    for name, point, created_at, state, whole_at, *proofs in session.execute(_NEWEST, asked).all():
+        drill, passed, restored = _proof(proofs[:5]), _proof(proofs[5:10]), _proof(proofs[10:])
+        if drill is not None and drill.outcome == "passed":
+            passed = drill
+        found[name] = ServiceFacts(
+            service=name,
+            point=NewestPoint(id=point, created_at=created_at, state=state) if point is not None else None,
+            reached=reached.get(name, {}),
+            drill=drill,
+            passed_drill=passed,
+            restore=restored,
+            missed=counts.get((name, "missed"), 0),
+            running=counts.get((name, "running"), 0),
             results=Results(
-                done=done.get(row.name, {}),
-                since=since.get(row.name, {}),
-                backed_up_at=row.whole_at,
-                drilled_at=row.drill_at if row.drill_outcome == "passed" else row.passed_at,
+                done=done.get(name, {}),
+                since=since.get(name, {}),
+                backed_up_at=whole_at,
+                drilled_at=passed.recorded_at if passed is not None else None,
             ),
         )
-        for row in session.execute(_NEWEST, asked)
-    }
+    return found
 
 
 _Instants = dict[str, dict[PlanName, datetime]]
@@ -98,13 +97,13 @@ _Instants = dict[str, dict[PlanName, datetime]]
 
 def _results(session: Session, names: Sequence[str], agenda: Agenda) -> tuple[_Instants, _Instants]:
     """Return per service and schedule when its newest run succeeded; where none did, since when it is waited for."""
-    keys = [planned.key for name in names for planned in agenda.planned(name)]
+    keys = agenda.keys(names)
     done, since = _Instants(), _Instants()
-    for service, kind, plan, instant in session.execute(_DONE, _columns(keys)):
+    for service, kind, plan, instant in session.execute(_DONE, _columns(keys)).all():
         done.setdefault(service, {})[kind, plan] = instant
     open_keys = [key for key in keys if key[1:] not in done.get(key[0], {})]
     if open_keys:
-        for service, kind, plan, instant in session.execute(_SINCE, _columns(open_keys)):
+        for service, kind, plan, instant in session.execute(_SINCE, _columns(open_keys)).all():
             since.setdefault(service, {})[kind, plan] = instant
     return done, since
 
@@ -117,9 +116,9 @@ def _columns(keys: Sequence[tuple[str, str, str]]) -> dict[str, list[str]]:
     }
 
 
-def _proof(row: Row[Any], first: int) -> Proof | None:
-    """Read the five columns of a proof; without an entry there is none."""
-    entry, recorded_at, outcome, rpo_ms, rto_ms = row[first : first + 5]
+def _proof(columns: Sequence[Any]) -> Proof | None:
+    """Read a proof; without an entry there is none."""
+    entry, recorded_at, outcome, rpo_ms, rto_ms = columns
     if entry is None:
         return None
     return Proof(
@@ -134,14 +133,10 @@ def _proof(row: Row[Any], first: int) -> Proof | None:
 _DRILL = """
     SELECT entry, recorded_at, outcome, rpo_ms, rto_ms FROM record
     WHERE service = asked.name AND kind = 'drill' AND mutation IS NULL"""
-_LAST = "ORDER BY recorded_at DESC, entry DESC LIMIT 1"
+_LAST = "ORDER BY entry DESC LIMIT 1"
 _NEWEST = text(
     f"""
-    SELECT asked.name, point.id AS point, point.created_at, point.state AS point_state, whole.created_at AS whole_at,
-        drill.outcome AS drill_outcome,
-        drill.entry, drill.recorded_at AS drill_at, drill.outcome, drill.rpo_ms, drill.rto_ms,
-        passed.entry, passed.recorded_at AS passed_at, passed.outcome, passed.rpo_ms, passed.rto_ms,
-        restored.entry, restored.recorded_at, restored.outcome, restored.rpo_ms, restored.rto_ms
+    SELECT asked.name, point.*, whole.*, drill.*, passed.*, restored.*
     FROM unnest(CAST(:services AS text[])) AS asked (name)
     LEFT JOIN LATERAL (
         SELECT id, created_at, state FROM point WHERE service = asked.name ORDER BY created_at DESC LIMIT 1
@@ -159,7 +154,7 @@ _NEWEST = text(
     ) AS restored ON true
     """  # noqa: S608 - put together from the constants above
 )
-"""A newest drill that passed is the newest that passed, too: it is not looked for again."""
+"""What is newest the ledger's order says, not clocks. A newest drill that passed is the newest that passed, too."""
 _REACHED = text(
     """
     SELECT service, component, max(to_time) FROM wal_window

@@ -289,7 +289,7 @@ class Record(Base):
 
     __tablename__ = "record"
     __table_args__ = (
-        Index(None, "service", "kind", "recorded_at"),
+        Index(None, "service", "kind", "entry"),
         Index(None, "kind", "entry"),
         Index("record_event_idx", "event", postgresql_where=text("event IS NOT NULL")),
         Index("record_obligation_idx", "obligation", "kind", postgresql_where=text("obligation IS NOT NULL")),

@@ -11,7 +11,7 @@ what it worked out last, so that a page of a thousand services works out little.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeAlias
@@ -72,12 +72,15 @@ def last_done(planned: Planned, results: Results, *, is_only: bool) -> datetime 
         is_only: whether it is the only schedule of its kind. Where there are several, a drill that passed does not say
             for which it counts, and only runs do.
     """
-    known = [results.done.get(planned.key[1:])]
+    by_run = results.done.get(planned.key[1:])
+    by_anybody = None
     if planned.kind is RunKind.BACKUP:
-        known.append(results.backed_up_at)
+        by_anybody = results.backed_up_at
     elif planned.kind is RunKind.DRILL and is_only:
-        known.append(results.drilled_at)
-    return max((instant for instant in known if instant is not None), default=None)
+        by_anybody = results.drilled_at
+    if by_run is None or by_anybody is None:
+        return by_run or by_anybody
+    return max(by_run, by_anybody)
 
 
 def due_of(planned: Planned, results: Results, *, is_only: bool, by: Judge = judge) -> Due | None:
@@ -87,20 +90,34 @@ def due_of(planned: Planned, results: Results, *, is_only: bool, by: Judge = jud
     return None if since is None else by(planned, done, since)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Schedule:
+    planned: Planned
+    key: tuple[str, str, str]
+    is_only: bool
+    """Whether it is the only one of its kind."""
+
+
 class Agenda:
     """The schedules of one configuration. Make one per configuration and keep it; threads may share it."""
 
     def __init__(self, estate: Estate) -> None:
         self.estate = estate
-        self._planned: dict[str, list[Planned]] = defaultdict(list)
+        by_service: dict[str, list[Planned]] = defaultdict(list)
         for planned in timetable(estate):
-            self._planned[planned.service.name].append(planned)
+            by_service[planned.service.name].append(planned)
+        self._planned = {service: tuple(found) for service, found in by_service.items()}
+        self._schedules = {service: _schedules(found) for service, found in by_service.items()}
         self._dues: dict[tuple[str, str, str], tuple[tuple[datetime | None, datetime], Due]] = {}
         self._slots: dict[tuple[str, str, str], tuple[datetime, tuple[datetime, ...]]] = {}
 
     def planned(self, service: str) -> Sequence[Planned]:
         """Return the schedules of a service."""
         return self._planned.get(service, ())
+
+    def keys(self, services: Iterable[str]) -> Sequence[tuple[str, str, str]]:
+        """Return the names of the schedules of these services: service, kind, plan."""
+        return [schedule.key for service in services for schedule in self._schedules.get(service, ())]
 
     def next_slot(self, planned: Planned, now: datetime) -> datetime:
         """Return the first slot of a schedule after an instant."""
@@ -116,23 +133,24 @@ class Agenda:
 
     def dues(self, service: str, results: Results) -> Iterator[tuple[Planned, Due]]:
         """Yield by when the next result of each schedule of a service has to be there, if anybody waits for it."""
-        kinds = [planned.kind for planned in self.planned(service)]
-        for planned in self.planned(service):
-            due = due_of(planned, results, is_only=kinds.count(planned.kind) == 1, by=self._judge)
+        for schedule in self._schedules.get(service, ()):
+            due = due_of(schedule.planned, results, is_only=schedule.is_only, by=self._judge)
             if due is not None:
-                yield planned, due
+                yield schedule.planned, due
 
     def overdue(self, service: str, results: Results, now: datetime) -> Sequence[Overdue]:
         """Return what of a service is overdue, longest first."""
-        kinds = [planned.kind for planned in self.planned(service)]
         found = [
             Overdue(
-                planned=planned, due=due, last_done=last_done(planned, results, is_only=kinds.count(planned.kind) == 1)
+                planned=schedule.planned,
+                due=due,
+                last_done=last_done(schedule.planned, results, is_only=schedule.is_only),
             )
-            for planned, due in self.dues(service, results)
-            if due.is_overdue(now)
+            for schedule in self._schedules.get(service, ())
+            if (due := due_of(schedule.planned, results, is_only=schedule.is_only, by=self._judge)) is not None
+            and due.is_overdue(now)
         ]
-        return sorted(found, key=lambda item: (item.due.at, item.planned.key))
+        return sorted(found, key=lambda item: (item.due.at, item.planned.key)) if len(found) > 1 else found
 
     def _judge(self, planned: Planned, done: datetime | None, since: datetime) -> Due:
         known = self._dues.get(planned.key)
@@ -140,6 +158,11 @@ class Agenda:
             known = ((done, since), judge(planned, done, since))
             self._dues[planned.key] = known
         return known[1]
+
+
+def _schedules(planned: Sequence[Planned]) -> tuple[_Schedule, ...]:
+    kinds = [item.kind for item in planned]
+    return tuple(_Schedule(planned=item, key=item.key, is_only=kinds.count(item.kind) == 1) for item in planned)
 
 
 def next_of(agenda: Agenda, services: Collection[str], now: datetime) -> Mapping[str, tuple[Planned, datetime]]:

@@ -7,7 +7,7 @@ missed together: ten nightly backups after ten days of darkness would say nothin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from drservice.model.calendar import Calendar
@@ -29,11 +29,11 @@ class Planned:
     """Name of a drill plan, else empty."""
     cron: Cron
     calendar: Calendar
+    key: tuple[str, str, str] = field(init=False, repr=False, compare=False)
+    """Names it within the estate: service, kind, plan."""
 
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """Names it within the estate: service, kind, plan."""
-        return (self.service.name, self.kind.value, self.plan)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", (self.service.name, self.kind.value, self.plan))
 
     def next_slots(self, *, after: datetime, count: int) -> tuple[datetime, ...]:
         """Return its next slots (UTC)."""

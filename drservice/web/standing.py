@@ -40,7 +40,8 @@ class Standing:
 
     service: Service
     condition: Condition
-    reasons: tuple[str, ...]
+    grounds: tuple[tuple[Condition, str | Overdue], ...]
+    """What is not as it should be, worst first."""
     backed_up_at: datetime | None
     backed_up_state: str | None
     verified_at: datetime | None
@@ -57,7 +58,11 @@ class Standing:
     missed: int
     """Slots that nobody was there for and no run was made for since: told, and no condition by themselves."""
     running: int
-    overdue: tuple[Overdue, ...]
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The grounds in words."""
+        return tuple(ground if isinstance(ground, str) else _told(ground) for _, ground in self.grounds)
 
     @property
     def order(self) -> tuple[int, float, str]:
@@ -67,7 +72,6 @@ class Standing:
 
 def standing_of(service: Service, facts: ServiceFacts, now: datetime, agenda: Agenda) -> Standing:
     """Judge a service; ``agenda`` is of the configuration that the service is of."""
-    overdue = tuple(agenda.overdue(service.name, facts.results, now))
     reachable = _reachable_until(service, facts)
     at_risk = max(now - reachable, timedelta(0)) if reachable is not None else None
     proof = _proof(facts)
@@ -85,11 +89,13 @@ def standing_of(service: Service, facts: ServiceFacts, now: datetime, agenda: Ag
         if share is not None
     ]
     strain = max(strains, default=None)
-    reasons = _reasons(service, facts, strain=strain, proof=proof, reachable=reachable, overdue=overdue)
+    grounds = _grounds(service, facts, strain=strain, proof=proof, reachable=reachable)
+    grounds.extend((Condition.OVERDUE, item) for item in agenda.overdue(service.name, facts.results, now))
+    grounds.sort(key=lambda ground: _ORDER[ground[0]])
     return Standing(
         service=service,
-        condition=min((condition for condition, _ in reasons), key=_ORDER.__getitem__, default=Condition.KEPT),
-        reasons=tuple(reason for _, reason in sorted(reasons, key=lambda item: _ORDER[item[0]])),
+        condition=grounds[0][0] if grounds else Condition.KEPT,
+        grounds=tuple(grounds),
         backed_up_at=facts.point.created_at if facts.point else None,
         backed_up_state=facts.point.state if facts.point else None,
         verified_at=proof,
@@ -102,20 +108,18 @@ def standing_of(service: Service, facts: ServiceFacts, now: datetime, agenda: Ag
         strain=strain,
         missed=facts.missed,
         running=facts.running,
-        overdue=overdue,
     )
 
 
-def _reasons(
+def _grounds(
     service: Service,
     facts: ServiceFacts,
     *,
     strain: float | None,
     proof: datetime | None,
     reachable: datetime | None,
-    overdue: tuple[Overdue, ...],
-) -> list[tuple[Condition, str]]:
-    found: list[tuple[Condition, str]] = []
+) -> list[tuple[Condition, str | Overdue]]:
+    found: list[tuple[Condition, str | Overdue]] = []
     if facts.point is None:
         found.append((Condition.UNPROTECTED, "there is no recovery point"))
     elif reachable is None and service.databases():
@@ -128,7 +132,6 @@ def _reasons(
     )
     if strain is not None and strain > 1:
         found.append((Condition.BROKEN, "more is at risk, or took longer, than promised"))
-    found.extend((Condition.OVERDUE, _told(item)) for item in overdue)
     if proof is None and facts.drill is None:
         found.append((Condition.UNPROVED, "no drill has been run"))
     elif proof is None and facts.drill is not None:

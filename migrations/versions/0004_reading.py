@@ -26,6 +26,8 @@ def upgrade() -> None:
         ["service", "kind", "plan", "ended_at"],
         postgresql_where=sa.text("state IN ('succeeded', 'partial')"),
     )
+    op.drop_index(op.f("record_service_kind_recorded_at_idx"), table_name="record")
+    op.create_index(op.f("record_service_kind_entry_idx"), "record", ["service", "kind", "entry"])
     op.add_column("record", sa.Column("mutation", sa.Text(), sa.Computed("predicate ->> 'mutation'", persisted=True)))
     for name in ("rpo_ms", "rto_ms"):
         op.add_column("record", sa.Column(name, sa.Numeric(), sa.Computed(_NUMBER.format(name), persisted=True)))
@@ -35,5 +37,7 @@ def downgrade() -> None:
     """Bring the schema back to the revision before."""
     for name in ("rto_ms", "rpo_ms", "mutation"):
         op.drop_column("record", name)
+    op.drop_index(op.f("record_service_kind_entry_idx"), table_name="record")
+    op.create_index(op.f("record_service_kind_recorded_at_idx"), "record", ["service", "kind", "recorded_at"])
     op.drop_index("run_done_idx", table_name="run")
     op.drop_index(op.f("run_state_id_idx"), table_name="run")

@@ -120,7 +120,7 @@ def test_a_result_that_is_older_than_its_schedule_allows_is_overdue_whatever_was
     assert standing.condition is Condition.OVERDUE
     assert standing.reasons == ("backup was due on 2026-11-25 at 05:00 UTC",)
     old = replace(GOOD, results=replace(fresh, done={("verify", ""): NOW - 49 * HOUR}))
-    assert [item.what for item in judged(service, old).overdue] == ["verify"]
+    assert judged(service, old).reasons == ("verify was due on 2026-11-25 at 07:00 UTC",)
 
 
 def test_services_are_ordered_by_how_close_they_are_to_breaking_a_promise() -> None:
