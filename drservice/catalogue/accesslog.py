@@ -107,11 +107,13 @@ class AccessLog:
                 _close(session, day)
                 closed.append(day.isoformat())
 
-    def days(self, *, limit: int = 400) -> Sequence[ClosedDay]:
+    def days(self, *, limit: int = 400) -> tuple[ClosedDay, ...]:
         """Return the days that were closed, newest first."""
         query = select(AccessDay).order_by(AccessDay.day.desc()).limit(limit)
         with self._database.session() as session:
-            return [ClosedDay(day=row.day, entry=row.entry, closed_at=row.closed_at) for row in session.scalars(query)]
+            return tuple(
+                ClosedDay(day=row.day, entry=row.entry, closed_at=row.closed_at) for row in session.scalars(query)
+            )
 
     def digest(self, day: str) -> tuple[DayDigest, ClosedDay] | None:
         """Count a closed day's lines again, as they stand now; ``None`` if it was not closed."""

@@ -43,6 +43,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("evidence verify", "drservice.cli.evidence:verify", "verify a bundle offline, step by step"),
     Entry("evidence anchor", "drservice.cli.evidence:anchor", "sign a checkpoint and copy it to every anchor"),
     Entry("evidence policy", "drservice.cli.evidence:policy", "print whose keys an auditor should believe"),
+    Entry("evidence access", "drservice.cli.evidenceaccess:access", "days of the access log beside their digests"),
     Entry("evidence begin", "drservice.cli.evidence:begin", "make the log key here and begin the ledger"),
     Entry("keys enroll", "drservice.cli.keys:enroll", "put the key of another host on record"),
     Entry("keys list", "drservice.cli.keys:list_all", "data keys and who can open them"),

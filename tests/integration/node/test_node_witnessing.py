@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
+from drservice import processes
 from drservice.catalogue.database import Database
 from drservice.catalogue.ledgeroutbox import LedgerOutbox, put_missed
 from drservice.catalogue.tables import Access, AccessDay, LedgerEvent
+from drservice.clock import to_iso
 from drservice.evidence.ledger import Entry
 from drservice.evidence.signing import make_log_key
 from drservice.model.evidence import EvidenceKind, ledger_origin
@@ -22,7 +27,7 @@ from drservice.operations.enroll import begin_ledger
 from drservice.wiring.evidence import open_evidence
 from tests.doubles.catalogue import set_clock
 from tests.doubles.cluster import ClusterMaker
-from tests.doubles.estate import SERVICE, TempEstate
+from tests.doubles.estate import PROGRAM, SERVICE, TempEstate
 from tests.doubles.evidence import ulid
 
 LINE = {"address": "192.0.2.1", "method": "GET", "route": "page.overview", "status": 200}
@@ -52,6 +57,21 @@ def entries(estate: TempEstate, kind: EvidenceKind) -> list[Entry]:
 
 def witness(database: Database, estate: TempEstate) -> Witness:
     return Witness(database, estate=estate.estate, log_level="info")
+
+
+def call(estate: TempEstate, *words: str, status: int = 0) -> dict[str, Any]:
+    """Run ``drservice evidence access``."""
+    done = subprocess.run(
+        [*PROGRAM, "--config", str(estate.config), "evidence", "access", *words, "--json"],
+        capture_output=True,
+        env=processes.clean_environment({"HOME": str(estate.root)}),
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == status, f"exit {done.returncode}\n{done.stdout.decode()}\n{done.stderr.decode()}"
+    document = json.loads(done.stdout)
+    assert isinstance(document, dict)
+    return document
 
 
 def something_happens(database: Database, number: int = 1) -> None:
@@ -95,6 +115,15 @@ def test_a_day_of_the_access_log_that_is_over_is_closed_and_put_on_record(
     with database.session() as session:
         row = session.execute(select(AccessDay)).scalar_one()
     assert (row.entry, row.log, row.sha256) == (entry.number, said["log"], said["sha256"])
+    document = json.loads(estate.config.read_text())
+    estate.config.write_text(json.dumps({**document, "catalogue": database.url}))
+    assert call(estate)["days"] == [{"day": row.day, "record": entry.number, "closed_at": to_iso(row.closed_at)}]
+    assert call(estate, row.day)["sha256"] == said["sha256"]
+    with database.session() as session:
+        session.execute(update(Access).values(status=404))
+    told = call(estate, row.day, status=5)["error"]
+    assert f"are not those of record {entry.number}: sha256 is" in told["message"]
+    assert "no day 2020-01-01" in call(estate, "2020-01-01", status=2)["error"]["message"]
 
 
 def test_a_host_without_keys_or_ledger_says_so_once_and_tries_no_sooner_than_in_ten_minutes(
