@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -16,9 +16,9 @@ from drservice.cli.invocation import Invocation
 from drservice.clock import SystemClock
 from drservice.errors import CatalogueUnreachableError
 from drservice.node import logs
-from drservice.node.configuration import WatchedConfiguration
 from drservice.node.daemon import Node
 from drservice.repository.hostkey import host_name
+from drservice.settings.watching import WatchedConfiguration
 
 _QUIETEST = "warning"
 _RETRY_SECONDS = 2.0
@@ -33,7 +33,7 @@ _NAME_HELP = "whose runs are taken: what `node:` of a component says (default: t
 def node(invocation: Invocation, name: str | None) -> None:
     """Run a node."""
     running = _node(invocation, name, command="node")
-    with _signals(running):
+    with _signals(running, reload=running.reload):
         running.run()
 
 
@@ -45,8 +45,13 @@ def up(invocation: Invocation, name: str | None) -> None:
     running = _node(invocation, name, command="up")
     pages = _Pages(invocation, running)
     pages.start()
+
+    def reload() -> None:
+        running.reload()
+        pages.reload()
+
     try:
-        with _signals(running):
+        with _signals(running, reload=reload):
             running.run()
     finally:
         pages.end()
@@ -77,20 +82,20 @@ def _level(invocation: Invocation) -> str:
 
 
 @contextmanager
-def _signals(running: Node) -> Iterator[None]:
-    """Let signals drain the node (a second one hurries) and reload its configuration."""
+def _signals(running: Node, *, reload: Callable[[], None]) -> Iterator[None]:
+    """Let signals drain the node (a second one hurries) and reload the configuration."""
 
     def end(number: int, frame: FrameType | None) -> None:
         del number, frame
         running.stop()
 
-    def reload(number: int, frame: FrameType | None) -> None:
+    def renew(number: int, frame: FrameType | None) -> None:
         del number, frame
-        running.reload()
+        reload()
 
     before = {
         number: signal.signal(number, handler)
-        for number, handler in ((signal.SIGTERM, end), (signal.SIGINT, end), (signal.SIGHUP, reload))
+        for number, handler in ((signal.SIGTERM, end), (signal.SIGINT, end), (signal.SIGHUP, renew))
     }
     try:
         yield
@@ -103,7 +108,7 @@ class _Pages:
     """Pages and API in a thread of the node's process; if they cannot be served the node drains and ends, too."""
 
     def __init__(self, invocation: Invocation, running: Node) -> None:
-        self._estate = invocation.load().estate
+        self._configuration = WatchedConfiguration(invocation.configuration_path())
         self._invocation = invocation
         self._running = running
         self._stop = threading.Event()
@@ -113,6 +118,10 @@ class _Pages:
     def start(self) -> None:
         """Begin to serve as soon as the catalogue is there."""
         self._thread.start()
+
+    def reload(self) -> None:
+        """Read the configuration now. Safe in a signal handler."""
+        self._configuration.ask()
 
     def end(self) -> None:
         """End, and raise what kept the pages from being served."""
@@ -137,9 +146,16 @@ class _Pages:
         from drservice.web.serving import serve  # noqa: PLC0415 - a node without pages does not load them
         from drservice.wiring.control_plane import open_control_plane  # noqa: PLC0415 - as above
 
-        address = (self._estate.web.host, self._estate.web.port)
-        with open_control_plane(self._estate, pool_size=_POOL_SIZE) as database:
-            serve(self._estate, database, listen=address, stop=self._stop, ready=self._told)
+        web = self._configuration.estate.web
+        with open_control_plane(self._configuration.estate, pool_size=_POOL_SIZE) as database:
+            serve(
+                self._configuration.estate,
+                database,
+                listen=(web.host, web.port),
+                stop=self._stop,
+                ready=self._told,
+                configuration=self._configuration,
+            )
 
     def _told(self, host: str, port: int) -> None:
         shown = f"[{host}]" if ":" in host else host

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+from types import FrameType
 
 import click
 
 from drservice.cli.invocation import Invocation
 from drservice.errors import UsageError
+from drservice.settings.watching import WatchedConfiguration
 from drservice.web.serving import serve
 from drservice.wiring.control_plane import open_control_plane
 
@@ -20,7 +23,8 @@ _POOL_SIZE = 20
 @click.pass_obj
 def web(invocation: Invocation, listen: str | None) -> None:
     """Serve until a signal comes."""
-    estate = invocation.load().estate
+    configuration = WatchedConfiguration(invocation.configuration_path())
+    estate = configuration.estate
     address = _address(listen) if listen is not None else (estate.web.host, estate.web.port)
     stop, failures = threading.Event(), list[BaseException]()
 
@@ -35,10 +39,15 @@ def web(invocation: Invocation, listen: str | None) -> None:
 
         def work() -> None:
             try:
-                serve(estate, database, listen=address, stop=stop, ready=ready)
+                serve(estate, database, listen=address, stop=stop, ready=ready, configuration=configuration)
             except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
                 failures.append(error)
 
+        def renew(number: int, frame: FrameType | None) -> None:
+            del number, frame
+            configuration.ask()
+
+        before = signal.signal(signal.SIGHUP, renew)
         # In a thread, so that a signal ends the waiting here and the server ends in its own time.
         thread = threading.Thread(target=work, name="web")
         thread.start()
@@ -49,6 +58,7 @@ def web(invocation: Invocation, listen: str | None) -> None:
         finally:
             stop.set()
             thread.join()
+            signal.signal(signal.SIGHUP, before)
     if failures:
         raise failures[0]
 

@@ -30,7 +30,6 @@ from drservice.model.estate import Estate
 from drservice.model.ids import is_name
 from drservice.model.runs import RunKind
 from drservice.model.timetable import host_of
-from drservice.node.configuration import WatchedConfiguration
 from drservice.node.environments import EnvironmentTeller
 from drservice.node.projecting import Projector
 from drservice.node.scheduler import Missed, Scheduler
@@ -41,6 +40,7 @@ from drservice.node.worker import Ended, Worker
 from drservice.notify.apprise import places
 from drservice.notify.outbox import Outbox
 from drservice.processes import open_private
+from drservice.settings.watching import WatchedConfiguration
 from drservice.wiring.control_plane import EMBEDDED, open_control_plane
 from drservice.wiring.data_plane import make_state_folder
 

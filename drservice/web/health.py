@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from drservice.web.routes import Route
-from drservice.web.schemas import Health
+from drservice.web.schemas import Health, Readiness
 from drservice.web.site import Here
 
 
@@ -12,10 +12,13 @@ def healthz() -> Health:
     return Health(status="ok")
 
 
-def readyz(site: Here) -> Health:
-    """Say that the catalogue answers, too; 503 if it does not."""
+def readyz(site: Here) -> Readiness:
+    """Say that the catalogue answers, too (503 if it does not), and whether the file as it stands is in force.
+
+    Why it is not stands in the log: health is for everybody.
+    """
     site.reading.now()
-    return Health(status="ok")
+    return Readiness(status="ok", configuration="in force" if site.configuration_problem is None else "refused")
 
 
 HEALTH = (

@@ -350,3 +350,10 @@ class Health(BaseModel):
     """Whether the process lives, or can answer."""
 
     status: Literal["ok"]
+
+
+class Readiness(Health):
+    """Whether it can answer, and by which configuration."""
+
+    configuration: Literal["in force", "refused"]
+    """``refused``: the file was changed and is not valid; the one before is in force."""

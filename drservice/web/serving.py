@@ -18,6 +18,7 @@ from drservice import telemetry
 from drservice.catalogue.database import Database
 from drservice.errors import ListenError
 from drservice.model.estate import Estate
+from drservice.settings.watching import WatchedConfiguration
 from drservice.web.app import make_app
 from drservice.web.site import Site
 
@@ -25,6 +26,7 @@ _BACKLOG = 512
 _MOST_CONNECTIONS = 1000
 """Further ones get 503: memory is bounded, whoever comes."""
 _LOOK_SECONDS = 0.2
+_CONFIGURATION_SECONDS = 2.0
 _LAST_WORDS_SECONDS = 5
 
 
@@ -35,11 +37,13 @@ def serve(
     listen: tuple[str, int],
     stop: threading.Event,
     ready: Callable[[str, int], None] | None = None,
+    configuration: WatchedConfiguration | None = None,
 ) -> None:
     """Serve until ``stop`` is set; requests under way get a few seconds to end.
 
     Call it in any thread: it handles no signals. ``ready`` is told the address once requests are answered (port 0 takes
-    a free one).
+    a free one). What changes in ``configuration`` takes effect while requests are answered, all but where it listens
+    and which proxies are believed.
 
     Raises:
         ListenError: the address cannot be listened on.
@@ -62,7 +66,7 @@ def serve(
             timeout_keep_alive=15,
             timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
         )
-        asyncio.run(_run(_Server(config), site, listener, stop, ready))
+        asyncio.run(_run(_Server(config), site, listener, stop, ready, configuration))
 
 
 class _Server(uvicorn.Server):
@@ -80,8 +84,10 @@ async def _run(
     listener: socket.socket,
     stop: threading.Event,
     ready: Callable[[str, int], None] | None,
+    configuration: WatchedConfiguration | None,
 ) -> None:
     serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+    watching = asyncio.ensure_future(_watch(site, configuration)) if configuration is not None else None
     told = ready is None
     while not serving.done():
         if server.started and not told and ready is not None:
@@ -92,7 +98,23 @@ async def _run(
             server.should_exit = True
             site.live.close()  # the server waits for its streams
         await asyncio.wait({serving}, timeout=_LOOK_SECONDS)
+    if watching is not None:
+        watching.cancel()
     await serving
+
+
+async def _watch(site: Site, configuration: WatchedConfiguration) -> None:
+    """Put changed configurations in force, for ever; a file that is not valid changes nothing and is told."""
+    while True:
+        await asyncio.sleep(_CONFIGURATION_SECONDS)
+        try:
+            estate = await asyncio.to_thread(configuration.look)
+        except Exception as error:  # noqa: BLE001 - a defect in reading a file ends no pages
+            telemetry.error("the configuration cannot be looked at", exception=error)
+            continue
+        site.configuration_problem = configuration.problem
+        if estate is not None:
+            site.estate = estate
 
 
 def _listen(address: tuple[str, int]) -> socket.socket:

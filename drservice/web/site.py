@@ -48,6 +48,8 @@ class Site:
     clock: Clock = field(default_factory=SystemClock)
     rates: Rates = field(default_factory=Rates)
     passwords: Passwords = field(default_factory=Passwords)
+    configuration_problem: str | None = None
+    """Why the configuration file as it stands is not in force; the one before is."""
     runs: Runs = field(init=False)
     queue: Queue = field(init=False)
     reading: Reading = field(init=False)
@@ -68,7 +70,7 @@ class Site:
         self.environments = Environments(self.database)
         self.requests = Requests(self.database)
         self.identity = Identity(Accounts(self.database), self.passwords)
-        self.live = Live(self.database, self.runs)
+        self.live = Live(self.database, self.runs, self.identity)
         rates = self.rates
         self.addresses = Limiter(self.clock, per_second=rates.address_per_second, burst=rates.address_burst)
         self.accounts = Limiter(self.clock, per_second=rates.account_per_second, burst=rates.account_burst)

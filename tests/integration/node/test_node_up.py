@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -47,6 +48,13 @@ def test_up_serves_pages_runs_backups_and_leaves_nothing_behind(bench: NodeBench
     assert address is not None
     with urllib.request.urlopen(f"{address[1]}/healthz") as answer:
         assert answer.status == 200
+    # A file that is not valid stops neither part, and the next one that is takes effect in both.
+    valid = bench.estate.config.read_text()
+    bench.estate.config.write_text("services: [nonsense")
+    bench.wait_for(lambda: configuration(address[1]) == "refused", "the pages' refusal")
+    bench.estate.config.write_text(valid)
+    node.signal(signal.SIGHUP)
+    bench.wait_for(lambda: configuration(address[1]) == "in force", "the valid file")
     # Another process of the host uses the same server.
     with EmbeddedCluster(bench.estate.state) as url:
         bench.database.close()
@@ -63,6 +71,11 @@ def test_up_serves_pages_runs_backups_and_leaves_nothing_behind(bench: NodeBench
         bench.database.close()
     assert not (bench.estate.state / "catalogue" / "data" / "postmaster.pid").exists()
     assert len(bench.points()) == 1
+
+
+def configuration(base: str) -> object:
+    with urllib.request.urlopen(f"{base}/readyz") as answer:
+        return json.load(answer)["configuration"]
 
 
 def test_up_ends_with_the_reason_if_the_pages_cannot_be_served(bench: NodeBench) -> None:

@@ -262,7 +262,7 @@ def test_an_absent_catalogue_is_told_and_is_no_internal_error(website: Website, 
 
 def test_health_needs_nobody_and_leaves_no_row(website: Website) -> None:
     assert website.client().get("/healthz").json() == {"status": "ok"}
-    assert website.client().get("/readyz").json() == {"status": "ok"}
+    assert website.client().get("/readyz").json() == {"status": "ok", "configuration": "in force"}
 
 
 def test_times_of_the_api_are_utc(website: Website) -> None:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ import pytest
 
 from drservice import processes
 from tests.doubles.cluster import ClusterMaker
-from tests.doubles.estate import PROGRAM, TempEstate
+from tests.doubles.estate import PROGRAM, TempEstate, wait_for
 from tests.doubles.website import PASSWORD
 
 
@@ -79,6 +80,64 @@ def test_an_account_is_added_listed_used_and_disabled_while_the_web_runs(estate:
         assert server.wait(30) == 0
         assert server.stdout is not None
         server.stdout.close()
+
+
+def test_a_changed_configuration_is_served_and_a_broken_one_is_told_and_changes_nothing(
+    estate: TempEstate, tmp_path: Path
+) -> None:
+    log = tmp_path / "web.log"
+    with log.open("wb") as stderr:
+        server = subprocess.Popen(
+            argv(estate, "web", "--listen", "127.0.0.1:0", "--json"),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=processes.clean_environment({"HOME": str(estate.root)}),
+        )
+    try:
+        assert server.stdout is not None
+        base = json.loads(server.stdout.readline())["url"].rstrip("/")
+        call(estate, "account", "add", "anna", "--role", "viewer", typed=f"{PASSWORD}\n")
+        signed_in = httpx.post(f"{base}/sign-in", data={"name": "anna", "password": PASSWORD}, headers={"Origin": base})
+        cookie = {"Cookie": signed_in.headers["set-cookie"].partition(";")[0]}
+
+        def services() -> list[str]:
+            items = httpx.get(f"{base}/api/v1/services", headers=cookie).json()["items"]
+            return [item["name"] for item in items]
+
+        def state() -> str:
+            return str(httpx.get(f"{base}/readyz").json()["configuration"])
+
+        assert (services(), state()) == (["erp"], "in force")
+        before = estate.config.read_text()
+        changed = json.loads(before)
+        changed["services"]["crm"] = changed["services"]["erp"]
+        rewrite(estate, json.dumps(changed))
+        wait_for(lambda: services() == ["crm", "erp"], "the added service", 30)
+        rewrite(estate, "services: [nonsense")
+        wait_for(lambda: state() == "refused", "the refusal", 30)
+        assert services() == ["crm", "erp"]
+        assert b"the configuration is refused" in log.read_bytes()
+        moved = json.loads(before) | {"state_dir": "/elsewhere"}
+        rewrite(estate, json.dumps(moved))
+        server.send_signal(signal.SIGHUP)
+        wait_for(lambda: b"state_dir has changed" in log.read_bytes(), "the refusal to move", 30)
+        assert (services(), state()) == (["crm", "erp"], "refused")
+        rewrite(estate, before)
+        wait_for(lambda: services() == ["erp"], "the first file again", 30)
+        assert state() == "in force"
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+        assert server.stdout is not None
+        server.stdout.close()
+
+
+def rewrite(estate: TempEstate, text: str) -> None:
+    """Replace the configuration as a deployment does: at once."""
+    beside = estate.config.with_suffix(".new")
+    beside.write_text(text)
+    beside.chmod(0o644)
+    beside.rename(estate.config)
 
 
 def test_what_makes_no_account_is_refused_with_a_reason(estate: TempEstate) -> None:
