@@ -332,6 +332,15 @@ class NodeSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HistorySettings:
+    """How long the catalogue remembers what ran; the ledger does for ever."""
+
+    runs: timedelta = timedelta(days=400)
+    events: timedelta = timedelta(days=90)
+    """Steps and notes of runs, and passes over documents as a whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estate:
     """One configuration file."""
 
@@ -347,6 +356,7 @@ class Estate:
     notify: tuple[NotifyPlace, ...] = ()
     web: WebSettings = field(default_factory=WebSettings)
     node: NodeSettings = field(default_factory=NodeSettings)
+    history: HistorySettings = field(default_factory=HistorySettings)
 
     def calendar(self, service: Service) -> Calendar:
         """Return the calendar of a service: the one it names, or UTC without windows."""

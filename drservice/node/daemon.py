@@ -18,7 +18,9 @@ from importlib import metadata
 
 from drservice import telemetry
 from drservice.catalogue.database import Database
+from drservice.catalogue.duties import duty
 from drservice.catalogue.embedded import EmbeddedCluster
+from drservice.catalogue.history import forget
 from drservice.catalogue.hosts import Hosts
 from drservice.catalogue.requests import Transaction
 from drservice.catalogue.timetables import catalogue_now
@@ -51,6 +53,8 @@ _CONFIGURATION_SECONDS = 2.0
 _MESSAGES_SECONDS = 5.0
 _WATCH_SECONDS = 20.0
 """Between looks whether it is this node's turn to look for breaches."""
+_HISTORY = timedelta(minutes=5)
+_MOST_FORGOTTEN = 20_000
 _CLOCKS_APART = timedelta(seconds=2)
 _LAST_SECONDS = 60.0
 """For runs that were told to stop, to end."""
@@ -358,13 +362,24 @@ class _Duties:
     def _missed(self, found: Missed, session: Transaction) -> None:
         self._outbox.tell(notice_of_missed(found), session=session)
 
+    def _forget(self) -> None:
+        """Remove old runs and events, if no other node has just done so."""
+        with duty(self._database, "history", every=_HISTORY) as session:
+            if session is None:
+                return
+            gone = forget(session, self._estate().history, limit=_MOST_FORGOTTEN)
+        if gone.runs or gone.events:
+            telemetry.info("old runs forgotten", runs=gone.runs, events=gone.events)
+
     def _deliver(self) -> None:
         """Queue and deliver messages; in a thread of its own, because places may take their time."""
         while not self._is_over.wait(_MESSAGES_SECONDS):
             outbox, estate = self._outbox, self._estate()
-            if not estate.notify:
-                continue
             try:
+                if self._is_due("history", _HISTORY.total_seconds()):
+                    self._forget()
+                if not estate.notify:
+                    continue
                 self._teller.tell(outbox)
                 # What the catalogue does not know yet would look like a broken promise.
                 if self.projector.is_fresh and self._is_due("watch", _WATCH_SECONDS):

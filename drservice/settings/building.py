@@ -28,6 +28,7 @@ from drservice.model.estate import (
     EvidenceSettings,
     FilesKind,
     FilesSettings,
+    HistorySettings,
     NodeSettings,
     NotifyKind,
     NotifyPlace,
@@ -75,6 +76,7 @@ def build_estate(configuration: schema.Configuration, source: pathlib.Path) -> E
         calendars={name: _calendar(name, calendar) for name, calendar in configuration.calendars.items()},
         notify=tuple(_place(number, place) for number, place in enumerate(configuration.notify, 1)),
         web=_web(configuration.web),
+        history=HistorySettings(runs=configuration.history.runs, events=configuration.history.events),
         node=NodeSettings(runs=configuration.node.runs, lease=configuration.node.lease, drain=configuration.node.drain),
     )
 

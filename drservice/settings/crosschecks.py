@@ -7,17 +7,20 @@ mistake; what is missing or of the wrong shape here is pydantic's to report and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
 from ipaddress import ip_address
 from typing import TypeVar
 
 from drservice.clock import from_iso
 from drservice.model.calendar import Window
 from drservice.model.checks import Expectation
+from drservice.model.estate import HistorySettings
 from drservice.settings import scalars
 from drservice.settings.positions import Document, Path, Plain, Problem, format_path
 
 T = TypeVar("T")
 
+_SHORTEST_HISTORY = timedelta(days=7)
 _SECRET_WORDS = ("AGE-SECRET-KEY-", "PRIVATE KEY-----")
 
 
@@ -30,6 +33,7 @@ def cross_check(document: Document) -> list[Problem]:
         *_calendars(document),
         *_retention(document),
         *_control_plane(document),
+        *_history(document),
         *_cycles(document),
     ]
 
@@ -160,6 +164,24 @@ def _control_plane(document: Document) -> Iterator[Problem]:
         if isinstance(name, str) and name in numbered:
             message = f"`{_shown(name)}` is the name of a place without a name; expected another name"
             yield _problem(document, ("notify", index, "name"), message)
+
+
+def _history(document: Document) -> Iterator[Problem]:
+    """What is looked back at day by day is not forgotten within the week; steps go before their runs."""
+    history = _mapping(_mapping(document.data).get("history"))
+    kept = {name: _read(scalars.parse_duration, history.get(name)) for name in ("runs", "events")}
+    for name, value in kept.items():
+        if value is not None and value < _SHORTEST_HISTORY:
+            yield _problem(document, ("history", name), "expected at least 7d")
+    defaults = HistorySettings()
+    runs, events = kept["runs"] or defaults.runs, kept["events"] or defaults.events
+    if events > runs and history:
+        name = "events" if kept["events"] is not None else "runs"
+        message = (
+            f"steps and notes would be kept for {scalars.format_duration(events)} and their runs for"
+            f" {scalars.format_duration(runs)}; expected `events` to be at most `runs`"
+        )
+        yield _problem(document, ("history", name), message)
 
 
 def _read(parse: Callable[[str], T], value: Plain) -> T | None:

@@ -463,6 +463,21 @@ class Node(_Closed):
     )
 
 
+class History(_Closed):
+    """How long the catalogue remembers what ran; what the ledger has on record stays."""
+
+    runs: Duration = Field(
+        default="400d",
+        validate_default=True,
+        description="runs that are over (at least 7d); the newest result of each schedule stays in any case",
+    )
+    events: Duration = Field(
+        default="90d",
+        validate_default=True,
+        description="steps and notes of runs, and passes over documents (at least 7d, at most `runs`)",
+    )
+
+
 class Configuration(_Closed):
     """Everything one configuration file describes."""
 
@@ -481,3 +496,4 @@ class Configuration(_Closed):
     notify: list[Notification] = Field(default=[], description="who is told")
     web: Web = Field(default_factory=Web, description="where pages and API answer")
     node: Node = Field(default_factory=Node, description="how hosts execute runs")
+    history: History = Field(default_factory=History, description="how long the catalogue remembers what ran")

@@ -17,6 +17,13 @@ DATABASE = ERP + "    components:\n      database:\n        kind: postgres\n"
 MISTYPED = "age162qqrrlwkkdq5p3c7jw8ppdfc3pguftpqs9gsj3lk50jegjq7grstj3aey"
 
 MISTAKES = {
+    "history that is too short": (HEAD + "history: {runs: 6d, events: 6d}\n", "3:17", "history.runs", "at least 7d"),
+    "steps that outlive their runs": (
+        HEAD + "history: {runs: 60d}\n",
+        "3:17",
+        "history.runs",
+        "expected `events` to be at most `runs`",
+    ),
     "retention by a schedule and nothing that stays": (
         DATABASE + "        dsn: host=db1\n    schedule: {retention: '0 5 * * *'}\n",
         "9:27",
