@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import DateTime, func, select, text, tuple_
+from sqlalchemy import DateTime, Select, func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -18,6 +18,7 @@ from drservice.catalogue.tables import Run, Timetable
 from drservice.model.runs import RunKind, RunState
 
 _NOW = func.drservice_now(type_=DateTime(timezone=True))
+_ROWS = select(Timetable.service, Timetable.kind, Timetable.plan, Timetable.settled_until)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -41,17 +42,7 @@ def catalogue_now(session: Session) -> datetime:
 
 def settled(session: Session, keys: Iterable[ScheduleKey]) -> Mapping[ScheduleKey, datetime]:
     """Return up to when schedules have been carried out; one that is new has no entry."""
-    wanted = list(keys)
-    if not wanted:
-        return {}
-    rows = session.scalars(
-        select(Timetable).where(
-            tuple_(Timetable.service, Timetable.kind, Timetable.plan).in_(
-                [(key.service, key.kind, key.plan) for key in wanted]
-            )
-        )
-    )
-    return {ScheduleKey(service=row.service, kind=row.kind, plan=row.plan): row.settled_until for row in rows}
+    return _by_key(session, _ROWS, keys)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +60,7 @@ def hold(session: Session, key: ScheduleKey) -> Hold:
 
     A process that is stopped in the middle loses its transaction after half a minute, so that the others go on.
     """
-    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '30s'"))
+    _let_go_in_time(session)
     row = select(Timetable.settled_until).where(
         Timetable.service == key.service, Timetable.kind == key.kind, Timetable.plan == key.plan
     )
@@ -78,6 +69,35 @@ def hold(session: Session, key: ScheduleKey) -> Hold:
         until = session.execute(row).scalar_one_or_none()
         return Hold(until=until, is_ours=until is None)
     return Hold(until=until, is_ours=True)
+
+
+def hold_all(session: Session, keys: Iterable[ScheduleKey]) -> Mapping[ScheduleKey, datetime]:
+    """Keep others from schedules until the transaction ends; return those that nobody else holds, as :func:`settled`.
+
+    A process that is stopped in the middle loses its transaction after half a minute, so that the others go on.
+    """
+    wanted = [(key.service, key.kind, key.plan) for key in sorted(keys)]
+    if not wanted:
+        return {}
+    _let_go_in_time(session)
+    rows = _ROWS.where(tuple_(Timetable.service, Timetable.kind, Timetable.plan).in_(wanted))
+    return _by_key(session, rows.with_for_update(skip_locked=True), keys)
+
+
+def _by_key(
+    session: Session, rows: Select[str, str, str, datetime], keys: Iterable[ScheduleKey]
+) -> dict[ScheduleKey, datetime]:
+    wanted = set(keys)
+    if not wanted:
+        return {}
+    found = (
+        (ScheduleKey(service=name, kind=kind, plan=plan), until) for name, kind, plan, until in session.execute(rows)
+    )
+    return {key: until for key, until in found if key in wanted}
+
+
+def _let_go_in_time(session: Session) -> None:
+    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '30s'"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

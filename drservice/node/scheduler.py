@@ -8,7 +8,7 @@ clock only wakes the scheduler up. A catalogue that was away is asked again, and
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -25,6 +25,7 @@ from drservice.catalogue.timetables import (
     ScheduleKey,
     catalogue_now,
     hold,
+    hold_all,
     is_under_way,
     last_done,
     settle,
@@ -163,7 +164,9 @@ class Scheduler:
                 now = catalogue_now(session)
                 known = settled(session, wanted)
             for key in sorted(wanted):
-                self._look_at(key, known.get(key), now)
+                if key in known or key in self._fresh:
+                    self._look_at(key, known.get(key), now)
+            self._carry_on(wanted, known, now)
             soonest = min((entry.slot for entry in self._next.values()), default=None)
             if soonest is None:
                 return self._longest_wait_seconds
@@ -194,19 +197,35 @@ class Scheduler:
     # --- One schedule ----------------------------------------------------------------------------------------
 
     def _look_at(self, key: ScheduleKey, until: datetime | None, now: datetime) -> None:
-        if until is not None and now - until < _IDLE and key not in self._fresh:
-            cached = self._next.get(key)
-            if cached is None or not cached.after <= until or now >= cached.slot:
-                # Somebody else may have carried it out: then the next slot is another one, and there is nothing to do.
-                cached = self._next[key] = _Next(after=until, slot=self._slot_after(key, until))
-            if now < cached.slot:
-                return
         try:
-            self._judge(key)
+            if key in self._fresh or self._has_come(key, until, now):
+                self._judge(key)
         except CatalogueUnreachableError:
             raise
         except Exception as error:  # noqa: BLE001 - the node's catch-all: other schedules go on, this one is tried again
             telemetry.error("a schedule cannot be carried out", exception=error, schedule=_named(key))
+
+    def _has_come(self, key: ScheduleKey, until: datetime | None, now: datetime) -> bool:
+        """Tell whether a schedule has a slot that nobody has carried out."""
+        if until is None:
+            return False
+        cached = self._next.get(key)
+        if cached is None or not cached.after <= until or now >= cached.slot:
+            # Somebody else may have carried it out: then the next slot is another one, and there is nothing to do.
+            cached = self._next[key] = _Next(after=until, slot=self._slot_after(key, until))
+        return now >= cached.slot
+
+    def _carry_on(self, wanted: Iterable[ScheduleKey], known: Mapping[ScheduleKey, datetime], now: datetime) -> None:
+        """Begin with new schedules, and carry on those that had no slot for long: all in one transaction."""
+        new = [key for key in wanted if key not in known and key not in self._fresh]
+        idle = [key for key, until in known.items() if now - until >= _IDLE and key in self._next]
+        if not new and not idle:
+            return
+        with self._database.session() as session:
+            held = hold_all(session, idle)
+            quiet = [key for key, until in held.items() if not self._has_come(key, until, now)]
+            settle(session, dict.fromkeys([*new, *quiet], now))
+        self._next |= {key: _Next(after=now, slot=self._slot_after(key, now)) for key in new}
 
     def _judge(self, key: ScheduleKey) -> None:
         with self._database.session() as session:

@@ -330,12 +330,12 @@ def test_a_scheduler_that_is_stopped_in_the_middle_of_a_look_ends_when_the_look_
     scheduler, _ = a_scheduler(database, an_estate())
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(key: object) -> None:
-        del key
+    def slow(*given: object) -> None:
+        del given
         begun.set()
         assert go_on.wait(10)
 
-    monkeypatch.setattr(scheduler, "_judge", slow)
+    monkeypatch.setattr(scheduler, "_carry_on", slow)
     scheduler.start()
     assert begun.wait(10)
     ending = threading.Thread(target=scheduler.stop, daemon=True)
@@ -399,6 +399,25 @@ def test_what_another_node_has_carried_out_costs_no_transaction(database: Databa
     second.tick()
     assert settled_rows(database) == before
     assert len(runs_of(database)) == 1
+
+
+def test_schedules_that_have_no_slot_for_long_are_carried_on_together_and_those_with_one_are_not(
+    database: Database, time: Time
+) -> None:
+    names = [f"s{number}" for number in range(5)]
+    scheduler, _ = a_scheduler(database, an_estate(*names))
+    scheduler.tick()
+    time.move(minutes=11)
+    with database.session() as session:
+        assert hold(session, ScheduleKey(service="s4", kind="backup")).is_ours
+        scheduler.tick()
+    rows = {row[2]: (row[0], row[-1]) for row in settled_rows(database)}
+    assert len({rows[name] for name in names[:4]}) == 1, "one transaction, one instant"
+    assert {rows[name][1] for name in names[:4]} == {time.now}
+    assert rows["s4"][1] == time.now - timedelta(minutes=11), "somebody else has it"
+    time.set(datetime(2026, 10, 24, 0, 30, tzinfo=UTC))
+    scheduler.tick()
+    assert {run.service for run in runs_of(database)} == set(names)
 
 
 def settled_rows(database: Database) -> list[tuple[object, ...]]:
