@@ -96,7 +96,6 @@ def notices(configuration: schema.Configuration, estate: Estate) -> tuple[str, .
             f"{path} is declared but not acted on by this version"
             for path in _declared(configuration, pattern.split("."), "")
         ]
-    told += list(_spread_services(estate))
     told += [
         f"services.{service.name}.schedule.drill has no effect: each drill of the service has a schedule of its own"
         for service in drills_without_effect(estate)
@@ -293,17 +292,6 @@ def _foreign_components(configuration: schema.Configuration) -> Iterator[tuple[s
         for name, component in service.components.items():
             if isinstance(component, schema.GitComponent | schema.RedisComponent):
                 yield f"services.{service_name}.components.{name}", component
-
-
-def _spread_services(estate: Estate) -> Iterator[str]:
-    """Tell of services whose components name several hosts: their backup is one run, on one host."""
-    for service in estate.services.values():
-        hosts = list(dict.fromkeys(item.node for item in service.components.values() if item.node is not None))
-        if len(hosts) > 1:
-            yield (
-                f"services.{service.name} names the hosts {', '.join(hosts)}: a backup is one run on {hosts[0]},"
-                " which has to reach everything in it; make a service of what lies elsewhere"
-            )
 
 
 def _component_notice(path: str, component: schema.Component) -> str:

@@ -20,6 +20,7 @@ from drservice.settings.positions import Document, Path, Plain, Problem, format_
 
 T = TypeVar("T")
 
+_CAPTURED = ("postgres", "odoo-filestore", "directory")
 _SHORTEST_HISTORY = timedelta(days=7)
 _SECRET_WORDS = ("AGE-SECRET-KEY-", "PRIVATE KEY-----")
 
@@ -30,6 +31,7 @@ def cross_check(document: Document) -> list[Problem]:
         *_secrets(document),
         *_references(document),
         *_needs(document),
+        *_hosts(document),
         *_calendars(document),
         *_retention(document),
         *_control_plane(document),
@@ -111,6 +113,23 @@ def _needs(document: Document) -> Iterator[Problem]:
         yield from _dependency_needs(document, ("dependencies", name), _mapping(entry))
     for name, entry in _mapping(root.get("drills")).items():
         yield from _drill_needs(document, ("drills", name), _mapping(entry))
+
+
+def _hosts(document: Document) -> Iterator[Problem]:
+    """A backup is one run on one host, and what that host cannot read would not be in it."""
+    for name, service in _mapping(_mapping(document.data).get("services")).items():
+        first: tuple[str, str] | None = None
+        for component, entry in _mapping(_mapping(service).get("components")).items():
+            node = _mapping(entry).get("node")
+            if not isinstance(node, str) or _mapping(entry).get("kind") not in _CAPTURED:
+                continue
+            first = first or (component, node)
+            if node != first[1]:
+                message = (
+                    f"a backup is one run on one host, and `{_shown(first[0])}` names `{_shown(first[1])}`; expected"
+                    " that host, if it can read this too, or a service of its own for what lies elsewhere"
+                )
+                yield _problem(document, ("services", name, "components", component, "node"), message)
 
 
 def _calendars(document: Document) -> Iterator[Problem]:

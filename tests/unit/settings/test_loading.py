@@ -186,13 +186,6 @@ def test_a_drill_schedule_that_starts_nothing_is_told(write: Write) -> None:
     ]
 
 
-def test_a_service_on_several_hosts_is_told(write: Write) -> None:
-    other = WHOLE.replace("database: plant, node: db1}", "database: plant, node: app1}")
-    (told,) = [notice for notice in load(write(other)).notices if "names the hosts" in notice]
-    assert told.startswith("services.erp names the hosts db1, app1: a backup is one run on db1,")
-    assert not any("names the hosts" in notice for notice in load(write(WHOLE)).notices)
-
-
 def test_a_file_with_only_what_is_acted_on_has_no_notices(write: Write) -> None:
     assert load(write("version: 1\nrepository: {url: 'file:///r'}\n" + ONE_SERVICE)).notices == ()
 

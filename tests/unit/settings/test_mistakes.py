@@ -17,6 +17,14 @@ DATABASE = ERP + "    components:\n      database:\n        kind: postgres\n"
 MISTYPED = "age162qqrrlwkkdq5p3c7jw8ppdfc3pguftpqs9gsj3lk50jegjq7grstj3aey"
 
 MISTAKES = {
+    "a service on two hosts": (
+        DATABASE
+        + "        dsn: host=db1\n        node: db1\n"
+        + "      files: {kind: directory, path: /srv, node: app1}\n",
+        "10:50",
+        "services.erp.components.files.node",
+        "a service of its own for what lies elsewhere",
+    ),
     "history that is too short": (HEAD + "history: {runs: 6d, events: 6d}\n", "3:17", "history.runs", "at least 7d"),
     "steps that outlive their runs": (
         HEAD + "history: {runs: 60d}\n",
