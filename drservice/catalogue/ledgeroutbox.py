@@ -160,13 +160,7 @@ class LedgerOutbox:
     def backlog(self) -> Backlog:
         """Return what waits."""
         with self._database.session() as session:
-            waiting, oldest = session.execute(
-                select(func.count(), func.min(LedgerEvent.created_at)).where(*_open())
-            ).one()
-            problems = session.execute(
-                select(func.count()).where(LedgerEvent.entry.is_(None), LedgerEvent.problem.is_not(None))
-            ).scalar_one()
-        return Backlog(waiting=waiting, oldest=oldest, problems=problems)
+            return read_backlog(session)
 
     def carry(self, write: Callable[[Session, Waiting], int], *, services: Sequence[str] = ()) -> Waiting | None:
         """Have the first event written into the ledger, and note at which entry it stands.
@@ -202,6 +196,19 @@ class LedgerOutbox:
                 telemetry.error("an event cannot be put on record", event_name=row.event, problem=error.message)
             session.execute(update(LedgerEvent).where(LedgerEvent.number == row.number).values(**values))
             return waiting
+
+
+def read_backlog(session: Session) -> Backlog:
+    """Return what waits, and what cannot be put on record: few rows, found by the index on what has no entry."""
+    is_open = LedgerEvent.problem.is_(None)
+    row = session.execute(
+        select(
+            func.count().filter(is_open),
+            func.min(LedgerEvent.created_at).filter(is_open),
+            func.count(LedgerEvent.problem),
+        ).where(LedgerEvent.entry.is_(None))
+    ).one()
+    return Backlog(waiting=row[0], oldest=row[1], problems=row[2])
 
 
 def _open() -> tuple[ColumnElement[bool], ...]:

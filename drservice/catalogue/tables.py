@@ -392,9 +392,7 @@ class LedgerEvent(Base):
     """What happened in the catalogue and is to stand in the ledger (``catalogue.ledgeroutbox``)."""
 
     __tablename__ = "ledger_event"
-    __table_args__ = (
-        Index("ledger_event_open_idx", "number", postgresql_where=text("entry IS NULL AND problem IS NULL")),
-    )
+    __table_args__ = (Index("ledger_event_open_idx", "number", postgresql_where=text("entry IS NULL")),)
 
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     event: Mapped[str] = mapped_column(unique=True)

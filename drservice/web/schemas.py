@@ -17,6 +17,7 @@ Label = Annotated[str, StringConstraints(pattern=r"^[ -~]{1,64}$")]
 """A name people give: printable ASCII."""
 RoleName = Literal["viewer", "auditor", "operator", "restorer", "approver", "admin"]
 KindName = Literal["backup", "verify", "drill", "restore", "documents", "retention", "destroy"]
+DutyName = Literal["overdue", "failed", "missed", "never drilled", "due", "done"]
 StateName = Literal["queued", "running", "succeeded", "partial", "failed", "cancelled", "missed"]
 
 ConditionName = Literal[
@@ -243,6 +244,44 @@ class RecordPage(BaseModel):
     """Records, newest first."""
 
     items: list[RecordDocument]
+    next: str | None
+
+
+class DrillDocument(BaseModel):
+    """A drill on record."""
+
+    entry: int
+    recorded_at: datetime
+    outcome: str | None
+
+
+class ObligationDocument(BaseModel):
+    """How a service stands with its drills in a period."""
+
+    service: str
+    state: DutyName
+    due_at: datetime | None
+    """By when the next drill has to be there, by its schedule and the newest result."""
+    reason: str | None
+    last: DrillDocument | None
+    passed: DrillDocument | None
+    done: int
+    """Drills of the period that passed."""
+    failed: int
+    missed: int
+    """Slots of the period that are on record as missed, and that no run made up for."""
+    open: int
+    """Obligations that nothing has answered yet."""
+    overdue: int
+    """Obligations that should have been answered."""
+
+
+class ObligationPage(BaseModel):
+    """Services, the worst first."""
+
+    period_from: datetime
+    period_to: datetime
+    items: list[ObligationDocument]
     next: str | None
 
 

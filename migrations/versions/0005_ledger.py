@@ -42,12 +42,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("number", name=op.f("ledger_event_pkey")),
         sa.UniqueConstraint("event", name=op.f("ledger_event_event_key")),
     )
-    op.create_index(
-        "ledger_event_open_idx",
-        "ledger_event",
-        ["number"],
-        postgresql_where=sa.text("entry IS NULL AND problem IS NULL"),
-    )
+    op.create_index("ledger_event_open_idx", "ledger_event", ["number"], postgresql_where=sa.text("entry IS NULL"))
     op.create_table(
         "access_day",
         sa.Column("day", sa.Text(), nullable=False),

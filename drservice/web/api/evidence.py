@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse
 from pydantic import AwareDatetime
 from starlette.background import BackgroundTask
 
+from drservice.catalogue.evidencereading import DrillOnRecord, EvidenceReading
 from drservice.catalogue.reading import RecordInfo
 from drservice.catalogue.requests import Answered, Transaction
 from drservice.errors import AbsentError, ForbiddenError
@@ -18,8 +19,18 @@ from drservice.web.api.idempotency import Key, once, response_of
 from drservice.web.api.services import Limit
 from drservice.web.auth.identity import Principal
 from drservice.web.bundles import make_bundle, verify_now
+from drservice.web.duties import ServiceDuty, drill_schedules, duties, scope_of
 from drservice.web.routes import Route
-from drservice.web.schemas import Name, RecordDocument, RecordPage, VerificationDocument
+from drservice.web.schemas import (
+    DrillDocument,
+    DutyName,
+    Name,
+    ObligationDocument,
+    ObligationPage,
+    RecordDocument,
+    RecordPage,
+    VerificationDocument,
+)
 from drservice.web.site import Here, Who
 
 
@@ -51,6 +62,30 @@ def get_record(entry: Annotated[int, InPath(ge=0, le=2**62)], site: Here, princi
     if found is None or not principal.sees(found.service):
         raise AbsentError(f"there is no record {entry}")
     return record_document(found)
+
+
+def list_obligations(
+    site: Here,
+    principal: Who,
+    service: Name | None = None,
+    state: DutyName | None = None,
+    begin: Annotated[AwareDatetime | None, Query(alias="from")] = None,
+    end: Annotated[AwareDatetime | None, Query(alias="to")] = None,
+    after: Annotated[int, Query(ge=0, le=1_000_000, description="`next` of the page before")] = 0,
+    limit: Limit = 50,
+) -> ObligationPage:
+    """List how services stand with their drills in a period (a quarter up to now), the worst first."""
+    names = [item.name for item in site.services_of(principal) if service in {None, item.name}]
+    reading = EvidenceReading(site.database)
+    scope = scope_of(principal, reading.now(), begin, end)
+    now, drills, owed = reading.drills(scope, names=names, schedules=drill_schedules(site.agenda, names))
+    found = [item for item in duties(site, drills, owed, now) if state in {None, item.duty.value}]
+    return ObligationPage(
+        period_from=scope.begin,
+        period_to=scope.end,
+        items=[_obligation_document(item) for item in found[after : after + limit]],
+        next=str(after + limit) if len(found) > after + limit else None,
+    )
 
 
 def get_bundle(
@@ -101,6 +136,28 @@ def require_whole(principal: Principal) -> None:
         )
 
 
+def _obligation_document(item: ServiceDuty) -> ObligationDocument:
+    return ObligationDocument(
+        service=item.service,
+        state=item.duty.value,
+        due_at=item.due_at,
+        reason=item.reason,
+        last=_drill_document(item.last),
+        passed=_drill_document(item.passed),
+        done=item.done,
+        failed=item.failed,
+        missed=item.missed,
+        open=item.open,
+        overdue=item.overdue,
+    )
+
+
+def _drill_document(drill: DrillOnRecord | None) -> DrillDocument | None:
+    if drill is None:
+        return None
+    return DrillDocument(entry=drill.entry, recorded_at=drill.recorded_at, outcome=drill.outcome)
+
+
 def record_document(record: RecordInfo) -> RecordDocument:
     """Return a record as the API tells it."""
     return RecordDocument(
@@ -125,6 +182,13 @@ EVIDENCE = (
         method="GET",
         path="/api/v1/evidence/records/{entry}",
         endpoint=get_record,
+        in_schema=True,
+    ),
+    Route(
+        name="api.evidence.obligations",
+        method="GET",
+        path="/api/v1/evidence/obligations",
+        endpoint=list_obligations,
         in_schema=True,
     ),
     Route(

@@ -104,6 +104,7 @@ ROUTES: Mapping[str, Rule] = {
     "api.evidence.get": _EVIDENCE,
     "api.evidence.bundle": _EVIDENCE,
     "api.evidence.verify": _EVIDENCE,
+    "api.evidence.obligations": _EVIDENCE,
     "api.tokens.list": _SIGNED_IN,
     "api.tokens.create": _SIGNED_IN,
     "api.tokens.get": _SIGNED_IN,

@@ -1,4 +1,4 @@
-"""Evidence: what did not go well first, drills that are due, done or missed, and the bundle that proves it."""
+"""Evidence: what is not as promised first, drills that are due, done or missed, and the bundle that proves it."""
 
 from __future__ import annotations
 
@@ -7,76 +7,93 @@ from typing import Annotated, Any
 
 from fastapi import Query, Request
 from fastapi.responses import HTMLResponse
+from pydantic import AwareDatetime
 
-from drservice.catalogue.reading import RecordInfo
-from drservice.model.runs import RunKind
+from drservice.catalogue.evidencereading import EvidenceReading, ExceptionLine
 from drservice.web.api.evidence import require_whole
 from drservice.web.auth.identity import Principal
 from drservice.web.bundles import verify_now
+from drservice.web.duties import Duty, drill_schedules, duties, is_overdue, scope_of
 from drservice.web.pages.rendering import page
 from drservice.web.routes import Route
 from drservice.web.site import Here, Site, Who
 
 _SHOWN = 50
-_DRILLS_SHOWN = 100
-"""Never drilled come first, so what is cut off is what is best."""
-_GOOD = frozenset({"passed", "complete", "restored", None})
+_OWED_SHOWN = 50
 
 
 def show(
-    request: Request, site: Here, principal: Who, before: Annotated[int | None, Query(ge=0, le=2**62)] = None
+    request: Request,
+    site: Here,
+    principal: Who,
+    begin: Annotated[AwareDatetime | None, Query(alias="from")] = None,
+    end: Annotated[AwareDatetime | None, Query(alias="to")] = None,
+    duty: Duty | None = None,
+    after: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+    before: Annotated[int | None, Query(ge=0, le=2**62)] = None,
 ) -> HTMLResponse:
     """Show the evidence."""
-    return page(request, "evidence.html", {**_context(site, principal, before), "verdict": None})
+    context = _context(site, principal, begin=begin, end=end, duty=duty, after=after, before=before)
+    return page(request, "evidence.html", {**context, "verdict": None})
 
 
 def verify(request: Request, site: Here, principal: Who) -> HTMLResponse:
     """Make a bundle, let the verifier judge it, and show what it says. Changes nothing, so it may be repeated."""
     require_whole(principal)
     verdict = verify_now(site.estate)
-    return page(request, "evidence.html", {**_context(site, principal, None), "verdict": verdict})
+    return page(request, "evidence.html", {**_context(site, principal), "verdict": verdict})
 
 
-def is_exception(record: RecordInfo) -> bool:
-    """Tell whether a record says that something did not go well; a drill that is meant to fail has to."""
-    if record.kind == "drill" and record.predicate.get("mutation") is not None:
-        return record.outcome == "passed"
-    return record.outcome not in _GOOD
-
-
-def _context(site: Site, principal: Principal, before: int | None) -> dict[str, Any]:
-    services = sorted(principal.services) if principal.services else None
-    records = site.reading.records(services=services, before=before, limit=_SHOWN + 1)
-    now = site.reading.now()
-    shown = records[:_SHOWN]
-    obligations = _obligations(site, principal, now)
+def _context(
+    site: Site,
+    principal: Principal,
+    *,
+    begin: datetime | None = None,
+    end: datetime | None = None,
+    duty: Duty | None = None,
+    after: int = 0,
+    before: int | None = None,
+) -> dict[str, Any]:
+    names = [service.name for service in site.services_of(principal)]
+    reading = EvidenceReading(site.database)
+    scope = scope_of(principal, reading.now(), begin, end)
+    found = reading.page(
+        scope, names=names, schedules=drill_schedules(site.agenda, names), before=before, limit=_SHOWN + 1
+    )
+    judged = duties(site, found.drills, found.obligations, found.now)
+    chosen = [item for item in judged if duty is None or item.duty is duty]
+    overdue = [item for item in found.obligations if is_overdue(item, found.now)]
+    records = found.records[:_SHOWN]
     return {
-        "now": now,
-        "exceptions": [record for record in shown if is_exception(record)],
-        "records": shown,
-        "next": shown[-1].entry if len(records) > _SHOWN else None,
-        "obligations": obligations[:_DRILLS_SHOWN],
-        "more_obligations": max(0, len(obligations) - _DRILLS_SHOWN),
+        "now": found.now,
+        "scope": scope,
+        "exceptions": [(item, words_of(item)) for item in found.exceptions[:_SHOWN]],
+        "more_exceptions": len(found.exceptions) > _SHOWN,
+        "overdue": overdue[:_OWED_SHOWN],
+        "more_overdue": max(0, len(overdue) - _OWED_SHOWN),
+        "backlog": found.backlog,
+        "duty": duty,
+        "counts": [(word, sum(item.duty is word for item in judged)) for word in Duty],
+        "duties": chosen[after : after + _SHOWN],
+        "next_duties": after + _SHOWN if len(chosen) > after + _SHOWN else None,
+        "records": records,
+        "next": records[-1].entry if len(found.records) > _SHOWN else None,
         "whole": not principal.services,
     }
 
 
-def _obligations(site: Site, principal: Principal, now: datetime) -> list[dict[str, Any]]:
-    """Return per service when a drill passed last, what was missed, and when the next is due."""
-    services = site.services_of(principal)
-    agenda = site.agenda
-    _, facts = site.reading.services([service.name for service in services], agenda)
-    rows: list[dict[str, Any]] = []
-    due_at: dict[str, datetime] = {}
-    for service in services:
-        drills = [planned for planned in agenda.planned(service.name) if planned.kind is RunKind.DRILL]
-        if drills:
-            due_at[service.name] = min(agenda.next_slot(planned, now) for planned in drills)
-    for service in services:
-        known = facts[service.name]
-        due = due_at.get(service.name)
-        rows.append({"service": service, "last": known.drill, "passed": known.passed_drill, "due": due})
-    return sorted(rows, key=lambda row: (row["passed"] is not None, row["due"] is None, row["due"] or now))
+def words_of(line: ExceptionLine) -> str:
+    """Return what an exception says, in a few words."""
+    what = " ".join(word for word in (line.run_kind, line.plan) if word)
+    if line.kind == "missed":
+        count = "a slot" if line.slots == 1 else f"{line.slots} slots"
+        instead = f"run {line.caught_up_by} makes up for it" if line.caught_up_by else "nothing makes up for it"
+        return f"{what}: {count} missed; {instead}"
+    if line.kind == "failure":
+        return f"{what}: {line.detail or 'no reason was told'}"
+    if line.mutation is not None:
+        return f"{line.mutation}: damage that was built in was not noticed"
+    return line.detail or ""
 
 
 EVIDENCE_PAGES = (
