@@ -264,18 +264,17 @@ def _restore_context(task: Task, plane: DataPlane) -> RestoreContext:
 
 
 def _point_of_earlier_claim(task: Task, plane: DataPlane) -> RecoveryPoint | None:
-    """Return a recovery point that was begun since this run was first claimed, if the run has changed hands.
+    """Return the first recovery point that was begun since this run was first claimed, if the run has changed hands.
 
     Its host may have died between the commit and telling the catalogue: the slot has its backup then. Which run made a
-    point is not written in it; any point begun after the run was, serves the run's purpose.
+    point is not written in it; any point begun after the run was, serves the run's purpose. Its own, if there is one,
+    is the first: runs of a service do not overlap.
     """
     since = task.assignment.first_started_at
     if task.assignment.epoch == 1 or since is None:
         return None
     points = plane.repository.points(task.service.name).listing().points
-    return next(
-        (point for point in reversed(points) if all(member.started_at >= since for member in point.members)), None
-    )
+    return next((point for point in points if all(member.started_at >= since for member in point.members)), None)
 
 
 def _wait_until_free(task: Task, components: Iterable[ComponentName], clock: Clock) -> None:
