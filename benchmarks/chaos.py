@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ END_SECONDS = 300.0
 
 ASKED: Mapping[str, str] = {
     "slot": "slots without a run, or with two",
-    "commit": "recovery points that no run accounts for, or that two runs name, or that are named and not there",
+    "commit": "recovery points of no run, points that are named and not there, or that serve a run they must not",
     "end": "runs that have not ended, or failed without a reason; a verification in the end that finds anything",
     "epoch": "runs on which an old claim wrote after a new one, or whose events have a gap",
     "told": "failed runs that nobody was told about",
@@ -151,18 +151,29 @@ def slot_problems(
 
 
 def commit_problems(chaos: Chaos, runs: Sequence[RunInfo]) -> Iterator[Problem]:
-    """Compare what runs say they committed with the recovery points in the repository."""
+    """Compare what runs say they committed with the recovery points in the repository.
+
+    A run that is claimed again may find a point that was begun after its first claim and take it for its own
+    (``node.handlers``): so a point may serve several runs, of which one at most was not resumed.
+    """
     with chaos.bench.estate.plane() as plane:
         estate = chaos.bench.estate.estate()
         for name in (SERVICE, *FOLDERS):
             backups = [run for run in runs if run.service == name and run.kind is RunKind.BACKUP]
-            points = {str(point.id) for point in plane.repository.points(estate.service(name).name).listing().points}
-            done = [run for run in backups if run.state in {RunState.SUCCEEDED, RunState.PARTIAL}]
-            named = Counter(str((run.result or {})["point"]) for run in done)
-            for point, times in named.items():
-                if times > 1 or point not in points:
-                    yield Problem("commit", f"{name}: {times} runs name point {point}; there: {point in points}")
-            orphans, failed = points - set(named), sum(run.state is RunState.FAILED for run in backups)
+            listing = plane.repository.points(estate.service(name).name).listing().points
+            begun = {str(point.id): min(member.started_at for member in point.members) for point in listing}
+            served: dict[str, list[RunInfo]] = defaultdict(list)
+            for run in backups:
+                if run.state in {RunState.SUCCEEDED, RunState.PARTIAL}:
+                    served[str((run.result or {})["point"])].append(run)
+            for point, served_runs in served.items():
+                if point not in begun:
+                    yield Problem("commit", f"{name}: point {point} is named and not there")
+                elif sum(run.epoch == 1 for run in served_runs) > 1:
+                    yield Problem("commit", f"{name}: point {point} has several runs that were never resumed")
+                elif any(run.started_at is None or run.started_at > begun[point] for run in served_runs):
+                    yield Problem("commit", f"{name}: point {point} was begun before a run that names it")
+            orphans, failed = begun.keys() - served.keys(), sum(run.state is RunState.FAILED for run in backups)
             if len(orphans) > failed:  # a run may commit in its last claim and die before it can say so
                 yield Problem("commit", f"{name}: {len(orphans)} points of no run, with {failed} failed runs")
 

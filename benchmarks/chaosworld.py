@@ -37,6 +37,8 @@ EVERY = {"backup": 1, "verify": 2}
 """Minutes between the slots of each folder."""
 NOBODY = "gone"
 """A service that no configuration has: its runs fail, which somebody has to be told."""
+_AT_WORK = 4
+"""Runs that wait or work at any time."""
 ON_DEMAND = frozenset({"index", "notifier"})
 """Kinds of processes that are started when there is something for them to do."""
 WORDS: Mapping[str, str] = {
@@ -86,6 +88,8 @@ class Chaos:
     kills: list[Kill] = field(default_factory=list)
     awaited: list[Awaited] = field(default_factory=list)
     restarts: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    whims: random.Random = field(default_factory=random.Random)
+    """Of what people ask for: how often depends on the moment, so it must not draw from the seed's chances."""
     begin: datetime | None = None
     version: str = ""
 
@@ -149,20 +153,23 @@ class Chaos:
 
     def running(self) -> list[RunInfo]:
         """Return the runs at work; none are known while the catalogue is away."""
-        try:
-            return list(Runs(self.bench.database).list(state=RunState.RUNNING, limit=100))
-        except CatalogueUnreachableError:
-            return []
+        return self.open(RunState.RUNNING)
+
+    def open(self, *states: RunState) -> list[RunInfo]:
+        """Return the runs in some states (those that wait or work); none are known while the catalogue is away."""
+        runs = Runs(self.bench.database)
+        with suppress(CatalogueUnreachableError):
+            wanted = states or (RunState.QUEUED, RunState.RUNNING)
+            return [run for state in wanted for run in runs.list(state=state, limit=100)]
+        return []
 
     def ask(self, number: int) -> None:
-        """Ask for runs beside those of the schedules: what somebody does by hand."""
-        wanted: list[tuple[str, RunKind]] = []
-        if number % 4 == 0:
-            wanted.append((SERVICE, RunKind.BACKUP))
+        """Ask for runs beside those of the schedules, as people do, so that there is always something at work."""
         if number % 25 == 10:
-            wanted.append((SERVICE, RunKind.DRILL))
-        for service, kind in wanted:
-            self.request(service, kind)
+            self.request(SERVICE, RunKind.DRILL)
+        for _ in range(_AT_WORK - len(self.open())):
+            kind = self.whims.choice((RunKind.BACKUP, RunKind.BACKUP, RunKind.VERIFY))
+            self.request(self.whims.choice((SERVICE, *FOLDERS)), kind)
 
     def request(self, service: str, kind: RunKind) -> None:
         """Ask for a run as soon as the catalogue answers."""
