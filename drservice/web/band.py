@@ -52,6 +52,12 @@ class Band:
     gaps: tuple[Gap, ...]
     marks: tuple[Mark, ...]
 
+    @property
+    def ticks(self) -> tuple[datetime, ...]:
+        """Return the instants at the beginning and after each quarter but the last, which is now."""
+        quarter = (self.end - self.begin) / 4
+        return tuple(self.begin + quarter * number for number in range(4))
+
     def holds(self, instant: datetime) -> bool:
         """Tell whether an instant can be reached."""
         return any(item.begin <= instant <= item.end for item in self.stretches)

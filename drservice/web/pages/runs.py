@@ -135,10 +135,12 @@ def _words(event: EventInfo) -> str:
 def _context(site: Site, run: RunInfo) -> dict[str, Any]:
     events = site.runs.events(run.id, limit=_EVENTS)
     result = run.result or {}
+    now, steps = site.reading.now(), steps_of(events, run.ended_at)
     return {
-        "now": site.reading.now(),
+        "now": now,
         "run": run,
-        "steps": steps_of(events, run.ended_at),
+        "steps": steps,
+        "whole": sum((step.took or now - step.began_at for step in steps), timedelta(microseconds=1)),
         "notes": notes_of(events),
         "truncated": len(events) == _EVENTS,
         "share": _share(run),

@@ -55,8 +55,9 @@ class Preview:
     after: datetime | None
 
 
-def show(request: Request, service: TheService, site: Here) -> HTMLResponse:
-    """Show a service."""
+def show(request: Request, service: TheService, site: Here, to: To = "latest") -> HTMLResponse:
+    """Show a service, with the preview of a restore to an instant."""
+    instant = _instant(to)
     agenda = site.agenda
     now, facts = site.reading.services([service.name], agenda)
     known = facts[service.name]
@@ -74,8 +75,8 @@ def show(request: Request, service: TheService, site: Here) -> HTMLResponse:
         "slots": next_slots(agenda, [service.name], now, _SLOTS),
         "plans": [plan.name for plan in site.estate.drills.values() if plan.service == service.name],
         "environments": site.environments.of(service.name),
-        "preview": preview_of(service, known, points, band, None, now, agenda),
-        "to": "latest",
+        "preview": preview_of(service, known, points, band, instant, now, agenda),
+        "to": to or "latest",
     }
     return page(request, "service.html", context)
 
@@ -95,7 +96,7 @@ def preview(request: Request, service: TheService, site: Here, to: To = "latest"
             "now": now,
             "service": service,
             "preview": preview_of(service, known, points, band, instant, now, agenda),
-            "to": to,
+            "to": to or "latest",
         },
     )
 
