@@ -28,11 +28,11 @@ from drservice.errors import DrError, InterruptedRunError, WorkerDiedError
 from drservice.model.estate import Estate
 from drservice.node import logs
 from drservice.node.assignment import Advanced, Assignment, Message, Noted, Outcome, Step
+from drservice.node.throttling import throttle, with_one_worker
 
 _GRACE_SECONDS = 15.0
 """From the signal to the kill: what a run may take to put its end on record."""
 _ADVANCE_SECONDS = 0.5
-_THROTTLED_NICENESS = 15
 
 
 class Word(Enum):
@@ -171,9 +171,10 @@ def run_alone(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     logs.configure(log_level)
-    threading.Thread(target=_watch, args=(connection, lease_seconds), name="watch", daemon=True).start()
     if assignment.is_throttled:
-        os.nice(_THROTTLED_NICENESS)
+        throttle()  # before there are threads: priorities are each thread's own
+        estate = with_one_worker(estate)
+    threading.Thread(target=_watch, args=(connection, lease_seconds), name="watch", daemon=True).start()
     progress = PipeProgress(connection)
     try:
         outcome = _outcome(estate, assignment, progress)

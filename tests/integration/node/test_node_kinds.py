@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from drservice import processes
 from drservice.clock import SystemClock
 from drservice.environments import proc
 from drservice.environments.interface import EnvironmentSpec
@@ -22,7 +23,7 @@ from drservice.repository.holds import place_hold
 from drservice.wiring.data_plane import open_data_plane
 from tests.doubles.cluster import ClusterMaker, hand_over
 from tests.doubles.estate import SERVICE
-from tests.doubles.nodes import NodeBench
+from tests.doubles.nodes import NodeBench, command_of, is_leader
 from tests.doubles.website import Website
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
@@ -72,6 +73,36 @@ def test_a_backup_tells_the_point_and_the_snapshots_of_all_components(bench: Nod
     assert run.result["state"] == "complete"
     assert {item["component"] for item in run.result["snapshots"]} == {"database", "documents"}
     assert run.result["point"] in {point.id for point in bench.points()}
+
+
+def test_a_throttled_run_has_low_priorities_in_all_its_processes_and_another_has_not(bench: NodeBench) -> None:
+    bench.close_gate()
+    try:
+        for parameters, expected in (({"throttled": True}, {(15, "best-effort: prio 7")}), ({}, {(0, "none: prio 0")})):
+            run = bench.request(parameters=parameters)
+            bench.wait_at_gate(run)
+            assert priorities_of_run(bench) == expected
+            bench.open_gate()
+            bench.wait_state(run, RunState.SUCCEEDED)
+            bench.close_gate()
+    finally:
+        bench.open_gate()
+
+
+def priorities_of_run(bench: NodeBench) -> set[tuple[int, str]]:
+    """Return niceness and priority at the disks of every thread in the session of the run at work."""
+    (leader,) = [pid for pid in bench.nodes[0].children() if b"spawn_main" in command_of(pid) and is_leader(pid)]
+    found = set()
+    for status in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(status.name)) != leader:
+                continue
+            for thread in (status / "task").iterdir():
+                told = processes.run(["ionice", "-p", thread.name]).stdout.decode().strip()
+                found.add((os.getpriority(os.PRIO_PROCESS, int(thread.name)), told))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+    return found
 
 
 def test_a_drill_passes_and_its_verdict_is_the_result(bench: NodeBench) -> None:
