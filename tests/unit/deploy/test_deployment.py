@@ -24,6 +24,11 @@ DOCKERFILE = DEPLOY / "Dockerfile"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 PROXY = "proxy"
 NO_GAIN = "no-new-privileges:true"
+RECOVERY = "recovery"
+FOR_A_SANDBOX = {"seccomp=unconfined", "systempaths=unconfined", "apparmor=unconfined"}
+"""What a container needs whose node makes sandboxes, and no other may have."""
+MADE_BY_HAND = {"deploy/compose/recovery.yaml", "deploy/compose/secrets/identity"}
+"""What docs/deployment.md has one make; never in git."""
 NAMES = {entry.name for entry in COMMANDS}
 FILLED = {
     "REPLACE-WITH-RECIPIENT-OF-RECOVERY-SITE": "age162qqrrlwkkdq5p3c7jw8ppdfc3pguftpqs9gsj3lk50jegjq7grstj3aex",
@@ -43,6 +48,11 @@ def stages() -> dict[str, str]:
     return {part.split()[2]: part for part in parts}
 
 
+def bases() -> dict[str, str]:
+    """Return the images that the stages begin with, by the variable that may name others."""
+    return dict(re.findall(r"^ARG (\w+_IMAGE)=(\S+)$", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE))
+
+
 def pinned(image: str) -> bool:
     """Tell whether an image is named with a version of at least two numbers."""
     _, _, tag = image.rpartition(":")
@@ -53,7 +63,13 @@ RULES: dict[str, Callable[[str, Document], object]] = {
     "its image has no version": lambda _, it: not pinned(it.get("image", "")),
     "nobody asks whether it is well": lambda _, it: not it.get("healthcheck", {}).get("test"),
     "has rights over the host": lambda _, it: set(it) & {"privileged", "cap_add", "network_mode", "pid", "devices"},
-    "can gain rights": lambda _, it: it.get("cap_drop") != ["ALL"] or it.get("security_opt") != [NO_GAIN],
+    "can gain rights": lambda _, it: it.get("cap_drop") != ["ALL"] or NO_GAIN not in it.get("security_opt", []),
+    "is less confined than it could be": lambda name, it: (
+        set(it.get("security_opt", [])) - {NO_GAIN} - (FOR_A_SANDBOX if name == RECOVERY else set())
+    ),
+    "may use all memory or make any number of processes": lambda _, it: not {"mem_limit", "pids_limit"} <= set(it),
+    "does not come back": lambda _, it: it.get("restart") != "unless-stopped",
+    "meets signals and orphans as process 1": lambda _, it: it.get("init") is not True,
     "its root can be written": lambda _, it: not it.get("read_only"),
     "runs as root": lambda _, it: str(it.get("user", "0")).split(":")[0] in {"0", "root"},
     "is reachable from outside": lambda name, it: it.get("ports") and name != PROXY,
@@ -77,7 +93,7 @@ def problems_of_mounts(service: Document, document: Document) -> Iterator[str]:
     for volume in service.get("volumes", []):
         source, _, *mode = volume.split(":")
         if source.startswith(("/", ".")):
-            if not (ROOT / source).is_file():
+            if not (ROOT / source).is_file() and source.removeprefix("./") not in MADE_BY_HAND:
                 yield f"{source} is not there"
             if mode != ["ro"]:
                 yield f"may change {source}"
@@ -93,13 +109,14 @@ def problems_of_secrets(service: Document, document: Document) -> Iterator[str]:
             yield f"{variable} holds a secret"
     mounted = [ROOT / volume.split(":")[0] for volume in service.get("volumes", []) if volume.startswith("./")]
     texts = [str(service), *(path.read_text(encoding="utf-8") for path in mounted if path.is_file())]
-    named = {secret for text in texts for secret in re.findall(r"/run/secrets/(\w+)", text)}
+    in_force = [re.sub(r"^\s*#.*", "", text, flags=re.MULTILINE) for text in texts]
+    named = {secret for text in in_force for secret in re.findall(r"/run/secrets/(\w+)", text)}
     yield from (f"is not given {secret}" for secret in sorted(named - set(given)))
 
 
 def test_the_compose_file_has_no_problem() -> None:
     document = compose()
-    assert set(document["services"]) == {"proxy", "web", "node", "catalogue", "store", "plant"}
+    assert set(document["services"]) == {"proxy", "web", "node", "catalogue", "store", "plant", RECOVERY}
     assert list(problems(document)) == []
 
 
@@ -117,6 +134,11 @@ def worse(change: Callable[[Document], object]) -> list[str]:
         (lambda it: it["store"].pop("healthcheck"), "store: nobody asks whether it is well"),
         (lambda it: it["node"].update(privileged=True), "node: has rights over the host"),
         (lambda it: it["node"].update(cap_drop=[]), "node: can gain rights"),
+        (lambda it: it["node"].pop("security_opt"), "node: can gain rights"),
+        (lambda it: it["node"]["security_opt"].append("seccomp=unconfined"), "node: is less confined than it could be"),
+        (lambda it: it["plant"].pop("mem_limit"), "plant: may use all memory or make any number of processes"),
+        (lambda it: it["web"].update(restart="no"), "web: does not come back"),
+        (lambda it: it["web"].pop("init"), "web: meets signals and orphans as process 1"),
         (lambda it: it["catalogue"].update(ports=["5432:5432"]), "catalogue: is reachable from outside"),
         (lambda it: it["plant"].update(user="root"), "plant: runs as root"),
         (lambda it: it["plant"].pop("user"), "plant: runs as root"),
@@ -139,18 +161,34 @@ def traefik_text() -> str:
     return "".join(path.read_text(encoding="utf-8") for path in sorted((DEPLOY / "traefik").iterdir()))
 
 
+def within_reach(document: Document, name: str) -> set[str]:
+    """Return the services that share a network with this one which is theirs alone."""
+    inside = {network for network, it in document["networks"].items() if it.get("internal")}
+    own = set(document["services"][name]["networks"]) & inside
+    return {other for other, it in document["services"].items() if own & set(it["networks"])} - {name}
+
+
+def test_whoever_has_nothing_to_say_to_each_other_shares_no_network() -> None:
+    document = compose()
+    assert within_reach(document, "plant") == {"node", "store"}
+    assert within_reach(document, "catalogue") == {"web", "node", RECOVERY}
+    assert within_reach(document, PROXY) == set(), "it reaches the pages over `edge` only"
+    for name in ("plant", "catalogue", "store"):
+        assert all(document["networks"][network].get("internal") for network in document["services"][name]["networks"])
+    document["services"]["web"]["networks"].append("data")
+    assert "web" in within_reach(document, "plant")
+
+
 def test_commands_of_images_and_units_are_commands_of_the_program() -> None:
     called = [
-        service["command"][0]
-        for service in compose()["services"].values()
-        if service.get("build", {}).get("target") == "drservice"
+        service["command"][0] for service in compose()["services"].values() if service["image"].startswith("drservice:")
     ]
     called += re.findall(r"^CMD \[\"(\w+)\"\]", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)
     for unit in UNITS:
         (line,) = re.findall(r"^ExecStart=(.*)$", unit.read_text(encoding="utf-8"), re.MULTILINE)
         called.append(line.split()[-1])
         assert unit.stem == f"drservice-{line.split()[-1]}"
-    assert sorted(called) == ["node", "node", "up", "web", "web", "web"]
+    assert sorted(called) == ["node", "node", "node", "up", "web", "web", "web"]
     assert set(called) | {"wal push"} <= NAMES
     (archive,) = [word for word in compose()["services"]["plant"]["command"] if word.startswith("archive_command=")]
     assert " wal push --service sample %p" in archive
@@ -161,7 +199,7 @@ def test_every_stage_is_pinned_ends_without_root_and_says_how_it_is() -> None:
     targets = {service["build"]["target"] for service in compose()["services"].values() if "build" in service}
     assert set(found) == {"build", *targets}
     for name, text in found.items():
-        assert pinned(text.split()[0]), name
+        assert pinned(bases()[text.split()[0].strip("${}")]), name
         if name != "build":
             assert re.findall(r"^USER (\S+)", text, re.MULTILINE)[-1] not in {"root", "0"}, name
             assert "\nHEALTHCHECK " in text, name
@@ -181,9 +219,8 @@ def test_what_images_copy_is_there_and_in_the_build_s_context() -> None:
 
 def test_users_of_the_compose_file_are_those_of_the_images() -> None:
     services = compose()["services"]
-    for name in ("web", "node", "store"):
-        service = services[name]
-        assert f"\nUSER {service['user']}\n" in stages()[service["build"]["target"]]
+    for name, target in (("web", "drservice"), ("node", "drservice"), (RECOVERY, "drservice"), ("store", "store")):
+        assert f"\nUSER {services[name]['user']}\n" in stages()[target], name
 
 
 def test_the_proxy_has_tls_headers_a_limit_and_nothing_it_is_not_given() -> None:
@@ -217,8 +254,8 @@ def test_the_configuration_of_the_compose_file_is_refused_until_it_is_filled_in(
         text = text.replace(placeholder, value)
     path.write_text(text)
     assert load(path).estate.repository.signers == (), "each host's first command makes its key"
-    text = re.sub(r"^( *)# (?=signers:|evidence:|  node:|  plant:)", r"\1", text, flags=re.MULTILINE)
-    for number, word in enumerate(("LOG-KEY", "KEY-OF-NODE", "KEY-OF-PLANT")):
+    text = re.sub(r"^( *)# (?=signers:|evidence:|  node:|  plant:|  recovery:)", r"\1", text, flags=re.MULTILINE)
+    for number, word in enumerate(("LOG-KEY", "KEY-OF-NODE", "KEY-OF-PLANT", "KEY-OF-RECOVERY")):
         assert word in text
         text = text.replace(word, f"'ed25519:{bytes(range(number, number + 32)).hex()}'")
     path.write_text(text)
@@ -234,8 +271,11 @@ def test_the_configuration_of_the_compose_file_is_refused_until_it_is_filled_in(
     (cluster,) = service.databases()
     assert cluster.node == services["node"]["command"][-1] == services["node"]["healthcheck"]["test"][-1]
     assert {signer.name for signer in estate.repository.signers} == {
-        services[name]["hostname"] for name in ("node", "plant")
+        services[name]["hostname"] for name in ("node", "plant", RECOVERY)
     }
+    assert load(path).estate.repository.identities == (), "the node writes and cannot read"
+    path.write_text(re.sub(r"^  # (?=identity:)", "  ", text, flags=re.MULTILINE))
+    assert len(load(path).estate.repository.identities) == 1
 
 
 def test_secrets_are_made_once_each_closed_to_others(tmp_path: Path) -> None:
@@ -243,7 +283,7 @@ def test_secrets_are_made_once_each_closed_to_others(tmp_path: Path) -> None:
     subprocess.run([script, tmp_path], check=True)
     made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     wanted = {Path(secret["file"]).name for secret in compose()["secrets"].values()}
-    assert set(made) == wanted
+    assert set(made) == wanted - {"identity"}, "who can read is not made where it is written"
     for path in tmp_path.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o400
         assert path.stat().st_size > 15
@@ -280,7 +320,8 @@ def test_a_unit_is_hardened_and_runs_without_root(unit: Path) -> None:
     (user,) = [line for line in lines if line.startswith("User=")]
     assert user != "User=root"
     # Drills run in user namespaces with a /proc of their own, which these settings would forbid.
-    forbidding = {"RestrictNamespaces=yes", "ProtectKernelTunables=yes", "ProtectProc=invisible"}
+    # They forbade it when it was tried (tests/docker/test_units.py), the host name included.
+    forbidding = {"RestrictNamespaces=yes", "ProtectKernelTunables=yes", "ProtectProc=invisible", "ProtectHostname=yes"}
     assert (forbidding <= lines) is (unit.stem == "drservice-web")
     assert (not forbidding & lines) is (unit.stem != "drservice-web")
 
@@ -304,4 +345,13 @@ def test_a_node_has_longer_to_stop_than_it_drains() -> None:
     for unit in UNITS:
         if unit.stem != "drservice-web":
             assert "\nTimeoutStopSec=660\n" in unit.read_text(encoding="utf-8")
-    assert compose()["services"]["node"]["stop_grace_period"] == "11m"
+    for name in ("node", RECOVERY):
+        assert compose()["services"][name]["stop_grace_period"] == "11m"
+
+
+def test_units_of_nodes_may_write_to_the_folder_of_the_example_once_it_is_mounted() -> None:
+    (folder,) = re.findall(r"url: file://(\S+)", (ROOT / "config" / "single-host.yaml").read_text(encoding="utf-8"))
+    for unit in UNITS:
+        lines = set(unit.read_text(encoding="utf-8").splitlines())
+        wanted = {f"ReadWritePaths=-{folder}", f"RequiresMountsFor={folder}"}
+        assert (wanted <= lines) is (unit.stem != "drservice-web"), "strict protection makes any other folder read-only"
