@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 
 from drservice.cli.oracle import Comparison, Exposure, Order
+from drservice.model.runs import RunState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +90,119 @@ class EvidenceFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NightFacts:
+    """What became of a night's backup, as the catalogue has it; instants of the catalogue's week."""
+
+    day: date
+    slot: datetime
+    state: RunState
+    """Of what stands for the slot: its own run, or the note that it was missed."""
+    run: str
+    """The run that made the backup: the slot's own, or the one that caught up."""
+    run_state: RunState
+    started_at: datetime | None
+    not_before: datetime | None
+    """Until when the calendar had it wait."""
+    point: str | None
+    stored_bytes: int
+    seconds: float
+    """From its claim to its end."""
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether it was missed and another run made up for it."""
+        return self.state is RunState.MISSED and self.run_state is RunState.SUCCEEDED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduledFacts:
+    """A run of another schedule."""
+
+    slot: datetime
+    run: str
+    state: RunState
+    host: str | None
+    """Who did it."""
+    verdict: str | None
+    """Of a drill."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoticeFacts:
+    """A message as it arrived."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownFacts:
+    """What a catalogue knows that the store can tell it again."""
+
+    points: frozenset[tuple[str, str]]
+    """Id and state of each recovery point."""
+    windows: frozenset[tuple[str, int, int]]
+    """Component, timeline and first position of each stretch of WAL."""
+    reaches: int
+    """Up to which position the WAL reaches, all stretches together."""
+    records: frozenset[tuple[int, str]]
+    """Number and hash of each record of the ledger."""
+    runs: int
+    """Rows of runs, which are the catalogue's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossFacts:
+    """The catalogue before it was destroyed, right after it was made anew, and after ``rebuild``."""
+
+    before: KnownFacts
+    empty: KnownFacts
+    after: KnownFacts
+    was_gone: bool
+    """Server ended and folder removed."""
+    seconds: float
+    """From the empty catalogue to the end of ``rebuild``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeekFacts:
+    """The week that ``up`` protected the plant by itself."""
+
+    holiday: date
+    fault: date
+    loss_on: date
+    drill_on: date
+    expected_to_wait: frozenset[date]
+    nights: tuple[NightFacts, ...]
+    verification: ScheduledFacts
+    drill: ScheduledFacts
+    messages: tuple[NoticeFacts, ...]
+    """Everything that on-call was told."""
+    loss: LossFacts
+    points: frozenset[str]
+    """What the catalogue knows at the end of the week."""
+    first_stored_bytes: int
+    seconds: float
+
+    @property
+    def missed(self) -> NightFacts:
+        """The night of the fault."""
+        return next(night for night in self.nights if night.day == self.fault)
+
+    @property
+    def notices(self) -> tuple[NoticeFacts, ...]:
+        """The messages that are about the missed slot."""
+        slot = self.missed.slot.strftime("%Y-%m-%dT%H:%M:%S")
+        return tuple(message for message in self.messages if "missed" in message.title and slot in message.title)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """Everything the demo measured."""
+
+    week: WeekFacts | None = None
+    """``None``: the story was told without it."""
 
     backups: tuple[BackupFacts, ...]
     exposures: tuple[Exposure, ...]

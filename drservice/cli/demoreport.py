@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from drservice.cli.demofacts import BackupFacts, DocumentFacts, Facts
+from drservice.cli.demoweekreport import week_document, week_picture, week_problems, week_rows
 from drservice.cli.formatting import format_bytes, format_seconds, format_table
 from drservice.cli.oracle import Moment, picture
 from drservice.cli.output import Colour, Line, Span
@@ -42,8 +43,11 @@ def problems_of(facts: Facts) -> tuple[str, ...]:
         found.append("the production host can read what it wrote, although it has no identity")
     if facts.reached is None or facts.reached > facts.target:
         found.append(f"the last transaction replayed is of {facts.reached}, not before the target")
-    if facts.backups[-1].stored_bytes >= facts.backups[0].stored_bytes:
-        found.append("the second backup re-used nothing of the first")
+    first = facts.week.first_stored_bytes if facts.week is not None else facts.backups[0].stored_bytes
+    if facts.backups[-1].stored_bytes >= first:
+        found.append("the last backup re-used nothing of the first")
+    if facts.week is not None:
+        found += week_problems(facts.week)
     return (*found, *_document_problems(facts.documents), *_proof_problems(facts))
 
 
@@ -104,6 +108,7 @@ def document(
         "rto_promised_seconds": facts.rto_promised_seconds,
         "phases": {name: round(value, 3) for name, value in facts.phases.items()},
         **_proof_document(facts, evidence),
+        **week_document(facts.week),
         "repository_bytes": facts.repository_bytes,
         "source_bytes": facts.backups[-1].source_bytes,
         "snapshots": [_snapshot_document(item) for item in facts.backups],
@@ -169,7 +174,11 @@ def _snapshot_document(item: BackupFacts) -> dict[str, object]:
 
 def report(facts: Facts, problems: Sequence[str], *, blocks: bool, seconds: float) -> list[Line]:
     """Return the end of the story: picture, what was promised and what was measured, verdict."""
-    lines: list[Line] = ["", (Span("What happened, to scale", Colour.STRONG),), *_picture(facts, blocks=blocks)]
+    lines: list[Line] = []
+    if facts.week is not None:
+        lines += ["", (Span("The week", Colour.STRONG),), *week_picture(facts.week)]
+    title = "What happened, to scale" if facts.week is None else "Today, to scale"
+    lines += ["", (Span(title, Colour.STRONG),), *_picture(facts, blocks=blocks)]
     lines += ["", (Span("Promised and measured", Colour.STRONG),), *(f"   {row}" for row in _table(facts)), ""]
     lines += [(Span(f"   PROBLEM: {text}", Colour.BAD),) for text in problems]
     if problems:
@@ -208,6 +217,7 @@ def _table(facts: Facts) -> list[str]:
     seen, worst, documents = facts.comparison, facts.worst, facts.documents
     filed = documents.comparison
     rows = [
+        *(week_rows(facts.week) if facts.week is not None else ()),
         (f"orders lost, of {seen.acknowledged} acknowledged up to the target", "0", str(len(seen.lost))),
         (f"orders there, of {seen.after_target} begun after the target", "0", str(len(seen.unwanted))),
         (f"documents missing, of {filed.acknowledged} acknowledged", "0", str(len(filed.lost))),
@@ -230,9 +240,13 @@ def _table(facts: Facts) -> list[str]:
         *((f"     {_PHASES.get(name, name)}", "", format_seconds(value)) for name, value in facts.phases.items()),
         *_proof_rows(facts),
         ("database, documents, configuration", "", format_bytes(facts.backups[-1].source_bytes)),
-        ("repository: two recovery points and the WAL", "", format_bytes(facts.repository_bytes)),
+        (f"repository: {_points(facts)} recovery points and the WAL", "", format_bytes(facts.repository_bytes)),
     ]
     return format_table(("", "PROMISED", "MEASURED"), rows)
+
+
+def _points(facts: Facts) -> int:
+    return len(facts.backups) + (len(facts.week.nights) if facts.week is not None else 0)
 
 
 def _proof_rows(facts: Facts) -> list[tuple[str, str, str]]:

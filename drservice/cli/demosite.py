@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drservice import processes
+from drservice.cli.demoplan import WeekPlan, control_plane_text, schedule_text
 from drservice.cli.plant import DATABASE, Plant
 from drservice.environments.sandbox import list_sandboxes, open_sandbox
 from drservice.errors import DrError, EnvironmentFailedError, ProgramMissingError, UsageError
@@ -37,6 +38,8 @@ SERVICE = "erp"
 BUNDLE = "bundle.zip"
 
 _KEPT = (BUNDLE, "report.pdf", "verify.py")
+_WEEK = "{rpo: 30s, rto: 2m}"
+_TODAY = "{rpo: 30s, rto: 2m, documents_rpo: 5m}"
 _HOST = """\
 # What the production host knows. It can write backups and WAL; it has no identity, so it cannot read them.
 version: 1
@@ -50,7 +53,7 @@ services:
 {services}
 evidence:
   log_keys: [{log_keys}]
-"""
+{control_plane}"""
 _RECOVERY = """\
 # What the recovery site knows: the identity that opens the backups. It also signs the ledger, and anchors it elsewhere.
 version: 1
@@ -68,17 +71,18 @@ drills:
 evidence:
   log_keys: [{log_keys}]
   anchors: [{{name: second-store, url: "file://{folder}/anchors"}}]
-"""
+{control_plane}"""
 _SERVICES = """\
   erp:
     tier: 1
     owner: plant-it
-    objectives: {{rpo: 30s, rto: 2m, documents_rpo: 5m}}       # what is promised; the demo measures it
-    components:
+    objectives: {objectives}       # what is promised; the demo measures it
+{schedule}    components:
       database:
         kind: postgres
         dsn: "{dsn}"
         data_directory: {data}
+        node: production
       documents: {{kind: odoo-filestore, path: {filestore}, database: {database}}}
       configuration: {{kind: directory, path: {configuration}}}
     checks:
@@ -121,6 +125,11 @@ class Site:
         return load(self.recovery_configuration).estate
 
     @property
+    def on_call(self) -> Path:
+        """The file with the address of whoever is told: a secret, as in earnest."""
+        return self.folder / "recovery" / "on-call"
+
+    @property
     def evidence(self) -> Path:
         """Where the bundle is written, and what is taken out of it for people."""
         return self.folder / "evidence"
@@ -133,6 +142,15 @@ class Site:
     def repository_bytes(self) -> int:
         """How much the repository holds, every object counted."""
         return sum(item.lstat().st_size for item in (self.folder / "repository").rglob("*") if item.is_file())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlPlane:
+    """What the configurations say about schedules and nodes. ``catalogue``: its URL for the recovery site's node."""
+
+    plan: WeekPlan
+    catalogue: str
+    web_port: int
 
 
 def make_site() -> Site:
@@ -154,7 +172,7 @@ def make_site() -> Site:
     return Site(folder=folder, account=account)
 
 
-def write_configurations(site: Site, plant: Plant) -> str:
+def write_configurations(site: Site, plant: Plant, control_plane: ControlPlane | None = None) -> str:
     """Make the keys of both sites, write both configurations, create the repository and begin the ledger.
 
     The repository is created as PostgreSQL's user, who will run ``drservice wal push``: if it cannot run this program,
@@ -177,9 +195,11 @@ def write_configurations(site: Site, plant: Plant) -> str:
         filestore=plant.filestore.root,
         database=DATABASE,
         configuration=plant.configuration,
+        objectives=_TODAY if control_plane is None else _WEEK,
+        schedule=schedule_text(control_plane.plan) if control_plane is not None else "",
     )
     signers = {"recovery-site": f"ed25519:{make_host_key(site.folder / 'recovery').public_key.hex()}"}
-    writing = _Writing(site=site, recipient=recipient, services=services, signers=signers)
+    writing = _Writing(site=site, recipient=recipient, services=services, signers=signers, control_plane=control_plane)
     writing.write(site.host_configuration, _HOST)
     created = _initialise(site)
     signer = created["signer"]
@@ -200,6 +220,7 @@ class _Writing:
     recipient: str
     services: str
     signers: Mapping[str, str]
+    control_plane: ControlPlane | None
 
     def write(self, path: Path, template: str, log_key: str | None = None) -> None:
         text = template.format(
@@ -208,9 +229,23 @@ class _Writing:
             signers="\n".join(f'    {name}: {{key: "{key}", services: [erp]}}' for name, key in self.signers.items()),
             services=self.services,
             log_keys=f'"{log_key}"' if log_key is not None else "",
+            control_plane=self._control_plane(path),
         )
         path.write_text(text, encoding="utf-8")
         path.chmod(0o644)
+
+    def _control_plane(self, path: Path) -> str:
+        """Say what both nodes need to know; the recovery site's uses the catalogue of the host."""
+        known = self.control_plane
+        if known is None:
+            return ""
+        is_host = path == self.site.host_configuration
+        return control_plane_text(
+            known.plan,
+            catalogue="embedded" if is_host else known.catalogue,
+            on_call=f"file:{self.site.on_call}",
+            web_port=known.web_port,
+        )
 
 
 def _begin_ledger(estate: Estate) -> str:
@@ -220,6 +255,14 @@ def _begin_ledger(estate: Estate) -> str:
         with open_evidence(plane) as evidence:
             begin_ledger(evidence)
     return f"ed25519:{key.public_key.hex()}"
+
+
+def promise_documents(site: Site) -> None:
+    """Promise from now on how long a document may wait for a pass; in the week only backups captured documents."""
+    for path in (site.host_configuration, site.recovery_configuration):
+        text = path.read_text(encoding="utf-8")
+        assert _WEEK in text, "the week's promise stands there"
+        path.write_text(text.replace(_WEEK, _TODAY), encoding="utf-8")
 
 
 def program(site: Site) -> list[str]:

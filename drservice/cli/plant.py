@@ -277,7 +277,7 @@ class Plant:
         process = self._process
         if process is None:
             return
-        family = _family(process.pid)
+        family = family_of(process.pid)
         if process.poll() is None:
             self.configure({"archive_command": ""})
             process.send_signal(signal.SIGHUP)
@@ -322,6 +322,7 @@ class People:
         self._dsn = dsn
         self._filing = filing
         self._stop = threading.Event()
+        self._at_work = threading.Event()
         self._archive_room = threading.Lock()
         self._orders: list[Order] = []
         self._documents: list[Document] = []
@@ -336,13 +337,20 @@ class People:
         ]
 
     def start(self) -> None:
-        """Begin to enter orders."""
+        """Begin to enter orders, or go on after a rest."""
+        self._at_work.set()
         for thread in self._threads:
-            thread.start()
+            if thread.ident is None:
+                thread.start()
+
+    def rest(self) -> None:
+        """Let everybody finish the order in hand and wait for :meth:`start`."""
+        self._at_work.clear()
 
     def stop(self) -> None:
         """Let everybody finish the order in hand."""
         self._stop.set()
+        self._at_work.set()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
@@ -386,6 +394,7 @@ class People:
         try:
             with connect(self._dsn, application_name=prefix) as session:
                 for count in range(1, 1_000_000):
+                    self._at_work.wait()
                     if self._stop.wait(_PAUSE_SECONDS):
                         return
                     number, begun, acknowledged = f"{prefix}{count:05d}", datetime.now(UTC), None
@@ -400,9 +409,9 @@ class People:
             self.complaints.append(Complaint(at=datetime.now(UTC), who=prefix.strip("-"), what=error.message))
 
 
-def _family(pid: int) -> list[ProcessIdentity]:
-    """Return the live descendants of a process: the server's children, and the pushes its archiver started."""
+def family_of(pid: int) -> list[ProcessIdentity]:
+    """Return the live descendants of a process: a server's children, and the pushes its archiver started."""
     found: list[ProcessIdentity] = []
     for child in children_of(pid):
-        found += [child, *_family(child.pid)]
+        found += [child, *family_of(child.pid)]
     return found

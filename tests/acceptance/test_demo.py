@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import re
@@ -10,6 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -92,16 +97,93 @@ def assert_nothing_left(folder: Path) -> None:
             continue
 
 
-def test_the_demo_recovers_every_acknowledged_order_and_leaves_nothing() -> None:
-    process = start_demo("--json")
-    stdout, stderr = process.communicate(timeout=240)
-    assert process.returncode == 0, stdout + stderr
-    assert len(stdout.splitlines()) == 1
+def test_the_whole_story_with_the_pages_proves_what_it_says_and_ctrl_c_removes_everything() -> None:
+    process = start_demo("--web", "--json")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    told: list[str] = []
+    listening = threading.Thread(target=told.extend, args=(process.stderr,))
+    listening.start()
+    stdout = process.stdout.readline()
+    if not stdout:
+        listening.join()
+    assert stdout, "".join(told)
     answer: dict[str, Any] = json.loads(stdout)
-    assert answer["schema"] == "drservice/demo/v1"
+    assert answer["schema"] == "drservice/demo/v1", stdout
+    folder = folder_in("".join(told))
+    try:
+        assert_the_pages_show(answer)
+    finally:
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+    listening.join()
+    assert (process.returncode, rest) == (0, ""), "".join(told)
+    assert_nothing_left(folder)
     assert set(answer) >= CONTRACT
-    assert answer["state"] == "passed"
-    assert answer["problems"] == []
+    assert (answer["state"], answer["problems"]) == ("passed", [])
+    assert_a_week_passed(answer)
+    assert_today_was_recovered(answer)
+    assert_it_is_on_record(answer)
+
+
+def assert_the_pages_show(answer: dict[str, Any]) -> None:
+    """Sign in as a person would, and find what the week and today have made."""
+    web = answer["web"]
+    origin = web["url"].rstrip("/")
+    form = urllib.parse.urlencode({"name": web["user"], "password": web["password"]})
+    connection = http.client.HTTPConnection(urllib.parse.urlsplit(origin).netloc, timeout=20)
+    with contextlib.closing(connection):
+        headers = {"Content-Type": "application/x-www-form-urlencoded", "Origin": origin}
+        connection.request("POST", "/sign-in", form, headers)
+        signed = connection.getresponse()
+        signed.read()
+        assert signed.status == 303
+        cookie = {"Cookie": str(signed.getheader("Set-Cookie")).partition(";")[0]}
+
+        def ask(path: str) -> str:
+            connection.request("GET", path, headers=cookie)
+            page = connection.getresponse()
+            text = page.read().decode()
+            assert page.status == 200, text
+            return text
+
+        for path in ("/overview", "/services/erp", "/runs", "/evidence"):
+            assert "erp" in ask(path)
+        wanted = {*(night["point"] for night in answer["nights"]), answer["snapshots"][-1]["point"]}
+        deadline = time.monotonic() + 60  # the node indexes the repository when it starts
+        while not wanted <= {item["id"] for item in json.loads(ask("/api/v1/services/erp/points"))["items"]}:
+            assert time.monotonic() < deadline, "the pages do not show all recovery points"
+            time.sleep(0.2)
+
+
+def assert_a_week_passed(answer: dict[str, Any]) -> None:
+    nights = answer["nights"]
+    assert len(nights) == len({night["point"] for night in nights}) == 7
+    assert [night["state"] for night in nights].count("succeeded") == 6
+    (missed,) = [night for night in nights if night["state"] == "missed"]
+    assert missed["caught_up"]
+    assert answer["caught_up"] == {"slot": missed["slot"], "run": missed["run"], "point": missed["point"], "done": True}
+    (notice,) = answer["notified"]
+    assert missed["slot"] in notice["title"]
+    assert missed["run"] in notice["text"]
+    holiday = answer["holiday"]
+    assert holiday["day"] in {night["day"] for night in nights}
+    assert holiday["started_at"] >= holiday["not_before"] > missed["slot"]
+    assert answer["scheduled_drill"]["verdict"] == "passed"
+    assert answer["scheduled_drill"]["host"] == "recovery-site"
+    assert answer["scheduled_verification"]["state"] == "succeeded"
+    rebuilt = answer["rebuilt"]
+    before, empty, after = rebuilt["points"]
+    assert 2 < before == after
+    assert empty == 0
+    before, empty, after = rebuilt["records"]
+    assert before > 2
+    assert (empty, after >= before) == (0, True)
+    assert rebuilt["is_complete"] is True
+    assert all(later["stored_bytes"] < nights[0]["stored_bytes"] / 2 for later in nights[1:])
+
+
+def assert_today_was_recovered(answer: dict[str, Any]) -> None:
     assert answer["commits_acknowledged"] > 100
     assert answer["commits_after_target"] > 10
     assert (answer["commits_lost"], answer["commits_unwanted"]) == (0, 0)
@@ -113,6 +195,13 @@ def test_the_demo_recovers_every_acknowledged_order_and_leaves_nothing() -> None
     assert answer["documents_after_target"] > 10
     assert (answer["documents_missing"], answer["documents_unwanted"]) == (0, 0)
     assert 0 < answer["documents_rpo_seconds"] <= 300
+    assert 0 < answer["repository_bytes"] < answer["source_bytes"]
+    assert answer["reached_time"] <= answer["target"] < answer["dropped_at"] < answer["decided_at"]
+    assert answer["isolation_probes"] > 10
+    assert (answer["folder"], answer["environment"]) == (None, None)
+
+
+def assert_it_is_on_record(answer: dict[str, Any]) -> None:
     assert answer["drill_verdict"] == "passed"
     assert answer["drill"]["target"]["kind"] == "random"
     assert answer["drill"]["checks"] == answer["drill"]["checks_passed"] > 10
@@ -121,16 +210,8 @@ def test_the_demo_recovers_every_acknowledged_order_and_leaves_nothing() -> None
     assert answer["mutation"]["detected"] is True
     assert "documents-hash" in answer["mutation"]["noticed"][0]
     assert answer["evidence_verified"] is True
-    # The log key; four backups, a restore, and two drills with their obligations.
-    assert answer["evidence_records"] == answer["evidence_anchored"] == 10
-    assert answer["evidence_folder"] is None
-    assert 0 < answer["repository_bytes"] < answer["source_bytes"]
-    first, second = answer["snapshots"]
-    assert second["stored_bytes"] < first["stored_bytes"] / 2
-    assert answer["reached_time"] <= answer["target"] < answer["dropped_at"] < answer["decided_at"]
-    assert answer["isolation_probes"] > 10
-    assert (answer["folder"], answer["environment"]) == (None, None)
-    assert_nothing_left(folder_in(stderr))
+    # The log key; eleven backups, a restore, and three drills with their obligations; and what the nodes tell.
+    assert answer["evidence_records"] == answer["evidence_anchored"] >= 19
 
 
 def test_the_evidence_that_was_asked_for_stays_and_verifies_without_this_program(tmp_path: Path) -> None:
@@ -138,10 +219,17 @@ def test_the_evidence_that_was_asked_for_stays_and_verifies_without_this_program
     kept.mkdir(parents=True)
     (kept / "report.pdf").write_text("of the last run")
     (kept / "notes.txt").write_text("mine")
-    process = start_demo("--json", "--evidence", str(kept))
+    process = start_demo("--short", "--json", "--evidence", str(kept))
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stdout + stderr
-    assert json.loads(stdout)["evidence_folder"] == str(kept)
+    assert len(stdout.splitlines()) == 1
+    answer: dict[str, Any] = json.loads(stdout)
+    assert (answer["state"], answer["problems"], answer["nights"], answer["web"]) == ("passed", [], None, None)
+    first, second = answer["snapshots"]
+    assert second["stored_bytes"] < first["stored_bytes"] / 2
+    # The log key; four backups, a restore, and two drills with their obligations.
+    assert answer["evidence_records"] == answer["evidence_anchored"] == 10
+    assert answer["evidence_folder"] == str(kept)
     assert_nothing_left(folder_in(stderr))
     assert sorted(item.name for item in kept.iterdir()) == ["bundle.zip", "notes.txt", "report.pdf", "verify.py"]
     assert (kept / "report.pdf").read_bytes().startswith(b"%PDF-")
@@ -171,7 +259,7 @@ def test_a_place_that_cannot_hold_evidence_is_refused_before_anything_is_made(tm
 
 
 def test_an_ordinary_user_can_keep_the_recovered_database_and_destroy_it_later() -> None:
-    process = start_demo("--keep", "--no-color", user="postgres" if os.geteuid() == 0 else None)
+    process = start_demo("--short", "--keep", "--no-color", user="postgres" if os.geteuid() == 0 else None)
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stdout + stderr
     folder = folder_in(stdout)
@@ -203,16 +291,17 @@ def test_an_ordinary_user_can_keep_the_recovered_database_and_destroy_it_later()
 
 
 @pytest.mark.parametrize(
-    ("number", "when"),
+    ("number", "when", "arguments"),
     [
-        (signal.SIGINT, "3. Two backups"),
-        (signal.SIGTERM, "- replay WAL"),
-        (signal.SIGINT, "5. A drill"),
-        (signal.SIGTERM, "7. The recovery"),
+        (signal.SIGINT, "00:40", ()),
+        (signal.SIGTERM, "$ drservice rebuild", ()),
+        (signal.SIGTERM, "- replay WAL", ("--short",)),
+        (signal.SIGINT, "5. A drill", ("--short",)),
+        (signal.SIGTERM, "7. The recovery", ("--short",)),
     ],
 )
-def test_an_interrupted_demo_leaves_nothing(number: signal.Signals, when: str) -> None:
-    process = start_demo()
+def test_an_interrupted_demo_leaves_nothing(number: signal.Signals, when: str, arguments: tuple[str, ...]) -> None:
+    process = start_demo(*arguments)
     told: list[str] = []
     read_until(process.stdout, when, told)
     folder = folder_in("".join(told))
@@ -233,7 +322,7 @@ def test_a_program_that_postgres_cannot_run_is_told_at_once(tmp_path: Path) -> N
     here = Path(processes.__file__).parents[1]
     (site / "all.pth").write_text(f"{here}\n" + "".join(f"{p}\n" for p in sys.path if p.endswith("site-packages")))
     done = subprocess.run(
-        [closed / "venv" / "bin" / "python", "-m", "drservice", "demo", "--json"],
+        [closed / "venv" / "bin" / "python", "-m", "drservice", "demo", "--short", "--json"],
         capture_output=True,
         text=True,
         check=False,
@@ -250,7 +339,7 @@ def test_a_program_that_postgres_cannot_run_is_told_at_once(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("component", ["database", "configuration"])
 def test_a_damaged_repository_fails_the_demo(component: str) -> None:
-    process = start_demo()
+    process = start_demo("--short")
     told: list[str] = []
     read_until(process.stdout, "7. The recovery", told)
     folder = folder_in("".join(told))
@@ -262,7 +351,7 @@ def test_a_damaged_repository_fails_the_demo(component: str) -> None:
 
 
 def test_a_drill_that_does_not_pass_fails_the_demo_although_everything_comes_back() -> None:
-    process = start_demo("--json")
+    process = start_demo("--short", "--json")
     told: list[str] = []
     read_until(process.stderr, "4. A drill", told)  # the pass before it is done
     folder = folder_in("".join(told))
@@ -277,7 +366,7 @@ def test_a_drill_that_does_not_pass_fails_the_demo_although_everything_comes_bac
 
 
 def test_documents_that_are_lost_fail_the_demo() -> None:
-    process = start_demo()
+    process = start_demo("--short")
     told: list[str] = []
     read_until(process.stdout, "7. The recovery", told)
     folder = folder_in("".join(told))
