@@ -8,12 +8,25 @@ database's (``drservice_now()``).
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, DateTime, case, func, or_, select, update
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    CursorResult,
+    DateTime,
+    Text,
+    any_,
+    case,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as insert_unless_there
 from sqlalchemy.orm import Session
 
@@ -190,26 +203,13 @@ class Accounts:
     def find(self, secret_sha256: bytes) -> TokenInfo | None:
         """Return the token of a secret if it is good for anything now: neither expired, revoked nor left idle."""
         with self._database.session() as session:
-            row = session.execute(
-                select(Token, Account, _NOW)
-                .join(Account, Account.name == Token.account)
-                .where(
-                    Token.secret_sha256 == secret_sha256,
-                    Token.revoked_at.is_(None),
-                    Token.expires_at > _NOW,
-                    Account.disabled.is_(False),
-                    or_(
-                        Token.kind != "session",
-                        func.coalesce(Token.last_used_at, Token.created_at) > _NOW - SESSION_IDLE,
-                    ),
-                )
-            ).one_or_none()
-            if row is None:
-                return None
-            token, account, now = row
-            if token.last_used_at is None or token.last_used_at < now - _TOUCH_EVERY:
-                session.execute(update(Token).where(Token.id == token.id).values(last_used_at=now))
-            return _token(token, account)
+            return next(iter(_good(session, Token.secret_sha256 == secret_sha256)), None)
+
+    def still_good(self, tokens: Collection[str]) -> Mapping[str, TokenInfo]:
+        """Return those of many tokens, by id, that are good for anything now: one question for all."""
+        with self._database.session() as session:
+            found = _good(session, Token.id == any_(literal(list(tokens), ARRAY(Text))))
+            return {token.id: token for token in found}
 
     def tokens(self, *, account: str | None = None) -> Sequence[TokenInfo]:
         """Return API tokens, newest first: of one account, or all."""
@@ -231,6 +231,30 @@ class Accounts:
             statement = statement.where(Token.account == account)
         with self._database.session() as session:
             return _changed(session.execute(statement))
+
+
+def _good(session: Session, which: ColumnElement[bool]) -> list[TokenInfo]:
+    """Return the tokens that are good now, and note that they are used."""
+    rows = session.execute(
+        select(Token, Account, _NOW)
+        .join(Account, Account.name == Token.account)
+        .where(
+            which,
+            Token.revoked_at.is_(None),
+            Token.expires_at > _NOW,
+            Account.disabled.is_(False),
+            or_(
+                Token.kind != "session",
+                func.coalesce(Token.last_used_at, Token.created_at) > _NOW - SESSION_IDLE,
+            ),
+        )
+    ).all()
+    stale = [
+        token.id for token, _, now in rows if token.last_used_at is None or token.last_used_at < now - _TOUCH_EVERY
+    ]
+    if stale:
+        session.execute(update(Token).where(Token.id.in_(stale)).values(last_used_at=_NOW))
+    return [_token(token, account) for token, account, _ in rows]
 
 
 def _revocation() -> Any:  # noqa: ANN401 - SQLAlchemy's Update has no public generic form

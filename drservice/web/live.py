@@ -1,15 +1,17 @@
 """Tells viewers of a run that something about it changed: one listener per process, however many viewers.
 
 An announcement only wakes; what is shown is read from the catalogue. So a lost announcement costs a viewer seconds (it
-looks by itself every :data:`LOOK_SECONDS`), never an event.
+looks by itself every :data:`LOOK_SECONDS`), never an event. What viewers have in common is done once for all of them:
+reading, writing an event down as text, and the question whether they are still somebody.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -19,6 +21,8 @@ from drservice import telemetry
 from drservice.catalogue.database import Database
 from drservice.catalogue.runs import CHANNEL, EventInfo, RunInfo, Runs
 from drservice.errors import CatalogueUnreachableError
+from drservice.web.auth.identity import Identity, Principal
+from drservice.web.schemas import EventDocument
 
 LOOK_SECONDS = 3.0
 """Also how long a stream outlives its revoked token, at most."""
@@ -28,6 +32,27 @@ _SHARED_SECONDS = 1.0
 """A read without news that is older is not shared: an announcement may have been lost."""
 _READ_EVENTS = 200
 _KEPT_EVENTS = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """An event as it is sent."""
+
+    number: int
+    kind: str
+    text: str
+    """JSON."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A run as it is now, for one of its viewers."""
+
+    run: RunInfo | None
+    """``None``: there is no such run any more."""
+    progress: str
+    """JSON; empty if there is none."""
+    events: Sequence[Told]
 
 
 @dataclass(slots=True)
@@ -42,7 +67,8 @@ class _Watched:
     """The version that was there when ``seen`` began to be read."""
     seen_at: float = 0.0
     seen: RunInfo | None = None
-    events: deque[EventInfo] = field(default_factory=lambda: deque(maxlen=_KEPT_EVENTS))
+    progress: str = ""
+    events: deque[Told] = field(default_factory=lambda: deque(maxlen=_KEPT_EVENTS))
     last: int = 0
     """The number of the last event that was read."""
 
@@ -50,9 +76,14 @@ class _Watched:
 class Live:
     """Wakes the viewers of runs and reads for them. Lives with the server, whose event loop it calls into."""
 
-    def __init__(self, database: Database, runs: Runs) -> None:
+    def __init__(self, database: Database, runs: Runs, identity: Identity) -> None:
         self._database = database
         self._runs = runs
+        self._identity = identity
+        self._asking = asyncio.Lock()
+        self._present: dict[str, Principal] = {}
+        self._known: Mapping[str, Principal] = {}
+        self._known_at = 0.0
         self._watched: dict[str, _Watched] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -92,7 +123,22 @@ class Live:
             if not watched.viewers:
                 del self._watched[run]
 
-    async def look(self, run: str, after: int) -> tuple[RunInfo | None, Sequence[EventInfo]]:
+    async def still(self, principal: Principal) -> tuple[Principal | None, float]:
+        """Return a viewer as of now, ``None`` if nobody any more, and until when (of the loop's clock) to believe it.
+
+        All viewers of the process are asked about together; who asks within a moment of another gets the same answer.
+        """
+        clock = asyncio.get_running_loop().time
+        self._present[principal.token] = principal
+        async with self._asking:
+            if principal.token not in self._known or clock() - self._known_at > _SHARED_SECONDS:
+                asked, began = list(self._present.values()), clock()
+                self._known = await run_in_threadpool(self._identity.still, asked)
+                self._known_at = began
+                self._present = dict(self._known)  # who has gone is asked about no more; who stays comes again
+            return self._known.get(principal.token), self._known_at + LOOK_SECONDS
+
+    async def look(self, run: str, after: int) -> Seen:
         """Return a watched run as it is now, and its events after a number (several hundred at most).
 
         Viewers who are woken together share one read. It begins after what woke the first of them, or it is not shared.
@@ -106,27 +152,34 @@ class Live:
                 version = watched.version
                 more = True
                 while more:
-                    watched.seen, events = await run_in_threadpool(self._read, run, watched.last)
+                    present, events = await run_in_threadpool(self._read, run, watched.last)
+                    if present is not None and (watched.seen is None or present.progress != watched.seen.progress):
+                        watched.progress = json.dumps(present.progress) if present.progress else ""
+                    watched.seen = present
                     watched.events.extend(events)
                     watched.last = events[-1].number if events else watched.last
                     more = len(events) == _READ_EVENTS
                 watched.seen_version, watched.seen_at = version, asyncio.get_running_loop().time()
-            present, kept = watched.seen, list(watched.events)
-            first = kept[0].number if kept else watched.last + 1
+            present, progress, last = watched.seen, watched.progress, watched.last
+            if after >= last:
+                return Seen(run=present, progress=progress, events=())
+            kept = list(watched.events)
+            first = kept[0].number if kept else last + 1
         if after + 1 >= first:
-            return present, [event for event in kept if event.number > after]
-        _, events = await run_in_threadpool(self._read, run, after)  # who came late reads what is not kept
-        return present, events
+            events = [event for event in kept if event.number > after]
+        else:
+            _, events = await run_in_threadpool(self._read, run, after)  # who came late reads what is not kept
+        return Seen(run=present, progress=progress, events=events)
 
     @property
     def viewers(self) -> int:
         """How many streams are open."""
         return sum(len(watched.viewers) for watched in self._watched.values())
 
-    def _read(self, run: str, after: int) -> tuple[RunInfo | None, Sequence[EventInfo]]:
+    def _read(self, run: str, after: int) -> tuple[RunInfo | None, list[Told]]:
         """Read a run before its events: one that is over then has no event that is not read after it."""
         present = self._runs.get(run)
-        return present, self._runs.events(run, after, limit=_READ_EVENTS)
+        return present, [_told(event) for event in self._runs.events(run, after, limit=_READ_EVENTS)]
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         while not self._stop.is_set():
@@ -149,3 +202,8 @@ class Live:
     def _wake_all(self) -> None:
         for run in list(self._watched):
             self._wake(run)
+
+
+def _told(event: EventInfo) -> Told:
+    document = EventDocument(number=event.number, at=event.at, kind=event.kind, data=event.data)
+    return Told(number=event.number, kind=event.kind, text=document.model_dump_json())

@@ -9,18 +9,15 @@ from typing import Annotated
 
 from fastapi import Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from starlette.concurrency import run_in_threadpool
 
 from drservice.catalogue.requests import Answered, Transaction
 from drservice.catalogue.runs import EventInfo, RunInfo
-from drservice.errors import AbsentError, NotSignedInError, OverError, StaleError
+from drservice.errors import AbsentError, OverError, StaleError
 from drservice.model.runs import RunKind, RunState
 from drservice.web.api.idempotency import Key, once, response_of
 from drservice.web.api.services import Limit, conditional
 from drservice.web.auth.identity import Principal
 from drservice.web.auth.permissions import Permission
-from drservice.web.guard import authenticate
-from drservice.web.live import LOOK_SECONDS
 from drservice.web.routes import Route
 from drservice.web.schemas import (
     EventDocument,
@@ -84,7 +81,7 @@ def get_log(
 async def follow(
     run: TheRun,
     site: Here,
-    request: Request,
+    principal: Who,
     last_event_id: Annotated[str | None, Header(max_length=64)] = None,
     after: Annotated[int, Query(ge=0, le=10**15)] = 0,
 ) -> AsyncIterator[ServerSentEvent]:
@@ -94,44 +91,34 @@ async def follow(
     token or session does.
     """
     number = int(last_event_id) if last_event_id and _NUMBER.match(last_event_id) else after
-    progress: object = None
+    progress = ""
     believed_until = 0.0
     clock = asyncio.get_running_loop().time
     with site.live.watching(run.id) as changed:
         while not site.live.closing:
             changed.clear()
             if clock() >= believed_until:
-                if not await run_in_threadpool(_still_sees, site, request, run.service):
+                viewer, believed_until = await site.live.still(principal)
+                if viewer is None or not viewer.may(Permission.SEE) or not viewer.sees(run.service):
                     return
-                believed_until = clock() + LOOK_SECONDS
-            present, events = await site.live.look(run.id, number)
-            for event in events:
+            seen = await site.live.look(run.id, number)
+            for event in seen.events:
                 number = event.number
-                document = event_document(event).model_dump(mode="json")
-                yield ServerSentEvent(data=document, event=event.kind, id=str(number))
-            if present is None:
+                yield ServerSentEvent(raw_data=event.text, event=event.kind, id=str(number))
+            if seen.run is None:
                 return
-            if present.progress and present.progress != progress:
-                progress = present.progress
-                yield ServerSentEvent(data=progress, event="progress")
-            if events:
+            if seen.progress and seen.progress != progress:
+                progress = seen.progress
+                yield ServerSentEvent(raw_data=progress, event="progress")
+            if seen.events:
                 continue  # there may be more
-            if present.state.is_over:
-                yield ServerSentEvent(data={"state": present.state.value}, event="end")
+            if seen.run.state.is_over:
+                yield ServerSentEvent(data={"state": seen.run.state.value}, event="end")
                 return
             try:
-                await asyncio.wait_for(changed.wait(), LOOK_SECONDS)
+                await asyncio.wait_for(changed.wait(), max(0.0, believed_until - clock()))
             except TimeoutError:
                 continue
-
-
-def _still_sees(site: Site, request: Request, service: str) -> bool:
-    """Tell whether the viewer is still somebody who may see the run."""
-    try:
-        principal = authenticate(site, request)
-    except NotSignedInError:
-        return False
-    return principal.may(Permission.SEE) and principal.sees(service)
 
 
 def cancel_run(

@@ -12,7 +12,8 @@ import hashlib
 import hmac
 import re
 import secrets
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -129,6 +130,19 @@ class Identity:
         if token is None:
             raise NotSignedInError("the account was disabled just now")
         return Issued(token=token, secret=secret)
+
+    def still(self, principals: Collection[Principal]) -> Mapping[str, Principal]:
+        """Return those of many principals who are somebody now, by token, as they are now: one question for all."""
+        good = self.accounts.still_good({principal.token for principal in principals})
+        return {
+            principal.token: replace(
+                principal,
+                roles=frozenset(Role(role) for role in good[principal.token].roles),
+                services=frozenset(good[principal.token].services),
+            )
+            for principal in principals
+            if principal.token in good
+        }
 
     def _found(self, secret: str, *, kind: str) -> Principal:
         token = self.accounts.find(_hashed(secret))
