@@ -113,11 +113,12 @@ class NodeBench:
     # --- configuration ---------------------------------------------------------------------------------------
 
     def configure(self, **service: Any) -> None:
-        """Write the configuration anew, with what is given at the service; ``drain`` goes to the nodes."""
+        """Write the configuration anew, with what is given at the service; ``drain`` and ``notify`` go elsewhere."""
         document = json.loads(self.estate.config.read_text())
         own = f"postgresql://postgres@/postgres?host={self.catalogue_cluster.sock}"
         document["catalogue"] = service.pop("catalogue", own)
         document["web"] = {"listen": service.pop("listen", "127.0.0.1:8484")}
+        document["notify"] = service.pop("notify", [])
         document["node"] = {"lease": f"{LEASE_SECONDS}s", "drain": service.pop("drain", "30s")}
         components = document["services"][SERVICE]["components"] | service.pop("components_added", {})
         document["services"][SERVICE] = {"components": components, **service}

@@ -18,6 +18,7 @@ from drservice.jobs.queue import Queue
 from drservice.model.runs import RunKind, RunState
 from tests.doubles.cluster import ClusterMaker
 from tests.doubles.nodes import LEASE_SECONDS, NodeBench
+from tests.doubles.notifiers import HookServer
 
 
 @pytest.fixture
@@ -247,6 +248,34 @@ def test_a_run_whose_process_is_killed_is_resumed_and_after_three_deaths_fails_l
     assert failed.epoch == 3
     bench.open_gate()
     bench.wait_state(bench.request(), RunState.SUCCEEDED)
+
+
+def test_a_node_tells_people_of_a_broken_promise_and_of_its_end(bench: NodeBench) -> None:
+    bench.open_gate()
+    with HookServer() as hook:
+        secret = bench.folder / "hook"
+        secret.write_text(hook.url("secret"))
+        secret.chmod(0o600)
+        bench.configure(objectives={"rpo": "5m"}, notify=[{"url": f"file:{secret}", "on": ["objective"]}])
+        bench.start()
+        bench.wait_state(bench.request(), RunState.SUCCEEDED)
+        bench.wait_for(lambda: any(facts_of(bench)), "the projection")
+        bench.shift_clock(3600)
+        bench.wait_for(lambda: len(hook.heard()) == 1, "a notice", 90)
+        (subject, body) = hook.heard()[0]
+        assert subject.startswith("[business-critical] erp: work since ")
+        assert "drservice info erp" in body
+        bench.shift_clock(0)
+        bench.shift_clock(120)  # the next look is due by a clock that went back, too
+        bench.wait_for(lambda: len(hook.heard()) == 2, "the end", 90)
+        assert hook.heard()[1][0].startswith("[technical] erp: all clear: work since ")
+    with bench.database.session() as session:
+        assert set(session.scalars(text("SELECT name FROM duty"))) == {"watch", "history"}
+
+
+def facts_of(bench: NodeBench) -> list[object]:
+    with bench.database.session() as session:
+        return list(session.scalars(text("SELECT to_time FROM wal_window WHERE to_time IS NOT NULL")))
 
 
 def test_a_node_without_a_catalogue_waits_for_it_and_can_be_stopped(bench: NodeBench) -> None:
