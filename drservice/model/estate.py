@@ -54,6 +54,8 @@ class RepositorySettings:
     identities: tuple[str, ...] = ()
     """Secret references; empty on hosts that only write."""
     signers: tuple[SignerSettings, ...] = ()
+    bytes_per_second: int | None = None
+    """What is moved to and from the store at most; set for the process of a throttled run only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,6 +331,8 @@ class NodeSettings:
     """How long a run stays with a host that is not heard from."""
     drain: timedelta = timedelta(minutes=10)
     """How long a host that is to stop waits for its runs."""
+    throttled_rate: int | None = None
+    """Bytes per second that a throttled run moves to and from the store; ``None`` = as many as it can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ from drservice.errors import DrError, InterruptedRunError, WorkerDiedError
 from drservice.model.estate import Estate
 from drservice.node import logs
 from drservice.node.assignment import Advanced, Assignment, Message, Noted, Outcome, Step
-from drservice.node.throttling import throttle, with_one_worker
+from drservice.node.throttling import slowed, throttle
 
 _GRACE_SECONDS = 15.0
 """From the signal to the kill: what a run may take to put its end on record."""
@@ -173,7 +173,7 @@ def run_alone(
     logs.configure(log_level)
     if assignment.is_throttled:
         throttle()  # before there are threads: priorities are each thread's own
-        estate = with_one_worker(estate)
+        estate = slowed(estate)
     threading.Thread(target=_watch, args=(connection, lease_seconds), name="watch", daemon=True).start()
     progress = PipeProgress(connection)
     try:

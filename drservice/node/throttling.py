@@ -33,9 +33,13 @@ def throttle() -> None:
         telemetry.warning("the run's priority at the disks follows its niceness alone", problem=problem)
 
 
-def with_one_worker(estate: Estate) -> Estate:
-    """Return the estate with one process at work on each component."""
-    return replace(estate, services={name: _with_one_worker(item) for name, item in estate.services.items()})
+def slowed(estate: Estate) -> Estate:
+    """Return the estate as a throttled run works with it: all in its own process, which keeps to the rate."""
+    return replace(
+        estate,
+        services={name: _with_one_worker(item) for name, item in estate.services.items()},
+        repository=replace(estate.repository, bytes_per_second=estate.node.throttled_rate),
+    )
 
 
 def _with_one_worker(service: Service) -> Service:

@@ -77,7 +77,7 @@ def build_estate(configuration: schema.Configuration, source: pathlib.Path) -> E
         notify=tuple(_place(number, place) for number, place in enumerate(configuration.notify, 1)),
         web=_web(configuration.web),
         history=HistorySettings(runs=configuration.history.runs, events=configuration.history.events),
-        node=NodeSettings(runs=configuration.node.runs, lease=configuration.node.lease, drain=configuration.node.drain),
+        node=_node(configuration.node),
     )
 
 
@@ -207,6 +207,16 @@ def _web(web: schema.Web) -> WebSettings:
         public_url=web.public_url.rstrip("/") if web.public_url is not None else None,
         session=web.session,
         trusted_proxies=tuple(web.trusted_proxies),
+    )
+
+
+def _node(node: schema.Node) -> NodeSettings:
+    rate = node.throttled_rate
+    return NodeSettings(
+        runs=node.runs,
+        lease=node.lease,
+        drain=node.drain,
+        throttled_rate=scalars.parse_rate(rate) if rate is not None else None,
     )
 
 

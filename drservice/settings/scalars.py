@@ -241,6 +241,15 @@ def check_lease(value: timedelta) -> timedelta:
     return value
 
 
+def parse_rate(text: str) -> int:
+    """Read ``20MB/s`` or ``1GB/s`` (10^6 and 10^9 bytes); slower than 1MB/s nothing big would ever end."""
+    found = re.fullmatch(r"([0-9]{1,5})(MB|GB)/s", text)
+    rate = int(found[1]) * {"MB": 10**6, "GB": 10**9}[found[2]] if found is not None else 0
+    if not 10**6 <= rate <= 10**10:
+        raise ValueError(f"expected 1MB/s to 10GB/s, not {_shown(text)}")
+    return rate
+
+
 def parse_listen(text: str) -> tuple[str, int]:
     """Read ``127.0.0.1:8484``, ``[::1]:8484`` or ``0.0.0.0:8484``: an address of this machine and a port."""
     host, _, port = text.rpartition(":")

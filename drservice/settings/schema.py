@@ -103,6 +103,11 @@ RedisUrl: TypeAlias = Annotated[str, AfterValidator(scalars.check_redis_url)]
 PublicUrl: TypeAlias = Annotated[str, AfterValidator(scalars.check_public_url)]
 Listen: TypeAlias = Annotated[str, _from_text(_checked(scalars.parse_listen), "ADDRESS:PORT in quotes")]
 Network: TypeAlias = Annotated[str, AfterValidator(scalars.check_network)]
+Rate: TypeAlias = Annotated[
+    str,
+    _from_text(_checked(scalars.parse_rate), "a rate in quotes, such as '20MB/s'"),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9]+(MB|GB)/s$"}),
+]
 Lease: TypeAlias = Annotated[Duration, AfterValidator(scalars.check_lease)]
 AvoidWindow: TypeAlias = Annotated[str, AfterValidator(_checked(Window.parse))]
 PeriodDays: TypeAlias = Annotated[str, AfterValidator(_checked(NamedPeriod.parse))]
@@ -460,6 +465,11 @@ class Node(_Closed):
     )
     drain: Duration = Field(
         default="10m", validate_default=True, description="how long a host that is told to stop waits for its runs"
+    )
+    throttled_rate: Rate | None = Field(
+        default=None,
+        description="what a throttled run moves to and from the repository at most, such as 20MB/s (1MB/s to 10GB/s);"
+        " if absent only its priorities are lowered",
     )
 
 

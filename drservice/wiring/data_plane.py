@@ -12,6 +12,7 @@ from drservice.errors import ConfigurationError
 from drservice.model.estate import Estate
 from drservice.objectstore.interface import ObjectStore
 from drservice.objectstore.opening import open_store, prepare_location
+from drservice.objectstore.paced import PacedStore
 from drservice.processes import make_folder
 from drservice.repository.hostkey import load_host_key
 from drservice.repository.keys import Identities
@@ -24,10 +25,12 @@ class StoreOpener:
 
     url: str
     lock_dir: Path
+    bytes_per_second: int | None = None
 
     def __call__(self) -> ObjectStore:
         """Open the store."""
-        return open_store(self.url, lock_dir=self.lock_dir)
+        store = open_store(self.url, lock_dir=self.lock_dir)
+        return store if self.bytes_per_second is None else PacedStore(store, bytes_per_second=self.bytes_per_second)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +44,11 @@ class DataPlane:
 
 def store_opener(estate: Estate) -> StoreOpener:
     """Return what opens the estate's object store."""
-    return StoreOpener(url=estate.repository.url, lock_dir=estate.state_dir / "run")
+    return StoreOpener(
+        url=estate.repository.url,
+        lock_dir=estate.state_dir / "run",
+        bytes_per_second=estate.repository.bytes_per_second,
+    )
 
 
 def make_location(estate: Estate) -> None:

@@ -17,6 +17,7 @@ from drservice.objectstore.directory import DirectoryStore
 from drservice.objectstore.interface import Capabilities, CreateMode, ObjectStore
 from drservice.objectstore.memory import MemoryStore
 from drservice.objectstore.metered import MeteredStore
+from drservice.objectstore.paced import PacedStore
 from drservice.objectstore.retrying import RetryBudget, RetryingStore
 from drservice.objectstore.s3 import S3Store
 from tests.doubles.s3server import MotoBehaviour, MotoBuckets, S3Server, moto_server, rclone_server
@@ -70,6 +71,7 @@ _MOTO = {
 _WRAPPERS: dict[str, Callable[[ObjectStore], ObjectStore]] = {
     "retrying": RetryingStore,
     "metered": MeteredStore,
+    "paced": functools.partial(PacedStore, bytes_per_second=10**10),
     "faulty": FaultyStore,
     "slow": lambda inner: SlowStore(inner, wait=lambda _: None),
     "stale-list": StaleListStore,

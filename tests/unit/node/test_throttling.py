@@ -9,9 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from drservice.model.estate import Estate, FilesKind, FilesSettings, PostgresSettings, RepositorySettings, Service
+from drservice.model.estate import (
+    Estate,
+    FilesKind,
+    FilesSettings,
+    NodeSettings,
+    PostgresSettings,
+    RepositorySettings,
+    Service,
+)
 from drservice.model.ids import ComponentName, ServiceName
-from drservice.node.throttling import NICENESS, throttle, with_one_worker
+from drservice.node.throttling import NICENESS, slowed, throttle
+from drservice.objectstore.paced import PacedStore
+from drservice.wiring.data_plane import store_opener
 
 TELL = """
 import os, subprocess, sys, threading
@@ -54,7 +64,7 @@ def test_a_host_without_ionice_is_throttled_by_its_niceness_and_says_so(
     assert "follows its niceness alone" in capsys.readouterr().err
 
 
-def test_one_process_works_on_each_component_of_a_throttled_run() -> None:
+def test_a_throttled_run_works_in_one_process_and_keeps_to_the_rate_of_its_host(tmp_path: Path) -> None:
     database, files = ComponentName("database"), ComponentName("files")
     service = Service(
         name=ServiceName("erp"),
@@ -66,8 +76,12 @@ def test_one_process_works_on_each_component_of_a_throttled_run() -> None:
     estate = Estate(
         source=Path("/c"),
         state_dir=Path("/s"),
-        repository=RepositorySettings(url="file:///r"),
+        repository=RepositorySettings(url=f"file://{tmp_path}"),
         services={service.name: service},
+        node=NodeSettings(throttled_rate=20_000_000),
     )
-    slowed = with_one_worker(estate)
-    assert [item.workers for item in slowed.services[service.name].components.values()] == [1, 1]
+    slow = slowed(estate)
+    assert [item.workers for item in slow.services[service.name].components.values()] == [1, 1]
+    assert (estate.repository.bytes_per_second, slow.repository.bytes_per_second) == (None, 20_000_000)
+    assert isinstance(store_opener(slow)(), PacedStore)
+    assert not isinstance(store_opener(estate)(), PacedStore)

@@ -17,6 +17,12 @@ DATABASE = ERP + "    components:\n      database:\n        kind: postgres\n"
 MISTYPED = "age162qqrrlwkkdq5p3c7jw8ppdfc3pguftpqs9gsj3lk50jegjq7grstj3aey"
 
 MISTAKES = {
+    "a rate that nothing big ends with": (
+        HEAD + "node: {throttled_rate: 1MB}\n",
+        "3:24",
+        "node.throttled_rate",
+        "expected 1MB/s to 10GB/s",
+    ),
     "a service on two hosts": (
         DATABASE
         + "        dsn: host=db1\n        node: db1\n"
