@@ -7,7 +7,7 @@ day, and when it is over.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -36,6 +36,8 @@ from drservice.notify.outbox import Outbox
 _DUTY = "watch"
 _EVERY = timedelta(seconds=55)
 _AGAIN = timedelta(days=1)
+_MOST_AT_ONCE = 5
+"""Notices of a kind in one look; more are one."""
 KNOWN_LATE = timedelta(minutes=10)
 """How late the catalogue may learn of WAL and documents that have arrived: less than that is no news."""
 OVERDUE_TOLERANCE = timedelta(minutes=5)
@@ -94,19 +96,20 @@ class Watcher:
             for breach in breaches_of(service, facts[service.name], agenda, documents, now)
         }
         before = known_breaches(session)
-        notices: list[Notice] = []
+        begun, again, over = list[Notice](), list[Notice](), list[Notice]()
         for key, breach in found.items():
             known = before.get(key)
             if known is None:
                 begin_breach(session, key, kind=breach.kind.value, title=breach.title, since=now)
-                notices.append(notice_of_breach(breach, since=now, number=1))
+                begun.append(notice_of_breach(breach, since=now, number=1))
             elif now - known.told_at >= _AGAIN:
                 tell_again(session, key, at=now)
-                notices.append(notice_of_breach(breach, since=known.since, number=known.told + 1))
+                again.append(notice_of_breach(breach, since=known.since, number=known.told + 1))
         for key, known in before.items():
             if key not in found:
                 end_breach(session, key)
-                notices.append(notice_of_end(key, known, now))
+                over.append(notice_of_end(key, known, now))
+        notices = [*bundled("", begun, now), *bundled("again: ", again, now), *bundled("all clear: ", over, now)]
         for notice in notices:
             telemetry.warning("people are told", title=notice.title, service=notice.service)
             outbox.tell(notice, session=session)
@@ -249,6 +252,31 @@ def notice_of_end(key: BreachKey, known: KnownBreach, now: datetime) -> Notice:
         body=f"Seen at {_at(known.since)}, over by {_at(now)}.",
         service=key.service,
     )
+
+
+def bundled(phase: str, notices: Sequence[Notice], now: datetime) -> Iterator[Notice]:
+    """Yield the notices, or one for all of a kind if they are many: when a store is away, everything is broken at once.
+
+    Args:
+        phase: what their titles begin with.
+        notices: of one phase.
+        now: of the look that found them.
+    """
+    for kind in NotifyKind:
+        those = [notice for notice in notices if notice.kind is kind]
+        if len(those) <= _MOST_AT_ONCE:
+            yield from those
+            continue
+        critical = any(notice.severity is Severity.BUSINESS_CRITICAL for notice in those)
+        what = "promises do not hold" if kind is NotifyKind.OBJECTIVE else "results are overdue"
+        yield Notice(
+            event=f"breaches:{kind.value}:{phase}{to_iso(now)}",
+            kind=kind,
+            severity=Severity.BUSINESS_CRITICAL if critical else Severity.TECHNICAL,
+            title=f"{phase}{len(those)} {what}",
+            body="\n".join(f"{notice.service}: {notice.title.removeprefix(phase)}" for notice in those),
+            next_command="drservice info",
+        )
 
 
 def _documents_of(estate: Estate) -> Iterator[tuple[str, str]]:

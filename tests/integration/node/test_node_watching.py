@@ -176,6 +176,28 @@ def test_nodes_that_look_at_once_tell_a_breach_once(database: Database) -> None:
     assert len(told(database)) == 2
 
 
+def test_many_breaches_at_once_are_one_notice_and_so_are_their_ends(
+    database: Database, look: Callable[..., int]
+) -> None:
+    names = [f"s{number}" for number in range(8)]
+    estate = estate_of(*(replace(service(name), schedule=Schedules()) for name in names))
+    fill(database, names)
+    assert look(NOON + timedelta(hours=1), estate) == 1
+    assert look(NOON + timedelta(hours=1, minutes=2), estate) == 0
+    assert look(NOON + timedelta(days=1, hours=2), estate) == 1
+    arrive(database, NOON + timedelta(days=1, hours=3))
+    assert look(NOON + timedelta(days=1, hours=3), estate) == 1
+    assert [title for _, title in told(database)] == [
+        "16 promises do not hold",
+        "again: 16 promises do not hold",
+        "all clear: 16 promises do not hold",
+    ]
+    with database.session() as session:
+        body = session.scalars(select(Message.body).order_by(Message.created_at)).first()
+    assert body is not None
+    assert all(f"{name}: work since" in body for name in names)
+
+
 def test_a_duty_that_fails_is_done_by_the_next_and_a_clock_that_goes_back_stops_none(database: Database) -> None:
     set_clock(database, NOON)
     with pytest.raises(ZeroDivisionError), duty(database, "sweep", every=timedelta(hours=1)):
