@@ -242,8 +242,17 @@ class Disturbance:
     act: Callable[[World], None]
 
 
+def wait_at_work(world: World, name: str) -> None:
+    """Wait until a node has a run, if it gets one at all in this instant."""
+    until = time.monotonic() + 3.0
+    query = "SELECT count(*) FROM run WHERE state = 'running' AND claimed_by = %s"
+    while not world.sql(query, name)[0][0] and time.monotonic() < until:
+        time.sleep(0.005)
+
+
 def kill_node(world: World) -> None:
     """Kill a node at work and start it again after two seconds, as a supervisor does."""
+    wait_at_work(world, "beta")
     world.measure("beta")
     world.nodes["beta"].process.kill()
     world.nodes["beta"].process.wait()
@@ -253,6 +262,7 @@ def kill_node(world: World) -> None:
 
 def drain_node(world: World) -> None:
     """Let a node drain, and start it again."""
+    wait_at_work(world, "gamma")
     world.measure("gamma")
     world.nodes["gamma"].process.send_signal(signal.SIGTERM)
     world.nodes["gamma"].process.wait(60)
@@ -261,6 +271,7 @@ def drain_node(world: World) -> None:
 
 def restart_catalogue(world: World) -> None:
     """Stop the catalogue without asking anybody, and start it again after three seconds."""
+    wait_at_work(world, "alpha")
     world.cluster.stop("immediate")
     time.sleep(3.0)
     world.cluster.start()
@@ -285,7 +296,6 @@ def live(world: World, slots: Sequence[Slot]) -> dict[datetime, str]:
         world.put_clock(instant - timedelta(seconds=LEAD_SECONDS))
         time.sleep(LEAD_SECONDS)
         if instant in planned:
-            time.sleep(0.1)
             disturbed[instant] = planned[instant].what
             planned[instant].act(world)
         world.wait(lambda: is_quiet(world, expected), f"the runs of {instant}")  # noqa: B023 - called at once
