@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, TextClause, text
+from sqlalchemy import CursorResult, TextClause, delete, text
 from sqlalchemy.orm import Session
 
+from drservice.catalogue.tables import Environment
 from drservice.catalogue.timetables import catalogue_now
 from drservice.model.estate import HistorySettings
 from drservice.model.ids import make_ulid
@@ -30,7 +31,12 @@ class Forgotten:
 
 
 def forget(session: Session, history: HistorySettings, *, limit: int) -> Forgotten:
-    """Remove what is older than ``history`` keeps, oldest first, at most ``limit`` of each."""
+    """Remove what is older than ``history`` keeps, oldest first, at most ``limit`` of each.
+
+    Environments that should be gone for as long as steps are kept, go too: their host will not come back to tell.
+    """
+    ended = catalogue_now(session) - history.events
+    session.execute(delete(Environment).where(Environment.expires_at < ended))
     passes = RunKind.DOCUMENTS.value
     events = _remove(session, _EVENTS, history.events, limit)
     runs = _remove(session, _PASSES, history.events, limit, kind=passes)

@@ -18,6 +18,7 @@ from drservice.errors import CatalogueUnreachableError, EnvironmentFailedError
 
 _LOOK_SECONDS = 5.0
 _REAP_SECONDS = 60.0
+_LAST_SECONDS = 5.0
 
 
 class EnvironmentTeller:
@@ -51,9 +52,11 @@ class EnvironmentTeller:
         self._wake.set()
 
     def stop(self) -> None:
-        """End; one that is being removed is removed by the next."""
+        """End; one whose removal takes long is removed by the next."""
         self._is_over = True
         self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(_LAST_SECONDS)
 
     def look(self) -> None:
         """Remove what is due to go, and tell what is there if that has changed.

@@ -8,6 +8,7 @@ from itertools import count
 from sqlalchemy import insert
 
 from drservice.catalogue.database import Database
+from drservice.catalogue.environments import Environments, ToldEnvironment
 from drservice.catalogue.history import Forgotten, forget
 from drservice.catalogue.runs import Runs
 from drservice.catalogue.tables import Run, RunEvent
@@ -102,3 +103,19 @@ def test_a_round_is_bounded_and_begins_with_the_oldest(database: Database) -> No
     assert forget_now(database, limit=2).runs == 2
     assert left(database) == set(runs[2:])
     assert forget_now(database, limit=2).runs == 1, "the last one is the newest result"
+
+
+def test_environments_whose_host_never_came_back_to_tell_are_forgotten(database: Database) -> None:
+    environments = Environments(database)
+    for host, days in (("gone", 11), ("away", 9)):
+        at = NOW - days * DAY
+        environments.tell(
+            host,
+            [
+                ToldEnvironment(
+                    id=host, service="erp", purpose="drill", state="running", dsn="", created_at=at, expires_at=at
+                )
+            ],
+        )
+    forget_now(database)
+    assert [item.host for item in environments.of("erp")] == ["away"]
