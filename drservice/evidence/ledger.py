@@ -146,9 +146,9 @@ class Ledger:
         self._executor = executor
         self._log = log
         self._folder = state_dir / "evidence"
-        short = hashlib.sha256(origin.encode("utf-8")).hexdigest()[:16]
-        self._cache = LeafCache(self._folder / f"{short}.leaves")
-        self._own_checkpoint = RememberedNote(self._folder / f"{short}.checkpoint")
+        self._short = hashlib.sha256(origin.encode("utf-8")).hexdigest()[:16]
+        self._cache = LeafCache(self.memory("leaves"))
+        self._own_checkpoint = RememberedNote(self.memory("checkpoint"))
         self._listing = EntryListing(store, self._cache)
         self._pending = PendingFolder(self._folder / "pending")
         self._end = KnownEnd()
@@ -247,6 +247,10 @@ class Ledger:
         return sha256
 
     # --- reading ----------------------------------------------------------------------------------------
+
+    def memory(self, what: str) -> Path:
+        """Return where this host keeps something about this ledger, which may be lost at the price of time."""
+        return self._folder / f"{self._short}.{what}"
 
     def size(self) -> int:
         """Return how many entries the store holds.

@@ -148,7 +148,7 @@ class Evidence:
             _tell(progress, f"this {kind.value} is NOT on record: {error.message}")
         return None
 
-    def newest_first(self, *, service: ServiceName | None = None, most: int = 2000) -> Iterator[Entry]:
+    def newest_first(self, *, service: ServiceName | None = None, most: int) -> Iterator[Entry]:
         """Yield the newest entries first, at most ``most`` of them are read; only those of ``service`` if given.
 
         Raises:

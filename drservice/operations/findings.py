@@ -15,12 +15,14 @@ from datetime import datetime
 from drservice.canonical import Json, canonical_bytes
 from drservice.checks.suite import business_name
 from drservice.clock import from_iso
+from drservice.errors import LedgerError
 from drservice.evidence.statements import Subject
 from drservice.model.checks import CheckResult, CheckState, Severity
 from drservice.model.estate import BusinessCheck, Service
 from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import make_ulid
 from drservice.operations.evidence import Evidence
+from drservice.operations.ledgernotes import ledger_notes
 from drservice.operations.records import bounded
 
 
@@ -35,31 +37,23 @@ class OpenFinding:
 
 
 def open_findings(evidence: Evidence, service: Service) -> list[OpenFinding]:
-    """Return what is open for a service, the newest first.
+    """Return what is open for a service, the newest first, however old it is.
 
     Raises:
-        LedgerError, ObjectStoreError: the ledger cannot be read.
+        LedgerError, ObjectStoreError: the ledger cannot be read, or a record that nobody can believe is newer than the
+            last drill that passed.
     """
-    closed: set[str] = set()
-    found: list[OpenFinding] = []
-    for entry in evidence.newest_first(service=service.name):
-        statement = entry.signed.statement
-        if statement.kind is not EvidenceKind.FINDING:
-            continue
-        identifier = str(statement.predicate["finding"])
-        if statement.predicate["state"] == "closed":
-            closed.add(identifier)
-        elif identifier not in closed:
-            opened_by = statement.predicate["drill_entry"]
-            found.append(
-                OpenFinding(
-                    finding=identifier,
-                    check=str(statement.predicate["check"]),
-                    severity=Severity(str(statement.predicate["severity"])),
-                    drill_entry=opened_by if isinstance(opened_by, int) else None,
-                )
-            )
-    return found
+    notes = ledger_notes(evidence.ledger)
+    known = notes.of(service.name)
+    problem = notes.doubt_about(service.name)
+    if problem is not None:
+        raise LedgerError(f"a record that cannot be believed may tell of a finding: {problem}")
+    return [
+        OpenFinding(
+            finding=note.finding, check=note.check, severity=Severity(note.severity), drill_entry=note.drill_entry
+        )
+        for note in reversed(known.findings.values())
+    ]
 
 
 def label_of(name: str, checks: Sequence[BusinessCheck]) -> str:

@@ -6,7 +6,7 @@ from drills in the ledger of evidence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,15 +14,12 @@ from pathlib import Path
 from drservice.clock import Clock, from_iso
 from drservice.errors import DrError, ObjectStoreError
 from drservice.model.estate import FilesSettings, Service
-from drservice.model.evidence import EvidenceKind
 from drservice.model.points import RecoveryPoint
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.evidence import Evidence
 from drservice.operations.info import AtRisk, ComponentInfo, component_info
+from drservice.operations.ledgernotes import ledger_notes
 from drservice.repository.repository import Repository
-
-_LOOKED_AT = 2000
-"""Each is a read: a proof further back is as good as none for people who want to know now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,34 +133,25 @@ def service_info(
 
 
 def _drills(evidence: Evidence, service: Service) -> tuple[list[DrillEntry], str | None]:
-    """Return the newest drills back to the last one that passed, and why the ledger could not be asked, if so."""
-    found: list[DrillEntry] = []
+    """Return the newest drill and the newest that passed, and why the ledger could not be asked, if so.
+
+    A record that nobody can believe matters where it is newer than the proof: a drill that failed may stand there.
+    """
     try:
-        for entry in evidence.newest_first(service=service.name, most=_LOOKED_AT):
-            statement = entry.signed.statement
-            predicate = statement.predicate
-            if statement.kind is not EvidenceKind.DRILL or predicate["mutation"] is not None:
-                continue
-            target = predicate["target"]
-            assert isinstance(target, Mapping), "the schema was checked"
-            outcome = str(predicate["outcome"])
-            found.append(
-                DrillEntry(
-                    number=entry.number,
-                    at=statement.recorded_at,
-                    outcome=outcome,
-                    target=str(target["requested"]),
-                )
-            )
-            if outcome == "passed":
-                return found, None
-        if evidence.ledger.size() > _LOOKED_AT:
-            return found, f"only the newest {_LOOKED_AT} records were looked at"
+        notes = ledger_notes(evidence.ledger)
     except ObjectStoreError:
         raise
     except DrError as error:
-        return found, error.message
-    return found, None
+        return [], error.message
+    known = notes.of(service.name)
+    last = notes.last_unbelieved
+    begin = 0 if last is None else last[0]
+    newest = [note for note in (known.last_drill, known.passed_drill) if note is not None and note.number >= begin]
+    drills = [
+        DrillEntry(number=note.number, at=from_iso(note.at), outcome=note.outcome, target=note.target)
+        for note in dict.fromkeys(newest)
+    ]
+    return drills, notes.doubt_about(service.name)
 
 
 def _proved(databases: Sequence[ComponentInfo], drills: Sequence[DrillEntry]) -> Proved | None:

@@ -137,13 +137,13 @@ def test_what_failed_or_was_meant_to_fail_proves_nothing(service: RetainedServic
     assert service.inspect().proofs.last == {records[0].id, records[1].id}, "the last drill, and the last restore"
 
 
-@pytest.mark.parametrize("spoil", ["keep", "remove", "garbage", "of another repository", "of a longer ledger"])
+@pytest.mark.parametrize("spoil", ["keep", "remove", "garbage", "of another ledger", "of a longer ledger"])
 def test_proofs_are_read_once_and_a_spoilt_memory_of_them_loses_none(service: RetainedService, spoil: str) -> None:
     records = service.site.repository().snapshots(service.site.scope).records
     service.proved(records[0])
     service.drilled(records[1])
     assert service.inspect().proofs.last == {records[0].id, records[1].id}
-    (memory,) = (service.site.state_dir / "proofs").iterdir()
+    memory = service.evidence().ledger.memory("notes")
     content = json.loads(memory.read_text())
     assert content["size"] == service.evidence().ledger.size()
     match spoil:
@@ -151,18 +151,17 @@ def test_proofs_are_read_once_and_a_spoilt_memory_of_them_loses_none(service: Re
             memory.unlink()
         case "garbage":
             memory.write_text('{"size": ')
-        case "of another repository":
-            memory.write_text(json.dumps({**content, "repository": "other", "found": []}))
+        case "of another ledger":
+            memory.write_text(json.dumps({**content, "tail": "0" * 64, "services": {}}))
         case "of a longer ledger":
-            memory.write_text(json.dumps({**content, "size": 1000, "found": []}))
+            memory.write_text(json.dumps({**content, "size": 1000, "services": {}}))
     asked = RecordingStore(service.site.store)
     found = proofs_of(
         service.site.repository(), service.evidence(asked), service.service, state_dir=service.site.state_dir
     )
     assert found.last == {records[0].id, records[1].id}
-    entries = [key for name, key in asked.calls if name == "read_versions" and key.startswith("ledger/entries")]
-    if spoil == "keep":
-        assert not entries
+    entries = [key for name, key in asked.calls if name == "read_versions" and key.startswith("ledger/0")]
+    assert len(entries) == (1 if spoil == "keep" else content["size"] + (spoil == "of another ledger"))
 
 
 def test_a_ledger_that_cannot_be_read_stops_everything(service: RetainedService) -> None:
