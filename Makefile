@@ -15,7 +15,7 @@ SOURCES := $(if $(CLOSED),$(shell find drservice -type f -not -path '*/__pycache
 STAMPS := $(VENV)/.stamps
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test test-browser test-long screenshots check bench bench-files bench-proof bench-load chaos lock compose-config format clean
+.PHONY: help setup demo test test-browser test-docker test-long screenshots check bench bench-files bench-proof bench-load chaos lock compose-config format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,14 +42,19 @@ demo: setup ## the whole story on this machine, in half a minute (ARGS=--json fo
 	$(BIN)/drservice demo --evidence demo-evidence $(ARGS)
 
 test: setup $(STAMPS)/browser ## every test that fits in CI
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not browser" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not browser and not docker" $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m "browser and not long" tests/browser $(PYTEST_ARGS)
 
 test-browser: setup $(STAMPS)/browser ## the pages in headless Chromium: one estate, one browser, about a minute
 	$(BIN)/python -m pytest -m "browser and not long" tests/browser $(PYTEST_ARGS)
 
+test-docker: setup ## images, compose file and systemd units for real, in an engine of their own (root; about 15 minutes)
+	deploy/offline/install-engine $(abspath $(STAMPS))/docker
+	$(BIN)/python -m pytest -q -p no:randomly tests/unit/deploy
+	DRSERVICE_DOCKER_PLUGINS=$(abspath $(STAMPS))/docker $(BIN)/python -m pytest -m docker tests/docker $(PYTEST_ARGS)
+
 test-long: setup ## the tests that take too long for every commit
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m long  $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "long and not docker" $(PYTEST_ARGS)
 
 check: setup ## lint, types, layers, fast tests
 	$(BIN)/ruff check .
