@@ -15,7 +15,7 @@ SOURCES := $(if $(CLOSED),$(shell find drservice -type f -not -path '*/__pycache
 STAMPS := $(VENV)/.stamps
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test test-browser test-docker test-long screenshots check bench bench-files bench-proof bench-load chaos lock compose-config format clean
+.PHONY: help setup demo demo-web test test-browser test-docker test-long screenshots check bench bench-files bench-proof bench-load chaos lock compose-config format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -38,8 +38,11 @@ $(STAMPS)/browser: deploy/install-system-packages
 	deploy/install-system-packages browser
 	@mkdir -p $(STAMPS) && touch $@
 
-demo: setup ## the whole story on this machine, in half a minute (ARGS=--json for the numbers)
+demo: setup ## the whole story on this machine, in about a minute (ARGS=--json for the numbers, --short without the week)
 	$(BIN)/drservice demo --evidence demo-evidence $(ARGS)
+
+demo-web: setup ## the same, and then pages to look at: prints address and login; Ctrl-C removes everything
+	$(BIN)/drservice demo --web $(ARGS)
 
 test: setup $(STAMPS)/browser ## every test that fits in CI
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not browser and not docker" $(PYTEST_ARGS)

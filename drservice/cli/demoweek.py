@@ -191,6 +191,7 @@ class Week:
 
     def _night(self, day: date) -> None:
         """Let people work through the day before, and then one o'clock come."""
+        self.story.aside(f"- {_shown(day)}: people work, then the night comes")
         self.people.start()
         time.sleep(_WORK_SECONDS)
         self.people.rest()
@@ -262,6 +263,7 @@ class Week:
         """Let the recovery site's node come, and then the morning with verification and drill."""
         self._start(self.recovery, "node")
         slot = at(day, DRILL_AT)
+        self.story.aside(f"- {_shown(day)}: nine o'clock comes; a verification, then a drill are due")
         self.catalogue.set_clock(slot + _SOON)
         found = []
         for kind in (RunKind.VERIFY, RunKind.DRILL):
@@ -332,11 +334,9 @@ class Week:
 
     def _start(self, node: NodeProgram, command: str, *, serving: bool = False) -> None:
         mark = time.monotonic()
+        self.story.line(f"$ drservice {command}      (on {HOST if command == 'up' else RECOVERY_HOST})")
         node.start(serving=serving)
-        where = HOST if command == "up" else RECOVERY_HOST
-        self.story.line(
-            f"$ drservice {command}      (on {where}; takes runs after {format_seconds(time.monotonic() - mark)})"
-        )
+        self.story.aside(f"takes runs after {format_seconds(time.monotonic() - mark)}")
 
     def _until(self, look: Callable[[], _T | None], problem: str, seconds: float) -> _T:
         """Wait for something that the node does.
@@ -346,8 +346,9 @@ class Week:
         """
         deadline = time.monotonic() + seconds
         while (found := look()) is None:
-            if time.monotonic() > deadline or self.up.has_ended:
-                raise DrError(f"{problem}: {self.up.last_words()}")
+            dead = next((node for node in (self.up, self.recovery) if node.has_ended), None)
+            if dead is not None or time.monotonic() > deadline:
+                raise DrError(f"{problem}: {(dead or self.up).last_words()}")
             time.sleep(_POLL_SECONDS)
         return found
 

@@ -163,7 +163,7 @@ def assert_a_week_passed(answer: dict[str, Any]) -> None:
     (missed,) = [night for night in nights if night["state"] == "missed"]
     assert missed["caught_up"]
     assert answer["caught_up"] == {"slot": missed["slot"], "run": missed["run"], "point": missed["point"], "done": True}
-    (notice,) = answer["notified"]
+    notice, *_ = answer["notified"]  # told at least once
     assert missed["slot"] in notice["title"]
     assert missed["run"] in notice["text"]
     holiday = answer["holiday"]
