@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import shutil
 import ssl
 import subprocess
@@ -95,9 +96,8 @@ class Browser:
         return self.client.get(path, extensions={"sni_hostname": "drservice.localhost"})
 
     def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        return self.client.post(
-            path, json=body, headers={"X-CSRF-Token": self.csrf}, extensions={"sni_hostname": "drservice.localhost"}
-        )
+        headers = {"X-CSRF-Token": self.csrf, "Idempotency-Key": secrets.token_hex(8)}
+        return self.client.post(path, json=body, headers=headers, extensions={"sni_hostname": "drservice.localhost"})
 
 
 def printed(text: str, pattern: str) -> str:
@@ -113,7 +113,7 @@ def stack(images: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     shutil.copy(ROOT / "docker-compose.yml", folder)
     shutil.copytree(ROOT / "deploy", folder / "deploy", ignore=shutil.ignore_patterns("secrets", "recovery.yaml"))
     stack = Stack(docker=images, folder=folder)
-    secrets = folder / "deploy" / "compose" / "secrets"
+    closed = folder / "deploy" / "compose" / "secrets"
     images.program("deploy/compose/make-secrets", folder=folder)
     recipients = []
     for name in ("recovery", "sealed"):
@@ -125,7 +125,7 @@ def stack(images: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         ("REPLACE-WITH-RECIPIENT-IN-THE-SAFE", recipients[1]),
     )
     images.program(
-        "install", "-o", "10001", "-g", "10001", "-m", "0400", "recovery.age", f"{secrets}/identity", folder=folder
+        "install", "-o", "10001", "-g", "10001", "-m", "0400", "recovery.age", f"{closed}/identity", folder=folder
     )
     for_recovery = folder / "deploy" / "compose" / "recovery.yaml"
     shutil.copy(folder / "deploy" / "compose" / "drservice.yaml", for_recovery)
@@ -226,10 +226,10 @@ def test_the_recovery_node_drills_what_the_other_cannot_even_read(stack: Stack, 
 
 def test_no_secret_is_in_an_environment_and_no_root_can_be_written(stack: Stack) -> None:
     folder = stack.folder / "deploy" / "compose" / "secrets"
-    secrets = [(folder / name).read_text(encoding="utf-8").strip() for name in SECRETS]
+    values = [(folder / name).read_text(encoding="utf-8").strip() for name in SECRETS]
     for name in SERVICES:
         facts = stack.inspect(name)
-        assert not [secret for secret in secrets if secret in json.dumps(facts)], name
+        assert not [value for value in values if value in json.dumps(facts)], name
         assert facts["HostConfig"]["ReadonlyRootfs"], name
         assert facts["HostConfig"]["Memory"] > 0, name
         assert stack("exec", "--no-TTY", name, "id", "-u").stdout.strip() != "0", name
