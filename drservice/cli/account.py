@@ -37,7 +37,7 @@ def add(invocation: Invocation, name: str, roles: tuple[str, ...], services: tup
     for service in services:
         estate.service(service)
     password_hash = Passwords().hash(_password())
-    with _accounts(estate) as accounts:
+    with open_accounts(estate) as accounts:
         if not accounts.add(name, password_hash, roles=list(dict.fromkeys(roles)), services=services):
             raise AccountError(f"there is an account {name} already")
     document = {"account": name, "roles": list(roles), "services": list(services)}
@@ -48,7 +48,7 @@ def add(invocation: Invocation, name: str, roles: tuple[str, ...], services: tup
 @click.pass_obj
 def list_accounts(invocation: Invocation) -> None:
     """List accounts."""
-    with _accounts(invocation.load().estate) as accounts:
+    with open_accounts(invocation.load().estate) as accounts:
         found = accounts.list()
     document = {
         "accounts": [
@@ -94,7 +94,7 @@ def password(invocation: Invocation, name: str) -> None:
     """Replace a password."""
     estate = invocation.load().estate
     password_hash = Passwords().hash(_password())
-    with _accounts(estate) as accounts:
+    with open_accounts(estate) as accounts:
         if not accounts.set_password(name, password_hash):
             raise AccountError(f"there is no account {name}")
     invocation.output.result("account-password", {"account": name}, [f"{name} has a new password"])
@@ -102,7 +102,7 @@ def password(invocation: Invocation, name: str) -> None:
 
 def _set(invocation: Invocation, name: str, *, disabled: bool) -> None:
     word = "disabled" if disabled else "enabled"
-    with _accounts(invocation.load().estate) as accounts:
+    with open_accounts(invocation.load().estate) as accounts:
         if not accounts.set_disabled(name, disabled=disabled):
             raise AccountError(f"there is no account {name}")
     invocation.output.result("account-change", {"account": name, "disabled": disabled}, [f"{word} {name}"])
@@ -115,6 +115,7 @@ def _password() -> str:
 
 
 @contextmanager
-def _accounts(estate: Estate) -> Iterator[Accounts]:
+def open_accounts(estate: Estate) -> Iterator[Accounts]:
+    """Open the accounts in the catalogue."""
     with open_control_plane(estate, pool_size=1) as database:
         yield Accounts(database)

@@ -31,7 +31,11 @@ class LazyGroup(click.Group):
                     for entry in entries
                     if entry.name.startswith(f"{group} ")
                 ],
-                groups={},
+                groups={
+                    name.removeprefix(f"{group} "): words
+                    for name, words in groups.items()
+                    if name.startswith(f"{group} ")
+                },
             )
             for group in dict.fromkeys(entry.name.partition(" ")[0] for entry in entries if " " in entry.name)
         }

@@ -54,6 +54,9 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("account password", "drservice.cli.account:password", "give an account a new password"),
     Entry("account disable", "drservice.cli.account:disable", "end an account's sessions and tokens for good"),
     Entry("account enable", "drservice.cli.account:enable", "enable a disabled or locked account"),
+    Entry("account token add", "drservice.cli.accounttoken:add", "make a token for a program, shown once"),
+    Entry("account token list", "drservice.cli.accounttoken:list_tokens", "tokens, and what they are worth"),
+    Entry("account token revoke", "drservice.cli.accounttoken:revoke", "end a token"),
     Entry("demo", "drservice.cli.demo:demo", "the whole story on this machine, in about a minute"),
     Entry("config show", "drservice.cli.config:show", "effective values with their origin"),
     Entry("config schema", "drservice.cli.config:schema", "JSON Schema of the configuration file, for editors"),
@@ -62,6 +65,7 @@ COMMANDS: tuple[Entry, ...] = (
 
 GROUPS: dict[str, str] = {
     "account": "people who may use pages and API",
+    "account token": "tokens for programs",
     "config": "the configuration file",
     "evidence": "the ledger of evidence",
     "environment": "environments that were left running",

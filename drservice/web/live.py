@@ -129,8 +129,8 @@ class Live:
         All viewers of the process are asked about together; who asks within a moment of another gets the same answer.
         """
         clock = asyncio.get_running_loop().time
-        self._present[principal.token] = principal
         async with self._asking:
+            self._present[principal.token] = principal
             if principal.token not in self._known or clock() - self._known_at > _SHARED_SECONDS:
                 asked, began = list(self._present.values()), clock()
                 self._known = await run_in_threadpool(self._identity.still, asked)

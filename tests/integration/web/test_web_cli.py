@@ -70,6 +70,20 @@ def test_an_account_is_added_listed_used_and_disabled_while_the_web_runs(estate:
             "services": ["erp"],
         }
         assert httpx.get(f"{base}/services/erp", headers=cookie).status_code == 200
+        scoped = ("anna", "--name", "pipeline", "--role", "viewer")
+        token = call(estate, "account", "token", "add", *scoped, "--days", "7")
+        bearer = {"Authorization": f"Bearer {token['secret']}"}
+        assert httpx.get(f"{base}/api/v1/me", headers=bearer).json()["services"] == ["erp"]
+        listed = call(estate, "account", "token", "list", "anna")["tokens"]
+        assert [(item["token"], item["name"], item["revoked_at"]) for item in listed] == [
+            (token["token"], "pipeline", None)
+        ]
+        assert token["secret"] not in json.dumps(listed)
+        beyond = call(estate, "account", "token", "add", *scoped, "--role", "operator", status=2)
+        assert "at most what its account" in beyond["error"]["hint"]
+        call(estate, "account", "token", "revoke", token["token"])
+        assert httpx.get(f"{base}/api/v1/me", headers=bearer).status_code == 401
+        assert call(estate, "account", "token", "revoke", token["token"], status=2)["error"]["code"] == "DR962"
         call(estate, "account", "disable", "anna")
         assert httpx.get(f"{base}/api/v1/me", headers=cookie).status_code == 401
         call(estate, "account", "enable", "anna")
