@@ -19,7 +19,6 @@ EXAMPLE = ROOT / "config" / "drservice.example.yaml"
 FILLED = {
     "REPLACE-WITH-RECIPIENT-OF-RECOVERY-SITE": "age162qqrrlwkkdq5p3c7jw8ppdfc3pguftpqs9gsj3lk50jegjq7grstj3aex",
     "REPLACE-WITH-RECIPIENT-IN-THE-SAFE": "age1kwrdtzyswvnhjhly8mzxm3y6tgpwvak30n2hsmwr9fccf9ve7ykq62nea7",
-    "REPLACE-WITH-KEY-OF-DB1": f"'ed25519:{bytes(range(32)).hex()}'",
 }
 GLOSSARY_WORDS = (
     "estate",
