@@ -63,7 +63,8 @@ def measure(folder: Path, *, viewers: int, pairs: int, source_bytes: int) -> dic
                 _write(source, source_bytes, seed=number)
                 watched = viewers if number % 2 == 0 else 0
                 seen = _round(database, queue, (host, port), people, folder, viewers=watched)
-                print(f"round {number}: {seen}", file=sys.stderr)
+                shown = {name: value for name, value in seen.items() if name != "late"}
+                print(f"round {number}: {shown}", file=sys.stderr)
                 if number:
                     rounds.append(seen)
     alone = [item["seconds"] for item in rounds if not item["viewers"]]

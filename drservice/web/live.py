@@ -81,7 +81,8 @@ class Live:
         self._runs = runs
         self._identity = identity
         self._asking = asyncio.Lock()
-        self._present: dict[str, Principal] = {}
+        self._streams: dict[asyncio.Event, Principal] = {}
+        self._asked: frozenset[str] = frozenset()
         self._known: Mapping[str, Principal] = {}
         self._known_at = 0.0
         self._watched: dict[str, _Watched] = {}
@@ -111,32 +112,32 @@ class Live:
             self._thread = None
 
     @contextmanager
-    def watching(self, run: str) -> Iterator[asyncio.Event]:
+    def watching(self, run: str, viewer: Principal) -> Iterator[asyncio.Event]:
         """Return an event that is set whenever something about the run changed; clear it before you look."""
         changed = asyncio.Event()
         watched = self._watched.setdefault(run, _Watched())
         watched.viewers.add(changed)
+        self._streams[changed] = viewer
         try:
             yield changed
         finally:
+            del self._streams[changed]
             watched.viewers.discard(changed)
             if not watched.viewers:
                 del self._watched[run]
 
-    async def still(self, principal: Principal) -> tuple[Principal | None, float]:
+    async def still(self, viewer: Principal) -> tuple[Principal | None, float]:
         """Return a viewer as of now, ``None`` if nobody any more, and until when (of the loop's clock) to believe it.
 
         All viewers of the process are asked about together; who asks within a moment of another gets the same answer.
         """
         clock = asyncio.get_running_loop().time
         async with self._asking:
-            self._present[principal.token] = principal
-            if principal.token not in self._known or clock() - self._known_at > _SHARED_SECONDS:
-                asked, began = list(self._present.values()), clock()
-                self._known = await run_in_threadpool(self._identity.still, asked)
-                self._known_at = began
-                self._present = dict(self._known)  # who has gone is asked about no more; who stays comes again
-            return self._known.get(principal.token), self._known_at + LOOK_SECONDS
+            if viewer.token not in self._asked or clock() - self._known_at > _SHARED_SECONDS:
+                asked, began = {item.token: item for item in self._streams.values()}, clock()
+                self._known = await run_in_threadpool(self._identity.still, asked.values())
+                self._asked, self._known_at = frozenset(asked), began
+            return self._known.get(viewer.token), self._known_at + LOOK_SECONDS
 
     async def look(self, run: str, after: int) -> Seen:
         """Return a watched run as it is now, and its events after a number (several hundred at most).

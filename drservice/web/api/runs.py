@@ -94,7 +94,7 @@ async def follow(
     progress = ""
     believed_until = 0.0
     clock = asyncio.get_running_loop().time
-    with site.live.watching(run.id) as changed:
+    with site.live.watching(run.id, principal) as changed:
         while not site.live.closing:
             changed.clear()
             if clock() >= believed_until:

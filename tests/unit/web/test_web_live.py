@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from typing import cast
 
 from drservice.catalogue.database import Database
@@ -36,34 +37,52 @@ def live(register: Register) -> Live:
     return Live(nobody, Runs(nobody), cast("Identity", register))
 
 
-def test_viewers_who_come_at_once_are_all_somebody_and_one_question_serves_who_was_known() -> None:
+def test_viewers_who_come_at_once_are_all_somebody_by_one_question() -> None:
     register = Register()
 
     async def come() -> None:
         made = live(register)
         everybody = [principal(number) for number in range(50)]
-        for _ in range(2):
-            answers = await asyncio.gather(*(made.still(item) for item in everybody))
-            assert [found for found, _ in answers] == everybody
-        assert len(register.asked) <= len(everybody)
-        asked = len(register.asked)
-        await asyncio.gather(*(made.still(item) for item in everybody))
-        assert len(register.asked) == asked
+        with ExitStack() as streams:
+            for viewer in everybody:
+                streams.enter_context(made.watching("run", viewer))
+            for _ in range(2):
+                answers = await asyncio.gather(*(made.still(viewer) for viewer in everybody))
+                assert [found for found, _ in answers] == everybody
+        assert register.asked == [{viewer.token for viewer in everybody}]
 
     asyncio.run(come())
 
 
-def test_who_is_gone_is_nobody_at_the_next_question_and_is_asked_about_no_more() -> None:
+def test_who_comes_later_is_asked_about_at_once() -> None:
+    register = Register()
+
+    async def come() -> None:
+        made = live(register)
+        with made.watching("run", principal(1)):
+            assert (await made.still(principal(1)))[0] == principal(1)
+            with made.watching("run", principal(2)):
+                assert (await made.still(principal(2)))[0] == principal(2)
+
+    asyncio.run(come())
+    assert register.asked == [{"t1"}, {"t1", "t2"}]
+
+
+def test_who_is_gone_is_nobody_within_seconds_and_who_has_left_is_asked_about_no_more() -> None:
     register = Register()
 
     async def leave() -> None:
         made = live(register)
-        _, until = await made.still(principal(1))
-        assert 0 < until - asyncio.get_running_loop().time() <= LOOK_SECONDS
-        register.gone = {"t1"}
-        await made.still(principal(2))
-        assert (await made.still(principal(1)))[0] is None
-        await made.still(principal(3))
-        assert register.asked[-1] == {"t2", "t3"}
+        with made.watching("run", principal(1)):
+            _, until = await made.still(principal(1))
+            assert 0 < until - asyncio.get_running_loop().time() <= LOOK_SECONDS
+            register.gone = {"t1"}
+            with made.watching("run", principal(2)):
+                await made.still(principal(2))
+                assert (await made.still(principal(1)))[0] is None
+        with made.watching("run", principal(3)):
+            await made.still(principal(3))
+        assert register.asked[-1] == {"t3"}
+        assert made.viewers == 0
 
     asyncio.run(leave())
