@@ -39,7 +39,7 @@ WINDOW = (made.START - timedelta(days=7), made.START)
 RANDOM, FAILED, PLANTED, OPEN = 100, 101, 102, 103
 """Numbers of obligations: answered at a random target; failed; with a planted fault; not answered."""
 DUE = made.START + timedelta(hours=1)
-END = made.START + timedelta(minutes=160)
+END = made.START + timedelta(minutes=210)
 """When the newest checkpoint is signed."""
 
 
@@ -83,7 +83,7 @@ class Plant:
 
 
 def make_plant(folder: Path) -> Plant:
-    """Build the ledger: 17 entries, checkpoints of sizes 1, 6 and 17, the one of 6 anchored."""
+    """Build the ledger: 22 entries, checkpoints of sizes 1, 6 and 22, the one of 6 anchored."""
     clock = ManualClock(made.START)
     ledger = made.open_ledger(
         MemoryStore(clock=clock), folder, clock, anchors=[AnchorPlace("second", MemoryStore(clock=clock))]
@@ -118,6 +118,11 @@ def make_plant(folder: Path) -> Plant:
     append(lambda at: made.obligation(at, OPEN, due_at=at - timedelta(seconds=60)))
     append(lambda at: keep_aside_mark(made.probe(at - timedelta(hours=1), 41)))
     append(lambda at: key_entry(at, "revoked", "db2", "executor", made.OTHER_HOST))
+    append(lambda at: made.missed(at, 80))
+    append(lambda at: made.failure(at, 82))
+    append(lambda at: made.retention(at, 83))
+    append(lambda at: made.access(at, 84, day="2026-02-27"))
+    append(lambda at: made.access(at, 85, day="2026-02-28", previous=made.digest_of("2026-02-27")))
     ledger.checkpoint()
     raws = tuple(entry.signed.raw for entry in ledger.entries())
     return Plant(ledger=ledger, files=bundle_files(ledger), raws=raws)

@@ -26,6 +26,7 @@ from drservice.evidence.statements import (
     sign_payload,
 )
 from drservice.evidence.verification import Step
+from drservice.model.evidence import EvidenceKind
 from tests.doubles import evidence as made
 from tests.doubles.bundles import Files, bundle_files, manifest_note, policy_json, record_key, refreshed, with_manifest
 from tests.faults.tampering import (
@@ -55,7 +56,7 @@ from tests.faults.tampering import (
 DOCUMENT = Path(__file__).parents[2] / "docs" / "tamper.md"
 HEAD = """# Tampering, and what the verifier says
 
-Made by `tests/faults/test_faults_tamper.py`; do not edit. Each line is a way of tampering with a bundle of 17 records
+Made by `tests/faults/test_faults_tamper.py`; do not edit. Each line is a way of tampering with a bundle of 22 records
 of every kind, tried on every field, file or place it applies to. *With* says what the attacker holds beside the bundle:
 *nothing* (he makes the manifest fit), *host key* (he signs records anew), *log key* (he also rebuilds the tree and
 signs checkpoints; what was anchored before stays). The steps are those of [evidence](evidence.md).
@@ -121,7 +122,7 @@ def every_file_removed(p: Plant) -> Iterator[Case]:
 
 
 def a_file_added(p: Plant) -> Iterator[Case]:
-    for name in ("entries/000000000017.json", "artefacts/" + "0" * 64, "sitecustomize.py"):
+    for name in ("entries/000000000022.json", "artefacts/" + "0" * 64, "sitecustomize.py"):
         yield Case(name, {**p.files, name: b"x"}, name)
 
 
@@ -249,7 +250,7 @@ def newest_checkpoint_edited(p: Plant) -> Iterator[Case]:
     yield Case("by a stranger", refreshed({**p.files, "checkpoint": stranger}), made.STRANGER.name)
     timeless = note(p.size, tree.root(), None)
     yield Case("without a time", refreshed({**p.files, "checkpoint": timeless}), "does not say when")
-    ranges: list[Json] = [{**key, "to_size": 16} for key in policy_keys("log_keys")]
+    ranges: list[Json] = [{**key, "to_size": 21} for key in policy_keys("log_keys")]
     yield Case("out of the key's range", p.files, "may sign it", canonical_bytes(policy_json(log_keys=ranges)))
 
 
@@ -336,8 +337,9 @@ def not_allowed(p: Plant) -> Iterator[Case]:
     yield Case("approver as host", appended(p, record(probe, made.APPROVER)), "role")
     yield Case("log key as host", appended(p, record(probe, made.LOG)), "role")
     yield Case("host as approver", appended(p, record(approval(END, 1, made.SHA))), "role")
-    foreign = made.obligation(END, 71, service="hr")
-    yield Case("other service", rewritten(p.files, [*p.raws[:16], record(foreign, made.OTHER_HOST)]), "hr")
+    for foreign in (made.obligation(END, 71, service="hr"), made.missed(END, 76, service="hr")):
+        raws = [*p.raws[:16], record(foreign, made.OTHER_HOST)]
+        yield Case(f"other service, {foreign.kind.value}", rewritten(p.files, raws), "hr")
     key = key_entry(END, "added", "x", "executor", made.STRANGER)
     yield Case("key by an approver", appended(p, record(key, made.APPROVER)), "may not say that")
     rotation = key_entry(END, "rotated", "db1", "executor", made.OTHER_HOST, previous=made.HOST.fingerprint)
@@ -345,7 +347,13 @@ def not_allowed(p: Plant) -> Iterator[Case]:
     short: list[Json] = [record_key(made.HOST, to_entry=10), *policy_keys("executors")[1:]]
     yield Case("out of range", p.files, "entry 11", canonical_bytes(policy_json(executors=short)))
     revoked = record(key_entry(END, "revoked", "log", "log", made.LOG))
-    yield Case("checkpoint by a revoked log key", appended(p, revoked), "entry 17 revoked")
+    yield Case("checkpoint by a revoked log key", appended(p, revoked), "entry 22 revoked")
+
+
+def slots_of(statement: Statement) -> list[Json]:
+    slots = statement.predicate["slots"]
+    assert isinstance(slots, list)
+    return slots
 
 
 def replayed(p: Plant) -> Iterator[Case]:
@@ -357,6 +365,10 @@ def replayed(p: Plant) -> Iterator[Case]:
         (2, made.restore(END, 5)),
         (3, made.obligation(END, RANDOM)),
         (7, made.drill(END, FAILED, entry=4)),
+        (17, made.missed(END, 80)),
+        (18, made.failure(END, 82)),
+        (19, made.retention(END, 83)),
+        (21, made.access(END, 85, day="2026-03-01", previous=made.digest_of("2026-02-28"))),
     ):
         yield Case(f"entry {number} under a new date", appended(p, record(statement)), f"entry {number}:")
 
@@ -364,11 +376,22 @@ def replayed(p: Plant) -> Iterator[Case]:
 def dated_wrong(p: Plant) -> Iterator[Case]:
     for hours in (-1, -24, 1):
         probe = made.probe(END + timedelta(hours=hours), 72)
-        yield Case(f"{hours} h", appended(p, record(probe)), "entry 17 ")
+        yield Case(f"{hours} h", appended(p, record(probe)), "entry 22 ")
     hidden = record(made.probe(END - timedelta(hours=2), 41))
     yield Case("not marked as late", rewritten(p.files, [*p.raws[:15], hidden]), "entry 15 ")
     early = made.backup(END - timedelta(hours=3), 73)
     yield Case("behind a checkpoint", rewritten(p.files, [*p.raws[:6], record(early)]), "back-dated")
+    turned = made.missed(END, 77)
+    for name, change in (
+        ("slots out of order", {"slots": [*reversed(slots_of(turned))]}),
+        ("noticed before they came", {"noticed_at": slots_of(turned)[0]}),
+    ):
+        missed = Statement(kind=turned.kind, subject=(), predicate={**turned.predicate, **change})
+        yield Case(name, appended(p, record(missed)), "out of order, or noticed them before")
+    failed = made.failure(END, 78)
+    early_end = {"started_at": to_iso(END), "ended_at": to_iso(END - timedelta(minutes=1))}
+    failure = Statement(kind=failed.kind, subject=(), predicate={**failed.predicate, **early_end})
+    yield Case("a run that ended before it began", appended(p, record(failure)), "ended before it began")
     plain = made.backup(END, 74)
     for name, minutes in (("ended before it began", -1), ("ended after it was recorded", 6)):
         ended: dict[str, Json] = {"ended_at": to_iso(END + timedelta(minutes=minutes))}
@@ -492,6 +515,33 @@ def other_contradictions(p: Plant) -> Iterator[Case]:
     yield Case("obligation without its plan", appended(p, record(empty)), "plan")
 
 
+def days_of_access(p: Plant) -> Iterator[Case]:
+    def day(name: str, mentions: str, at: str, previous: tuple[str, str] | None, **changes: Json) -> Case:
+        said = made.access(END, 90, day=at, previous=previous, changes=changes)
+        return Case(name, appended(p, record(said)), mentions)
+
+    last = made.digest_of("2026-02-28")
+    yield day("a day dropped", "a day was dropped", "2026-03-02", made.digest_of("2026-03-01"))
+    yield day("begun anew under its name", "a day was dropped", "2026-03-01", None)
+    yield day("a day told twice", "follows 2026-02-28", "2026-02-28", last)
+    yield day("another digest before", "a day was dropped", "2026-03-01", ("2026-02-28", made.SHA))
+    counts: dict[str, Json] = {"succeeded": 8, "refused": 3, "failed": 1, "sign_ins_refused": 4}
+    yield day("more refused sign-ins than refusals", "other lines", "2026-03-01", last, outcomes=counts)
+    yield day("lines left out of the counts", "other lines", "2026-03-01", last, lines=13)
+    yield Case("a day in the middle left out", rewritten(p.files, [*p.raws[:20], p.raws[21]]), "a day was dropped")
+
+
+def retention_against_itself(p: Plant) -> Iterator[Case]:
+    def told(name: str, mentions: str, outcome: str, **changes: Json) -> Case:
+        return Case(name, appended(p, record(made.retention(END, 91, outcome=outcome, changes=changes))), mentions)
+
+    yield told("another plan", "its own plan", "applied", plan="0" * 64)
+    yield told("frozen, and something went", "something went", "frozen")
+    yield told("marked, and something went", "something went", "marked", action="prune")
+    yield told("applied with an error", "own numbers", "applied", error={"code": "DR300", "message": "x"})
+    yield told("applied, and the store refused", "own numbers", "applied", refused=1)
+
+
 def not_in_the_schema(p: Plant) -> Iterator[Case]:
     for number, raw in enumerate(p.raws[6:], 6):
         for what, payload in payload_edits(raw):
@@ -562,6 +612,8 @@ GROUPS = (
     Group("a drill against its obligation or its own numbers", "log key", (S.OBLIGATIONS,), drills),
     Group("a drill that passed with something missing", "log key", (S.OBLIGATIONS,), passed_with_something_missing),
     Group("approvals, findings, obligations that contradict", "log key", (S.OBLIGATIONS,), other_contradictions),
+    Group("a day of the access log dropped, doubled or miscounted", "log key", (S.OBLIGATIONS,), days_of_access),
+    Group("retention that contradicts itself", "log key", (S.OBLIGATIONS,), retention_against_itself),
     Group("obligations dropped that the policy expects", "log key", (S.EXPECTATIONS,), expectations),
 )
 
@@ -604,11 +656,11 @@ def document() -> str:
 
 def test_the_untouched_bundle_passes_every_step() -> None:
     verified = verify(plant().files)
-    assert (verified.size, verified.is_complete) == (17, True)
+    assert (verified.size, verified.is_complete) == (22, True)
     assert (verified.drills, verified.mutations_noticed) == ({"failed": 1, "passed": 1}, 1)
     assert verified.overdue_obligations == (made.ulid(OPEN),)
     assert verified.late_entries == (15,)
-    assert set(verified.counts) == {"backup", "restore", "obligation", "drill", "approval", "probe", "finding", "key"}
+    assert set(verified.counts) == {kind.value for kind in EvidenceKind}
 
 
 @pytest.mark.parametrize("index", range(len(GROUPS)), ids=lambda index: GROUPS[index].what.replace(" ", "-"))
