@@ -40,6 +40,7 @@ BUNDLE = "bundle.zip"
 _KEPT = (BUNDLE, "report.pdf", "verify.py")
 _WEEK = "{rpo: 30s, rto: 2m}"
 _TODAY = "{rpo: 30s, rto: 2m, documents_rpo: 5m}"
+_PAGES = "{rpo: 10m, rto: 2m, documents_rpo: 5m}"
 _HOST = """\
 # What the production host knows. It can write backups and WAL; it has no identity, so it cannot read them.
 version: 1
@@ -51,6 +52,8 @@ repository:
 {signers}
 services:
 {services}
+drills:
+  any-instant: {{service: erp, target: random, within: 7d}}
 evidence:
   log_keys: [{log_keys}]
 {control_plane}"""
@@ -259,10 +262,19 @@ def _begin_ledger(estate: Estate) -> str:
 
 def promise_documents(site: Site) -> None:
     """Promise from now on how long a document may wait for a pass; in the week only backups captured documents."""
+    _promise(site, _WEEK, _TODAY)
+
+
+def promise_for_pages(site: Site) -> None:
+    """Promise what pages can tell from the index of an idle plant: it learns of new WAL every five minutes."""
+    _promise(site, _TODAY, _PAGES)
+
+
+def _promise(site: Site, before: str, after: str) -> None:
     for path in (site.host_configuration, site.recovery_configuration):
         text = path.read_text(encoding="utf-8")
-        assert _WEEK in text, "the week's promise stands there"
-        path.write_text(text.replace(_WEEK, _TODAY), encoding="utf-8")
+        assert before in text, "the promise until now stands there"
+        path.write_text(text.replace(before, after), encoding="utf-8")
 
 
 def program(site: Site) -> list[str]:

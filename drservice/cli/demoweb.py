@@ -65,6 +65,8 @@ def open_pages(story: Story, site: demosite.Site, week: Week) -> Pages:
         DrError: a node does not start, or the account cannot be made.
     """
     story.chapter("The pages")
+    demosite.promise_for_pages(site)
+    story.aside("nobody works any more, and the pages learn of WAL every five minutes: objectives.rpo is 10m from here")
     week.catalogue.open()
     week.catalogue.release_clock()
     password = secrets.token_urlsafe(_PASSWORD_BYTES)
