@@ -14,13 +14,15 @@ from sqlalchemy.orm import Session
 from drservice.catalogue.accesslog import ALLOWANCE, AccessLog
 from drservice.catalogue.database import Database
 from drservice.catalogue.ledgeroutbox import MOST_SLOTS, LedgerOutbox, Waiting, put_event, put_missed
+from drservice.catalogue.rebuild import _rebuild_records, catch_up_records
 from drservice.catalogue.requests import AccessEntry, Requests
 from drservice.catalogue.runs import RunRequest, Runs
-from drservice.catalogue.tables import Access, AccessDay, Document, LedgerEvent, Record, Run
+from drservice.catalogue.tables import Access, AccessDay, Document, LedgerEvent, Record
 from drservice.catalogue.witnessing import _Scribe, carry_out
 from drservice.clock import to_iso
 from drservice.errors import LogKeyError, StoreUnreachableError, WorkerDiedError
 from drservice.evidence.ledger import Entry, Ledger
+from drservice.evidence.listing import entry_key
 from drservice.evidence.policy import LedgerPolicy, RecordKey
 from drservice.evidence.signing import Signer
 from drservice.evidence.verification import verify_bundle
@@ -30,6 +32,7 @@ from drservice.model.runs import RunKind, RunState
 from drservice.objectstore.interface import ObjectStore
 from drservice.objectstore.memory import MemoryStore
 from drservice.operations.evidence import Evidence
+from drservice.operations.progress import SilentProgress
 from tests.doubles import evidence as made
 from tests.doubles.bundles import bundle_files, write_folder
 from tests.doubles.catalogue import set_clock
@@ -481,7 +484,30 @@ def test_a_record_by_a_host_that_may_not_write_for_its_service_has_no_row(databa
     forger = bench.evidence(made.OTHER_HOST)
     forger.ledger.append(made.probe(bench.clock.now(), 1))
     bench.evidence().ledger.append(made.probe(bench.clock.now(), 2))
-    carry_out(database, bench.evidence(policy=limited("hr")))
+    assert catch_up_records(database, bench.evidence(policy=limited("hr")).ledger) == 2
+    assert entries(database) == [0, 2]
+
+
+def test_a_rebuild_removes_what_was_believed_wrongly_and_tells_why(database: Database, bench: Bench) -> None:
+    bench.evidence(made.OTHER_HOST).ledger.append(made.drill(bench.clock.now(), 1, entry=0))
+    catch_up_records(database, bench.evidence().ledger)
+    assert entries(database) == [0, 1], "a policy that lets it write for everything believes it"
+    records, gone, unreadable = _rebuild_records(
+        database, bench.evidence(policy=limited("hr")).ledger, SilentProgress()
+    )
+    assert (records, gone) == (1, 1)
+    assert entries(database) == [0]
+    assert [item.key for item in unreadable] == ["entry 1"]
+    assert "may not write for erp" in unreadable[0].problem
+
+
+def test_a_record_that_nobody_can_believe_does_not_keep_the_next_ones_out(database: Database, bench: Bench) -> None:
+    bench.store.create(entry_key(1), b"{}")
+    bench.evidence().ledger.append(made.probe(bench.clock.now(), 2))
+    assert catch_up_records(database, bench.evidence().ledger) == 2
+    assert entries(database) == [0, 2]
+
+
+def entries(database: Database) -> list[int]:
     with database.session() as session:
-        assert list(session.scalars(select(Record.entry).order_by(Record.entry))) == [0, 2]
-        assert session.execute(select(Run.id)).all() == []
+        return list(session.scalars(select(Record.entry).order_by(Record.entry)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,14 @@ def test_keys_that_earlier_entries_ended_are_carried_into_a_later_look(tmp_path:
     assert first.ended == {made.HOST.fingerprint: 1}
     with pytest.raises(UnknownSignerError, match="which entry 1 revoked"):
         Authority(RIGHTS, ended=first.ended).judge(ledger.entry(2))
+
+
+def test_a_host_that_lists_no_log_key_believes_the_beginning_by_the_host_that_signed_it_too(tmp_path: Path) -> None:
+    clock = ManualClock(AT)
+    unaware = replace(RIGHTS, log_keys=())
+    ledger = made.open_ledger(MemoryStore(clock=clock), tmp_path, clock, policy=unaware)
+    ledger.begin(made.occasion(AT, service=None))
+    Authority(unaware).judge(ledger.entry(0))
+    limited = replace(unaware, executors=(replace(unaware.executors[0], services=(ServiceName("erp"),)),))
+    with pytest.raises(UnknownSignerError, match="a limited one"):
+        Authority(limited).judge(ledger.entry(0))
