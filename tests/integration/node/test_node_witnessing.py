@@ -16,10 +16,11 @@ from sqlalchemy import insert, select, update
 from drservice import processes
 from drservice.catalogue.database import Database
 from drservice.catalogue.ledgeroutbox import LedgerOutbox, put_missed
-from drservice.catalogue.tables import Access, AccessDay, LedgerEvent
+from drservice.catalogue.tables import Access, AccessDay, LedgerEvent, Run
 from drservice.clock import to_iso
 from drservice.evidence.ledger import Entry
 from drservice.evidence.signing import make_log_key
+from drservice.model.estate import CatchUp
 from drservice.model.evidence import EvidenceKind, ledger_origin
 from drservice.model.runs import RunKind
 from drservice.node.witnessing import Ended, Witness
@@ -29,6 +30,7 @@ from tests.doubles.catalogue import set_clock
 from tests.doubles.cluster import ClusterMaker
 from tests.doubles.estate import PROGRAM, SERVICE, TempEstate
 from tests.doubles.evidence import ulid
+from tests.integration.node.test_node_scheduler import QUARTER_HOURLY, a_scheduler, an_estate, with_catch_up
 
 LINE = {"address": "192.0.2.1", "method": "GET", "route": "page.overview", "status": 200}
 
@@ -161,3 +163,28 @@ def test_a_store_that_is_away_is_tried_again_later_and_later(
     away.rename(estate.repository)
     assert own.look() is Ended.DONE
     assert len(entries(estate, EvidenceKind.MISSED)) == 1
+
+
+@pytest.mark.parametrize(("policy", "is_caught_up"), [(CatchUp.RUN_ONCE, True), (CatchUp.SKIP, False)])
+def test_a_schedulers_missed_slots_wait_for_the_ledger_with_the_run_that_makes_up_for_them(
+    database: Database, policy: CatchUp, *, is_caught_up: bool
+) -> None:
+    estate = with_catch_up(an_estate("erp", backup=QUARTER_HOURLY), policy)
+    begin = datetime(2026, 3, 2, 12, 1, tzinfo=UTC)
+    set_clock(database, begin)
+    first, _ = a_scheduler(database, estate)
+    first.tick()
+    later = begin + timedelta(hours=2, minutes=11)
+    set_clock(database, later)
+    second, told = a_scheduler(database, estate)
+    second.tick()
+    second.tick()
+    with database.session() as session:
+        row = session.execute(select(LedgerEvent)).scalar_one()
+        missed = session.execute(select(Run).where(Run.id == row.event)).scalar_one()
+    assert (row.kind, row.service, missed.state) == ("missed", "erp", "missed")
+    assert row.fields["slots"] == [to_iso(slot) for slot in told[0].slots]
+    assert len(row.fields["slots"]) > 1
+    assert row.fields["noticed_at"] == to_iso(later)
+    assert row.fields["caught_up_by"] == told[0].caught_up_by == missed.caught_up_by
+    assert (row.fields["caught_up_by"] is not None) is is_caught_up
