@@ -67,10 +67,13 @@ def scope_of(principal: Principal, now: datetime, begin: datetime | None, end: d
     """Return whose records are looked at and of which period: a quarter up to now unless told otherwise.
 
     Raises:
-        InvalidRequestError: the period ends before it begins.
+        InvalidRequestError: the period ends before it begins, or before there are dates.
     """
     last = end if end is not None else now + timedelta(seconds=1)
-    first = begin if begin is not None else last - PERIOD
+    try:
+        first = begin if begin is not None else last - PERIOD
+    except OverflowError as error:
+        raise InvalidRequestError("there is no quarter before that date") from error
     if first >= last:
         raise InvalidRequestError("the period ends before it begins", hint="Give from and to, or one of them.")
     services = sorted(principal.services) if principal.services else None
