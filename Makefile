@@ -56,6 +56,9 @@ test-docker: setup ## images, compose file and systemd units for real, in an eng
 	$(BIN)/python -m pytest -q -p no:randomly tests/unit/deploy
 	DRSERVICE_DOCKER_PLUGINS=$(abspath $(STAMPS))/docker $(BIN)/python -m pytest -m docker tests/docker $(PYTEST_ARGS)
 
+screenshots: setup $(STAMPS)/browser ## renew the pictures of the README from the estate that those tests look at
+	$(BIN)/python -m tests.browser.screenshots docs/images
+
 test-long: setup ## the tests that take too long for every commit
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "long and not docker" $(PYTEST_ARGS)
 

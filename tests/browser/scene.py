@@ -39,6 +39,7 @@ PEOPLE = {
     "axel": ("auditor",),
     "olga": ("operator",),
     "rosa": ("restorer",),
+    "rita": ("restorer",),
     "otto": ("operator", "restorer", "auditor"),
 }
 """Accounts and their roles."""

@@ -24,6 +24,7 @@ from playwright.sync_api import (
     Page,
     Request,
     Response,
+    expect,
     sync_playwright,
 )
 
@@ -50,6 +51,7 @@ ZONE = "Europe/Berlin"
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """Start Debian's browser; nothing is downloaded."""
+    expect.set_options(timeout=15_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET), timeout=60_000)
         try:
@@ -67,6 +69,8 @@ class Visitors:
     noted: list[str] = field(default_factory=list)
     expected: set[int] = field(default_factory=set)
     """Statuses that the test provokes."""
+    cuts: bool = False
+    """Whether the test cuts connections."""
     _sessions: dict[str, Any] = field(default_factory=dict)
     _contexts: list[BrowserContext] = field(default_factory=list)
 
@@ -103,7 +107,7 @@ class Visitors:
             reduced_motion="reduce",
             storage_state=self._session(person) if person is not None else None,
         )
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(20_000)
         self._contexts.append(context)
         return context
 
@@ -128,11 +132,8 @@ class Visitors:
         self._contexts.clear()
         noted, self.noted = self.noted, []
         self.expected.clear()
+        self.cuts = False
         assert not noted, "\n".join(noted)
-
-    def forget(self, person: str) -> None:
-        """Let somebody sign in anew the next time."""
-        self._sessions.pop(person, None)
 
     def sign_in(self, page: Page, person: str) -> None:
         """Fill in and send the form that is shown."""
@@ -153,6 +154,7 @@ class Visitors:
 
     def _console(self, message: ConsoleMessage) -> None:
         provoked = any(f"status of {status}" in message.text for status in self.expected)
+        provoked = provoked or (self.cuts and "net::ERR_" in message.text)
         if message.type in {"error", "warning"} and not provoked:
             self.noted.append(f"console: {message.text} ({message.location})")
 
@@ -169,17 +171,54 @@ class Visitors:
             self.noted.append(f"{response.status} for {response.url}")
 
 
-def axe_source() -> str:
-    """Return axe-core, as the package of its Playwright binding carries it."""
-    return resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
-
-
 def violations(page: Page) -> list[str]:
-    """Return what axe-core finds wrong with a page, by rule and place."""
-    page.evaluate(axe_source())
+    """Return what axe-core (as the package of its Playwright binding carries it) finds wrong, by rule and place."""
+    page.evaluate(resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8"))
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     return [
         f"{item['id']} ({item['impact']}): {item['help']}: {node['target']} {node.get('failureSummary', '')}"
         for item in found["violations"]
         for node in item["nodes"]
     ]
+
+
+def sideways(page: Page) -> int:
+    """Return by how many pixels a page is wider than its window."""
+    wider: int = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    return wider
+
+
+def overlaps(page: Page) -> list[str]:
+    """Return which texts and controls lie over each other: lines of text may touch, no more."""
+    found: list[str] = page.evaluate(_OVERLAPS)
+    return found
+
+
+_OVERLAPS = """() => {
+  const boxes = [];
+  const add = (node, rects, words) => {
+    for (const r of rects) {
+      if (r.width > 1 && r.height > 1 && r.right > 0 && r.bottom > 0) boxes.push([node, r, words.trim().slice(0, 40)]);
+    }
+  };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode, parent = node.parentElement;
+    if (!node.data.trim() || !parent.checkVisibility() || parent.closest("svg, option, select, button")) continue;
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    add(parent, range.getClientRects(), node.data);
+  }
+  for (const control of document.querySelectorAll("button, input:not([type=hidden]), select, progress, svg.band")) {
+    if (control.checkVisibility()) add(control, [control.getBoundingClientRect()], control.outerHTML);
+  }
+  const found = [];
+  boxes.forEach(([one, a, words], index) => {
+    for (const [other, b, rest] of boxes.slice(index + 1)) {
+      const width = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+      const height = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+      if (width > 2 && height > 5 && one !== other) found.push(`${words} | ${rest}`);
+    }
+  });
+  return found;
+}"""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 from fastapi import Query, Request
 from fastapi.responses import HTMLResponse
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BeforeValidator
 
 from drservice.catalogue.evidencereading import EvidenceReading, ExceptionLine
+from drservice.clock import to_iso
 from drservice.web.api.evidence import require_whole
 from drservice.web.auth.identity import Principal
 from drservice.web.bundles import verify_now
@@ -20,14 +22,30 @@ from drservice.web.site import Here, Site, Who
 
 _SHOWN = 50
 _OWED_SHOWN = 50
+_DAY = timedelta(days=1)
+
+
+def _instant(value: object, *, after: timedelta) -> object:
+    """Return what a form with days asks for: midnight (UTC), or ``after`` it; a field that was left empty, nothing."""
+    if not isinstance(value, str) or len(value) != len("2026-11-26"):
+        return value or None
+    try:
+        return datetime.combine(date.fromisoformat(value), time(), UTC) + after
+    except (ValueError, OverflowError):
+        return value  # refused as what it is
+
+
+_Begin = Annotated[AwareDatetime | None, BeforeValidator(lambda value: _instant(value, after=timedelta(0)))]
+_End = Annotated[AwareDatetime | None, BeforeValidator(lambda value: _instant(value, after=_DAY))]
+"""A day is in the period to its end."""
 
 
 def show(
     request: Request,
     site: Here,
     principal: Who,
-    begin: Annotated[AwareDatetime | None, Query(alias="from")] = None,
-    end: Annotated[AwareDatetime | None, Query(alias="to")] = None,
+    begin: Annotated[_Begin, Query(alias="from")] = None,
+    end: Annotated[_End, Query(alias="to")] = None,
     duty: Duty | None = None,
     after: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
     before: Annotated[int | None, Query(ge=0, le=2**62)] = None,
@@ -64,9 +82,12 @@ def _context(
     chosen = [item for item in judged if duty is None or item.duty is duty]
     overdue = [item for item in found.obligations if is_overdue(item, found.now)]
     records = found.records[:_SHOWN]
+    asked = {"from": begin, "to": end}
     return {
         "now": found.now,
         "scope": scope,
+        "last_day": (scope.end - timedelta(microseconds=1)).date(),
+        "period": urlencode({name: to_iso(instant) for name, instant in asked.items() if instant is not None}),
         "exceptions": [(item, words_of(item)) for item in found.exceptions[:_SHOWN]],
         "more_exceptions": len(found.exceptions) > _SHOWN,
         "overdue": overdue[:_OWED_SHOWN],

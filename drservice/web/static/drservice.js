@@ -113,16 +113,21 @@
     let waiting = null;
     const renew = async () => {
       waiting = null;
-      const answer = await fetch(live.dataset.fragment, { headers: { "HX-Request": "true" } });
-      if (answer.status === 401) return location.reload();
-      if (answer.ok) htmx.swap({ target: live, text: await answer.text(), swap: "innerMorph" });
+      try {
+        const answer = await fetch(live.dataset.fragment, { headers: { "HX-Request": "true" } });
+        if (answer.status === 401) location.reload();
+        else if (answer.ok) htmx.swap({ target: live, text: await answer.text(), swap: "innerMorph" });
+        else soon(3000);
+      } catch {
+        soon(3000); // no connection
+      }
     };
-    const soon = () => { if (waiting === null) waiting = setTimeout(renew, 300); };
+    const soon = (milliseconds) => { if (waiting === null) waiting = setTimeout(renew, milliseconds); };
     const events = new EventSource(live.dataset.events);
-    for (const kind of ["state", "step", "note", "progress"]) events.addEventListener(kind, soon);
+    for (const kind of ["state", "step", "note", "progress"]) events.addEventListener(kind, () => soon(300));
     events.addEventListener("end", () => {
       events.close();
-      soon();
+      soon(300);
       for (const form of document.querySelectorAll("[data-until-over]")) form.hidden = true;
     });
   };
