@@ -107,6 +107,12 @@ def _row(entry: Entry) -> tuple[str, ...]:
     if statement.kind is EvidenceKind.OBLIGATION:
         plan = predicate["plan"]
         outcome = str(plan["name"]) if isinstance(plan, Mapping) else ""
+    if statement.kind is EvidenceKind.MISSED:
+        slots = predicate["slots"]
+        count = len(slots) if isinstance(slots, list) else 0
+        outcome = f"{predicate['kind']}, {count} slots" if count > 1 else f"{predicate['kind']}, a slot"
+    if statement.kind is EvidenceKind.ACCESS:
+        outcome = str(predicate["day"])
     if predicate.get("mutation") is not None:
         outcome = f"{outcome} (must fail: {predicate['mutation']})"
     return (

@@ -25,6 +25,9 @@ from drservice.evidence.report import (
 )
 from drservice.evidence.reportbuilding import build_report
 from drservice.evidence.reportentries import Gravity, Promise
+from drservice.evidence.reportsections import view_of
+from drservice.evidence.statements import Statement
+from tests.doubles import evidence as made
 from tests.doubles.evidencestory import (
     MINUTE,
     PERIOD,
@@ -498,3 +501,55 @@ def test_a_service_without_promises_is_never_called_kept() -> None:
     services = (ServiceFacts(name="erp", promise=Promise()),)
     posture = report_of(one_drill(), services=services).posture[0]
     assert posture.rto.keeping is Keeping.NOT_PROMISED
+
+
+# --- what was not done, let go, and asked over HTTP -------------------------------------------------------------
+
+
+_COMMON = {"repository", "service", "host", "run", "recorded_at", "tool"}
+
+
+def told(story: Story, statement: Statement) -> int:
+    """Add a statement as a host writes it."""
+    said = {name: value for name, value in statement.predicate.items() if name not in _COMMON}
+    return story.add(statement.kind.value, statement.recorded_at, statement.service, said)
+
+
+def test_missed_slots_and_failed_runs_are_exceptions_and_what_nothing_makes_up_for_weighs_more() -> None:
+    story = one_drill()
+    lost = told(story, made.missed(at(20), 70, caught_up=False))
+    caught_up = told(story, made.missed(at(21), 72))
+    failed = told(story, made.failure(at(22), 74))
+    cancelled = told(story, made.failure(at(23), 75, outcome="cancelled"))
+    told(story, made.missed(at(-20), 76, caught_up=False))
+    report = only_erp(story)
+    found = {item.entries[0]: item for item in report.deviations if item.kind.value in {"slot missed", "run failed"}}
+    assert found.keys() == {lost, caught_up, failed, cancelled}
+    assert [found[number].gravity for number in (lost, failed)] == [Gravity.CRITICAL] * 2
+    assert [found[number].gravity for number in (caught_up, cancelled)] == [Gravity.WARNING] * 2
+    assert "backup: 2 slots up to" in found[lost].text
+    assert "nothing makes up for it" in found[lost].text
+    assert "after 3 claims: DR905 its process died" in found[failed].text
+
+
+def test_retention_that_was_stopped_or_accepted_by_a_person_is_an_exception_and_a_quiet_night_is_none() -> None:
+    story = one_drill()
+    told(story, made.retention(at(20), 70))
+    frozen = told(story, made.retention(at(21), 71, outcome="frozen", changes={"anomalies": ["sizes jumped"]}))
+    accepted = told(story, made.retention(at(22), 72, changes={"anomalies": ["sizes jumped"], "accepted": True}))
+    found = [item for item in only_erp(story).deviations if item.kind is DeviationKind.RETENTION]
+    assert [item.entries for item in found] == [(frozen,), (accepted,)]
+    assert "accepted: sizes jumped" in found[1].text
+
+
+def test_populations_show_slots_retention_and_days_of_the_access_log() -> None:
+    story = one_drill()
+    told(story, made.missed(at(20), 70))
+    told(story, made.failure(at(21), 72))
+    told(story, made.retention(at(22), 73))
+    told(story, made.access(at(23), 74, day="2026-01-22"))
+    (populations,) = [section for section in view_of(only_erp(story)).sections if section.name == "populations"]
+    rows = {table.title: table.rows for table in populations.tables}
+    assert len(rows["Slots missed and runs without a result in the period"]) == 2
+    assert len(rows["Retention in the period"]) == 1
+    assert len(rows["Days of the access log in the period"]) == 1
