@@ -126,7 +126,7 @@ def test_an_environment_may_be_kept_on_purpose(tmp_path: Path, *, kept: bool) ->
 def test_a_planted_fault_that_passed_is_listed_as_missed(tmp_path: Path) -> None:
     plant = make_plant(tmp_path)
     planted = made.obligation(END, 200, mutation="row-deleted")
-    missed = made.drill(END, 200, entry=17, changes={"mutation": "row-deleted"})
+    missed = made.drill(END, 200, entry=plant.size, changes={"mutation": "row-deleted"})
     verified = verify(rewritten(plant.files, [*plant.raws, record(planted), record(missed)]))
-    assert (verified.mutations_noticed, verified.mutations_missed) == (1, (18,))
+    assert (verified.mutations_noticed, verified.mutations_missed) == (1, (plant.size + 1,))
     assert verified.drills == {"failed": 1, "passed": 1}, "it is no proof of anything"

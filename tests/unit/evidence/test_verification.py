@@ -102,7 +102,7 @@ def test_a_selection_is_verified_and_says_that_it_is_one(tmp_path: Path) -> None
     plant = make_plant(tmp_path / "state")
     files = bundle_files(plant.ledger, selection=[4, 7, 10])
     verified = verify_bundle(write_zip(files, tmp_path / "bundle.zip"))
-    assert (verified.entries, verified.size, verified.is_complete) == (3, 17, False)
+    assert (verified.entries, verified.size, verified.is_complete) == (3, 22, False)
     assert any("selection" in remark for remark in verified.remarks)
 
 
