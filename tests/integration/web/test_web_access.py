@@ -230,6 +230,26 @@ def test_guesses_that_come_at_once_are_charged_before_they_are_judged(website: W
     assert sum(attempt is not None for attempt in judged) == FREE_FAILURES
 
 
+def test_wrong_passwords_and_revocations_count_in_every_web_process(
+    catalogues: CatalogueServer, tmp_path: Path
+) -> None:
+    database = catalogues.database()
+    processes = [Website.over(database, state_dir=tmp_path) for _ in range(3)]
+    processes[0].account("viewer", "viewer")
+
+    def attempt(website: Website, password: str) -> int:
+        form = {"name": "viewer", "password": password}
+        return website.client().post("/sign-in", data=form, headers={"Origin": URL}).status_code
+
+    for number in range(FREE_FAILURES):
+        assert attempt(processes[number % 2], "wrong password") == 401
+    assert attempt(processes[2], PASSWORD) == 401  # it is the right one, and the account is locked
+    stolen = processes[0].token("viewer")
+    assert [website.client(stolen).get("/api/v1/me").status_code for website in processes] == [200, 200, 200]
+    assert processes[1].site.identity.accounts.revoke(processes[1].site.identity.accounts.tokens()[0].id)
+    assert [website.client(stolen).get("/api/v1/me").status_code for website in processes] == [401, 401, 401]
+
+
 def test_guessing_from_one_address_is_slowed_down(catalogues: CatalogueServer, tmp_path: Path) -> None:
     website = Website.over(catalogues.database(), state_dir=tmp_path, rates=Rates(sign_in_burst=3))
     client = website.client()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -195,6 +196,21 @@ def test_the_next_slots_are_told_in_order(website: Website) -> None:
     slots = website.client(website.token("viewer")).get("/api/v1/schedules", params={"count": 2}).json()["items"]
     assert {(slot["kind"], slot["plan"]) for slot in slots} == {("backup", ""), ("drill", "erp-quarterly")}
     assert [slot["at"] for slot in slots] == sorted(slot["at"] for slot in slots)
+
+
+def test_the_next_slots_are_read_page_by_page_without_a_hole_or_a_double(website: Website) -> None:
+    client = website.client(website.token("viewer"))
+    whole = client.get("/api/v1/schedules", params={"count": 4}).json()
+    assert whole["next"] is None
+    read: list[dict[str, Any]] = []
+    after: str | None = None
+    while after is not None or not read:
+        page = client.get("/api/v1/schedules", params={"count": 4, "limit": 3, **({"after": after} if after else {})})
+        read += page.json()["items"]
+        after = page.json()["next"]
+    assert read == whole["items"]
+    for nonsense in ("x", "2026-11-26T00:00:00Z", "2026-11-26~erp~backup~", "0000~erp~backup~"):
+        assert client.get("/api/v1/schedules", params={"after": nonsense}).status_code == 422, nonsense
 
 
 def test_a_body_that_is_too_long_is_refused(website: Website) -> None:
