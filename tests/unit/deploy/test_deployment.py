@@ -343,6 +343,17 @@ def test_systemd_has_nothing_to_say_against_a_unit(unit: Path, tmp_path: Path) -
     assert "ProtectSystm" in broken.stderr, "what systemd says is looked at"
 
 
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)
+def test_a_unit_stays_as_little_exposed_as_systemd_found_it(unit: Path) -> None:
+    most = 15 if unit.stem == "drservice-web" else 35
+    words = ["systemd-analyze", "security", "--offline=true", f"--threshold={most}", str(unit)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-500:]
+    stricter = [*words[:3], "--threshold=5", str(unit)]
+    assert subprocess.run(stricter, capture_output=True, text=True, check=False).returncode != 0, "the answer is heeded"
+
+
 def test_a_node_has_longer_to_stop_than_it_drains() -> None:
     for unit in UNITS:
         if unit.stem != "drservice-web":
