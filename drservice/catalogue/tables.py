@@ -357,7 +357,11 @@ class Access(Base):
     """A request that somebody made: the access log."""
 
     __tablename__ = "access"
-    __table_args__ = (Index(None, "at"), Index(None, "day", "id"))
+    __table_args__ = (
+        Index(None, "at"),
+        Index(None, "day", "id"),
+        Index("access_open_idx", "at", postgresql_where=text("day IS NULL")),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     at: Mapped[datetime] = mapped_column(server_default=NOW)

@@ -56,6 +56,7 @@ def upgrade() -> None:
     )
     op.add_column("access", sa.Column("day", sa.Text(), nullable=True))
     op.create_index(op.f("access_day_id_idx"), "access", ["day", "id"])
+    op.create_index("access_open_idx", "access", ["at"], postgresql_where=sa.text("day IS NULL"))
     for name in ("event", "obligation"):
         computed = sa.Computed(f"predicate ->> '{name}'::text", persisted=True)
         op.add_column("record", sa.Column(name, sa.Text(), computed, nullable=True))
@@ -76,6 +77,7 @@ def downgrade() -> None:
         op.drop_index(name, "record")
     for name in ("exception", "obligation", "event"):
         op.drop_column("record", name)
+    op.drop_index("access_open_idx", "access")
     op.drop_index("access_day_id_idx", "access")
     op.drop_column("access", "day")
     op.drop_table("access_day")
