@@ -14,7 +14,7 @@ from tests.browser.visitors import Theme, Visitors, chromium
 
 MOST_BYTES = 150_000
 QUALITY = 85
-WIDTH = 1200
+WIDTH = 1280
 
 
 def main(folder: Path) -> None:

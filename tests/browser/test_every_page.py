@@ -7,11 +7,11 @@ from playwright.sync_api import expect
 
 from tests.browser import others
 from tests.browser.scene import Scene
-from tests.browser.visitors import PHONE, WIDE, Size, Theme, Visitors, overlaps, sideways, violations
+from tests.browser.visitors import LAPTOP, PHONE, TABLET, WIDE, Size, Theme, Visitors, overlaps, sideways, violations
 
 pytestmark = pytest.mark.browser
 
-LOOKS: tuple[tuple[Size, Theme], ...] = ((WIDE, "light"), (PHONE, "dark"), (WIDE, "dark"), (PHONE, "light"))
+LOOKS: tuple[tuple[Size, Theme], ...] = ((WIDE, "light"), (PHONE, "dark"), (LAPTOP, "dark"), (TABLET, "light"))
 PAGES: dict[str, tuple[str | None, str, int]] = {
     "sign-in": (None, "/sign-in", 200),
     "overview": ("otto", "/overview", 200),

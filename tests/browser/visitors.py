@@ -40,9 +40,12 @@ QUIET = (
     "--disable-sync",
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
+    "--lang=en-GB",
 )
 Size = tuple[int, int]
 WIDE: Size = (1280, 900)
+LAPTOP: Size = (1024, 700)
+TABLET: Size = (768, 1024)
 PHONE: Size = (390, 844)
 Theme = Literal["light", "dark"]
 ZONE = "Europe/Berlin"
