@@ -72,7 +72,8 @@ def test_an_environment_is_not_reached_through_another_service(website: Website)
 def test_the_page_ends_an_environment_once_the_name_of_its_service_was_typed(website: Website) -> None:
     identifier, browser = tell_environment(website.site.database), website.browser("restorer")
     text = browser.get("/services/erp").text
-    assert f'connect on db1: <code>psql "host=/run/{identifier} dbname=x"</code>' in text
+    assert f"host=/run/{identifier} dbname=x" in text
+    assert "on db1" in text
     action = f"/services/erp/environments/{identifier}/destroy"
     assert f'action="{action}"' in text
     form = {"csrf": csrf(browser), "key": "k1", "confirm": "reporting"}
