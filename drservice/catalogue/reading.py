@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 
 from drservice.catalogue.database import Database
 from drservice.catalogue.facts import ServiceFacts, read_facts
-from drservice.catalogue.tables import Document, Host, Point, Record, Run, Snapshot, WalWindow
+from drservice.catalogue.tables import Document, Host, Point, Record, Snapshot, WalWindow
 from drservice.model.agenda import Agenda
 
 _NOW = func.drservice_now(type_=DateTime(timezone=True))
@@ -191,25 +191,6 @@ class Reading:
             return [
                 HostInfo(name=row.name, version=row.version, seen_at=row.seen_at)
                 for row in session.scalars(select(Host).order_by(Host.name))
-            ]
-
-    def environments(self, service: str, *, limit: int = 20) -> list[Document]:
-        """Return what isolated restores of a service said about their environments, newest first.
-
-        Each has ``run``, ``ended_at`` and the ``environment`` of the run's result. Whether it still runs, only its host
-        knows.
-        """
-        query = (
-            select(Run.id, Run.ended_at, Run.claimed_by, Run.result["environment"])
-            .where(Run.service == service, Run.kind == "restore", Run.result["environment"].isnot(None))
-            .order_by(Run.id.desc())
-            .limit(limit)
-        )
-        with self._database.session() as session:
-            return [
-                {"run": run, "ended_at": ended_at, "host": host, "environment": environment}
-                for run, ended_at, host, environment in session.execute(query).all()
-                if isinstance(environment, dict)
             ]
 
 
