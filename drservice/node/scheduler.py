@@ -233,7 +233,7 @@ class Scheduler:
             now = catalogue_now(session)
             if not held.is_ours:
                 # Whoever carries it out may die in the middle: it is looked at again in a moment.
-                self._next[key] = _Next(after=now, slot=now + _HELD_ELSEWHERE)
+                self._next[key] = _Next(after=now + _HELD_ELSEWHERE, slot=now + _HELD_ELSEWHERE)
                 return
             until, planned = held.until, self._planned.get(key)
             if until is None or key in self._fresh:
