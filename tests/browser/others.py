@@ -37,7 +37,7 @@ SERVICES: dict[str, Any] = {
     "erp-toledo": {
         "tier": 1,
         "owner": "it-toledo@example.com",
-        "objectives": {"rpo": "5m", "rto": "30m"},
+        "objectives": {"rpo": "30m", "rto": "30m"},
         "components": _database("toledo1", **_documents("toledo1")),
         "schedule": {"backup": "0 1 * * *", "drill": "0 6 1 1,4,7,10 *"},
     },

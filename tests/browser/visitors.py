@@ -40,7 +40,6 @@ QUIET = (
     "--disable-sync",
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
-    "--lang=en-GB",
 )
 Size = tuple[int, int]
 WIDE: Size = (1280, 900)

@@ -73,7 +73,7 @@ def environment() -> Environment:
 
 
 def duration(value: timedelta | float | None) -> str:
-    """Write a duration with its two largest units."""
+    """Write a duration with its largest unit and the one after it."""
     if value is None:
         return "unknown"
     seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
@@ -85,6 +85,8 @@ def duration(value: timedelta | float | None) -> str:
         count, left = divmod(left, size)
         if count:
             parts.append(f"{count} {unit}")
+        elif parts:
+            break  # 6 h and 14 s are 6 h
     return " ".join(parts[:2])
 
 
