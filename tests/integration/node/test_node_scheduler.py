@@ -141,7 +141,8 @@ def test_three_schedulers_over_days_with_a_repeated_hour_lose_and_double_no_slot
         thread.start()
     while time.now < end:
         time.move(minutes=4)
-        first.tick()
+        while first.tick() < 1:
+            pass  # another is carrying one out: time stands still until it has, as nobody holds one for minutes
     stop.set()
     for thread in threads:
         thread.join()
