@@ -97,6 +97,7 @@ def assert_nothing_left(folder: Path) -> None:
             continue
 
 
+@pytest.mark.timeout(900)  # about a minute; much more on a busy machine
 def test_the_whole_story_with_the_pages_proves_what_it_says_and_ctrl_c_removes_everything() -> None:
     process = start_demo("--web", "--json")
     assert process.stdout is not None
@@ -104,21 +105,21 @@ def test_the_whole_story_with_the_pages_proves_what_it_says_and_ctrl_c_removes_e
     told: list[str] = []
     listening = threading.Thread(target=told.extend, args=(process.stderr,))
     listening.start()
-    stdout = process.stdout.readline()
-    if not stdout:
-        listening.join()
-    assert stdout, "".join(told)
-    answer: dict[str, Any] = json.loads(stdout)
-    assert answer["schema"] == "drservice/demo/v1", stdout
-    folder = folder_in("".join(told))
     try:
+        stdout = process.stdout.readline()
+        assert stdout, "it has ended without a result"
+        answer: dict[str, Any] = json.loads(stdout)
+        assert answer["schema"] == "drservice/demo/v1", stdout
         assert_the_pages_show(answer)
     finally:
-        process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=60)
-    listening.join()
+        process.send_signal(signal.SIGINT)  # also if the test fails: it would serve its pages for ever
+        process.wait(60)
+        listening.join()
+        rest = process.stdout.read()
+        process.stdout.close()
+        process.stderr.close()
     assert (process.returncode, rest) == (0, ""), "".join(told)
-    assert_nothing_left(folder)
+    assert_nothing_left(folder_in("".join(told)))
     assert set(answer) >= CONTRACT
     assert (answer["state"], answer["problems"]) == ("passed", [])
     assert_a_week_passed(answer)
