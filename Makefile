@@ -15,7 +15,7 @@ SOURCES := $(if $(CLOSED),$(shell find drservice -type f -not -path '*/__pycache
 STAMPS := $(VENV)/.stamps
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo demo-web test test-browser test-docker test-long screenshots check bench bench-files bench-proof bench-load chaos lock compose-config format clean
+.PHONY: help setup demo demo-web test test-browser test-docker test-long screenshots check bench bench-files bench-proof bench-load bench-web fuzz chaos lock compose-config format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -77,6 +77,12 @@ bench-files: setup ## race the filestore against restic and borg, which it fetch
 
 bench-proof: setup ## time a sandbox until it is ready, and the verification of 10,000 records
 	$(BIN)/python benchmarks/proof.py
+
+bench-web: setup ## pages and API with 1,000 services and 100,000 runs, and 200 viewers of a running backup
+	$(BIN)/python benchmarks/web.py --output benchmarks/results/web.json $(ARGS)
+
+fuzz: setup ## send every operation of the API what its description allows and forbids, as every role (EXAMPLES=200)
+	$(BIN)/python benchmarks/fuzz.py --examples $(or $(EXAMPLES),200) --output docs/fuzz.md
 
 bench-load: setup ## live through a day of 200 services with three nodes and count every slot (HOURS=24)
 	$(BIN)/python benchmarks/load.py --hours $(or $(HOURS),24) --output benchmarks/results/load.json
