@@ -83,7 +83,8 @@
     const under = (event) => {
       const box = band.getBoundingClientRect();
       const share = Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
-      return new Date(Math.round((begin + share * (end - begin)) / 1000) * 1000);
+      const second = Math.round((begin + share * (end - begin)) / 1000);
+      return new Date(Math.min(Math.max(second, Math.ceil(begin / 1000)), Math.floor(end / 1000)) * 1000);
     };
     hint.className = "hint";
     hint.textContent = idle;
