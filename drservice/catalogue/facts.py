@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from drservice.model.agenda import Agenda, PlanName, Results
+
+KNOWN_LATE = timedelta(minutes=10)
+"""How late the catalogue may learn of WAL and documents that have arrived: what is at risk by less is no news."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

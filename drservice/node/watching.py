@@ -23,7 +23,7 @@ from drservice.catalogue.breaches import (
 )
 from drservice.catalogue.database import Database
 from drservice.catalogue.duties import duty
-from drservice.catalogue.facts import ServiceFacts
+from drservice.catalogue.facts import KNOWN_LATE, ServiceFacts
 from drservice.catalogue.reading import Reading
 from drservice.catalogue.requests import Transaction
 from drservice.clock import to_iso
@@ -38,8 +38,6 @@ _EVERY = timedelta(seconds=55)
 _AGAIN = timedelta(days=1)
 _MOST_AT_ONCE = 5
 """Notices of a kind in one look; more are one."""
-KNOWN_LATE = timedelta(minutes=10)
-"""How late the catalogue may learn of WAL and documents that have arrived: less than that is no news."""
 OVERDUE_TOLERANCE = timedelta(minutes=5)
 """Beyond the schedule's own grace: a result is put on record and projected after it was reached."""
 _COMMANDS = {

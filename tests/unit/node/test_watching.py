@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from drservice.catalogue.facts import NewestPoint, Proof, ServiceFacts
+from drservice.catalogue.facts import KNOWN_LATE, NewestPoint, Proof, ServiceFacts
 from drservice.model.agenda import Agenda, Results
 from drservice.model.estate import (
     Estate,
@@ -23,7 +23,7 @@ from drservice.model.estate import (
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.retention import Period, RetentionPolicy
 from drservice.model.schedule import Cron
-from drservice.node.watching import KNOWN_LATE, OVERDUE_TOLERANCE, Found, breaches_of
+from drservice.node.watching import OVERDUE_TOLERANCE, Found, breaches_of
 from drservice.notify.interface import Severity
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from drservice.catalogue.facts import NewestPoint, Proof, ServiceFacts
+from drservice.catalogue.facts import KNOWN_LATE, NewestPoint, Proof, ServiceFacts
 from drservice.catalogue.reading import PointInfo, WindowInfo
 from drservice.model.agenda import Agenda, Results
 from drservice.model.estate import (
@@ -100,10 +100,20 @@ def test_a_cluster_without_wal_breaks_the_promise_and_its_risk_is_unknown() -> N
 def test_the_worst_cluster_decides_what_is_at_risk() -> None:
     second = PostgresSettings(name=ComponentName("second"), dsn="host=db2")
     service = replace(SERVICE, components={**SERVICE.components, second.name: second})
-    facts = replace(GOOD, reached={**GOOD.reached, "second": NOW - timedelta(minutes=5)})
+    facts = replace(GOOD, reached={**GOOD.reached, "second": NOW - KNOWN_LATE - timedelta(minutes=5)})
     standing = judged(service, facts)
-    assert standing.at_risk == timedelta(minutes=5)
+    assert standing.at_risk == KNOWN_LATE + timedelta(minutes=5)
     assert standing.condition is Condition.BROKEN
+
+
+def test_wal_that_the_catalogue_may_not_know_of_yet_breaks_no_promise_and_is_shown() -> None:
+    rpo = SERVICE.objectives.rpo
+    assert rpo is not None
+    newest = replace(GOOD, reached={"database": NOW - KNOWN_LATE - rpo * 0.7})
+    assert judged(SERVICE, newest).condition is Condition.KEPT
+    assert judged(SERVICE, newest).at_risk == KNOWN_LATE + rpo * 0.7
+    beyond = replace(GOOD, reached={"database": NOW - KNOWN_LATE - rpo - timedelta(seconds=1)})
+    assert judged(SERVICE, beyond).condition is Condition.BROKEN
 
 
 def test_a_recovery_that_took_too_long_breaks_the_promise_and_one_nearly_so_strains_it() -> None:
@@ -124,7 +134,12 @@ def test_a_result_that_is_older_than_its_schedule_allows_is_overdue_whatever_was
 
 
 def test_services_are_ordered_by_how_close_they_are_to_breaking_a_promise() -> None:
-    facts = [GOOD, replace(GOOD, point=None), replace(GOOD, reached={"database": NOW - timedelta(seconds=50)}), GOOD]
+    facts = [
+        GOOD,
+        replace(GOOD, point=None),
+        replace(GOOD, reached={"database": NOW - KNOWN_LATE - timedelta(seconds=50)}),
+        GOOD,
+    ]
     ordered = sorted((judged(SERVICE, item) for item in facts), key=lambda item: item.order)
     assert [item.condition for item in ordered] == [
         Condition.UNPROTECTED,
