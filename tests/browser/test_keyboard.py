@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser import others
+from tests.browser.scene import SERVICE
 from tests.browser.visitors import Visitors
 
 pytestmark = pytest.mark.browser
@@ -56,7 +57,7 @@ def test_focus_is_always_seen_and_follows_the_order_of_the_page(visitors: Visito
 
 
 def test_a_restore_is_started_by_keys_alone(visitors: Visitors) -> None:
-    page = visitors.page("rosa", f"/services/{others.HISTORY}")
+    page = visitors.page("rosa", f"/services/{SERVICE}")
     page.get_by_role("textbox", name="Instant").focus()
     page.keyboard.press("Tab")
     reached = ""
@@ -71,4 +72,4 @@ def test_a_restore_is_started_by_keys_alone(visitors: Visitors) -> None:
     assert tab(page)["words"] == "Restore in isolation"
     page.keyboard.press("Enter")
     page.wait_for_url("**/runs/*")
-    expect(page.get_by_role("heading", level=1)).to_contain_text(f"Restore of {others.HISTORY}")
+    expect(page.get_by_role("heading", level=1)).to_contain_text(f"Restore of {SERVICE}")
