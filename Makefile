@@ -45,8 +45,8 @@ demo-web: setup ## the same, and then pages to look at: prints address and login
 	$(BIN)/drservice demo --web $(ARGS)
 
 test: setup $(STAMPS)/browser ## every test that fits in CI
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not browser and not docker" $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m "browser and not long" tests/browser $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not browser and not docker" $(PYTEST_ARGS)
 
 test-browser: setup $(STAMPS)/browser ## the pages in headless Chromium: one estate, one browser, about a minute
 	$(BIN)/python -m pytest -m "browser and not long" tests/browser $(PYTEST_ARGS)
@@ -67,7 +67,7 @@ check: setup ## lint, types, layers, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -q -p no:randomly tests/unit tests/test_architecture.py
+	$(BIN)/python -m pytest -q -n 2 tests/unit tests/test_architecture.py
 
 bench: setup ## time backup and restore of a pgbench cluster (SCALE=130 is about 2 GB)
 	$(BIN)/python benchmarks/main_job.py --scale $(or $(SCALE),130)

@@ -21,6 +21,8 @@ from drservice.node import logs
 
 _PERIOD_SECONDS = 300.0
 _PATIENCE_SECONDS = 900.0
+_REST = 2.0
+"""So many times as long as a projection took, the next one waits: a third of a core at most goes into them."""
 
 
 class Projector:
@@ -43,7 +45,7 @@ class Projector:
         self._lock = threading.Lock()
         self._asked: set[str] = set()
         self._wake = threading.Event()
-        self._is_over = False
+        self._over = threading.Event()
         self._refreshes = self._refreshed = 0
         self._process: BaseProcess | None = None
         self._thread = threading.Thread(target=self._run, name="projector", daemon=True)
@@ -74,7 +76,7 @@ class Projector:
 
     def stop(self) -> None:
         """End; a projection under way is dropped."""
-        self._is_over = True
+        self._over.set()
         self._wake.set()
         with self._lock:
             if self._process is not None:
@@ -83,15 +85,18 @@ class Projector:
 
     def _run(self) -> None:
         whole_at = time.monotonic()
-        while not self._is_over:
+        while not self._over.is_set():
             self._wake.clear()
             with self._lock:
                 names, self._asked = sorted(self._asked), set()
                 refreshes = self._refreshes
+            began = time.monotonic()
             if names:
                 self._project(names)
             with self._lock:
                 self._refreshed = refreshes
+            # Runs that end meanwhile are projected together: starting the process is most of the work.
+            self._over.wait(_REST * (time.monotonic() - began))
             # However often single services are asked for: WAL arrives of all of them.
             self._wake.wait(max(0.0, whole_at + _PERIOD_SECONDS - time.monotonic()))
             if time.monotonic() - whole_at >= _PERIOD_SECONDS:
@@ -104,7 +109,7 @@ class Projector:
             target=project_alone, args=(self._url, self._estate(), names, self._log_level), name="drservice projection"
         )
         with self._lock:
-            if self._is_over:
+            if self._over.is_set():
                 return
             process.start()
             self._process = process
