@@ -45,8 +45,10 @@ demo-web: setup ## the same, and then pages to look at: prints address and login
 	$(BIN)/drservice demo --web $(ARGS)
 
 test: setup $(STAMPS)/browser ## every test that fits in CI
-	$(BIN)/python -m pytest -m "browser and not long" tests/browser $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not browser and not docker" $(PYTEST_ARGS)
+	@failed=0; \
+	$(BIN)/python -m pytest -m "browser and not long" tests/browser $(PYTEST_ARGS) || failed=1; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not browser and not docker" $(PYTEST_ARGS) || failed=1; \
+	exit $$failed
 
 test-browser: setup $(STAMPS)/browser ## the pages in headless Chromium: one estate, one browser, about a minute
 	$(BIN)/python -m pytest -m "browser and not long" tests/browser $(PYTEST_ARGS)
