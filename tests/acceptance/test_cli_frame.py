@@ -19,7 +19,7 @@ PROGRAM = (sys.executable, "-m", "drservice")
 CONTROL_PLANE = {"sqlalchemy", "fastapi", "apscheduler", "procrastinate", "alembic"}
 HEAVY = CONTROL_PLANE | {"pydantic", "boto3", "botocore", "rich", "numpy", "structlog", "psycopg", "cryptography"}
 EMERGENCY = {"wal fetch", "wal push"}
-OF_THE_CONTROL_PLANE = {"account", "node", "rebuild", "up", "web"}
+OF_THE_CONTROL_PLANE = {"account", "demo", "node", "rebuild", "up", "web"}
 
 PROBE = """
 import os, signal, sys, time

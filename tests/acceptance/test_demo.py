@@ -298,7 +298,7 @@ def test_an_ordinary_user_can_keep_the_recovered_database_and_destroy_it_later()
         (signal.SIGTERM, "$ drservice rebuild", ()),
         (signal.SIGTERM, "- replay WAL", ("--short",)),
         (signal.SIGINT, "5. A drill", ("--short",)),
-        (signal.SIGTERM, "7. The recovery", ("--short",)),
+        pytest.param(signal.SIGTERM, "7. The recovery", ("--short",), marks=pytest.mark.long),
     ],
 )
 def test_an_interrupted_demo_leaves_nothing(number: signal.Signals, when: str, arguments: tuple[str, ...]) -> None:
@@ -338,7 +338,7 @@ def test_a_program_that_postgres_cannot_run_is_told_at_once(tmp_path: Path) -> N
     assert_nothing_left(folder_in(done.stderr))
 
 
-@pytest.mark.parametrize("component", ["database", "configuration"])
+@pytest.mark.parametrize("component", ["database", pytest.param("configuration", marks=pytest.mark.long)])
 def test_a_damaged_repository_fails_the_demo(component: str) -> None:
     process = start_demo("--short")
     told: list[str] = []
@@ -366,6 +366,7 @@ def test_a_drill_that_does_not_pass_fails_the_demo_although_everything_comes_bac
     assert_nothing_left(folder)
 
 
+@pytest.mark.long
 def test_documents_that_are_lost_fail_the_demo() -> None:
     process = start_demo("--short")
     told: list[str] = []

@@ -142,7 +142,7 @@ def kill_noted(sandbox: Sandbox, who: str) -> None:
     assert proc.send_signal(proc.ProcessIdentity(**noted[who]), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("rounds", [10, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=pytest.mark.long)])
 def test_environments_in_a_row_leave_nothing_however_they_end(environments: Path, template: Path, rounds: int) -> None:
     before = take_census(environments)
     ends = (end_by_destroy, end_by_keepers_death, end_by_servers_death, end_by_expiry)

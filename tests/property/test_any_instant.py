@@ -152,7 +152,7 @@ def run(clusters: ClusterMaker, folder: Path, *, method: str, kind: str, checksu
 def test_random_instants_come_back_as_the_oracle_says(
     clusters: ClusterMaker, tmp_path: Path, method: str, kind: str, checksums: str
 ) -> None:
-    run(clusters, tmp_path, method=method, kind=kind, checksums=checksums, count=12)
+    run(clusters, tmp_path, method=method, kind=kind, checksums=checksums, count=8)
 
 
 @pytest.mark.long

@@ -250,6 +250,7 @@ def test_a_run_whose_process_is_killed_is_resumed_and_after_three_deaths_fails_l
     bench.wait_state(bench.request(), RunState.SUCCEEDED)
 
 
+@pytest.mark.long
 def test_a_node_tells_people_of_a_broken_promise_and_of_its_end(bench: NodeBench) -> None:
     bench.open_gate()
     with HookServer() as hook:
