@@ -37,6 +37,8 @@ class Ended(IntEnum):
     """It said why; another try may do."""
     UNABLE = 3
     """This host cannot write at all: it has no key that is believed, or there is no ledger."""
+    NOTHING = 4
+    """What waits is other hosts' to sign, or another host was at it."""
 
 
 class Witness:
@@ -145,7 +147,8 @@ def witness_alone(url: str, estate: Estate, log_level: str) -> None:
     try:
         database = open_catalogue(url, pool_size=2)
         with open_data_plane(estate) as plane, open_evidence(plane) as evidence:
-            carry_out(database, evidence)
+            if carry_out(database, evidence) == 0:
+                raise SystemExit(Ended.NOTHING)
     except (LogKeyError, LedgerMissingError) as error:
         telemetry.info("nothing is put on record here", problem=error.message)
         raise SystemExit(Ended.UNABLE) from error

@@ -103,6 +103,24 @@ def test_what_waits_is_written_in_a_process_of_its_own_and_nothing_is_started_fo
     assert own.look() is None
 
 
+def test_what_another_host_has_to_write_starts_no_process_every_few_seconds(
+    database: Database, estate: TempEstate
+) -> None:
+    begin(estate)
+    own = witness(database, estate)
+    something_happens(database)
+    ended: list[Ended | None] = []
+
+    def write(_: object, __: object) -> int:
+        ended.extend((own.look(), own.look()))
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        LedgerOutbox(database).carry(write)
+    assert ended == [Ended.NOTHING, None]
+    assert witness(database, estate).look() is Ended.DONE
+
+
 def test_a_day_of_the_access_log_that_is_over_is_closed_and_put_on_record(
     database: Database, estate: TempEstate
 ) -> None:
