@@ -6,6 +6,7 @@ TLS is a proxy's work. Sessions need it anyway: browsers send their cookie over 
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import socket
 import threading
@@ -52,6 +53,10 @@ def serve(
     site = Site(estate=estate, database=database)
     site.queue.install()
     app = make_app(site)
+    # Modules, templates and the estate stay for good. Walking over them again and again in search of cycles took a
+    # tenth of a second at a time with 1,000 services, in the middle of some request (benchmarks/web.py: p95).
+    gc.collect()
+    gc.freeze()
     with closing(_listen(listen)) as listener:
         config = uvicorn.Config(
             app,
