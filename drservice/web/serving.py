@@ -101,6 +101,8 @@ async def _run(
         if stop.is_set() and not server.should_exit:
             telemetry.info("web stops")
             server.should_exit = True
+            if watching is not None:
+                watching.cancel()  # there are no threads to look in from here on
             site.live.close()  # the server waits for its streams
         await asyncio.wait({serving}, timeout=_LOOK_SECONDS)
     if watching is not None:
