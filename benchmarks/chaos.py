@@ -43,6 +43,7 @@ from chaosworld import EVERY, FOLDERS, NOBODY, ON_DEMAND, WEIGHTS, WORDS, Chaos 
 from drservice.catalogue.runs import RunInfo, Runs  # noqa: E402 - as above
 from drservice.errors import CatalogueUnreachableError  # noqa: E402 - as above
 from drservice.model.runs import RunKind, RunState  # noqa: E402 - as above
+from drservice.notify.outbox import backlog  # noqa: E402 - as above
 from tests.doubles.cluster import ClusterMaker  # noqa: E402 - as above
 from tests.doubles.estate import SERVICE  # noqa: E402 - as above
 from tests.doubles.nodes import NodeBench  # noqa: E402 - as above
@@ -79,7 +80,9 @@ def settle_down(chaos: Chaos) -> dict[tuple[str, str], datetime]:
         with suppress(CatalogueUnreachableError):
             runs = Runs(chaos.bench.database)
             open_now = [*runs.list(state=RunState.QUEUED, limit=10), *runs.list(state=RunState.RUNNING, limit=10)]
-            return not open_now and not chaos.awaited and not chaos.restarts
+            # A notice whose delivery was killed is tried again after half a minute: who was told is counted then.
+            waiting = backlog(chaos.bench.database).waiting
+            return not open_now and not waiting and not chaos.awaited and not chaos.restarts
         return False
 
     chaos.rest(5.0)
@@ -95,6 +98,8 @@ def settle_down(chaos: Chaos) -> dict[tuple[str, str], datetime]:
     beside.rename(chaos.bench.estate.config)
     wait_until(is_still, chaos)
     chaos.request(SERVICE, RunKind.VERIFY)  # whatever happened, the data is whole, and nodes take runs
+    wait_until(is_still, chaos)
+    chaos.rest(6.0)  # every five seconds a node looks for what failed
     wait_until(is_still, chaos)
     for node in chaos.nodes.values():
         node.stop()

@@ -41,6 +41,8 @@ class Finished:
     status: int
     stdout: bytes
     stderr: bytes
+    timed_out: bool = False
+    """Whether it was killed here because its time was up."""
 
     def last_line(self) -> str:
         """Return the last non-empty line of stderr (or stdout), for messages."""
@@ -274,7 +276,7 @@ def run(
 ) -> Finished:
     """Run a program to its end and return how it ended; a non-zero status is not an exception.
 
-    On timeout the whole process group is killed and the status is ``-SIGKILL``.
+    On timeout the whole process group is killed, the status is ``-SIGKILL``, and ``timed_out`` says so.
 
     Raises:
         ProgramMissingError: if the program does not exist.
@@ -289,16 +291,18 @@ def run(
         stderr=subprocess.PIPE,
         pass_fds=pass_fds,
     )
+    timed_out = False
     try:
         stdout, stderr = process.communicate(stdin, timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
+        timed_out = True
         kill_group(process)
         stdout, stderr = process.communicate()
     except BaseException:
         kill_group(process)
         process.communicate()
         raise
-    return Finished(status=process.returncode, stdout=stdout, stderr=stderr)
+    return Finished(status=process.returncode, stdout=stdout, stderr=stderr, timed_out=timed_out)
 
 
 def start(

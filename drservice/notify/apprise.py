@@ -131,10 +131,9 @@ class AppriseNotifier:
             timeout_seconds=self.deadline.total_seconds(),
         )
         if finished.status != 0:
-            late = finished.status < 0
             raise NotifyDeliveryError(
                 f"{self.name} did not take a message within {self.deadline.total_seconds():g} s"
-                if late
+                if finished.timed_out
                 else f"{self.name} was not told: the delivering process ended with status {finished.status}"
             )
         outcome, status = self._answer(finished.stdout)

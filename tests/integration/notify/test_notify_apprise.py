@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -200,6 +202,24 @@ def test_a_delivery_that_does_not_say_how_it_went_has_failed(
         with pytest.raises(NotifyDeliveryError) as caught:
             notifier(secret).send(NOTICE)
         assert CANARY not in shown_of(caught.value)
+
+
+def test_a_delivery_that_was_killed_is_not_told_as_a_place_that_was_slow(hook: HookServer, secret: Path) -> None:
+    def kill() -> None:
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == os.getpid() and apprise.__name__ in (entry / "cmdline").read_text():
+                    os.kill(int(entry.name), signal.SIGKILL)
+
+    hook.during(kill)
+    secret.write_text(hook.url("x"))
+    with pytest.raises(NotifyDeliveryError, match="the delivering process ended with status -9"):
+        notifier(secret).send(NOTICE)
+    hook.during(lambda: None)
+    hook.behave(Behaviour.HANG)
+    with pytest.raises(NotifyDeliveryError, match="did not take a message within 2 s"):
+        notifier(secret, seconds=2).send(NOTICE)
 
 
 def test_a_site_s_own_authorities_are_believed_and_nothing_else_is_inherited(
