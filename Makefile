@@ -22,8 +22,12 @@ help: ## show this list
 
 setup: $(STAMPS)/ready ## install what is missing (Debian packages, a virtual environment)
 
-$(STAMPS)/requirements: requirements.lock deploy/install-system-packages
+# A target of its own: which Python there is, is looked up when the recipe that needs it begins.
+$(STAMPS)/packages: deploy/install-system-packages
 	deploy/install-system-packages
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/requirements: requirements.lock $(STAMPS)/packages
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	@mkdir -p $(STAMPS) && touch $@
