@@ -38,6 +38,10 @@ $(STAMPS)/ready: $(STAMPS)/requirements pyproject.toml $(SOURCES)
 	chmod -R go+rX $(VENV)
 	@touch $@
 
+$(STAMPS)/tests: deploy/install-system-packages
+	deploy/install-system-packages tests
+	@mkdir -p $(STAMPS) && touch $@
+
 $(STAMPS)/browser: deploy/install-system-packages
 	deploy/install-system-packages browser
 	@mkdir -p $(STAMPS) && touch $@
@@ -48,7 +52,7 @@ demo: setup ## the whole story on this machine, in about a minute (ARGS=--json f
 demo-web: setup ## the same, and then pages to look at: prints address and login; Ctrl-C removes everything
 	$(BIN)/drservice demo --web $(ARGS)
 
-test: setup $(STAMPS)/browser ## every test that fits in CI
+test: setup $(STAMPS)/tests $(STAMPS)/browser ## every test that fits in CI
 	@failed=0; \
 	$(BIN)/python -m pytest -m "browser and not long" tests/browser $(PYTEST_ARGS) || failed=1; \
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not browser and not docker" $(PYTEST_ARGS) || failed=1; \
@@ -65,10 +69,10 @@ test-docker: setup ## images, compose file and systemd units for real, in an eng
 screenshots: setup $(STAMPS)/browser ## renew the pictures of the README from the estate that those tests look at
 	$(BIN)/python -m tests.browser.screenshots docs/images
 
-test-long: setup ## the tests that take too long for every commit
+test-long: setup $(STAMPS)/tests ## the tests that take too long for every commit
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "long and not docker" $(PYTEST_ARGS)
 
-check: setup ## lint, types, layers, fast tests
+check: setup $(STAMPS)/tests ## lint, types, layers, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
