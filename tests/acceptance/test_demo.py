@@ -215,6 +215,7 @@ def assert_it_is_on_record(answer: dict[str, Any]) -> None:
     assert answer["evidence_records"] == answer["evidence_anchored"] >= 19
 
 
+@pytest.mark.long
 def test_the_evidence_that_was_asked_for_stays_and_verifies_without_this_program(tmp_path: Path) -> None:
     kept = tmp_path / "made" / "by the demo"
     kept.mkdir(parents=True)
@@ -295,7 +296,7 @@ def test_an_ordinary_user_can_keep_the_recovered_database_and_destroy_it_later()
     ("number", "when", "arguments"),
     [
         (signal.SIGINT, "00:40", ()),
-        (signal.SIGTERM, "$ drservice rebuild", ()),
+        pytest.param(signal.SIGTERM, "$ drservice rebuild", (), marks=pytest.mark.long),
         (signal.SIGTERM, "- replay WAL", ("--short",)),
         (signal.SIGINT, "5. A drill", ("--short",)),
         pytest.param(signal.SIGTERM, "7. The recovery", ("--short",), marks=pytest.mark.long),
