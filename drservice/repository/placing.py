@@ -191,6 +191,7 @@ def place_files(
     account: Account | None,
     workers: int,
     progress: PlacingProgress,
+    wanted: Callable[[bytes], bool] | None = None,
 ) -> Placed:
     """Write all files of a snapshot below ``root``, which exists and is empty.
 
@@ -204,13 +205,15 @@ def place_files(
         account: owner of what is made (as root), or ``None`` for the present user.
         workers: processes to use.
         progress: hears of written bytes.
+        wanted: tells by its path whether a file's content is; the others are made at their size and are one hole, of
+            which nothing is fetched. ``None``: all are.
 
     Raises:
         DamagedObjectError, MissingObjectError: naming what cannot be restored; the folder is incomplete.
         RecoveryError: the folder cannot be written.
     """
     entries = list(reader.entries())
-    files = [entry for entry in entries if entry.kind is EntryKind.FILE]
+    files = [entry for entry in entries if entry.kind is EntryKind.FILE and (wanted is None or wanted(entry.path))]
     require_space(root, sum(entry.size for entry in files))
     directories = _make_skeleton(root, entries, hold_back, account)
     held = {entry.path: reader.read_file(entry) for entry in files if entry.path in hold_back}

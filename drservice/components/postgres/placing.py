@@ -53,8 +53,12 @@ def place_cluster(
     account: Account | None,
     workers: int,
     progress: PlacingProgress,
+    wanted: Callable[[bytes], bool] | None = None,
 ) -> tuple[ControlFile, Placed]:
     """Restore a cluster's files into ``target`` (new or empty).
+
+    With ``wanted`` the content of the other files is left out: they are zeros at their full size, because replay must
+    find them.
 
     Raises:
         TargetDirectoryError: it is not empty; nothing was written.
@@ -72,6 +76,7 @@ def place_cluster(
         account=account,
         workers=workers,
         progress=progress,
+        wanted=wanted,
     )
     raw = placed.held_back.get(CONTROL_PATH.encode())
     if raw is None:
