@@ -28,7 +28,8 @@ from urllib.parse import quote
 import psycopg
 
 from drservice import processes
-from drservice.components.postgres.server import SUPPORTED_MAJORS, PostgresPrograms, find_programs
+from drservice.components.postgres.server import PostgresPrograms, find_programs
+from drservice.components.postgres.versions import SUPPORTED_MAJORS
 from drservice.environments import proc
 from drservice.environments.proc import ProcessIdentity
 from drservice.errors import EmbeddedClusterError, ProgramMissingError

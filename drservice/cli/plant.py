@@ -23,7 +23,8 @@ from drservice import processes
 from drservice.cli.oracle import Document, Order
 from drservice.cli.plantdocuments import Filestore, Filing, file_history
 from drservice.components.postgres.connection import Session, connect
-from drservice.components.postgres.server import SUPPORTED_MAJORS, PostgresPrograms, find_programs
+from drservice.components.postgres.server import PostgresPrograms, find_programs
+from drservice.components.postgres.versions import SUPPORTED_MAJORS
 from drservice.environments.proc import ProcessIdentity, children_of, is_alive, send_signal
 from drservice.errors import DrError, PostgresError, PostgresUnreachableError, ProgramMissingError
 from drservice.model.wal import Lsn

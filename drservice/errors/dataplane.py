@@ -299,6 +299,13 @@ class EnvironmentLimitError(EnvironmentFailedError):
     hint = "Raise the limit if what is recovered needs more; otherwise look what runs inside."
 
 
+class ProgramVersionError(ProgramMissingError):
+    """A program is installed, but in no version that may be used on this cluster."""
+
+    code = "DR604"
+    hint = "Install the version the message names; several versions may be installed beside each other."
+
+
 class UnansweredError(DrError):
     """A check's question got no proper answer."""
 

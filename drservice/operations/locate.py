@@ -17,7 +17,7 @@ from typing import Self
 
 from drservice.clock import Clock, to_iso
 from drservice.components.postgres.recovery import ReplayTarget
-from drservice.components.postgres.server import find_programs
+from drservice.components.postgres.server import require_tool
 from drservice.components.postgres.waldump import (
     Checkpoint,
     Dump,
@@ -123,7 +123,7 @@ class WalScanner:
         try:
             return dump_segment(
                 execute,
-                program=str(find_programs(self.major, program="pg_waldump").path("pg_waldump")),
+                program=str(require_tool("pg_waldump", server=self.major).path("pg_waldump")),
                 segment=f"/env/wal/{name}",
                 local=environment.wal / name,
                 geometry=Geometry(segment_bytes=self.segment_bytes, wal_block_bytes=_WAL_BLOCK_BYTES),

@@ -24,7 +24,7 @@ from drservice.components.postgres.connection import CheckpointSpeed
 from drservice.components.postgres.controlfile import CONTROL_PATH, ControlFile, parse_control, poisoned_copy
 from drservice.components.postgres.recovery import parse_backup_label
 from drservice.components.postgres.replication import SystemIdentity
-from drservice.components.postgres.server import find_programs
+from drservice.components.postgres.server import require_tool
 from drservice.components.postgres.silence import WatchedPipe
 from drservice.components.postgres.tarstream import TarKind, TarMember, TarStream
 from drservice.errors import (
@@ -131,7 +131,7 @@ def _bad_pages(text: str, status: int) -> list[tuple[bytes, int]]:
 
 def _start(major: int, dsn: str, checkpoint: CheckpointSpeed) -> subprocess.Popen[bytes]:
     argv: list[str | Path] = [
-        find_programs(major, program="pg_basebackup").path("pg_basebackup"),
+        require_tool("pg_basebackup", server=major).path("pg_basebackup"),
         f"--dbname={dsn}",
         "--pgdata=-",
         "--format=tar",

@@ -11,7 +11,7 @@ import pytest
 from drservice import processes
 from drservice.components.postgres import controlfile, waldump, walfile
 from drservice.components.postgres.server import find_programs
-from drservice.errors import ForeignSegmentError, ProgramMissingError, WalError
+from drservice.errors import ForeignSegmentError, ProgramVersionError, WalError
 from drservice.model.ids import SystemId
 from drservice.model.wal import Lsn, WalFileKind
 from tests.doubles.cluster import Cluster, ClusterMaker
@@ -195,5 +195,5 @@ def test_a_segment_of_zeros_is_an_error_and_not_an_empty_list(clusters: ClusterM
 
 def test_programs_of_another_major_version_are_never_taken() -> None:
     directory = find_programs(15).directory
-    with pytest.raises(ProgramMissingError, match="has 15"):
+    with pytest.raises(ProgramVersionError, match=r"PostgreSQL 14 is needed here, but installed is 15\."):
         find_programs(14, directory=directory)
