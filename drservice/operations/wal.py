@@ -31,6 +31,14 @@ class Pushed:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """A WAL file that may be archived under its name."""
+
+    name: WalFileName
+    system_id: SystemId
+
+
 def push_wal(repository: Repository, scope: Scope, path: Path, *, state_dir: Path) -> Pushed:
     """Archive one WAL file; on return it is durable in the store, byte for byte.
 
@@ -46,14 +54,22 @@ def push_wal(repository: Repository, scope: Scope, path: Path, *, state_dir: Pat
             f"cannot read {path}: {error.strerror}",
             hint="archive_command passes %p relative to the data directory; run it from there.",
         ) from error
-    lineage = Lineage(repository, scope, state_dir)
-    pinned = lineage.pinned()
-    head = data if len(data) <= SMALL_FILE_BYTES else data[:HEAD_BYTES]
-    facts = check_wal_file(path.name, head, len(data), expected_system_id=pinned)
-    system_id = facts.system_id if isinstance(facts, SegmentFacts) else _owner(path, pinned)
-    outcome = repository.wal(scope).put(facts.name, data, system_id=system_id, last_write=write_time(path))
+    checked = check_pushed(path, data, pinned=Lineage(repository, scope, state_dir).pinned())
+    outcome = repository.wal(scope).put(checked.name, data, system_id=checked.system_id, last_write=write_time(path))
     telemetry.info("wal file archived", name=path.name, outcome=outcome.value, bytes=len(data))
     return Pushed(name=path.name, outcome=outcome, bytes=len(data))
+
+
+def check_pushed(path: Path, data: bytes | memoryview, *, pinned: SystemId | None) -> Checked:
+    """Check that ``data``, read from ``path``, is the WAL file its name says, of the right cluster; stores nothing.
+
+    Raises:
+        ForeignSegmentError: it is not (traps T17, T19).
+    """
+    head = bytes(data) if len(data) <= SMALL_FILE_BYTES else bytes(data[:HEAD_BYTES])
+    facts = check_wal_file(path.name, head, len(data), expected_system_id=pinned)
+    system_id = facts.system_id if isinstance(facts, SegmentFacts) else _owner(path, pinned)
+    return Checked(name=facts.name, system_id=system_id)
 
 
 def _owner(path: Path, pinned: SystemId | None) -> SystemId:

@@ -31,6 +31,7 @@ from drservice.model.ids import (
 )
 from drservice.objectstore.interface import ObjectStore
 from drservice.repository import layout
+from drservice.repository.daykey import DayKeys
 from drservice.repository.envelope import HostKey, Trust
 from drservice.repository.keys import Identities, Keyring
 from drservice.repository.points import PointArchive
@@ -230,6 +231,12 @@ class Repository:
             signer=self._host_key,
             recipients=self._recipients,
             clock=self._clock,
+        )
+
+    def day_keys(self, service: ServiceName) -> DayKeys:
+        """Return the keys of a process that ships WAL of a service day after day."""
+        return DayKeys(
+            self.keyring, service=service, recipients=self._recipients, signer=self._host_key, clock=self._clock
         )
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 
+from drservice import telemetry
 from drservice.canonical import Json
 from drservice.clock import Clock, from_iso, to_iso
 from drservice.errors import (
@@ -23,6 +24,7 @@ from drservice.errors import (
     DrError,
     FormatError,
     KeyProblemError,
+    MissingObjectError,
     ObjectExistsError,
     ObjectNotFoundError,
     SegmentAbsentError,
@@ -30,7 +32,7 @@ from drservice.errors import (
 )
 from drservice.model.ids import KeyId, SystemId, make_ulid
 from drservice.model.retentionwal import StoredWal
-from drservice.model.wal import Timeline, WalFileName
+from drservice.model.wal import Timeline, WalFileKind, WalFileName
 from drservice.objectstore.interface import ObjectStore
 from drservice.repository import layout
 from drservice.repository.envelope import (
@@ -43,8 +45,11 @@ from drservice.repository.envelope import (
     read_object,
     write_envelope,
 )
-from drservice.repository.keys import Keyring, make_data_key, wrap
+from drservice.repository.keys import DataKey, Keyring, make_data_key, wrap
 from drservice.repository.records import Scope, open_body, seal_body
+
+_UNUSABLE = (FormatError, DamagedObjectError, KeyProblemError, MissingObjectError)
+"""What one copy of a file may be while another one is good."""
 
 _REPAIRED = ".r"
 _STEM = 24
@@ -81,6 +86,36 @@ class WalFacts:
     last_write: datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """A file on its way into the archive."""
+
+    name: WalFileName
+    data: bytes | memoryview
+    digest: str
+    system_id: SystemId
+    last_write: datetime
+    data_key: DataKey | None
+
+
+def _file(
+    name: WalFileName,
+    data: bytes | memoryview,
+    *,
+    system_id: SystemId,
+    last_write: datetime,
+    data_key: DataKey | None = None,
+) -> _File:
+    return _File(
+        name=name,
+        data=data,
+        digest=hashlib.sha256(data).hexdigest(),
+        system_id=system_id,
+        last_write=last_write,
+        data_key=data_key,
+    )
+
+
 class WalArchive:
     """The WAL of one component. Reading bodies needs an identity; everything else does not."""
 
@@ -102,92 +137,120 @@ class WalArchive:
         self._signer = signer
         self._recipients = recipients
         self._clock = clock
+        self._stored_keys: set[KeyId] = set()
+        """Seen in the repository: objects never change, so each is looked for once."""
 
     # --- writing --------------------------------------------------------------------------------------------
 
     def put(
-        self, name: WalFileName, data: bytes | memoryview, *, system_id: SystemId, last_write: datetime
+        self,
+        name: WalFileName,
+        data: bytes | memoryview,
+        *,
+        system_id: SystemId,
+        last_write: datetime,
+        key: DataKey | None = None,
     ) -> PutOutcome:
         """Store a WAL file that was checked to be what its name says; durable and verified on return.
+
+        Nothing is listed unless the name is taken.
+
+        Args:
+            name: the file's.
+            data: its bytes; not kept.
+            system_id: its cluster.
+            last_write: when it was written last.
+            key: sealed with this one, whose wrapping is stored already; ``None`` = with one of its own in its header.
 
         Raises:
             SegmentConflictError: other bytes are archived under this name; nothing was overwritten.
             DamagedObjectError: what is archived is damaged; the file was stored beside it, the next call succeeds.
             ObjectStoreError: not stored, or not known to be stored.
         """
-        digest = hashlib.sha256(data).hexdigest()
-        key = self._key(system_id, name.timeline, name.name)
+        file = _file(name, data, system_id=system_id, last_write=last_write, data_key=key)
+        object_key = self._key(system_id, name.timeline, name.name)
         try:
-            self._create(key, name, data, digest=digest, system_id=system_id, last_write=last_write)
+            self._create(object_key, file)
         except ObjectExistsError:
-            return self._compare(key, name, data, digest=digest, system_id=system_id, last_write=last_write)
+            return self._compare(object_key, file)
         return PutOutcome.STORED
 
-    def _create(
-        self,
-        key: str,
-        name: WalFileName,
-        data: bytes | memoryview,
-        *,
-        digest: str,
-        system_id: SystemId,
-        last_write: datetime,
-    ) -> None:
+    def put_partial(
+        self, name: WalFileName, data: bytes | memoryview, *, system_id: SystemId, last_write: datetime
+    ) -> PutOutcome:
+        """Store the last segment of a timeline as far as it is written, under its ``.partial`` name.
+
+        One that was stored before and is not the same was written less far; the new one stands beside it and is read
+        instead. Nothing is overwritten.
+
+        Raises:
+            ObjectStoreError, DamagedObjectError: not stored, or not known to be stored.
+        """
+        file = _file(name, data, system_id=system_id, last_write=last_write)
+        key = self._key(system_id, name.timeline, name.name)
+        known = sorted(self._candidates(key), reverse=True)
+        if known:
+            try:
+                if self._read(known[0], name)[0].text("plain_sha256") == file.digest:
+                    return PutOutcome.ALREADY_THERE
+            except _UNUSABLE as error:
+                telemetry.warning("archived partial segment unusable", key=known[0], problem=error.message)
+            key = f"{key}{_REPAIRED}{make_ulid(self._clock.now(), os.urandom(10))}"
+        self._create(key, file)
+        return PutOutcome.STORED
+
+    def _create(self, object_key: str, file: _File) -> None:
         if self._signer is None:
             raise KeyProblemError(
                 "this host has no signing key and cannot archive",
                 hint="`drservice init` makes it; then add the line it prints to repository.signers.",
             )
         now = self._clock.now()
-        # One key per object, wrapped in its own header: a one-shot push leaves no key objects behind.
-        data_key = make_data_key(now)
-        context = _context(system_id, name)
         fields: dict[str, Json] = {
-            "name": name.name,
-            "system_id": system_id,
-            "timeline": int(name.timeline),
-            "plain_bytes": len(data),
-            "plain_sha256": digest,
-            "last_write": to_iso(last_write),
-            "wrapped_key": base64.b64encode(wrap(data_key.secret, self._recipients)).decode(),
+            "name": file.name.name,
+            "system_id": file.system_id,
+            "timeline": int(file.name.timeline),
+            "plain_bytes": len(file.data),
+            "plain_sha256": file.digest,
+            "last_write": to_iso(file.last_write),
         }
+        data_key = file.data_key
+        if data_key is None:
+            # One key per object, wrapped in its own header: a one-shot push leaves no key objects behind.
+            data_key = make_data_key(now)
+            fields["wrapped_key"] = base64.b64encode(wrap(data_key.secret, self._recipients)).decode()
+        else:
+            fields["key_id"] = data_key.id
         pieces = write_envelope(
             signer=self._signer,
             repository=self._scope.repository,
-            key=key,
+            key=object_key,
             kind="wal",
             fields=fields,
-            body=seal_body(data_key.secret, data, scope=self._scope, context=context),
+            body=seal_body(data_key.secret, file.data, scope=self._scope, context=_context(file.system_id, file.name)),
             now=now,
         )
-        self._store.create(key, pieces)
+        self._store.create(object_key, pieces)
         expected = sum(len(piece) for piece in pieces)
-        stored = self._store.stat(key).stored_bytes
+        stored = self._store.stat(object_key).stored_bytes
         if stored != expected:
-            raise DamagedObjectError(f"{key} was stored with {stored} of {expected} bytes")
+            raise DamagedObjectError(f"{object_key} was stored with {stored} of {expected} bytes")
 
-    def _compare(
-        self,
-        key: str,
-        name: WalFileName,
-        data: bytes | memoryview,
-        *,
-        digest: str,
-        system_id: SystemId,
-        last_write: datetime,
-    ) -> PutOutcome:
+    def _compare(self, object_key: str, file: _File) -> PutOutcome:
+        name = file.name
         problem: DrError | None = None
-        for candidate in self._candidates(key):
+        for candidate in self._candidates(object_key):
             try:
                 envelope, _ = self._read(candidate, name)
-            except (FormatError, DamagedObjectError, KeyProblemError) as error:
+                self._require_key(envelope)
+            except _UNUSABLE as error:
                 problem = problem or error
                 continue
-            if envelope.text("plain_sha256") == digest:
+            if envelope.text("plain_sha256") == file.digest:
                 return PutOutcome.ALREADY_THERE
             raise SegmentConflictError(f"{name.name} is archived already, with other content")
-        beside = f"{key}{_REPAIRED}{make_ulid(self._clock.now(), os.urandom(10))}"
-        self._create(beside, name, data, digest=digest, system_id=system_id, last_write=last_write)
+        beside = f"{object_key}{_REPAIRED}{make_ulid(self._clock.now(), os.urandom(10))}"
+        self._create(beside, file)
         raise DamagedObjectError(
             f"what is archived as {name.name} cannot be used ({problem})",
             hint=f"The segment was stored beside it as {beside}; the next attempt succeeds. Run `drservice verify`.",
@@ -200,17 +263,18 @@ class WalArchive:
 
         Raises:
             SegmentAbsentError: the store answered that there is none under this name.
-            DamagedObjectError, FormatError, UnknownSignerError, BadSignatureError: it is there and unusable.
+            DamagedObjectError, FormatError, MissingObjectError, UnknownSignerError, BadSignatureError: it is there and
+                unusable.
             NoIdentityError, WrongIdentityError: it cannot be opened here.
             ObjectStoreError: the store did not answer as it should.
         """
         key = self._key(system_id, name.timeline, name.name)
         problem: DrError | None = None
-        for candidate in self._candidates(key):
+        for candidate in self._ordered(key, name):
             try:
                 envelope, body = self._read(candidate, name)
                 return self._open(envelope, body, name, system_id)
-            except (FormatError, DamagedObjectError, KeyProblemError) as error:
+            except _UNUSABLE as error:
                 problem = problem or error
         raise problem or SegmentAbsentError(f"{name.name} is not in the archive")
 
@@ -237,14 +301,16 @@ class WalArchive:
 
         Raises:
             SegmentAbsentError: the store answered that there is none under this name.
-            FormatError, DamagedObjectError, KeyProblemError: it is there, and no copy is whole.
+            FormatError, DamagedObjectError, MissingObjectError, KeyProblemError: it is there, and no copy is whole.
             ObjectStoreError: the store did not answer as it should.
         """
         problem: DrError | None = None
         for candidate in self._candidates(self._key(system_id, name.timeline, name.name)):
             try:
-                facts = _facts(self._read(candidate, name)[0])
-            except (FormatError, DamagedObjectError, KeyProblemError) as error:
+                envelope, _ = self._read(candidate, name)
+                self._require_key(envelope)
+                facts = _facts(envelope)
+            except _UNUSABLE as error:
                 problem = problem or error
                 continue
             if facts.plain_bytes == plain_bytes:
@@ -258,7 +324,7 @@ class WalArchive:
         for key in self._candidates(archived.key.split(_REPAIRED, maxsplit=1)[0]):
             try:
                 return read(key)
-            except (FormatError, DamagedObjectError, KeyProblemError) as error:
+            except _UNUSABLE as error:
                 problem = problem or error
         raise problem or DamagedObjectError(f"{archived.key} vanished while it was looked at")
 
@@ -279,7 +345,20 @@ class WalArchive:
         facts = _facts(envelope)
         if self._keyring.identities.configured:
             self._open(envelope, body, name, facts.system_id)
+        else:
+            self._require_key(envelope)
         return facts
+
+    def _require_key(self, envelope: Envelope) -> None:
+        """Check that a key which lies elsewhere is stored: without it nobody opens the file, however whole it is."""
+        if "key_id" not in envelope.header:
+            return
+        key_id = KeyId(envelope.text("key_id"))
+        if key_id in self._stored_keys:
+            return
+        if not self._keyring.recipients_of(key_id, service=self._scope.service):
+            raise MissingObjectError(f"data key {key_id} of {envelope.text('key')} is not in the repository")
+        self._stored_keys.add(key_id)
 
     def listing(self, system_id: SystemId) -> Iterator[ArchivedFile]:
         """Yield every archived file of one cluster, by key. Complete or raises; repaired copies count once."""
@@ -340,6 +419,12 @@ class WalArchive:
         for info in self._store.list(key):
             if info.key[len(key) :].startswith(_REPAIRED):
                 yield info.key
+
+    def _ordered(self, key: str, name: WalFileName) -> Iterable[str]:
+        """Return the copies in the order they are read in: of a partial segment the last one was written furthest."""
+        if name.kind is not WalFileKind.PARTIAL:
+            return self._candidates(key)
+        return sorted(self._candidates(key), reverse=True)  # the plain name is the shortest, then by ULID
 
     def _is_there(self, key: str) -> bool:
         try:
