@@ -1,0 +1,174 @@
+"""Brings the peers and a place for objects: packages from Debian's archive, and a bucket behind TLS on loopback.
+
+Nothing of the system is touched: packages are resolved and downloaded with apt into a folder of their own, unpacked,
+and run with the C library they were built for. So a newer release's program runs here, as any user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from racewatch import quietly
+
+SUITE = "trixie"
+"""Debian 12's pgBackRest 2.45 has no block incrementals yet."""
+OLDEST = (2, 55)
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_ARCHIVE = "http://deb.debian.org/debian"
+
+
+def fetch_pgbackrest(folder: Path) -> Path:
+    """Return a pgBackRest of Debian's archive that runs here, from the folder if it is there already."""
+    program = folder / "pgbackrest"
+    if not program.exists():
+        root = _unpack(folder, ["pgbackrest"])
+        libraries = next((root / "usr/lib").glob("*-linux-gnu"))
+        loader = next(libraries.glob("ld-linux-*.so.*"))
+        text = f'#!/bin/sh\nexec {loader} --library-path {libraries} {root}/usr/bin/pgbackrest "$@"\n'
+        staged = program.with_suffix(".new")
+        staged.write_text(text)
+        staged.chmod(0o755)
+        staged.rename(program)
+    version = quietly([str(program), "version"], folder=folder).decode().split()[-1]
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        raise SystemExit(f"pgBackRest {version} is older than 2.55; delete {folder} to fetch it again")
+    return program
+
+
+def _unpack(folder: Path, packages: list[str]) -> Path:
+    for name in ("lists/partial", "archives/partial", "root"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "status").touch()  # an empty system: everything that is needed is fetched
+    (folder / "sources.list").write_text(f"deb [signed-by={_KEYRING}] {_ARCHIVE} {SUITE} main\n")
+    options = {
+        "Dir::Etc::sourcelist": folder / "sources.list",
+        "Dir::Etc::sourceparts": "/nonexistent",
+        "Dir::State::lists": folder / "lists",
+        "Dir::State::status": folder / "status",
+        "Dir::Cache": folder,
+        "APT::Sandbox::User": "root",
+        "Debug::NoLocking": "1",
+    }
+    apt = ["apt-get", "-q", *(part for name, value in options.items() for part in ("-o", f"{name}={value}"))]
+    quietly([*apt, "update"], folder=folder)
+    quietly([*apt, "install", "-y", "--download-only", "--no-install-recommends", *packages], folder=folder)
+    for package in sorted((folder / "archives").glob("*.deb")):
+        quietly(["dpkg", "-x", str(package), str(folder / "root")], folder=folder)
+    quietly(["chmod", "-R", "a+rX", str(folder)], folder=folder)
+    return folder / "root"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """A bucket of a server on loopback, and what is needed to use it."""
+
+    name: str
+    address: str
+    key: str
+    secret: str
+    certificate: Path
+    root: Path
+
+    def url(self, prefix: str) -> str:
+        """Return drservice's address of it."""
+        endpoint = quote(f"https://{self.address}", safe="")
+        return f"s3://{self.name}/{prefix}?region=us-east-1&endpoint={endpoint}&ca={self.certificate}"
+
+    def folder(self, prefix: str) -> Path:
+        """Return where the server keeps objects below a prefix."""
+        return self.root / self.name / prefix
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Return variables with the credentials."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
+@contextlib.contextmanager
+def bucket_server(folder: Path) -> Iterator[Bucket]:
+    """Run ``rclone serve s3`` with TLS on a folder, with one bucket in it."""
+    root = folder / "buckets"
+    (root / "race").mkdir(parents=True)
+    certificate, private = folder / "server.crt", folder / "server.key"
+    quietly(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+            *("-keyout", str(private), "-out", str(certificate)),
+        ],
+        folder=folder,
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    key, secret = "AKIAIOSFODNN7TESTING", "wJalrXUtnFEMI7K7MDENGbPxRfiCYTESTINGKEY0"
+    with (folder / "rclone.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                str(Path(sys.executable).parent / "rclone"),
+                "serve",
+                "s3",
+                f"--addr=127.0.0.1:{port}",
+                f"--auth-key={key},{secret}",
+                f"--cert={certificate}",
+                f"--key={private}",
+                "--vfs-cache-mode=off",
+                "--dir-cache-time=100ms",
+                "--config=/dev/null",
+                str(root),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        _await_server(port, certificate, process)
+        yield Bucket(
+            name="race",
+            address=f"localhost:{port}",
+            key=key,
+            secret=secret,
+            certificate=certificate,
+            root=root,
+        )
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _await_server(port: int, certificate: Path, process: subprocess.Popen[bytes]) -> None:
+    context = ssl.create_default_context(cafile=str(certificate))
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with (
+                socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
+                context.wrap_socket(plain, server_hostname="localhost"),
+            ):
+                return
+        except OSError as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"rclone serve s3 does not answer: {error}") from error
+            time.sleep(0.05)
+
+
+def machine() -> dict[str, object]:
+    """Return what kind of machine this is."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    memory = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    return {"cores": os.cpu_count(), "processor": model, "memory_bytes": memory, "kernel": os.uname().release}

@@ -1,0 +1,290 @@
+"""The programs that race: each knows how to make its repository, and what to run for a job.
+
+All encrypt, compress with zstd level 1, work with two processes and verify page checksums while they read.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psycopg
+from racecluster import Cluster
+from racepeers import Bucket
+from racewatch import Cost, quietly, timed
+
+ROOT = Path(__file__).resolve().parents[1]
+PASSPHRASE = "benchmark-benchmark-benchmark"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backup:
+    """A backup that was taken."""
+
+    label: str
+    cost: Cost
+    phases: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """A restore that ended in a server that answers."""
+
+    placed_seconds: float
+    """Until every file was in its place."""
+    answering_seconds: float
+    """Until the server had recovered and took connections that write."""
+    cost: Cost
+    phases: Mapping[str, float]
+    fingerprint: str
+
+
+class Drservice:
+    """This project, by its command line."""
+
+    name = "drservice"
+
+    def __init__(self, base: Path, cluster: Cluster, bucket: Bucket | None) -> None:
+        self.base, self.cluster, self.bucket = base, cluster, bucket
+        self.config = base / "drservice.yaml"
+        self.program = str(Path(sys.executable).parent / "drservice")
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Return variables of every command."""
+        credentials = self.bucket.environment if self.bucket else {}
+        return {**credentials, "HOME": str(self.base), "PYTHONPATH": str(ROOT)}
+
+    @property
+    def archive_command(self) -> str:
+        """Return what PostgreSQL runs for each segment."""
+        words = " ".join(f"{name}={value}" for name, value in self.environment.items())
+        return f"env {words} {self.program} --config {self.config} wal push --service erp %p"
+
+    def prepare(self) -> None:
+        """Make keys, configuration and repository."""
+        self.cluster.own(self.base)
+        for name in ("repo", "state"):
+            self.cluster.own(self.base / name)
+        identity = self._quietly("age-keygen").decode()
+        (self.base / "identity.age").write_text(identity)
+        (self.base / "identity.age").chmod(0o644)  # of a benchmark, for whoever restores
+        recipient = next(line.split()[-1] for line in identity.splitlines() if "public key" in line)
+        url = self.bucket.url("drservice") if self.bucket else f"file://{self.base}/repo"
+        self.config.write_text(
+            f"""version: 1
+state_dir: {self.base}/state
+repository: {{url: "{url}", recipients: [{recipient}], identity: "file:{self.base}/identity.age"}}
+services:
+  erp:
+    components:
+      database: {{kind: postgres, dsn: "host={self.cluster.sock} dbname=postgres user=postgres",
+                 data_directory: {self.cluster.data}, method: local, workers: 2, compression_level: 1}}
+"""
+        )
+        self._quietly(*self._command("init"))
+
+    def backup(self, *, full: bool) -> Backup:
+        """Take a backup; the first of a repository is full by itself."""
+        del full
+        cost, printed = self._timed(self._command("backup", "erp"))
+        (snapshot,) = json.loads(printed)["snapshots"]
+        return Backup(label=snapshot["snapshot"], cost=cost, phases=snapshot["phases"])
+
+    def restore(self, label: str | None, into: Path, *, delta: bool) -> Restored:
+        """Restore a snapshot, or everything up to the latest position, and wait for the server."""
+        del delta  # a directory that is not empty is one
+        target = ("--to", "latest") if label is None else ("--snapshot", label)
+        cost, printed = self._timed(self._command("restore", "erp", *target, "--into", str(into), "--start"))
+        document = json.loads(printed)
+        phases = document["phases"]
+        behind = sum(phases[name] for name in ("start", "replay", "check"))
+        fingerprint = self.cluster.fingerprint(document["environment"]["dsn"])
+        self._quietly(*self._command("environment", "destroy", document["environment"]["id"]))
+        return Restored(
+            placed_seconds=cost.seconds - behind,
+            answering_seconds=cost.seconds,
+            cost=cost,
+            phases=phases,
+            fingerprint=fingerprint,
+        )
+
+    def push(self, segments: Sequence[Path]) -> None:
+        """Archive segments that were held, while nobody is timed."""
+        for segment in segments:
+            self._quietly(*self._command("wal", "push", "--service", "erp", str(segment)))
+
+    def stored(self) -> Path:
+        """Return where backups lie, and nothing else of size but WAL."""
+        return self.bucket.folder("drservice") if self.bucket else self.base / "repo"
+
+    def is_wal(self, path: Path) -> bool:
+        """Tell whether a file of the repository is WAL."""
+        return "wal" in path.relative_to(self.stored()).parts
+
+    def version(self) -> str:
+        """Return which version it is."""
+        return f"drservice {metadata.version('drservice')}"
+
+    def _command(self, *arguments: str) -> list[str]:
+        return [self.program, "--config", str(self.config), "--json", "--quiet", *arguments]
+
+    def _timed(self, command: Sequence[str]) -> tuple[Cost, bytes]:
+        return timed(command, environment=self.environment, user=None, folder=self.base)
+
+    def _quietly(self, *command: str) -> bytes:
+        return quietly(command, environment=self.environment, folder=self.base)
+
+
+class PgBackRest:
+    """pgBackRest with bundles and block incrementals, its fastest way of doing the same."""
+
+    name = "pgbackrest"
+
+    def __init__(self, base: Path, cluster: Cluster, bucket: Bucket | None, *, program: Path) -> None:
+        self.base, self.cluster, self.bucket, self.program = base, cluster, bucket, program
+        self.config = base / "pgbackrest.conf"
+
+    @property
+    def archive_command(self) -> str:
+        """Return what PostgreSQL runs for each segment."""
+        return f"{self.program} --config={self.config} --stanza=main archive-push %p"
+
+    def prepare(self) -> None:
+        """Make configuration and repository."""
+        self.cluster.own(self.base)
+        for name in ("repo", "log", "lock", "spool"):
+            self.cluster.own(self.base / name)
+        lines = [
+            "[global]",
+            f"cmd={self.program}",
+            "repo1-cipher-type=aes-256-cbc",
+            f"repo1-cipher-pass={PASSPHRASE}",
+            "repo1-bundle=y",
+            "repo1-block=y",
+            "repo1-retention-full=99",
+            "compress-type=zst",
+            "compress-level=1",
+            "process-max=2",
+            "start-fast=y",
+            f"log-path={self.base}/log",
+            "log-level-file=off",
+            "log-level-console=warn",
+            f"lock-path={self.base}/lock",
+            f"spool-path={self.base}/spool",
+            *(self._bucket_lines() if self.bucket else [f"repo1-path={self.base}/repo"]),
+            "[global:archive-get]",
+            "archive-async=y",
+            "[main]",
+            f"pg1-path={self.cluster.data}",
+            f"pg1-socket-path={self.cluster.sock}",
+            "pg1-user=postgres",
+        ]
+        self.config.write_text("\n".join(lines) + "\n")
+        self._quietly("stanza-create")
+
+    def _bucket_lines(self) -> list[str]:
+        assert self.bucket is not None
+        return [
+            "repo1-type=s3",
+            "repo1-path=/pgbackrest",
+            f"repo1-s3-bucket={self.bucket.name}",
+            f"repo1-s3-endpoint={self.bucket.address}",
+            "repo1-s3-region=us-east-1",
+            "repo1-s3-uri-style=path",
+            f"repo1-s3-key={self.bucket.key}",
+            f"repo1-s3-key-secret={self.bucket.secret}",
+            f"repo1-storage-ca-file={self.bucket.certificate}",
+        ]
+
+    def backup(self, *, full: bool) -> Backup:
+        """Take a full or incremental backup."""
+        cost, _ = self._timed("backup", f"--type={'full' if full else 'incr'}")
+        known = json.loads(self._quietly("info", "--output=json"))
+        return Backup(label=known[0]["backup"][-1]["label"], cost=cost, phases={})
+
+    def restore(self, label: str | None, into: Path, *, delta: bool) -> Restored:
+        """Restore a backup, or everything up to the latest position, start the server and wait for it."""
+        if not delta:
+            self.cluster.own(into, mode=0o700)
+        target = (
+            ["--type=default"] if label is None else [f"--set={label}", "--type=immediate", "--target-action=promote"]
+        )
+        options = [f"--pg1-path={into}", "--archive-mode=off", *(["--delta"] if delta else [])]
+        began = time.monotonic()
+        cost, _ = self._timed("restore", *options, *target)
+        placed = time.monotonic() - began
+        sock = into.with_name(f"{into.name}-sock")
+        if not sock.is_dir():
+            self.cluster.own(sock, mode=0o700)
+        began = time.monotonic()
+        self.cluster.run(
+            "pg_ctl", "-D", into, "-l", into.with_name(f"{into.name}.log"), "-s", "-W", "-o", f"-k {sock}", "start"
+        )
+        dsn = f"host={sock} dbname=postgres user=postgres"
+        _await_writable(dsn)
+        started = time.monotonic() - began
+        fingerprint = self.cluster.fingerprint(dsn)
+        self.cluster.run("pg_ctl", "-D", into, "-s", "-w", "-m", "fast", "stop")
+        return Restored(
+            placed_seconds=cost.seconds,
+            answering_seconds=cost.seconds + started,
+            cost=cost,
+            phases={"place": placed, "start and replay": started},
+            fingerprint=fingerprint,
+        )
+
+    def push(self, segments: Sequence[Path]) -> None:
+        """Archive segments that were held, while nobody is timed."""
+        for segment in segments:
+            self._quietly("archive-push", str(segment))
+
+    def stored(self) -> Path:
+        """Return where backups lie, and nothing else of size but WAL."""
+        return self.bucket.folder("pgbackrest") if self.bucket else self.base / "repo"
+
+    def is_wal(self, path: Path) -> bool:
+        """Tell whether a file of the repository is WAL."""
+        return path.relative_to(self.stored()).parts[0] == "archive"
+
+    def version(self) -> str:
+        """Return which version it is."""
+        return quietly([str(self.program), "version"], folder=self.base).decode().strip()
+
+    def _timed(self, command: str, *options: str) -> tuple[Cost, bytes]:
+        return timed(self._command(command, *options), environment={}, user=self.cluster.user, folder=self.base)
+
+    def _quietly(self, command: str, *options: str) -> bytes:
+        return quietly(self._command(command, *options), user=self.cluster.user, folder=self.base)
+
+    def _command(self, command: str, *options: str) -> list[str]:
+        return [str(self.program), f"--config={self.config}", "--stanza=main", command, *options]
+
+
+Racer = Drservice | PgBackRest
+
+
+def _await_writable(dsn: str) -> None:
+    """Wait until a server has recovered to the end and lets transactions write."""
+    deadline = time.monotonic() + 600
+    while True:
+        try:
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                row = connection.execute("select pg_is_in_recovery()").fetchone()
+            if row == (False,):
+                return
+        except psycopg.OperationalError as error:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"the restored server does not come up: {error}") from error
+        time.sleep(0.02)
+
+
+def stored_bytes(racer: Racer) -> int:
+    """Return how much a repository holds without WAL."""
+    files = (path for path in racer.stored().rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files if not racer.is_wal(path))
