@@ -23,12 +23,12 @@ link there. What the host relies on (``environment.json``, ``keeper/``) is out o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from drservice.environments.limits import BrokenLimit, Limits, Usage
 from drservice.model.ids import EnvironmentId, ServiceName
@@ -177,6 +177,10 @@ class Environment(Protocol):
         """Return what the server wrote (its last 1 MiB)."""
         ...
 
+    def read_server_log(self, offset: int, length: int) -> bytes:
+        """Return at most ``length`` bytes of what the server wrote, from ``offset`` on; empty at the present end."""
+        ...
+
     def require_within_limits(self) -> None:
         """Refuse to go on with an environment that was ended for a broken limit; ask when a server is found dead.
 
@@ -202,6 +206,33 @@ class Environment(Protocol):
 
     def execute(self, argv: Sequence[str], *, timeout_seconds: float, stdin: bytes | None = None) -> Finished:
         """Run a program inside, beside the server, and return how it ended (-9 after the timeout)."""
+        ...
+
+    def stream(
+        self,
+        argv: Sequence[str],
+        *,
+        take: Callable[[bytes], object],
+        hear: Callable[[str], object],
+        source: BinaryIO | None = None,
+        stall_seconds: float,
+    ) -> int:
+        """Run a program inside, beside the server, and hand over what it writes, piece by piece; return its status.
+
+        What it writes comes from inside and is as hostile as everything there. An exception of ``take`` or ``hear``
+        ends the program.
+
+        Args:
+            argv: the program and its arguments.
+            take: hears each piece of standard output.
+            hear: hears each line of standard error (cut at a few KiB).
+            source: what it reads as standard input; nothing without.
+            stall_seconds: it is ended (status -9) when it wrote nothing for so long.
+
+        Raises:
+            ProgramMissingError: there is no such program inside.
+            EnvironmentLimitError: the environment was ended for a broken limit, now or before.
+        """
         ...
 
     def stop(self, *, timeout_seconds: float = 60.0) -> None:

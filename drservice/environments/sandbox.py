@@ -23,12 +23,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import drservice
 from drservice import processes
 from drservice.clock import Clock
-from drservice.environments import bubblewrap, folder, isolation, keeper, proc, seccomp, watch
+from drservice.environments import bubblewrap, folder, isolation, keeper, proc, seccomp, streaming, watch
 from drservice.environments.interface import (
     Endpoint,
     EnvironmentDescription,
@@ -270,6 +270,15 @@ class Sandbox:
         except FileNotFoundError:
             return ""
 
+    def read_server_log(self, offset: int, length: int) -> bytes:
+        """Return at most ``length`` bytes of what the server wrote, from ``offset`` on; empty at the present end."""
+        try:
+            with (self._root / "keeper" / keeper.SERVER_LOG).open("rb") as stream:
+                stream.seek(offset)
+                return stream.read(length)
+        except FileNotFoundError:
+            return b""
+
     def require_within_limits(self) -> None:
         """Refuse to go on with an environment that was ended for a broken limit.
 
@@ -337,6 +346,38 @@ class Sandbox:
         if finished.status != 0:
             self.require_within_limits()
         return finished
+
+    def stream(
+        self,
+        argv: Sequence[str],
+        *,
+        take: Callable[[bytes], object],
+        hear: Callable[[str], object],
+        source: BinaryIO | None = None,
+        stall_seconds: float,
+    ) -> int:
+        """Run a program inside, beside the server, and hand over what it writes, piece by piece; return its status.
+
+        Raises:
+            ProgramMissingError: there is no such program inside.
+            EnvironmentLimitError: the environment was ended for a broken limit, now or before.
+        """
+        self.require_within_limits()
+        descriptor = seccomp.open_filter()
+        try:
+            status = streaming.run_streaming(
+                self._run_argv(_require_program(argv), filter_descriptor=descriptor),
+                take=take,
+                hear=hear,
+                source=source,
+                stall_seconds=stall_seconds,
+                pass_fds=(descriptor,),
+            )
+        finally:
+            os.close(descriptor)
+        if status != 0:
+            self.require_within_limits()
+        return status
 
     def stop(self, *, timeout_seconds: float = 60.0) -> None:
         """Stop the server in an orderly way (fast shutdown), by force after the timeout.

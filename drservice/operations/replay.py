@@ -6,6 +6,7 @@ What is not said is a failure, never assumed (traps T29, T32).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -14,6 +15,7 @@ from drservice.clock import Clock, to_iso
 from drservice.components.postgres.connection import connect
 from drservice.components.postgres.controlfile import ControlFile, read_control_file
 from drservice.components.postgres.recovery import (
+    Options,
     RecoveryLog,
     ReplayKind,
     StopKind,
@@ -58,9 +60,14 @@ class Reached:
 
 
 def start_server(
-    environment: Environment, programs: PostgresPrograms, control: ControlFile, resolved: Resolved
+    environment: Environment,
+    programs: PostgresPrograms,
+    control: ControlFile,
+    resolved: Resolved,
+    *,
+    extra: Options = (),
 ) -> None:
-    """Start PostgreSQL inside, set to replay to the target and promote there.
+    """Start PostgreSQL inside, set to replay to the target and promote there; ``extra`` options have the last word.
 
     Raises:
         EnvironmentFailedError, ProgramMissingError: it did not start.
@@ -86,12 +93,14 @@ def start_server(
     if plan.reach.gap is not None and programs.major >= 15:
         # Reading ahead (since version 15) would ask for the missing segment before the target is reached.
         options = (*options, ("recovery_prefetch", "off"))
-    arguments = [word for name, value in options for word in ("-c", f"{name}={value}")]
+    arguments = [word for name, value in (*options, *extra) for word in ("-c", f"{name}={value}")]
     environment.start([str(programs.path("postgres")), "-D", "/env/data", *arguments])
 
 
-def await_recovery(environment: Environment, feeder: Feeder, *, clock: Clock, seconds: float) -> RecoveryLog:
-    """Wait until the server has promoted.
+def await_recovery(
+    environment: Environment, feeder: Feeder, *, clock: Clock, seconds: float, read_log: Callable[[], str]
+) -> RecoveryLog:
+    """Wait until the server has promoted; ``read_log`` returns what it has said so far.
 
     Raises:
         DrError: the feeder's own problem, if it caused the end.
@@ -101,13 +110,13 @@ def await_recovery(environment: Environment, feeder: Feeder, *, clock: Clock, se
     last_change = clock.monotonic()
     seen = (-1, -1)
     while True:
-        text = environment.server_log()
+        text = read_log()
         log = interpret_log(text)
         if log.ready and log.new_timeline is not None:
             return log
         if not environment.running():
             environment.require_within_limits()
-            raise _ended(interpret_log(environment.server_log()), feeder, environment)
+            raise _ended(read_log(), feeder)
         present = (feeder.state.served, len(text))
         if present != seen:
             seen, last_change = present, clock.monotonic()
@@ -116,14 +125,15 @@ def await_recovery(environment: Environment, feeder: Feeder, *, clock: Clock, se
         clock.sleep(_POLL_SECONDS)
 
 
-def _ended(log: RecoveryLog, feeder: Feeder, environment: Environment) -> Exception:
+def _ended(text: str, feeder: Feeder) -> Exception:
+    log = interpret_log(text)
     if feeder.state.problem is not None:
         return feeder.state.problem
     if log.target_missed:
         return ReplayError(
             "the archived WAL ended before the target was reached", hint="`drservice info` shows the reachable window."
         )
-    reason = log.fatal[-1] if log.fatal else _tail(environment.server_log())
+    reason = log.fatal[-1] if log.fatal else _tail(text)
     return ReplayError(f"PostgreSQL ended during recovery: {reason}")
 
 

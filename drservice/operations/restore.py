@@ -47,6 +47,7 @@ from drservice.operations.phases import Phases
 from drservice.operations.production import database_in, endpoints_of
 from drservice.operations.progress import Progress
 from drservice.operations.replay import Reached, await_connection, await_recovery, prove, start_server
+from drservice.operations.selection import SIDE_OPTIONS, Selected, SideRestore, SideServer, select_files
 from drservice.repository.placing import Placed
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
@@ -92,6 +93,8 @@ class RestoreRequest:
     """Folders to restore with the cluster. With any, ``into`` gets a folder for each component, by its name."""
     without: frozenset[SnapshotId] = frozenset()
     """Snapshots not to start from, because they are known to be damaged."""
+    database: str | None = None
+    """Bring back only this database of the cluster; the content of the others is left out, and no files follow it."""
     purpose: str = "restore"
     limits: Limits = field(default_factory=Limits)
     made: Callable[[EnvironmentId], None] = lambda _: None
@@ -114,6 +117,13 @@ class Planned:
     """The snapshots that were considered, oldest first."""
     unreadable: tuple[str, ...]
     """Snapshots that could not be considered, with the reason."""
+    selected: Selected | None = None
+    """What of the snapshot is placed; ``None`` = all of it."""
+
+    @property
+    def placed_bytes(self) -> int:
+        """The size of what is placed."""
+        return self.resolved.plan.snapshot.source_bytes if self.selected is None else self.selected.wanted_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +146,10 @@ class RestoreResult:
     programs: PostgresPrograms
     data_checksums: bool
     database: str | None
-    """The database that production's dsn names."""
+    """The one database that was brought back, else the one that production's dsn names."""
     files: tuple[RestoredFiles, ...] = ()
+    side: SideRestore | None = None
+    """Set if only one database was brought back."""
 
     @property
     def used_records(self) -> tuple[SnapshotRecord, ...]:
@@ -155,6 +167,7 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
 
     Raises:
         TargetOutsideWindowError, WalGapError: it cannot be reached.
+        UnknownNameError: the snapshot has no such database.
         NoIdentityError, WrongIdentityError: the WAL cannot be read here.
     """
     context.progress.step("plan")
@@ -174,7 +187,18 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
     archived = archive_of(context.repository, newest)
     with scanner_of(context, newest, scope) as scanner:
         resolved = resolve(request.target, records, archived.inventory, scanner)
-    return Planned(resolved=resolved, archived=archived, scope=scope, records=records, unreadable=unreadable)
+    selected = None
+    if request.database is not None:
+        reader = context.repository.reader(scope, resolved.plan.snapshot.id)
+        selected = select_files(reader, request.database)
+    return Planned(
+        resolved=resolved,
+        archived=archived,
+        scope=scope,
+        records=records,
+        unreadable=unreadable,
+        selected=selected,
+    )
 
 
 def scanner_of(context: RestoreContext, record: SnapshotRecord, scope: Scope) -> WalScanner:
@@ -243,6 +267,8 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
     """
     if request.into is None and request.afterwards is Afterwards.STOP:
         raise UsageError("there would be nothing left to look at", hint="Give --into DIR, or --start, or both.")
+    if request.database is not None and request.files:
+        raise UsageError("one database is restored without the files that follow the cluster")
     if request.into is not None:
         require_empty(request.into)
     phases = Phases()
@@ -279,9 +305,9 @@ def _run(context: RestoreContext, request: RestoreRequest, phases: Phases) -> Re
     if request.afterwards is Afterwards.STOP:
         environment.stop()
         environment.destroy()
-    if directory is not None:
+    if directory is not None and request.database is None:  # a side restore never takes production's place
         announce_history(directory, result.reached.timeline, account=processes.server_account(None))
-    if request.purpose != "mutation":
+    if request.purpose != "mutation" and request.database is None:
         _remember(context, request, planned, result)
     context.progress.done()
     return result
@@ -324,6 +350,7 @@ def _recover(
             raise
         raise offering_another(error, planned.resolved, planned.records, planned.archived.inventory) from error
     segments = plan_segments(planned.resolved.plan, planned.archived.inventory)
+    side = SideServer(environment, planned.selected.selection) if planned.selected is not None else None
     context.progress.step("replay WAL", total_items=len(segments))
     with Exchange(environment.wal) as exchange:
         feeder = Feeder(
@@ -335,15 +362,17 @@ def _recover(
         )
         try:
             feeder.start()
-            start_server(environment, programs, control, planned.resolved)
+            start_server(environment, programs, control, planned.resolved, extra=SIDE_OPTIONS if side else ())
             phases.end("start")
-            log = await_recovery(environment, feeder, clock=context.clock, seconds=_STALL_SECONDS)
+            read_log = side.read if side is not None else environment.server_log
+            log = await_recovery(environment, feeder, clock=context.clock, seconds=_STALL_SECONDS, read_log=read_log)
             await_connection(environment, clock=context.clock)
             phases.end("replay")
         finally:
             feeder.stop()
         context.progress.step("prove the target")
         reached = prove(environment, log, feeder, planned.resolved)
+        settled = side.settle() if side is not None else None
         exchange.clear()
     phases.end("check")
     files = _restore_files(context, request, environment, _instant(planned, reached), phases)
@@ -356,14 +385,15 @@ def _recover(
         kept=request.afterwards is Afterwards.LEAVE_RUNNING,
         into=request.into,
         isolation=probes,
-        restored_bytes=record.source_bytes,
+        restored_bytes=planned.placed_bytes,
         fetched_bytes=placed.fetched_bytes,
         wal_segments=feeder.state.served,
         stripped_settings=stripped,
         programs=programs,
         data_checksums=record.postgres.data_checksums,
-        database=database_in(request.component.dsn),
+        database=settled.database if settled is not None else database_in(request.component.dsn),
         files=files,
+        side=settled,
     )
 
 
@@ -378,7 +408,7 @@ def _place(
     record = planned.resolved.plan.snapshot
     reader = context.repository.reader(planned.scope, record.id)
     opened = context.repository.open_snapshot(planned.scope, record.id)
-    context.progress.step("fetch and place", total_bytes=record.source_bytes)
+    context.progress.step("fetch and place", total_bytes=planned.placed_bytes)
     control, placed = place_cluster(
         reader,
         environment.data,
@@ -388,6 +418,7 @@ def _place(
         account=account,
         workers=request.component.workers,
         progress=context.progress,
+        wanted=planned.selected.selection.wants if planned.selected is not None else None,
     )
     phases.end("fetch")
     context.progress.step("make durable")
