@@ -80,6 +80,9 @@ class WalInventory:
     histories: Mapping[Timeline, tuple[HistoryEntry, ...]]
     stored_at: Mapping[str, datetime] = field(default_factory=dict)
     """When each segment reached the store, by name and by the store's clock, as far as known."""
+    partials: Mapping[Timeline, frozenset[int]] = field(default_factory=dict)
+    """Numbers of the segments that were archived as ``.partial``: the last one of a timeline, as far as it was written.
+    It serves only where its timeline ends and no whole one is archived."""
 
     def timelines(self) -> set[Timeline]:
         """Return every timeline that has WAL or a history file."""
@@ -117,6 +120,8 @@ class Reach:
     fork: Lsn | None = None
     """Set where the last segment is an ancestor's that runs on past the point where the path leaves it: recovery must
     stop there, because what follows in that file is the history that was left."""
+    partial: str | None = None
+    """Name of the archived ``.partial`` file that the last segment is served from, if it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,8 +225,18 @@ def measure_reach(snapshot: SnapshotRecord, inventory: WalInventory, timeline: T
             first_name=segment_name(owner, missing, size),
             segments=after - missing,
         )
+    partial = None
+    if fork is None and gap is None and number >= first and _ends_in_partial(number, path, inventory):
+        partial = f"{segment_name(path[-1].timeline, number, size)}.partial"
+        number += 1
     end = fork if fork is not None else segment_begin(number, size)
-    return Reach(path=path, end=end, segments=number - first, gap=gap, fork=fork)
+    return Reach(path=path, end=end, segments=number - first, gap=gap, fork=fork, partial=partial)
+
+
+def _ends_in_partial(number: int, path: Sequence[TimelineSpan], inventory: WalInventory) -> bool:
+    """Tell whether the WAL of the path's last timeline goes on, and ends, in a segment archived as ``.partial``."""
+    last = path[-1]
+    return _lies_on(number, last, inventory.segment_bytes) and number in inventory.partials.get(last.timeline, ())
 
 
 def _lies_on(number: int, span: TimelineSpan, size: int) -> bool:
@@ -436,7 +451,7 @@ def windows_of(snapshots: Iterable[SnapshotRecord], inventory: WalInventory) -> 
             first = windows.pop().first
         number = snapshot.postgres.start_lsn.segment_number(inventory.segment_bytes) + reach.segments - 1
         holder = holder_of(number, reach.path, inventory) or timeline
-        last = segment_name(holder, number, inventory.segment_bytes)
+        last = reach.partial or segment_name(holder, number, inventory.segment_bytes)
         windows.append(
             Window(
                 first=first,

@@ -14,7 +14,7 @@ from drservice.environments.exchange import Exchange
 from drservice.errors import DrError, RecoveryError, SegmentAbsentError, WalGapError
 from drservice.model.ids import SystemId
 from drservice.model.recovery import RecoveryPlan, WalInventory
-from drservice.model.wal import WalFileKind, WalFileName, segment_number
+from drservice.model.wal import Timeline, WalFileKind, WalFileName, segment_number
 from drservice.operations.locate import plan_segments
 from drservice.operations.progress import Progress
 from drservice.repository.walarchive import WalArchive
@@ -32,6 +32,7 @@ class FeederState:
 
     served: int = 0
     asked_past_end: bool = False
+    """Whether the server looked for a segment behind the last one that it was to get."""
     problem: DrError | None = None
     names: list[str] = field(default_factory=list)
 
@@ -47,12 +48,15 @@ class Feeder:
         plan: RecoveryPlan,
         inventory: WalInventory,
         progress: Progress,
+        promotes_to: Timeline | None = None,
     ) -> None:
+        """``promotes_to``: the timeline that the server is to choose when it promotes; all below count as taken."""
         self._exchange = exchange
         self._archive = archive
         self._plan = plan
         self._inventory = inventory
         self._progress = progress
+        self._promotes_to = promotes_to
         self._system_id: SystemId = inventory.system_id
         self._names = plan_segments(plan, inventory)
         self._index = {name: position for position, name in enumerate(self._names)}
@@ -119,7 +123,7 @@ class Feeder:
 
     def _get(self, name: WalFileName) -> bytes:
         if name.kind is WalFileKind.HISTORY:
-            return self._archive.fetch(name, system_id=self._system_id)
+            return self._history(name)
         if name.kind is not WalFileKind.SEGMENT:
             raise SegmentAbsentError(f"{name.name} is not part of the plan")
         position = self._index.get(name.name)
@@ -128,6 +132,21 @@ class Feeder:
             return self._take(name.name)
         self._judge_absence(name)
         raise SegmentAbsentError(f"{name.name} is not part of the plan")
+
+    def _history(self, name: WalFileName) -> bytes:
+        """Return a history; for a timeline that is taken, as far as is known, something that only says so.
+
+        A promoting server asks for histories upward from its own and takes the first number of which there is none
+        (``findNewestTimeLine`` in timeline.c). It looks whether they are there and never into them: what it reads is
+        the history of the timeline that it was told to follow, and of those it does get the real ones.
+        """
+        try:
+            return self._archive.fetch(name, system_id=self._system_id)
+        except SegmentAbsentError:
+            taken = self._promotes_to is not None and self._plan.timeline < name.timeline < self._promotes_to
+            if not taken:
+                raise
+            return f"# timeline {name.timeline} is taken\n".encode()
 
     def _judge_absence(self, name: WalFileName) -> None:
         """Return only where the plan's listing proves that ``name`` is no hole.
@@ -146,21 +165,23 @@ class Feeder:
     def _take(self, name: str) -> bytes:
         future = self._ahead.pop(name, None)
         try:
-            if future is not None:
-                return future.result()
-            return self._archive.fetch(WalFileName.parse(name), system_id=self._system_id)
+            return future.result() if future is not None else self._fetch(name)
         except SegmentAbsentError as error:
             # It was listed when the plan was made: now it is a hole, never the end.
             raise RecoveryError(
                 f"{name} vanished from the archive during the restore", hint="Is somebody deleting WAL? Try again."
             ) from error
 
+    def _fetch(self, name: str) -> bytes:
+        partial = self._plan.reach.partial
+        stored = partial if partial is not None and partial.removesuffix(".partial") == name else name
+        return self._archive.fetch(WalFileName.parse(stored), system_id=self._system_id)
+
     def _read_ahead(self, position: int) -> None:
         ahead = max(1, min(_AHEAD, _AHEAD_BYTES // self._inventory.segment_bytes))
         for name in self._names[position : position + ahead]:
             if name not in self._ahead and not self._exchange.has(name):
-                parsed = WalFileName.parse(name)
-                self._ahead[name] = self._pool.submit(self._archive.fetch, parsed, system_id=self._system_id)
+                self._ahead[name] = self._pool.submit(self._fetch, name)
 
     def _after(self, name: str) -> None:
         position = self._index.get(name)

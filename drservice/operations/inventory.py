@@ -31,6 +31,7 @@ def read_archive(archive: WalArchive, *, system_id: SystemId, segment_bytes: int
         DamagedObjectError, FormatError, KeyProblemError: a history file is unusable.
     """
     segments: dict[Timeline, set[int]] = {}
+    partials: dict[Timeline, set[int]] = {}
     histories: dict[Timeline, tuple[HistoryEntry, ...]] = {}
     files: dict[str, ArchivedFile] = {}
     unread: list[str] = []
@@ -39,6 +40,8 @@ def read_archive(archive: WalArchive, *, system_id: SystemId, segment_bytes: int
         name = WalFileName.parse(item.name)
         if name.kind is WalFileKind.SEGMENT:
             segments.setdefault(name.timeline, set()).add(segment_number(item.name, segment_bytes))
+        elif name.kind is WalFileKind.PARTIAL:
+            partials.setdefault(name.timeline, set()).add(segment_number(item.name, segment_bytes))
         elif name.kind is WalFileKind.HISTORY:
             try:
                 text = archive.fetch(name, system_id=system_id).decode("utf-8", "replace")
@@ -52,6 +55,7 @@ def read_archive(archive: WalArchive, *, system_id: SystemId, segment_bytes: int
         segments={timeline: frozenset(numbers) for timeline, numbers in segments.items()},
         histories=histories,
         stored_at={name: item.modified_at for name, item in files.items()},
+        partials={timeline: frozenset(numbers) for timeline, numbers in partials.items()},
     )
     return Archived(inventory=inventory, files=files, unread_histories=tuple(unread))
 

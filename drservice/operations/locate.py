@@ -31,7 +31,7 @@ from drservice.components.postgres.waldump import (
 from drservice.environments.exchange import Exchange
 from drservice.environments.interface import Environment, EnvironmentSpec
 from drservice.environments.sandbox import prepare_sandbox
-from drservice.errors import TargetOutsideWindowError, UsageError, WalGapError
+from drservice.errors import SegmentAbsentError, TargetOutsideWindowError, UsageError, WalGapError
 from drservice.model.ids import ServiceName, SystemId
 from drservice.model.recovery import (
     RecoveryPlan,
@@ -50,7 +50,7 @@ from drservice.operations.progress import Progress
 from drservice.processes import Finished
 from drservice.repository.walarchive import WalArchive
 
-_WAL_BLOCK_BYTES = 8192
+WAL_BLOCK_BYTES = 8192
 _DUMP_SECONDS = 120.0
 _DUMPS_KEPT = 4
 """A busy segment holds tens of thousands of commits: a search over many must not keep them all."""
@@ -73,6 +73,9 @@ class Resolved:
     replay: ReplayTarget
     ends: RecoveryEnd
     notes: tuple[str, ...] = ()
+    wal_end: Lsn | None = None
+    """Where valid WAL ends inside the last segment, if recovery is to reach it and the segment is a ``.partial``: the
+    server does not ask for another one behind it, so this is what tells that it has read all there is."""
 
 
 @dataclass(slots=True)
@@ -113,7 +116,7 @@ class WalScanner:
 
     def _read(self, name: str) -> Dump:
         environment, exchange = self._place()
-        data = self.archive.fetch(WalFileName.parse(name), system_id=self.system_id)
+        data = self._fetch(name)
         exchange.serve(name, data)
         self.progress.advance(1)
 
@@ -126,10 +129,20 @@ class WalScanner:
                 program=str(require_tool("pg_waldump", server=self.major).path("pg_waldump")),
                 segment=f"/env/wal/{name}",
                 local=environment.wal / name,
-                geometry=Geometry(segment_bytes=self.segment_bytes, wal_block_bytes=_WAL_BLOCK_BYTES),
+                geometry=Geometry(segment_bytes=self.segment_bytes, wal_block_bytes=WAL_BLOCK_BYTES),
             )
         finally:
             exchange.forget(name)
+
+    def _fetch(self, name: str) -> bytes:
+        """Return a segment's bytes; of one that was never finished those of its ``.partial``."""
+        try:
+            return self.archive.fetch(WalFileName.parse(name), system_id=self.system_id)
+        except SegmentAbsentError:
+            partial = WalFileName.parse(f"{name}.partial")
+            if not self.archive.exists(partial, system_id=self.system_id):
+                raise
+            return self.archive.fetch(partial, system_id=self.system_id)
 
     def _place(self) -> tuple[Environment, Exchange]:
         if self._environment is None or self._exchange is None:
@@ -165,17 +178,21 @@ def resolve(
             plan = choose_plan(target, records, inventory)
             return Resolved(plan=plan, replay=ReplayTarget.immediate(), ends=RecoveryEnd.TARGET)
         case TargetKind.LATEST:
-            return _to_the_end(choose_plan(target, records, inventory), ())
+            return _to_the_end(choose_plan(target, records, inventory), (), scanner)
 
 
-def _to_the_end(plan: RecoveryPlan, notes: tuple[str, ...]) -> Resolved:
+def _to_the_end(plan: RecoveryPlan, notes: tuple[str, ...], scanner: WalScanner) -> Resolved:
     """Return how to replay everything a plan reaches.
 
     Where its last segment is an ancestor's that runs on past the fork, recovery is told to stop before the fork.
     """
     fork = plan.reach.fork
     if fork is None:
-        return Resolved(plan=plan, replay=ReplayTarget.latest(), ends=RecoveryEnd.END_OF_WAL, notes=notes)
+        end: Lsn | None = None
+        if plan.reach.partial is not None:
+            end = scanner.dump(plan.reach.partial.removesuffix(".partial")).end.position
+            notes = (*notes, f"the last segment is archived as {plan.reach.partial}; valid WAL in it ends at {end}")
+        return Resolved(plan=plan, replay=ReplayTarget.latest(), ends=RecoveryEnd.END_OF_WAL, notes=notes, wal_end=end)
     note = f"timeline {plan.timeline} has no WAL of its own here yet: recovery ends where it branched off, at {fork}"
     replay = ReplayTarget.at_lsn(fork, inclusive=False)
     return Resolved(plan=plan, replay=replay, ends=RecoveryEnd.TARGET, notes=(*notes, note))
@@ -188,8 +205,11 @@ def plan_segments(plan: RecoveryPlan, inventory: WalInventory) -> list[str]:
     names: list[str] = []
     for number in range(first, first + plan.reach.segments):
         timeline = holder_of(number, plan.reach.path, inventory)
-        assert timeline is not None, "measure_reach follows only what is there"
-        names.append(segment_name(timeline, number, size))
+        if timeline is None:
+            assert plan.reach.partial is not None, "measure_reach follows only what is there"
+            names.append(plan.reach.partial.removesuffix(".partial"))
+        else:
+            names.append(segment_name(timeline, number, size))
     return names
 
 
@@ -249,7 +269,7 @@ def _resolve_time(
         # them, and commit times are not monotonic: only the look at every segment allows a recovery without a stop.
     if newest is not None and newest > instant and plan.reach.gap is None:
         note = f"nothing ended after the target; a record of {to_iso(newest)} proves the archive complete past it"
-        return _to_the_end(plan, (note,))
+        return _to_the_end(plan, (note,), scanner)
     if newest is not None and newest > instant:
         why = "no transaction before the gap ended after the target, so recovery would run into it; name an LSN instead"
     else:
@@ -266,7 +286,7 @@ def _resolve_lsn(
     scanner: WalScanner,
 ) -> Resolved:
     if plan.reach.fork is not None and lsn >= plan.reach.fork:
-        return _to_the_end(plan, ())
+        return _to_the_end(plan, (), scanner)
     size = inventory.segment_bytes
     names = plan_segments(plan, inventory)
     first = plan.snapshot.postgres.start_lsn.segment_number(size)
@@ -277,7 +297,7 @@ def _resolve_lsn(
             return Resolved(plan=plan, replay=ReplayTarget.at_lsn(lsn), ends=RecoveryEnd.TARGET)
         if end.position is not None and end.position == lsn:
             note = f"the archived WAL ends exactly at {lsn}"
-            return _to_the_end(plan, (note,))
+            return _to_the_end(plan, (note,), scanner)
     raise _outside(plan.target, "the archived WAL ends before it", records, inventory, gap=plan.reach.gap)
 
 
@@ -316,10 +336,11 @@ def _newest_first(
         return
     latest = target.timeline if target.timeline is not None else max(timelines)
     path = inventory.path_to(latest)
-    numbers = sorted({number for found in inventory.segments.values() for number in found}, reverse=True)
+    whole = {number for found in inventory.segments.values() for number in found}
+    partials = inventory.partials.get(latest, frozenset())
     oldest = min(record.postgres.start_lsn for record in records).segment_number(inventory.segment_bytes)
-    for number in numbers:
-        timeline = holder_of(number, path, inventory)
+    for number in sorted(whole | partials, reverse=True):
+        timeline = holder_of(number, path, inventory) or (latest if number in partials else None)
         if number >= oldest and timeline is not None:
             limit = limit_of(number, path, timeline, inventory.segment_bytes)
             yield segment_name(timeline, number, inventory.segment_bytes), limit

@@ -162,7 +162,7 @@ def loss_at(
     last = restored.reached.lsn.segment_number(size) - plan.snapshot.postgres.start_lsn.segment_number(size)
     was_at_risk = tail_at_risk
     for name in reversed(names[: last + 1]):
-        stored_at = inventory.stored_at.get(name)
+        stored_at = inventory.stored_at.get(name) or inventory.stored_at.get(f"{name}.partial")
         if stored_at is None:
             return None
         is_held = stored_at - skew <= instant

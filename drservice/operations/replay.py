@@ -7,13 +7,13 @@ What is not said is a failure, never assumed (traps T29, T32).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
 from drservice.clock import Clock, to_iso
 from drservice.components.postgres.connection import connect
-from drservice.components.postgres.controlfile import ControlFile, read_control_file
+from drservice.components.postgres.controlfile import ClusterState, ControlFile, read_control_file
 from drservice.components.postgres.recovery import (
     Options,
     RecoveryLog,
@@ -28,6 +28,7 @@ from drservice.components.postgres.recovery import (
     recovery_options,
 )
 from drservice.components.postgres.server import PostgresPrograms
+from drservice.components.postgres.waldump import LONG_PAGE_HEADER_BYTES
 from drservice.environments.exchange import RESTORE_COMMAND, SCRIPT_NAME, fetch_script
 from drservice.environments.interface import Environment
 from drservice.errors import (
@@ -38,10 +39,9 @@ from drservice.errors import (
     ProofError,
     ReplayError,
 )
-from drservice.model.recovery import RecoveryPlan
 from drservice.model.wal import Lsn, Timeline
 from drservice.operations.feeder import Feeder
-from drservice.operations.locate import RecoveryEnd, Resolved
+from drservice.operations.locate import WAL_BLOCK_BYTES, RecoveryEnd, Resolved
 
 _POLL_SECONDS = 0.05
 _CONNECT_SECONDS = 60.0
@@ -55,7 +55,7 @@ class Reached:
     time: datetime | None
     """Of the last transaction replayed; ``None`` if there was none after the snapshot."""
     timeline: Timeline
-    """The new timeline the server promoted to."""
+    """The one the server is on: a new one if it promoted."""
     evidence: tuple[str, ...]
 
 
@@ -65,9 +65,10 @@ def start_server(
     control: ControlFile,
     resolved: Resolved,
     *,
+    action: TargetAction = TargetAction.PROMOTE,
     extra: Options = (),
 ) -> None:
-    """Start PostgreSQL inside, set to replay to the target and promote there; ``extra`` options have the last word.
+    """Start PostgreSQL inside, set to replay to the target and do ``action`` there; ``extra`` options come last.
 
     Raises:
         EnvironmentFailedError, ProgramMissingError: it did not start.
@@ -86,9 +87,7 @@ def start_server(
         ("unix_socket_directories", "/env/sock"),
         ("port", "5432"),
         *isolation_options(control, major=programs.major),
-        *recovery_options(
-            resolved.replay, restore_command=RESTORE_COMMAND, action=TargetAction.PROMOTE, timeline=timeline
-        ),
+        *recovery_options(resolved.replay, restore_command=RESTORE_COMMAND, action=action, timeline=timeline),
     )
     if plan.reach.gap is not None and programs.major >= 15:
         # Reading ahead (since version 15) would ask for the missing segment before the target is reached.
@@ -142,8 +141,24 @@ def _tail(text: str) -> str:
     return lines[-1][-300:] if lines else "its log is empty"
 
 
-def prove(environment: Environment, log: RecoveryLog, feeder: Feeder, resolved: Resolved) -> Reached:
+def prove(
+    environment: Environment,
+    log: RecoveryLog,
+    feeder: Feeder,
+    resolved: Resolved,
+    *,
+    action: TargetAction = TargetAction.PROMOTE,
+    promotes_to: Timeline | None = None,
+) -> Reached:
     """Compare what was reached with what was planned.
+
+    Args:
+        environment: where the server runs, or ended by itself (``SHUTDOWN``).
+        log: what it said.
+        feeder: what it asked for.
+        resolved: what was planned.
+        action: what it was to do at the target.
+        promotes_to: the timeline that was taken for it; ``None`` = any new one.
 
     Raises:
         ProofError: they differ, or the server does not say.
@@ -154,6 +169,18 @@ def prove(environment: Environment, log: RecoveryLog, feeder: Feeder, resolved: 
         raise ProofError("the server did not report a consistent state")
     evidence.append(f"consistent at {log.consistent_at}")
     evidence.append(_prove_stop(log, feeder, resolved))
+    match action:
+        case TargetAction.PROMOTE:
+            reached = _promoted(environment, log, resolved, promotes_to)
+        case TargetAction.PAUSE:
+            reached = _paused(environment, log, resolved)
+        case TargetAction.SHUTDOWN:
+            reached = _shut_down(environment, resolved)
+    _prove_position(reached.lsn, resolved)
+    return replace(reached, evidence=(*evidence, *reached.evidence))
+
+
+def _promoted(environment: Environment, log: RecoveryLog, resolved: Resolved, promotes_to: Timeline | None) -> Reached:
     environment.require_own_socket()
     with connect(environment.dsn, application_name="drservice restore") as session:
         in_recovery, replayed, last, walfile = session.row(
@@ -165,22 +192,54 @@ def prove(environment: Environment, log: RecoveryLog, feeder: Feeder, resolved: 
     timeline = Timeline(int(walfile[:8], 16))
     if timeline <= resolved.plan.timeline or timeline != log.new_timeline:
         raise ProofError(f"the server is on timeline {timeline}, planned was a new one after {resolved.plan.timeline}")
-    evidence.append(f"promoted from timeline {resolved.plan.timeline} to {timeline}")
-    reached = Lsn.parse(replayed) if replayed else (log.redo_done_at or log.consistent_at)
-    _prove_position(reached, resolved.plan)
-    return Reached(lsn=reached, time=last, timeline=timeline, evidence=tuple(evidence))
+    if promotes_to is not None and timeline != promotes_to:
+        raise ProofError(f"the server is on timeline {timeline}, taken for it was {promotes_to}")
+    consistent = log.redo_done_at or log.consistent_at
+    assert consistent is not None, "prove has asked"
+    return Reached(
+        lsn=Lsn.parse(replayed) if replayed else consistent,
+        time=last,
+        timeline=timeline,
+        evidence=(f"promoted from timeline {resolved.plan.timeline} to {timeline}",),
+    )
+
+
+def _paused(environment: Environment, log: RecoveryLog, resolved: Resolved) -> Reached:
+    if log.insufficient_parameters:
+        # It pauses then wherever it is (trap T31), and that is not the target.
+        raise ProofError(f"the server paused before the target: {log.insufficient_parameters[0]}")
+    environment.require_own_socket()
+    with connect(environment.dsn, application_name="drservice restore") as session:
+        in_recovery, paused, replayed, last = session.row(
+            "select pg_is_in_recovery(), case when pg_is_in_recovery() then pg_is_wal_replay_paused() end,"
+            " pg_last_wal_replay_lsn()::text, pg_last_xact_replay_timestamp()"
+        )
+    if not in_recovery or not paused or replayed is None:
+        raise ProofError(
+            "the server did not pause at the target, it promoted",
+            hint="PostgreSQL pauses only where people could connect already; take --action promote for this target.",
+        )
+    text = f"paused there, read only, on timeline {resolved.plan.timeline}"
+    return Reached(lsn=Lsn.parse(replayed), time=last, timeline=resolved.plan.timeline, evidence=(text,))
+
+
+def _shut_down(environment: Environment, resolved: Resolved) -> Reached:
+    """Read what a server that shut down at its target left: it cannot be asked any more."""
+    control = read_control_file(environment.data)
+    if control.state is not ClusterState.SHUT_DOWN_IN_RECOVERY:
+        raise ProofError(f"the server was to shut down in recovery, and pg_control says {control.state.name}")
+    if control.min_recovery_timeline not in {0, resolved.plan.timeline}:
+        found = control.min_recovery_timeline
+        raise ProofError(f"the server is on timeline {found}, planned was {resolved.plan.timeline}")
+    text = f"shut down there, in recovery, on timeline {resolved.plan.timeline}"
+    last = max(control.min_recovery_point, resolved.plan.snapshot.postgres.stop_lsn)
+    return Reached(lsn=last, time=None, timeline=resolved.plan.timeline, evidence=(text,))
 
 
 def _prove_stop(log: RecoveryLog, feeder: Feeder, resolved: Resolved) -> str:
-    stop, target = log.stop, resolved.plan.target
     if resolved.ends is RecoveryEnd.END_OF_WAL:
-        if stop is not None:
-            raise ProofError(f"recovery stopped at {stop.kind.value} although it was to reach the end of the WAL")
-        if not feeder.state.asked_past_end:
-            raise ProofError(
-                "the server did not read the archived WAL to its end: a record in the middle is unreadable"
-            )
-        return "replayed to the proven end of the archived WAL"
+        return _prove_end_of_wal(log, feeder, resolved)
+    stop, target = log.stop, resolved.plan.target
     if stop is None:
         raise ProofError(f"the server does not say that it stopped at {target.describe()}")
     match resolved.replay.kind:
@@ -202,11 +261,29 @@ def _prove_stop(log: RecoveryLog, feeder: Feeder, resolved: Resolved) -> str:
             return f"stopped {side.value.removesuffix(' LSN')} the record at {stop.lsn}"
 
 
-def _prove_position(reached: Lsn, plan: RecoveryPlan) -> None:
+def _prove_end_of_wal(log: RecoveryLog, feeder: Feeder, resolved: Resolved) -> str:
+    if log.stop is not None:
+        raise ProofError(f"recovery stopped at {log.stop.kind.value} although it was to reach the end of the WAL")
+    if resolved.wal_end is not None:
+        return f"replayed to the end of valid WAL in the last segment, {resolved.wal_end}"
+    if not feeder.state.asked_past_end:
+        raise ProofError("the server did not read the archived WAL to its end: a record in the middle is unreadable")
+    return "replayed to the proven end of the archived WAL"
+
+
+def _prove_position(reached: Lsn, resolved: Resolved) -> None:
+    plan = resolved.plan
     if reached < plan.snapshot.postgres.stop_lsn:
         raise ProofError(f"replay ended at {reached}, before the snapshot's end {plan.snapshot.postgres.stop_lsn}")
     if reached > plan.reach.end:
         raise ProofError(f"replay ended at {reached}, behind everything the plan provides ({plan.reach.end})")
+    if resolved.wal_end is not None and _behind_header(reached) < resolved.wal_end:
+        raise ProofError(f"replay ended at {reached}, before the end of valid WAL at {resolved.wal_end}")
+
+
+def _behind_header(position: Lsn) -> Lsn:
+    """Return where the next record can begin: at the beginning of a page stands its header."""
+    return position + LONG_PAGE_HEADER_BYTES if position.value % WAL_BLOCK_BYTES == 0 else position
 
 
 def await_connection(environment: Environment, *, clock: Clock) -> None:

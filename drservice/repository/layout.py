@@ -71,6 +71,16 @@ def name_key(service: ServiceName, component: ComponentName, system_id: SystemId
     return f"s/{service}/{component}/names/{system_id}/{name}"
 
 
+def timeline_prefix(service: ServiceName, component: ComponentName, system_id: SystemId) -> str:
+    """Return the prefix of the timeline numbers that were taken for one cluster."""
+    return f"s/{service}/{component}/timelines/{system_id}/"
+
+
+def timeline_key(service: ServiceName, component: ComponentName, system_id: SystemId, timeline: Timeline) -> str:
+    """Return the key that stands for a timeline number being taken."""
+    return f"{timeline_prefix(service, component, system_id)}{timeline:08X}"
+
+
 def service_of(key: str) -> ServiceName | None:
     """Return the service a key belongs to, ``None`` for objects of the whole repository."""
     parts = key.split("/")

@@ -301,18 +301,27 @@ class StrippedSettings:
     """Names, in the order of the file."""
 
 
-def strip_stale_settings(auto_conf: str) -> StrippedSettings:
+ARCHIVING = frozenset({"archive_mode", "archive_command", "archive_library", "archive_timeout"})
+"""What makes a server archive: a copy beside production must not, production itself must again."""
+
+
+def strip_stale_settings(auto_conf: str, *, keep: frozenset[str] = frozenset()) -> StrippedSettings:
     """Take the settings of earlier recoveries, standbys and archiving out of ``postgresql.auto.conf`` (T30).
 
     A ``recovery_target_*`` left by an earlier restore would be a second target; ``primary_conninfo`` would
     follow the production server.
+
+    Args:
+        auto_conf: the file's text.
+        keep: names that stay all the same.
     """
     kept: list[str] = []
     removed: list[str] = []
     for line in auto_conf.splitlines(keepends=True):
         match = _SETTING_NAME.match(line)
         name = match[1].lower() if match else ""
-        if name in _STALE_EXACT or name == "recovery_target" or name.startswith("recovery_target_"):
+        is_stale = name in _STALE_EXACT or name == "recovery_target" or name.startswith("recovery_target_")
+        if is_stale and name not in keep:
             removed.append(name)
         else:
             kept.append(line)
@@ -363,6 +372,7 @@ class RecoveryLog:
     insufficient_parameters: tuple[str, ...]
     """Sentences such as ``max_connections = 10 is a lower setting than on the primary server, ...``."""
     paused: bool
+    shut_down_at_target: bool
     ready: bool
     """The server takes connections (read-only or not)."""
     restored_files: tuple[str, ...]
@@ -412,6 +422,7 @@ def interpret_log(text: str) -> RecoveryLog:
         target_missed="recovery ended before configured recovery target was reached" in text,
         insufficient_parameters=tuple(dict.fromkeys(match[1] for match in _LOWER.finditer(text))),
         paused=_PAUSED.search(text) is not None,
+        shut_down_at_target="shutdown at recovery target" in text,
         ready=_READY.search(text) is not None,
         restored_files=tuple(match[1] for match in _RESTORED.finditer(text)),
         fatal=fatal,

@@ -37,7 +37,7 @@ _AT = re.compile(r" at ([0-9A-F]+/[0-9A-F]+)")
 _NEXT_FILE = re.compile(r"could not find file \"([0-9A-F]{24})\"")
 _ALIGNMENT = 8
 _SHORT_PAGE_HEADER = 24
-_LONG_PAGE_HEADER = 40
+LONG_PAGE_HEADER_BYTES = 40
 _RECORD_HEADER = 24
 _SHORT_DATA = 255
 _POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
@@ -159,7 +159,7 @@ def dump_segment(execute: Execute, *, program: str, segment: str, local: Path, g
         events.extend(parse_records(lines, geometry=geometry))
     assert end is not None
     with local.open("rb") as content:
-        base = _first_position(content.read(_LONG_PAGE_HEADER))
+        base = _first_position(content.read(LONG_PAGE_HEADER_BYTES))
 
         def read_at(position: Lsn, length: int) -> bytes:
             content.seek(position.value - base.value)
@@ -233,7 +233,7 @@ def record_end(lsn: Lsn, total_bytes: int, *, geometry: Geometry) -> Lsn:
             break
         left -= room
         position += room
-        position += _LONG_PAGE_HEADER if position % geometry.segment_bytes == 0 else _SHORT_PAGE_HEADER
+        position += LONG_PAGE_HEADER_BYTES if position % geometry.segment_bytes == 0 else _SHORT_PAGE_HEADER
     return Lsn(-(-position // _ALIGNMENT) * _ALIGNMENT)
 
 
@@ -311,7 +311,7 @@ def _xlog(description: str, lsn: Lsn, end: Lsn) -> RestorePoint | Checkpoint | N
 
 
 def _first_position(head: bytes) -> Lsn:
-    if len(head) < _LONG_PAGE_HEADER:
+    if len(head) < LONG_PAGE_HEADER_BYTES:
         raise WalError("the segment is shorter than a page header")
     (address,) = struct.unpack_from("<Q", head, 8)
     return Lsn(address)
