@@ -37,7 +37,7 @@ insert into messages (body)
   select jsonb_build_object('order', i, 'kind', (array['mrp','sale','stock'])[1 + i % 3], 'quantity', i % 5000,
          'machine', 'press-' || i % 40, 'batch', md5((i * 7)::text), 'ok', i % 19 <> 0,
          'tags', jsonb_build_array(i % 7, i % 11), 'trace', md5(i::text) || md5((i + 1)::text) || md5((i * 3)::text),
-         'text', format('Arbeitsgang %s an press-%s gemeldet: Menge %s gut, %s Ausschuss, Werkzeug %s von %s gewechselt',
+         'text', format('Arbeitsgang %s an press-%s gemeldet: Menge %s gut, %s Ausschuss, Werkzeug %s von %s',
                         i % 90, i % 40, i % 5000, i % 13, 4000 + i % 977,
                         (array['Maier','Nowak','Öztürk','Weber'])[1 + i % 4]))
   from generate_series(1, {messages}) i;
