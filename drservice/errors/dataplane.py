@@ -150,6 +150,14 @@ class ProofError(RecoveryError):
     hint = "Do not use this copy. Restore again from another snapshot and report the difference."
 
 
+class ServerRunningError(RecoveryError):
+    """A PostgreSQL server runs on the directory that is to be written over, or that cannot be excluded."""
+
+    code = "DR314"
+    exit_status = ExitStatus.USAGE
+    hint = "Stop it first. If none runs, remove what the message names. Nothing was written."
+
+
 # --- DR4xx: repository --------------------------------------------------------------------------------------
 
 
@@ -266,6 +274,13 @@ class InvalidKeyError(ObjectStoreError):
     hint = "The name was built from damaged or hostile data; nothing was read or written under it."
 
 
+class StoreThrottledError(StoreUnreachableError):
+    """The store asks to be asked less often."""
+
+    code = "DR507"
+    hint = "The store limits requests; run fewer workers or at another time, or ask its owner. Nothing was lost."
+
+
 # --- DR6xx: environments ------------------------------------------------------------------------------------
 
 
@@ -367,3 +382,10 @@ class UnsupportedClusterError(PostgresError):
     code = "DR711"
     exit_status = ExitStatus.USAGE
     hint = "Use the method the message names."
+
+
+class StandbyPromotedError(CaptureError):
+    """The standby that was being backed up became a primary."""
+
+    code = "DR712"
+    hint = "Nothing is visible. See where dsn leads now, and back up again from the new primary or another standby."

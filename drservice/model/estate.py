@@ -18,6 +18,7 @@ from drservice.model.checks import Expectation, Severity
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.retention import RetentionPolicy
 from drservice.model.schedule import Cron
+from drservice.model.storing import NO_SETTINGS, StoreSettings
 
 
 class CaptureMethod(Enum):
@@ -56,6 +57,7 @@ class RepositorySettings:
     signers: tuple[SignerSettings, ...] = ()
     bytes_per_second: int | None = None
     """What is moved to and from the store at most; set for the process of a throttled run only."""
+    store: StoreSettings = NO_SETTINGS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +75,20 @@ class PostgresSettings:
 
     name: ComponentName
     dsn: str
+    """The server that is backed up: the primary, or a standby."""
+    primary_dsn: str | None = None
+    """The primary, where ``dsn`` leads to a standby."""
     data_directory: Path | None = None
     method: CaptureMethod = CaptureMethod.AUTO
     wal: WalSettings = field(default_factory=WalSettings)
     node: str | None = None
     workers: int = 2
     compression_level: int = 1
+
+    @property
+    def production_dsn(self) -> str:
+        """Where commits are made: what is at risk is asked there, and restore points are left there."""
+        return self.dsn if self.primary_dsn is None else self.primary_dsn
 
 
 class FilesKind(Enum):
@@ -273,6 +283,7 @@ class AnchorSettings:
 
     name: str
     url: str
+    store: StoreSettings = NO_SETTINGS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

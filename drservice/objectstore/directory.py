@@ -188,6 +188,15 @@ class DirectoryStore:
             return
         yield body
 
+    def extend_lock(self, key: str, until: datetime) -> None:
+        """Refuse: a directory keeps no locks.
+
+        Raises:
+            ObjectStoreError: always.
+        """
+        del until
+        raise ObjectStoreError(f"cannot lock {key}: {self.description} keeps no locks")
+
     def delete(self, key: str) -> None:
         """Remove an object; an absent one is fine. Folders stay: removing them would race with creators.
 

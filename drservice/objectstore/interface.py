@@ -19,6 +19,8 @@ from datetime import datetime
 from enum import Enum
 from typing import Protocol, TypeAlias
 
+from drservice.model.storing import LockSettings
+
 Body: TypeAlias = "bytes | bytearray | memoryview | Sequence[bytes | bytearray | memoryview]"
 """What is stored: one buffer, or several that are stored one after the other (no joining copy needed)."""
 
@@ -45,6 +47,8 @@ class Capabilities:
     writable: bool
     warnings: tuple[str, ...] = ()
     """Sentences for ``check`` and ``info``; empty for a store without weaknesses."""
+    lock: LockSettings | None = None
+    """How every object is locked when it is stored; ``None``: not at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +114,16 @@ class ObjectStore(Protocol):
         """Yield the bodies of all versions of ``key``, oldest first; delete markers are passed over.
 
         On a store without versions: the one body, or nothing.
+        """
+        ...
+
+    def extend_lock(self, key: str, until: datetime) -> None:
+        """Keep an object locked until then at least; one that is locked for longer stays so.
+
+        Raises:
+            ObjectNotFoundError: there is no such object.
+            StoreDeniedError: not allowed.
+            ObjectStoreError: the store was opened without locks (:attr:`Capabilities.lock`).
         """
         ...
 

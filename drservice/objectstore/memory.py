@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from drservice.clock import Clock, SystemClock
-from drservice.errors import DamagedObjectError, ObjectExistsError, ObjectNotFoundError
+from drservice.errors import (
+    DamagedObjectError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    ObjectStoreError,
+    StoreDeniedError,
+)
+from drservice.model.storing import LockSettings, is_locked
 from drservice.objectstore.bodies import buffers_of
 from drservice.objectstore.interface import Body, Capabilities, CreateMode, ObjectInfo
 from drservice.objectstore.keys import is_key, split_key, split_prefix
@@ -25,11 +32,16 @@ class _Version:
 class MemoryStore:
     """Objects in a dictionary, safe for threads; its clock is the store's clock."""
 
-    def __init__(self, *, clock: Clock | None = None, versioned: bool = False) -> None:
+    def __init__(
+        self, *, clock: Clock | None = None, versioned: bool = False, lock: LockSettings | None = None
+    ) -> None:
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._versions: dict[str, list[_Version]] = {}
-        self._capabilities = Capabilities(create_mode=CreateMode.CONDITIONAL, versioned=versioned, writable=True)
+        self._locked_until: dict[str, datetime] = {}
+        self._capabilities = Capabilities(
+            create_mode=CreateMode.CONDITIONAL, versioned=versioned, writable=True, lock=lock
+        )
 
     @property
     def description(self) -> str:
@@ -53,6 +65,8 @@ class MemoryStore:
             if any(version.body is not None for version in self._versions.get(key, ())):
                 raise ObjectExistsError(f"{key} exists in memory")
             self._append(key, data)
+            if (lock := self._capabilities.lock) is not None and is_locked(key):
+                self._locked_until[key] = lock.generation_end(self._clock.now())
 
     def plant_version(self, key: str, body: bytes | None) -> None:
         """Do what another program with the bucket's credentials can do: add a version under any name.
@@ -108,10 +122,35 @@ class MemoryStore:
         """Yield the bodies of all versions of ``key``, oldest first."""
         return iter(self._bodies(key))
 
+    def extend_lock(self, key: str, until: datetime) -> None:
+        """Keep an object locked until then at least.
+
+        Raises:
+            ObjectNotFoundError, ObjectStoreError.
+        """
+        split_key(key)
+        if self._capabilities.lock is None:
+            raise ObjectStoreError(f"cannot lock {key}: the store was opened without locks")
+        with self._lock:
+            if self._info(key) is None:
+                raise ObjectNotFoundError(f"there is no {key} in memory")
+            self._locked_until[key] = max(until, self._locked_until.get(key, until))
+
+    def locked_until(self, key: str) -> datetime | None:
+        """Return until when an object is locked (for tests)."""
+        return self._locked_until.get(key)
+
     def delete(self, key: str) -> None:
-        """Remove an object with all its versions; an absent one is fine."""
+        """Remove an object with all its versions; an absent one is fine.
+
+        Raises:
+            StoreDeniedError: it is locked.
+        """
         split_key(key)
         with self._lock:
+            locked_until = self._locked_until.get(key)
+            if locked_until is not None and self._clock.now() < locked_until:
+                raise StoreDeniedError(f"cannot delete {key}: it is locked until {locked_until}")
             self._versions.pop(key, None)
 
     def server_time(self) -> datetime:

@@ -23,6 +23,7 @@ class Operation(Enum):
     STAT = "stat"
     LIST = "list"
     READ_VERSIONS = "read_versions"
+    EXTEND_LOCK = "extend_lock"
     DELETE = "delete"
     SERVER_TIME = "server_time"
 
@@ -96,6 +97,11 @@ class MeteredStore:
             for body in self._inner.read_versions(key):
                 self._add(Operation.READ_VERSIONS, objects=1, received_bytes=len(body))
                 yield body
+
+    def extend_lock(self, key: str, until: datetime) -> None:
+        """Keep an object locked until then at least."""
+        with self._call(Operation.EXTEND_LOCK):
+            self._inner.extend_lock(key, until)
 
     def delete(self, key: str) -> None:
         """Remove an object; an absent one is fine."""

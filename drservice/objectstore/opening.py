@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from drservice.clock import Clock, SystemClock, from_iso, to_iso
 from drservice.errors import ConfigurationError
+from drservice.model.storing import NO_SETTINGS, StoreSettings
 from drservice.objectstore.directory import DirectoryStore, make_directory
 from drservice.objectstore.interface import Capabilities, CreateMode, ObjectStore
 from drservice.objectstore.keys import is_key
@@ -28,10 +29,11 @@ from drservice.processes import create_private
 
 if TYPE_CHECKING:
     from drservice.objectstore.retrying import RetryBudget
-    from drservice.objectstore.s3 import S3Location, S3Store
+    from drservice.objectstore.s3 import S3Store
+    from drservice.objectstore.s3client import S3Location
 
 PROBE_MAX_AGE = timedelta(hours=24)
-_PROBE_VERSION = 1
+_PROBE_VERSION = 2
 _S3_OPTIONS = ("region", "endpoint", "ca", "path_style", "checksum", "profile")
 _URL_HINT = (
     "repository.url is file:///path or s3://bucket/prefix?region=...&endpoint=https://..."
@@ -51,6 +53,7 @@ def open_store(
     url: str,
     *,
     lock_dir: Path,
+    settings: StoreSettings = NO_SETTINGS,
     probe_max_age: timedelta = PROBE_MAX_AGE,
     budget: RetryBudget | None = None,
     clock: Clock | None = None,
@@ -60,8 +63,9 @@ def open_store(
     Args:
         url: see the module.
         lock_dir: a folder of this host for locks among writers and for the outcome of the probe.
+        settings: how a bucket is reached and what it is asked for.
         probe_max_age: how old a remembered probe may be; ``timedelta(0)`` probes now.
-        budget: how long passing faults of a remote store are waited out.
+        budget: how long passing faults of a remote store are waited out; by default as ``settings`` say.
         clock: for tests.
 
     Raises:
@@ -70,11 +74,17 @@ def open_store(
     """
     if (root := _directory_of(url)) is not None:
         return DirectoryStore(root)
-    return _open_s3(url, lock_dir=lock_dir, max_age=probe_max_age, budget=budget, clock=clock or SystemClock())
+    location = _s3_location(url, settings)
+    return _open_s3(location, lock_dir=lock_dir, max_age=probe_max_age, budget=budget, clock=clock or SystemClock())
 
 
 def open_store_readonly(
-    url: str, *, lock_dir: Path, budget: RetryBudget | None = None, clock: Clock | None = None
+    url: str,
+    *,
+    lock_dir: Path,
+    settings: StoreSettings = NO_SETTINGS,
+    budget: RetryBudget | None = None,
+    clock: Clock | None = None,
 ) -> ObjectStore:
     """Open a store for reading: nothing is written, not even a probe, and writes are refused.
 
@@ -84,7 +94,8 @@ def open_store_readonly(
     """
     if (root := _directory_of(url)) is not None:
         return ReadOnlyStore(DirectoryStore(root))
-    return _open_s3_readonly(url, lock_dir=lock_dir, budget=budget, clock=clock or SystemClock())
+    location = _s3_location(url, settings)
+    return _open_s3_readonly(location, lock_dir=lock_dir, budget=budget, clock=clock or SystemClock())
 
 
 def prepare_location(url: str) -> None:
@@ -118,8 +129,8 @@ def _directory_of(url: str) -> Path | None:
     return path
 
 
-def _s3_location(url: str) -> S3Location:
-    from drservice.objectstore.s3 import Checksum, S3Location  # noqa: PLC0415 - boto3 takes 0.3 s to load
+def _s3_location(url: str, settings: StoreSettings = NO_SETTINGS) -> S3Location:
+    from drservice.objectstore.s3client import Checksum, S3Location  # noqa: PLC0415 - boto3 takes 0.3 s to load
 
     parts = urlsplit(url)
     if "@" in parts.netloc:
@@ -138,9 +149,12 @@ def _s3_location(url: str) -> S3Location:
     endpoint = options.get("endpoint")
     if endpoint is not None and (urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname):
         raise ConfigurationError("endpoint is an http:// or https:// address", hint=_URL_HINT)
-    ca_file = Path(options["ca"]) if "ca" in options else None
+    ca_file = Path(options["ca"]) if "ca" in options else settings.ca_file
     if ca_file is not None and not ca_file.is_file():
-        raise ConfigurationError(f"there is no file {ca_file} (ca= in repository.url)")
+        raise ConfigurationError(
+            f"there is no file {ca_file} (the certificates to trust: ca= in repository.url, or repository.store.ca)",
+            hint="Name a file with the certificate of the authority that signed the store's, in PEM.",
+        )
     # Other stores than Amazon's may not know the newer checksum headers and seldom have a name per bucket.
     checksum = options.get("checksum", "when_supported" if endpoint is None else "when_required")
     if checksum not in {choice.value for choice in Checksum}:
@@ -157,6 +171,7 @@ def _s3_location(url: str) -> S3Location:
         path_style=path_style == "true",
         checksum=Checksum(checksum),
         profile=options.get("profile"),
+        settings=settings,
     )
 
 
@@ -176,15 +191,16 @@ def _options(query: str) -> dict[str, str]:
 # --- S3 -------------------------------------------------------------------------------------------------
 
 
-def _open_s3(url: str, *, lock_dir: Path, max_age: timedelta, budget: RetryBudget | None, clock: Clock) -> ObjectStore:
+def _open_s3(
+    location: S3Location, *, lock_dir: Path, max_age: timedelta, budget: RetryBudget | None, clock: Clock
+) -> ObjectStore:
     # boto3 takes 0.3 s to load; a directory repository must not pay for it at every segment.
     from drservice.objectstore import probing  # noqa: PLC0415 - see above
     from drservice.objectstore.retrying import RetryBudget, RetryingStore, repeat  # noqa: PLC0415 - see above
 
-    location = _s3_location(url)
-    budget = budget or RetryBudget()
+    budget = budget or RetryBudget(total_seconds=location.settings.retry_for.total_seconds())
     memory = _memory_of(location, lock_dir)
-    remembered = _recall(memory, url=location.description, now=clock.now(), max_age=max_age)
+    remembered = _recall(memory, location, now=clock.now(), max_age=max_age)
     if remembered is None:
         novice = _s3_store(location, probing.capabilities_for_reading(versioned=False), lock_dir=lock_dir, clock=clock)
         try:
@@ -198,26 +214,27 @@ def _open_s3(url: str, *, lock_dir: Path, max_age: timedelta, budget: RetryBudge
             novice.close()
         if capabilities.writable:
             # A refusal is not remembered: once the rights are mended, the next start must see it.
-            capabilities = _remember(
-                memory, Probed(capabilities=capabilities, probed_at=clock.now()), url=location.description
-            )
+            capabilities = _remember(memory, Probed(capabilities=capabilities, probed_at=clock.now()), location)
     else:
         capabilities = remembered.capabilities
     capabilities = _with_transport_warning(location, capabilities)
-    return RetryingStore(_s3_store(location, capabilities, lock_dir=lock_dir, clock=clock), budget=budget, clock=clock)
+    store = RetryingStore(_s3_store(location, capabilities, lock_dir=lock_dir, clock=clock), budget=budget, clock=clock)
+    if location.settings.lock is not None and capabilities.lock is None:
+        return ReadOnlyStore(store, reason=capabilities.warnings[0])  # what is not locked is not written
+    return store
 
 
-def _open_s3_readonly(url: str, *, lock_dir: Path, budget: RetryBudget | None, clock: Clock) -> ObjectStore:
+def _open_s3_readonly(location: S3Location, *, lock_dir: Path, budget: RetryBudget | None, clock: Clock) -> ObjectStore:
     # boto3 takes 0.3 s to load; a directory repository must not pay for it.
     from drservice.objectstore import probing  # noqa: PLC0415 - see above
     from drservice.objectstore.retrying import RetryBudget, RetryingStore, repeat  # noqa: PLC0415 - see above
 
-    location = _s3_location(url)
-    budget = budget or RetryBudget()
+    budget = budget or RetryBudget(total_seconds=location.settings.retry_for.total_seconds())
     novice = _s3_store(location, probing.capabilities_for_reading(versioned=False), lock_dir=lock_dir, clock=clock)
 
     def ask() -> bool:
         novice.require_bucket()
+        probing.require_owner(novice)
         return novice.is_versioned()
 
     try:
@@ -253,7 +270,14 @@ def _memory_of(location: S3Location, lock_dir: Path) -> Path:
     return lock_dir / f"probe-{hashlib.sha256(location.description.encode()).hexdigest()[:24]}.json"
 
 
-def _recall(memory: Path, *, url: str, now: datetime, max_age: timedelta) -> Probed | None:
+def _asked_for(location: S3Location) -> str:
+    """Return what of the settings an outcome depends on: another wish is probed anew."""
+    lock = location.settings.lock
+    asked = f"lock {lock.mode.value} {lock.days}" if lock is not None else "no lock"
+    return f"{asked}, owner {location.settings.bucket_owner}"
+
+
+def _recall(memory: Path, location: S3Location, *, now: datetime, max_age: timedelta) -> Probed | None:
     """Return the remembered outcome, or ``None`` when there is none that may be relied on.
 
     A file that cannot be read or understood is as good as none: the store is asked again.
@@ -267,21 +291,27 @@ def _recall(memory: Path, *, url: str, now: datetime, max_age: timedelta) -> Pro
                 versioned=record["versioned"] is True,
                 writable=True,
                 warnings=tuple(str(warning) for warning in record["warnings"]),
+                lock=location.settings.lock,  # an outcome without it opens for reading and is not kept
             ),
         )
-        is_ours = record["version"] == _PROBE_VERSION and record["url"] == url
+        is_ours = (record["version"], record["url"], record["asked_for"]) == (
+            _PROBE_VERSION,
+            location.description,
+            _asked_for(location),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     # A time in the future comes from a clock that was set back since; it proves no age.
     return probed if is_ours and timedelta(0) <= now - probed.probed_at < max_age else None
 
 
-def _remember(memory: Path, probed: Probed, *, url: str) -> Capabilities:
+def _remember(memory: Path, probed: Probed, location: S3Location) -> Capabilities:
     """Keep the outcome for other processes; where that fails, the capabilities say so."""
     capabilities = probed.capabilities
     record = {
         "version": _PROBE_VERSION,
-        "url": url,
+        "url": location.description,
+        "asked_for": _asked_for(location),
         "probed_at": to_iso(probed.probed_at),
         "create_mode": capabilities.create_mode.value,
         "versioned": capabilities.versioned,

@@ -66,6 +66,10 @@ class PacedStore:
             self._take(len(body))
             yield body
 
+    def extend_lock(self, key: str, until: datetime) -> None:
+        """Keep an object locked until then at least."""
+        self._inner.extend_lock(key, until)
+
     def delete(self, key: str) -> None:
         """Remove an object; an absent one is fine."""
         self._inner.delete(key)

@@ -11,6 +11,10 @@ A store that fails any of these has no conditional creates. If it keeps versions
 are sent again, unconditionally: only where the version that was *finished* first is also *listed* as the oldest
 may the first version win, because otherwise a slow writer could slip below one that already knows it has won.
 
+Two things more are found out before anything is written: whether the bucket is of the account it should be of, and
+whether it locks objects if that is asked for. What is not known to be so is not believed: a bucket of another account
+is refused, and one that does not lock opens for reading.
+
 Probe objects lie below ``probe/`` and are deleted where that is allowed.
 """
 
@@ -21,6 +25,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from drservice.clock import Clock
@@ -32,10 +37,12 @@ from drservice.errors import (
     StoreUnreachableError,
 )
 from drservice.model.ids import make_ulid
+from drservice.model.storing import LockSettings
 from drservice.objectstore.bodies import PausingBody
 from drservice.objectstore.interface import Capabilities, CreateMode
 from drservice.objectstore.s3 import S3Store
 from drservice.objectstore.s3answers import ConflictError
+from drservice.objectstore.s3locks import BucketLock, bucket_lock
 
 T = TypeVar("T")
 
@@ -55,6 +62,7 @@ def probe(store: S3Store, *, clock: Clock) -> Capabilities:
         StoreUnreachableError: no answer; nothing is known then, and nothing is assumed.
     """
     store.require_bucket()
+    require_owner(store)
     versioned = store.is_versioned()
     keys: list[str] = []
 
@@ -64,6 +72,8 @@ def probe(store: S3Store, *, clock: Clock) -> Capabilities:
 
     try:
         capabilities = _probe_writing(store, versioned=versioned, new_key=new_key)
+        if (lock := store.location.settings.lock) is not None:
+            capabilities = _with_lock(store, capabilities, lock)
     except (StoreDeniedError, StoreFullError) as error:
         return capabilities_for_reading(
             versioned=versioned,
@@ -72,6 +82,50 @@ def probe(store: S3Store, *, clock: Clock) -> Capabilities:
     finally:
         _clean_up(store.delete_versions if versioned else store.delete, keys)
     return capabilities
+
+
+def require_owner(store: S3Store) -> None:
+    """Make sure that the bucket is of the account that the settings name, if they name one.
+
+    Stores that pass over the header are found out by naming an account that cannot be right; their access list is
+    compared instead.
+
+    Raises:
+        StoreDeniedError: it is of another, or of whom is not told.
+    """
+    owner, client = store.location.settings.bucket_owner, store.client
+    if owner is None:
+        return
+    stranger = "111111111111" if owner != "111111111111" else "222222222222"
+    try:
+        client.call("head_bucket", "open the bucket of a stranger", ExpectedBucketOwner=stranger)
+    except StoreDeniedError:
+        return  # the header is looked at, and with the right account the bucket has been opened
+    try:
+        found = client.call("get_bucket_acl", "ask for the owner").get("Owner", {}).get("ID")
+    except StoreDeniedError as error:
+        raise StoreDeniedError(
+            f"{store.description} passes over expected_bucket_owner and does not tell who owns the bucket",
+            hint="Allow s3:GetBucketAcl, or take expected_bucket_owner out: this store cannot keep the promise.",
+        ) from error
+    if found != owner:
+        raise StoreDeniedError(
+            f"the bucket of {store.description} belongs to {found}, not to {owner}",
+            hint="Check bucket and expected_bucket_owner: somebody else's bucket may have taken the name.",
+        )
+
+
+def _with_lock(store: S3Store, capabilities: Capabilities, lock: LockSettings) -> Capabilities:
+    """Add the lock to what the bucket can do, or open it for reading if it cannot do that."""
+    told = bucket_lock(store.client) if capabilities.versioned else BucketLock.OFF
+    if told is BucketLock.ON:
+        return replace(capabilities, lock=lock)
+    why = "has none" if told is BucketLock.OFF else "does not tell whether it has it"
+    return capabilities_for_reading(
+        versioned=capabilities.versioned,
+        warning=f"Object Lock is configured ({lock.describe()}) and the bucket {why}: nothing is written to it. Make a"
+        " bucket with Object Lock, allow s3:GetBucketObjectLockConfiguration, or take `lock` out of the configuration.",
+    )
 
 
 def capabilities_for_reading(*, versioned: bool, warning: str = "") -> Capabilities:

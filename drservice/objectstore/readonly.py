@@ -13,10 +13,16 @@ _HINT = "This command only reads; nothing was changed."
 
 
 class ReadOnlyStore:
-    """A store opened for reading."""
+    """A store opened for reading.
 
-    def __init__(self, inner: ObjectStore) -> None:
+    Args:
+        inner: the store.
+        reason: why, said when somebody wants to write; by default that the command only reads.
+    """
+
+    def __init__(self, inner: ObjectStore, *, reason: str = _HINT) -> None:
         self._inner = inner
+        self._reason = reason
         self._capabilities = replace(inner.capabilities, writable=False)
 
     @property
@@ -36,7 +42,7 @@ class ReadOnlyStore:
             StoreDeniedError: always.
         """
         del body
-        raise StoreDeniedError(f"cannot create {key}: {self.description} is open for reading", hint=_HINT)
+        raise StoreDeniedError(f"cannot create {key}: {self.description} is open for reading", hint=self._reason)
 
     def read(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
         """Return the object's bytes, or exactly ``length`` bytes from ``offset``."""
@@ -54,13 +60,22 @@ class ReadOnlyStore:
         """Yield the bodies of all versions, oldest first."""
         return self._inner.read_versions(key)
 
+    def extend_lock(self, key: str, until: datetime) -> None:
+        """Refuse.
+
+        Raises:
+            StoreDeniedError: always.
+        """
+        del until
+        raise StoreDeniedError(f"cannot lock {key}: {self.description} is open for reading", hint=self._reason)
+
     def delete(self, key: str) -> None:
         """Refuse.
 
         Raises:
             StoreDeniedError: always.
         """
-        raise StoreDeniedError(f"cannot delete {key}: {self.description} is open for reading", hint=_HINT)
+        raise StoreDeniedError(f"cannot delete {key}: {self.description} is open for reading", hint=self._reason)
 
     def server_time(self) -> datetime:
         """Return the store's own clock."""

@@ -1,7 +1,8 @@
 """Retries around single calls that can be repeated; the only importer of tenacity.
 
 Only :class:`StoreUnreachableError` (no answer, or a fault that passes) is tried again, with full jitter, within
-a budget of time; after that the error says what was tried and how often. An answer is never questioned.
+a budget of time; after that the error says what was tried and how often. An answer is never questioned. A store that
+asks to be asked less often slows down everything that goes through this object, not only the call that was refused.
 
 ``create`` can be repeated although it is not idempotent, by one rule: when a try ended without an answer and a
 later one is told that the key is taken, the object is read back. The same bytes mean that our own write had
@@ -11,6 +12,8 @@ fence, has to name its writer.)
 
 from __future__ import annotations
 
+import random
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,12 +21,16 @@ from typing import TypeVar
 
 import tenacity
 
+from drservice import telemetry
 from drservice.clock import Clock, SystemClock
-from drservice.errors import ObjectExistsError, StoreUnreachableError
+from drservice.errors import ObjectExistsError, StoreThrottledError, StoreUnreachableError
 from drservice.objectstore.bodies import same_bytes
 from drservice.objectstore.interface import Body, Capabilities, ObjectInfo, ObjectStore
 
 T = TypeVar("T")
+
+
+_TELL_AGAIN_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +42,47 @@ class RetryBudget:
     longest_wait_seconds: float = 10.0
 
 
+class Brake:
+    """How much the calls of one store hold back: twice as much with each "slow down", half as much with each answer.
+
+    Safe for threads; each call waits a random part of it, so that they do not come back together.
+    """
+
+    def __init__(self, budget: RetryBudget, *, clock: Clock, description: str) -> None:
+        self._budget = budget
+        self._clock = clock
+        self._description = description
+        self._lock = threading.Lock()
+        self._told_at: float | None = None
+        self.seconds = 0.0
+        """Longest wait before a call, at present."""
+
+    def wait(self) -> None:
+        """Wait before a call."""
+        if (longest := self.seconds) > 0:
+            self._clock.sleep(random.uniform(0, longest))  # noqa: S311 - spreads load, guards nothing
+
+    def press(self) -> None:
+        """The store asked to slow down."""
+        with self._lock:
+            self.seconds = min(
+                max(2 * self.seconds, self._budget.first_wait_seconds), self._budget.longest_wait_seconds
+            )
+            now = self._clock.monotonic()
+            is_news = self._told_at is None or now - self._told_at >= _TELL_AGAIN_SECONDS
+            if is_news:
+                self._told_at = now
+        if is_news:
+            telemetry.warning("the store asks to slow down", store=self._description, waits_up_to=self.seconds)
+
+    def release(self) -> None:
+        """The store answered."""
+        if self.seconds:
+            with self._lock:
+                half = self.seconds / 2
+                self.seconds = half if half >= self._budget.first_wait_seconds / 4 else 0.0
+
+
 class RetryingStore:
     """A store whose passing faults are waited out."""
 
@@ -42,6 +90,7 @@ class RetryingStore:
         self._inner = inner
         self._budget = budget or RetryBudget()
         self._clock = clock or SystemClock()
+        self._brake = Brake(self._budget, clock=self._clock, description=inner.description)
 
     @property
     def description(self) -> str:
@@ -125,6 +174,10 @@ class RetryingStore:
             done += 1
             yield body
 
+    def extend_lock(self, key: str, until: datetime) -> None:
+        """Keep an object locked until then at least."""
+        self._repeat(f"extend the lock of {key}", lambda: self._inner.extend_lock(key, until))
+
     def delete(self, key: str) -> None:
         """Remove an object; an absent one is fine."""
         self._repeat(f"delete {key}", lambda: self._inner.delete(key))
@@ -138,7 +191,17 @@ class RetryingStore:
         self._inner.close()
 
     def _repeat(self, action: str, attempt: Callable[[], T]) -> T:
-        return repeat(attempt, action=f"{action} in {self.description}", budget=self._budget, clock=self._clock)
+        def held_back() -> T:
+            self._brake.wait()
+            try:
+                answer = attempt()
+            except StoreThrottledError:
+                self._brake.press()
+                raise
+            self._brake.release()
+            return answer
+
+        return repeat(held_back, action=f"{action} in {self.description}", budget=self._budget, clock=self._clock)
 
 
 def repeat(attempt: Callable[[], T], *, action: str, budget: RetryBudget, clock: Clock) -> T:

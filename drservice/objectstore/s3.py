@@ -1,11 +1,12 @@
-"""S3 buckets as object stores; the only importer of boto3 and botocore.
+"""S3 buckets as object stores.
 
 One call of this module is one request or a short fixed sequence; nothing is retried here (``retrying`` does
-that, around calls that can be repeated). Every error of the library is translated once, here.
+that, around calls that can be repeated). Requests and the meaning of errors are ``s3client``'s.
 
 How ``create`` excludes a second writer depends on what the store honours (:class:`CreateMode`), as found by
 ``probing``. On a versioned bucket, listings and ``stat`` speak of the oldest version of a key, so that
-neither an overwrite nor a delete marker hides an object.
+neither an overwrite nor a delete marker hides an object. Where objects are to be locked, every one is stored with
+its lock, whose end is reckoned by the store's clock.
 """
 
 from __future__ import annotations
@@ -13,18 +14,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from enum import Enum
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import boto3
-from botocore import exceptions as botocore_errors
-from botocore.config import Config
-from botocore.parsers import ResponseParserError
+from typing import Any
 
 from drservice.clock import Clock, SystemClock
 from drservice.errors import (
@@ -35,50 +28,17 @@ from drservice.errors import (
     StoreDeniedError,
     StoreUnreachableError,
 )
+from drservice.model.storing import is_locked, kind_of
 from drservice.objectstore.bodies import BodyReader, PausingBody, md5_of, same_bytes, size_of
 from drservice.objectstore.interface import Body, Capabilities, CreateMode, ObjectInfo
 from drservice.objectstore.keys import is_key, split_key, split_prefix
 from drservice.objectstore.locks import host_lock
-from drservice.objectstore.s3answers import ConflictError, error_for
+from drservice.objectstore.s3answers import ConflictError
+from drservice.objectstore.s3client import Answer, Checksum, S3Client, S3Location
+from drservice.objectstore.s3locks import extend
 
-CONNECT_SECONDS = 5
-READ_SECONDS = 60
 _LOCK_PATIENCE_SECONDS = 300.0
 _LOCK_STRIPES = 256
-
-Answer: TypeAlias = "dict[str, Any]"
-"""A parsed response; its shape is the service model's, which has no types. It does not leave this module."""
-
-
-class Checksum(Enum):
-    """What protects a PUT on its way."""
-
-    WHEN_REQUIRED = "when_required"
-    """``Content-MD5`` and a signed SHA-256 of the body: understood by every store."""
-
-    WHEN_SUPPORTED = "when_supported"
-    """The newer ``x-amz-checksum-*`` headers, which AWS also keeps with the object."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class S3Location:
-    """Where a repository lies in S3 and how to reach it; holds no secret."""
-
-    bucket: str
-    prefix: str
-    """Without slashes at its ends; empty for the whole bucket."""
-    region: str | None = None
-    endpoint: str | None = None
-    ca_file: Path | None = None
-    path_style: bool = False
-    checksum: Checksum = Checksum.WHEN_SUPPORTED
-    profile: str | None = None
-
-    @property
-    def description(self) -> str:
-        """A printable address."""
-        where = f" at {self.endpoint}" if self.endpoint else ""
-        return f"s3://{self.bucket}/{self.prefix}{where}".rstrip("/")
 
 
 class S3Store:
@@ -88,7 +48,7 @@ class S3Store:
         location: bucket and way to it.
         capabilities: what the store can do, as probed.
         lock_folder: where this host's writers exclude each other (:attr:`CreateMode.SINGLE_WRITER`).
-        clock: measures how long a writer waits for the lock.
+        clock: measures how long a writer waits for the lock, and carries the store's time on.
     """
 
     def __init__(
@@ -103,9 +63,13 @@ class S3Store:
         self._capabilities = capabilities
         self._lock_folder = lock_folder
         self._clock = clock or SystemClock()
-        self._base = f"{location.prefix}/" if location.prefix else ""
-        with _translation("open a session", location.description):
-            self._client = _make_client(location)
+        self._base = location.base
+        self.client = S3Client(location, clock=self._clock)
+
+    @property
+    def location(self) -> S3Location:
+        """Bucket and way to it."""
+        return self._location
 
     @property
     def description(self) -> str:
@@ -196,6 +160,19 @@ class S3Store:
             return
         yield body
 
+    def extend_lock(self, key: str, until: datetime) -> None:
+        """Keep the true version of an object locked until then at least (``s3locks``).
+
+        Raises:
+            StoreDeniedError: not allowed.
+            ObjectNotFoundError, StoreUnreachableError.
+        """
+        split_key(key)
+        lock = self._capabilities.lock
+        if lock is None:
+            raise ObjectStoreError(f"{self.description} was opened without locks")
+        extend(self.client, self._base + key, version=self._oldest(key)["VersionId"], mode=lock.mode, until=until)
+
     def delete(self, key: str) -> None:
         """Remove an object with all its versions and delete markers; an absent one is fine.
 
@@ -206,16 +183,15 @@ class S3Store:
         if self._capabilities.versioned:
             self.delete_versions(key)
         else:
-            self._call("delete_object", f"delete {key}", Key=self._base + key)
+            self.client.call("delete_object", f"delete {key}", Key=self._base + key)
 
     def server_time(self) -> datetime:
         """Return the store's clock, from the ``Date`` header of an answer (whole seconds)."""
-        answer = self._call("head_bucket", "ask for the time")
-        return _date_of(answer, self.description)
+        return self.client.server_time()
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self.client.close()
 
     # --- what probing needs beside the contract -----------------------------------------------------------
 
@@ -224,12 +200,21 @@ class S3Store:
 
         Raises:
             ObjectStoreError: there is no such bucket.
-            StoreDeniedError, StoreUnreachableError.
+            StoreDeniedError: not allowed, or the bucket is not of the account that the settings name.
+            StoreUnreachableError: no answer.
         """
         try:
-            self._call("head_bucket", "open the bucket")
+            self.client.call("head_bucket", "open the bucket")
         except ObjectNotFoundError as error:
             raise self._no_bucket() from error
+        except StoreDeniedError as error:
+            if self._location.settings.bucket_owner is None:
+                raise
+            self.client.call("head_bucket", "open the bucket", ExpectedBucketOwner=None)  # refused as well?
+            raise StoreDeniedError(
+                f"the bucket of {self.description} does not belong to {self._location.settings.bucket_owner}",
+                hint="Check bucket and expected_bucket_owner: somebody else's bucket may have taken the name.",
+            ) from error
 
     def is_versioned(self) -> bool:
         """Tell whether the bucket keeps versions now.
@@ -240,9 +225,9 @@ class S3Store:
             StoreDeniedError: neither question is allowed.
         """
         try:
-            answer = self._call("get_bucket_versioning", "ask whether versions are kept")
+            answer = self.client.call("get_bucket_versioning", "ask whether versions are kept")
         except StoreDeniedError:
-            page = self._call("list_object_versions", "list versions", Prefix=self._base, MaxKeys=1)
+            page = self.client.call("list_object_versions", "list versions", Prefix=self._base, MaxKeys=1)
             return any(entry["VersionId"] != "null" for entry in page.get("Versions", ()))
         return bool(answer.get("Status") == "Enabled")
 
@@ -290,7 +275,7 @@ class S3Store:
             StoreDeniedError: not allowed, or still locked.
         """
         for version in self._all_versions(key):
-            self._call("delete_object", f"delete {key}", Key=self._base + key, VersionId=version["VersionId"])
+            self.client.call("delete_object", f"delete {key}", Key=self._base + key, VersionId=version["VersionId"])
 
     # --- creating ---------------------------------------------------------------------------------------
 
@@ -336,28 +321,20 @@ class S3Store:
     def _put(self, key: str, body: Body | PausingBody, **condition: str) -> Answer:
         content = body.content if isinstance(body, PausingBody) else body
         arguments: dict[str, object] = {"Key": self._base + key, **condition}
-        if self._location.checksum is Checksum.WHEN_REQUIRED:
+        storage_class = self._location.settings.storage_classes.get(kind_of(key))
+        if storage_class is not None:
+            arguments["StorageClass"] = storage_class
+        if (lock := self._capabilities.lock) is not None and is_locked(key):
+            arguments["ObjectLockMode"] = lock.mode.name
+            arguments["ObjectLockRetainUntilDate"] = lock.generation_end(self.client.recent_time())
+        if self._location.checksum is Checksum.WHEN_REQUIRED or "ObjectLockMode" in arguments:
             arguments["ContentMD5"] = base64.b64encode(md5_of(content)).decode("ascii")
         arguments["Body"] = body if isinstance(body, (bytes, PausingBody)) else BodyReader(body)
         with contextlib.ExitStack() as cleanup:
             if isinstance(body, PausingBody):
-                cleanup.callback(self._when_sent(key, body.arm))
-            return self._call("put_object", f"create {key} ({size_of(content)} bytes)", **arguments)
-
-    def _when_sent(self, key: str, notify: Callable[[], None]) -> Callable[[], None]:
-        """Call ``notify`` when a PUT of ``key`` is signed and about to go out; returns what undoes this.
-
-        A quick PUT of the same key may be the one that is seen; the slow one was seen before it then.
-        """
-        path = f"/{self._base}{key}"
-
-        def handler(request: Any, **_: Any) -> None:  # noqa: ANN401 - botocore's events have no types
-            if request.url.partition("?")[0].endswith(path):
-                notify()
-
-        events = self._client.meta.events
-        events.register("before-send.s3.PutObject", handler)
-        return lambda: events.unregister("before-send.s3.PutObject", handler)
+                # A quick PUT of the same key may be the one that is seen; the slow one was seen before it then.
+                cleanup.callback(self.client.when_sent(f"/{self._base}{key}", body.arm))
+            return self.client.call("put_object", f"create {key} ({size_of(content)} bytes)", **arguments)
 
     # --- reading ----------------------------------------------------------------------------------------
 
@@ -375,8 +352,8 @@ class S3Store:
             arguments["VersionId"] = version
         if length is not None:
             arguments["Range"] = f"bytes={offset}-{offset + length - 1}"
-        answer = self._call("get_object", f"read {key}", **arguments)
-        with contextlib.closing(answer["Body"]) as stream, _translation(f"read {key}", self.description):
+        answer = self.client.call("get_object", f"read {key}", **arguments)
+        with contextlib.closing(answer["Body"]) as stream, self.client.translated(f"read {key}"):
             data: bytes = stream.read()
         if length is not None and "ContentRange" not in answer:
             # A store may ignore the range (RFC 9110, 14.2). The status does not tell: rclone says 200 to both.
@@ -390,7 +367,7 @@ class S3Store:
         if version is not None:
             arguments["VersionId"] = version
         try:
-            return self._call("head_object", f"stat {key}", **arguments)
+            return self.client.call("head_object", f"stat {key}", **arguments)
         except ObjectNotFoundError:
             # A HEAD has no body that could tell a missing bucket from a missing object.
             self.require_bucket()
@@ -403,7 +380,7 @@ class S3Store:
         token: str | None = None
         while True:
             follow = {"ContinuationToken": token} if token else start
-            page = self._call("list_objects_v2", f"list {prefix}", Prefix=self._base + prefix, **follow)
+            page = self.client.call("list_objects_v2", f"list {prefix}", Prefix=self._base + prefix, **follow)
             for entry in page.get("Contents", ()):
                 yield self._info(entry["Key"].removeprefix(self._base), entry)
             if not page.get("IsTruncated"):
@@ -428,7 +405,7 @@ class S3Store:
         """Yield versions and delete markers, by key; within a key its versions are newest first."""
         marker = {"KeyMarker": self._base + start_after} if start_after else {}
         while True:
-            page = self._call("list_object_versions", "list versions", Prefix=full_prefix, **marker)
+            page = self.client.call("list_object_versions", "list versions", Prefix=full_prefix, **marker)
             entries = [{**entry, "IsDeleteMarker": False} for entry in page.get("Versions", ())]
             entries += [{**entry, "IsDeleteMarker": True} for entry in page.get("DeleteMarkers", ())]
             # A stable sort: the order within a key is the store's own.
@@ -472,12 +449,7 @@ class S3Store:
     def _info(self, key: str, entry: Mapping[str, Any]) -> ObjectInfo:
         return ObjectInfo(key=key, stored_bytes=entry["Size"], modified_at=_instant(entry["LastModified"]))
 
-    # --- calling ----------------------------------------------------------------------------------------
-
-    def _call(self, operation: str, action: str, **arguments: object) -> Answer:
-        with _translation(action, self.description):
-            answer: Answer = getattr(self._client, operation)(Bucket=self._location.bucket, **arguments)
-            return answer
+    # --- saying what is wrong --------------------------------------------------------------------------------
 
     def _too_short(self, key: str, size: int, offset: int, length: int) -> DamagedObjectError:
         return DamagedObjectError(
@@ -498,80 +470,6 @@ class S3Store:
         )
 
 
-def _make_client(location: S3Location) -> Any:  # noqa: ANN401 - boto3's clients are made at run time
-    session = boto3.session.Session(profile_name=location.profile)
-    region = location.region or session.region_name or ("us-east-1" if location.endpoint else None)
-    return session.client(
-        "s3",
-        region_name=region,
-        endpoint_url=location.endpoint,
-        verify=str(location.ca_file) if location.ca_file else None,
-        config=Config(
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=READ_SECONDS,
-            retries={"total_max_attempts": 1, "mode": "standard"},  # retrying.py retries, with a budget
-            signature_version="s3v4",
-            s3={"addressing_style": "path" if location.path_style else "auto"},
-            request_checksum_calculation=location.checksum.value,
-            response_checksum_validation=location.checksum.value,
-            max_pool_connections=32,
-            tcp_keepalive=True,
-        ),
-    )
-
-
 def _instant(modified_at: datetime) -> datetime:
     """Return a store time in whole seconds: some stores tell fractions in listings only."""
     return modified_at.astimezone(UTC).replace(microsecond=0)
-
-
-def _date_of(answer: Answer, description: str) -> datetime:
-    text = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
-    try:
-        return parsedate_to_datetime(text).astimezone(UTC)
-    except ValueError as error:
-        raise ObjectStoreError(
-            f"{description} answers without a usable Date header ({text!r})",
-            hint="Ages are judged by the store's clock only; a proxy may be removing the header.",
-        ) from error
-
-
-_CREDENTIALS_HINT = "Give credentials by environment, profile or instance role; secrets never stand in the url."
-
-
-@contextlib.contextmanager
-def _translation(action: str, description: str) -> Iterator[None]:
-    """Say an error of the library in the words of the catalogue; programming errors pass unchanged."""
-    try:
-        yield
-    except botocore_errors.ClientError as error:
-        answer = error.response
-        code = str(answer.get("Error", {}).get("Code", ""))
-        reason = str(answer.get("Error", {}).get("Message", ""))
-        status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        message = f"cannot {action} in {description}: {status} {code} {reason}".rstrip()
-        raise error_for(status=status, code=code, message=message) from error
-    except (
-        botocore_errors.NoCredentialsError,
-        botocore_errors.PartialCredentialsError,
-        botocore_errors.CredentialRetrievalError,
-        botocore_errors.ProfileNotFound,
-        botocore_errors.TokenRetrievalError,
-    ) as error:
-        message = f"cannot {action} in {description}: {error}"
-        raise StoreDeniedError(message, hint=_CREDENTIALS_HINT) from error
-    except botocore_errors.NoRegionError as error:
-        message = f"cannot {action} in {description}: no region is known"
-        raise ObjectStoreError(message, hint="Add ?region=... to repository.url.") from error
-    except botocore_errors.SSLError as error:
-        message = f"cannot {action} in {description}: {error}"
-        raise ObjectStoreError(message, hint="A private certificate authority is named with ca=PATH.") from error
-    except botocore_errors.FlexibleChecksumError as error:
-        raise DamagedObjectError(f"cannot {action} in {description}: {error}") from error
-    except (
-        botocore_errors.ConnectionError,
-        botocore_errors.HTTPClientError,
-        botocore_errors.IncompleteReadError,
-        ResponseParserError,
-    ) as error:
-        raise StoreUnreachableError(f"cannot {action} in {description}: {error}") from error

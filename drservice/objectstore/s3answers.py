@@ -13,6 +13,7 @@ from drservice.errors import (
     ObjectStoreError,
     StoreDeniedError,
     StoreFullError,
+    StoreThrottledError,
     StoreUnreachableError,
 )
 
@@ -22,26 +23,29 @@ _DENIED = frozenset(
         "AccessDenied",
         "AccountProblem",
         "AllAccessDisabled",
-        "ExpiredToken",
         "Forbidden",
         "InvalidAccessKeyId",
         "InvalidToken",
         "SignatureDoesNotMatch",
-        "TokenRefreshRequired",
     }
 )
-_PASSING = frozenset(
+EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
+_THROTTLED = frozenset(
     {
         "BandwidthLimitExceeded",
-        "InternalError",
-        "OperationAborted",
         "RequestLimitExceeded",
-        "RequestTimeout",
-        "ServiceUnavailable",
         "SlowDown",
         "Throttling",
         "ThrottlingException",
         "TooManyRequests",
+    }
+)
+_PASSING = frozenset(
+    {
+        "InternalError",
+        "OperationAborted",
+        "RequestTimeout",
+        "ServiceUnavailable",
     }
 )
 _DAMAGED_ON_THE_WAY = frozenset(
@@ -65,6 +69,33 @@ _WRONG_PLACE = frozenset(
 )
 
 
+_ABSENT = frozenset({"ObjectLockConfigurationNotFoundError", "NoSuchObjectLockConfiguration"})
+_KINDS: tuple[tuple[frozenset[str], type[DrError], str | None], ...] = (
+    (
+        frozenset({"RequestTimeTooSkewed"}),
+        StoreDeniedError,
+        "This host's clock differs from the store's; set it right.",
+    ),
+    (
+        frozenset({"NoSuchBucket"}),
+        ObjectStoreError,
+        "Check repository.url; drservice makes no buckets, because their settings are yours.",
+    ),
+    (
+        EXPIRED_CODES,
+        StoreDeniedError,
+        "The credentials have run out and were not renewed; see where the chain finds them (docs/how-to/s3.md).",
+    ),
+    (_DAMAGED_ON_THE_WAY, StoreUnreachableError, "The body arrived changed; the store refused it."),
+    (_WRONG_PLACE, ObjectStoreError, "Check region and endpoint in repository.url."),
+    (_ABSENT, ObjectNotFoundError, None),
+    (_FULL, StoreFullError, None),
+    (_DENIED, StoreDeniedError, None),
+    (_THROTTLED, StoreThrottledError, None),
+    (_PASSING, StoreUnreachableError, None),
+)
+
+
 class ConflictError(StoreUnreachableError):
     """Another request for the same key was in flight and neither is known to have won: ask again."""
 
@@ -77,20 +108,10 @@ def error_for(*, status: int, code: str, message: str) -> DrError:
         code: the answer's error code; for an answer without a body the status in digits.
         message: what to say, with action and place.
     """
-    match code:
-        case "RequestTimeTooSkewed":
-            return StoreDeniedError(message, hint="This host's clock differs from the store's; set it right.")
-        case "NoSuchBucket":
-            hint = "Check repository.url; drservice makes no buckets, because their settings are yours."
-            return ObjectStoreError(message, hint=hint)
-        case _ if code in _DAMAGED_ON_THE_WAY:
-            return StoreUnreachableError(message, hint="The body arrived changed; the store refused it.")
-        case _ if code in _WRONG_PLACE:
-            return ObjectStoreError(message, hint="Check region and endpoint in repository.url.")
-        case _:
-            kinds = ((_FULL, StoreFullError), (_DENIED, StoreDeniedError), (_PASSING, StoreUnreachableError))
-            kind = next((kind for codes, kind in kinds if code in codes), None)
-            return kind(message) if kind else _by_status(status, message)
+    for codes, kind, hint in _KINDS:
+        if code in codes:
+            return kind(message, hint=hint)
+    return _by_status(status, message)
 
 
 def _by_status(status: int, message: str) -> DrError:
@@ -101,7 +122,8 @@ def _by_status(status: int, message: str) -> DrError:
         409: ConflictError,
         412: ObjectExistsError,
         416: DamagedObjectError,
-        429: StoreUnreachableError,
+        429: StoreThrottledError,
+        503: StoreThrottledError,
         501: ObjectStoreError,  # "not implemented" does not pass
         507: StoreFullError,
     }

@@ -46,11 +46,11 @@ from drservice.model.estate import (
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.retention import Period, RetentionPolicy
 from drservice.model.schedule import Cron
+from drservice.model.storing import LockMode, LockSettings, ObjectKind, StoreSettings
 from drservice.model.timetable import drills_without_effect
 from drservice.settings import scalars, schema
 
 NOT_ACTED_ON = (
-    "repository.lock",
     "repository.copies",
     "services.*.depends_on",
     "services.*.components.*.wal.interval",
@@ -116,6 +116,20 @@ def _repository(repository: schema.Repository) -> RepositorySettings:
             )
             for name, signer in repository.signers.items()
         ),
+        store=_store(repository.store, repository.lock),
+    )
+
+
+def _store(store: schema.Store, lock: schema.Lock | None) -> StoreSettings:
+    classes = store.storage_class.model_dump(exclude_none=True) if store.storage_class is not None else {}
+    return StoreSettings(
+        ca_file=pathlib.Path(store.ca) if store.ca is not None else None,
+        bucket_owner=store.expected_bucket_owner,
+        storage_classes={ObjectKind(kind): str(name) for kind, name in classes.items()},
+        lock=LockSettings(mode=LockMode(lock.mode), days=lock.days) if lock is not None else None,
+        connect_timeout=store.connect_timeout,
+        read_timeout=store.read_timeout,
+        retry_for=store.retry_for,
     )
 
 
@@ -263,7 +277,10 @@ def _component(name: str, component: schema.Component, service: schema.Service) 
 def _evidence(evidence: schema.Evidence) -> EvidenceSettings:
     return EvidenceSettings(
         log_keys=tuple(scalars.parse_signer_key(key) for key in evidence.log_keys),
-        anchors=tuple(AnchorSettings(name=anchor.name, url=anchor.url) for anchor in evidence.anchors),
+        anchors=tuple(
+            AnchorSettings(name=anchor.name, url=anchor.url, store=_store(anchor.store, anchor.lock))
+            for anchor in evidence.anchors
+        ),
         anchor_age=evidence.anchor_age,
     )
 
@@ -288,6 +305,7 @@ def _postgres(name: str, component: schema.PostgresComponent) -> PostgresSetting
     return PostgresSettings(
         name=ComponentName(name),
         dsn=component.dsn,
+        primary_dsn=component.primary_dsn,
         data_directory=pathlib.Path(directory) if directory is not None else None,
         method=CaptureMethod(component.method),
         wal=WalSettings(mode=WalMode(component.wal.mode), archive_wait=component.wal.archive_wait),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from ipaddress import ip_address
 from typing import TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 from drservice.clock import from_iso
 from drservice.model.calendar import Window
@@ -31,6 +32,7 @@ def cross_check(document: Document) -> list[Problem]:
         *_secrets(document),
         *_references(document),
         *_needs(document),
+        *_stores(document),
         *_hosts(document),
         *_calendars(document),
         *_retention(document),
@@ -113,6 +115,26 @@ def _needs(document: Document) -> Iterator[Problem]:
         yield from _dependency_needs(document, ("dependencies", name), _mapping(entry))
     for name, entry in _mapping(root.get("drills")).items():
         yield from _drill_needs(document, ("drills", name), _mapping(entry))
+
+
+def _stores(document: Document) -> Iterator[Problem]:
+    """What only a bucket has is not asked of a directory; certificates are named once."""
+    root = _mapping(document.data)
+    places: list[tuple[Path, Mapping[str, Plain]]] = [(("repository",), _mapping(root.get("repository")))]
+    anchors = _items(_mapping(root.get("evidence")).get("anchors"))
+    places += [(("evidence", "anchors", index), _mapping(anchor)) for index, anchor in anchors]
+    for path, place in places:
+        url = place.get("url")
+        if not isinstance(url, str):
+            continue
+        if url.startswith("file:"):
+            for name in ("lock", "store"):
+                if place.get(name) is not None:
+                    yield _problem(document, (*path, name), "a directory has none of this; expected an s3:// address")
+        elif "ca" in _mapping(place.get("store")) and any(name == "ca" for name, _ in parse_qsl(urlsplit(url).query)):
+            yield _problem(
+                document, (*path, "store", "ca"), "`url` names certificates as well; expected one of the two"
+            )
 
 
 def _hosts(document: Document) -> Iterator[Problem]:

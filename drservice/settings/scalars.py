@@ -10,11 +10,13 @@ import base64
 import binascii
 import ipaddress
 import re
+from collections.abc import Callable
 from datetime import date, timedelta
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from drservice.model.ids import is_name
+from drservice.model.storing import THAWING_CLASSES
 
 _UNITS = {
     "ms": timedelta(milliseconds=1),
@@ -184,6 +186,25 @@ def check_repository_url(text: str) -> str:
     raise ValueError("expected s3://BUCKET/PREFIX?region=REGION or file:///ABSOLUTE/PATH")
 
 
+def check_storage_class(text: str) -> str:
+    """Accept the name of a storage class from which an object can be read at once."""
+    if not re.fullmatch(r"[A-Z][A-Z0-9_]{0,62}", text):
+        raise ValueError("expected a storage class in capitals, such as STANDARD_IA")
+    if text in THAWING_CLASSES:
+        raise ValueError(
+            f"what is stored as {text} must be asked for hours before it can be read, and a restore cannot wait;"
+            " expected a class that is read at once, such as STANDARD_IA or GLACIER_IR"
+        )
+    return text
+
+
+def check_bucket_owner(text: str) -> str:
+    """Accept the id of an account."""
+    if not re.fullmatch(r"[A-Za-z0-9._$@+=,-]{1,128}", text):
+        raise ValueError("expected the id of an account, such as '111122223333'")
+    return text
+
+
 def check_web_url(text: str) -> str:
     """Accept an https URL without a password."""
     parts = _split_url(text)
@@ -232,6 +253,18 @@ def check_date(text: str) -> str:
     except ValueError as error:
         raise ValueError(f"expected a day as YYYY-MM-DD, not {_shown(text)}") from error
     return text
+
+
+def duration_between(shortest: str, longest: str) -> Callable[[timedelta], timedelta]:
+    """Return what accepts a duration within these limits."""
+    least, most = parse_duration(shortest), parse_duration(longest)
+
+    def check(value: timedelta) -> timedelta:
+        if not least <= value <= most:
+            raise ValueError(f"expected from {shortest} to {longest}")
+        return value
+
+    return check
 
 
 def check_lease(value: timedelta) -> timedelta:

@@ -92,6 +92,19 @@ SignerKey: TypeAlias = Annotated[
 AbsolutePath: TypeAlias = Annotated[
     str, AfterValidator(scalars.check_absolute_path), WithJsonSchema({"type": "string", "pattern": "^/"})
 ]
+ConnectTimeout: TypeAlias = Annotated[Duration, AfterValidator(scalars.duration_between("1s", "5m"))]
+ReadTimeout: TypeAlias = Annotated[Duration, AfterValidator(scalars.duration_between("1s", "15m"))]
+RetryTime: TypeAlias = Annotated[Duration, AfterValidator(scalars.duration_between("1s", "1h"))]
+StorageClass: TypeAlias = Annotated[
+    str,
+    AfterValidator(scalars.check_storage_class),
+    WithJsonSchema({"type": "string", "pattern": "^[A-Z][A-Z0-9_]{0,62}$"}),
+]
+BucketOwner: TypeAlias = Annotated[
+    str,
+    _from_text(scalars.check_bucket_owner, "an account in quotes, such as '111122223333'"),
+    WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9._$@+=,-]{1,128}$"}),
+]
 RepositoryUrl: TypeAlias = Annotated[
     str,
     AfterValidator(scalars.check_repository_url),
@@ -155,10 +168,43 @@ class Signer(_Closed):
 
 
 class Lock(_Closed):
-    """Object Lock of the bucket."""
+    """Object Lock of the bucket: nothing is written to one that does not keep it."""
 
     mode: Literal["compliance", "governance"] = Field(description="compliance cannot be shortened by anybody")
-    days: int = Field(ge=1, le=3650, description="how long each object is locked")
+    days: int = Field(
+        ge=1, le=3650, description="how long what a backup stores or uses again is locked at least; up to 10 days more"
+    )
+
+
+class StorageClasses(_Closed):
+    """What kind of storage each kind of object is put on; what is absent goes where the bucket puts it."""
+
+    packs: StorageClass | None = Field(default=None, description="data")
+    nodes: StorageClass | None = Field(default=None, description="the trees of files: small, read by every restore")
+    snapshots: StorageClass | None = Field(default=None, description="snapshots and recovery points")
+    wal: StorageClass | None = Field(default=None, description="WAL")
+    ledger: StorageClass | None = Field(default=None, description="records of evidence")
+
+
+class Store(_Closed):
+    """How a bucket is reached and what it is asked for; a directory has none of this."""
+
+    ca: AbsolutePath | None = Field(
+        default=None, description="file with the certificates that are trusted instead of the system's"
+    )
+    expected_bucket_owner: BucketOwner | None = Field(
+        default=None, description="the account that must own the bucket; every request names it"
+    )
+    storage_class: StorageClasses | None = Field(default=None, description="storage classes by kind of object")
+    connect_timeout: ConnectTimeout = Field(
+        default="5s", validate_default=True, description="longest wait for a connection (1s to 5m)"
+    )
+    read_timeout: ReadTimeout = Field(
+        default="60s", validate_default=True, description="longest silence of the store within a request (1s to 15m)"
+    )
+    retry_for: RetryTime = Field(
+        default="90s", validate_default=True, description="how long a request without an answer is repeated (1s to 1h)"
+    )
 
 
 class Copy(_Closed):
@@ -182,7 +228,10 @@ class Repository(_Closed):
         description="secret identities as references, one or a list; only on hosts that restore",
     )
     signers: dict[Name, Signer] = Field(default={}, description="hosts whose objects are believed, by name")
-    lock: Lock | None = Field(default=None, description="Object Lock of the bucket")
+    lock: Lock | None = Field(
+        default=None, description="Object Lock of the bucket: what is written cannot be deleted before its time"
+    )
+    store: Store = Field(default_factory=Store, description="how the bucket is reached and what it is asked for")
     copies: list[Copy] = Field(default=[], description="repositories kept as copies of this one")
 
 
@@ -212,7 +261,10 @@ class PostgresComponent(_Closed):
     """A PostgreSQL cluster."""
 
     kind: Literal["postgres"]
-    dsn: Dsn = Field(description="libpq connection string without a password")
+    dsn: Dsn = Field(description="libpq connection string without a password; may lead to a standby")
+    primary_dsn: Dsn | None = Field(
+        default=None, description="where dsn leads to a standby: its primary, which is asked to end WAL segments"
+    )
     data_directory: AbsolutePath | None = Field(default=None, description="the cluster's folder, for method local")
     method: Literal["auto", "local", "pg_basebackup"] = Field(
         default="auto", description="how it is read; auto takes local where the data directory is readable"
@@ -342,6 +394,8 @@ class Anchor(_Closed):
 
     name: Name = Field(description="its name in messages and bundles")
     url: RepositoryUrl = Field(description="its address, as repository.url; best in other hands than the repository")
+    lock: Lock | None = Field(default=None, description="Object Lock of its bucket, as repository.lock")
+    store: Store = Field(default_factory=Store, description="as repository.store")
 
 
 class Evidence(_Closed):

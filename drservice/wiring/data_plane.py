@@ -10,6 +10,7 @@ from pathlib import Path
 from drservice.clock import Clock, SystemClock
 from drservice.errors import ConfigurationError
 from drservice.model.estate import Estate
+from drservice.model.storing import NO_SETTINGS, StoreSettings
 from drservice.objectstore.interface import ObjectStore
 from drservice.objectstore.opening import open_store, prepare_location
 from drservice.objectstore.paced import PacedStore
@@ -26,10 +27,11 @@ class StoreOpener:
     url: str
     lock_dir: Path
     bytes_per_second: int | None = None
+    settings: StoreSettings = NO_SETTINGS
 
     def __call__(self) -> ObjectStore:
         """Open the store."""
-        store = open_store(self.url, lock_dir=self.lock_dir)
+        store = open_store(self.url, lock_dir=self.lock_dir, settings=self.settings)
         return store if self.bytes_per_second is None else PacedStore(store, bytes_per_second=self.bytes_per_second)
 
 
@@ -48,6 +50,7 @@ def store_opener(estate: Estate) -> StoreOpener:
         url=estate.repository.url,
         lock_dir=estate.state_dir / "run",
         bytes_per_second=estate.repository.bytes_per_second,
+        settings=estate.repository.store,
     )
 
 

@@ -38,7 +38,7 @@ def open_anchored_evidence(plane: DataPlane) -> Iterator[Evidence]:
     with ExitStack() as stack:
         places: list[AnchorPlace] = []
         for anchor in plane.estate.evidence.anchors:
-            store = open_store(anchor.url, lock_dir=plane.estate.state_dir / "run")
+            store = open_store(anchor.url, lock_dir=plane.estate.state_dir / "run", settings=anchor.store)
             stack.callback(store.close)
             places.append(AnchorPlace(anchor.name, store))
         yield _evidence(plane, tuple(places))

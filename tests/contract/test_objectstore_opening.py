@@ -116,7 +116,7 @@ def test_a_delete_marker_hides_nothing(tmp_path: Path) -> None:
         store.create("k", b"body")
         assert isinstance(store, RetryingStore)
         assert isinstance(store._inner, S3Store)
-        raw: Any = store._inner._client  # the attacker has the same credentials
+        raw: Any = store._inner.client._client  # the attacker has the same credentials
         raw.delete_object(Bucket=bucket, Key="p/k")
         assert raw.list_objects_v2(Bucket=bucket, Prefix="p/k")["KeyCount"] == 0
         assert store.read("k") == b"body"

@@ -251,6 +251,9 @@ class Later:
     def read_versions(self, key: str) -> Iterator[bytes]:
         return self._inner.read_versions(key)
 
+    def extend_lock(self, key: str, until: datetime) -> None:
+        self._inner.extend_lock(key, until)
+
     def delete(self, key: str) -> None:
         self._inner.delete(key)
 

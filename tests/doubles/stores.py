@@ -22,7 +22,7 @@ from drservice.objectstore.interface import Body, Capabilities, ObjectInfo, Obje
 T = TypeVar("T")
 Calls: TypeAlias = "list[tuple[str, str]]"
 
-ALL_OPERATIONS = frozenset({"create", "read", "stat", "list", "read_versions", "delete", "server_time"})
+ALL_OPERATIONS = frozenset({"create", "read", "stat", "list", "read_versions", "extend_lock", "delete", "server_time"})
 
 
 class When(Enum):
@@ -106,6 +106,9 @@ class FaultyStore:
     def read_versions(self, key: str) -> Iterator[bytes]:
         return self._cut("read_versions", self._inner.read_versions(key))
 
+    def extend_lock(self, key: str, until: datetime) -> None:
+        self._around("extend_lock", lambda: self._inner.extend_lock(key, until))
+
     def delete(self, key: str) -> None:
         self._around("delete", lambda: self._inner.delete(key))
 
@@ -185,6 +188,10 @@ class SlowStore:
         self._wait("read_versions")
         return self._inner.read_versions(key)
 
+    def extend_lock(self, key: str, until: datetime) -> None:
+        self._wait("extend_lock")
+        self._inner.extend_lock(key, until)
+
     def delete(self, key: str) -> None:
         self._wait("delete")
         self._inner.delete(key)
@@ -243,6 +250,9 @@ class StaleListStore:
     def read_versions(self, key: str) -> Iterator[bytes]:
         return self._inner.read_versions(key)
 
+    def extend_lock(self, key: str, until: datetime) -> None:
+        self._inner.extend_lock(key, until)
+
     def delete(self, key: str) -> None:
         self._inner.delete(key)
         self._recent.discard(key)
@@ -293,6 +303,10 @@ class RecordingStore:
     def read_versions(self, key: str) -> Iterator[bytes]:
         self._record("read_versions", key)
         return self._inner.read_versions(key)
+
+    def extend_lock(self, key: str, until: datetime) -> None:
+        self._record("extend_lock", key)
+        self._inner.extend_lock(key, until)
 
     def delete(self, key: str) -> None:
         self._record("delete", key)
@@ -352,6 +366,9 @@ class DamagingStore:
     def read_versions(self, key: str) -> Iterator[bytes]:
         for body in self._inner.read_versions(key):
             yield self._spoilt(body) if self._chooses(key) else body
+
+    def extend_lock(self, key: str, until: datetime) -> None:
+        self._inner.extend_lock(key, until)
 
     def delete(self, key: str) -> None:
         self._inner.delete(key)
@@ -425,6 +442,10 @@ class MissingStore:
             self.withheld += 1
             return iter(())
         return self._inner.read_versions(key)
+
+    def extend_lock(self, key: str, until: datetime) -> None:
+        self._require(key)
+        self._inner.extend_lock(key, until)
 
     def delete(self, key: str) -> None:
         self._inner.delete(key)

@@ -80,6 +80,9 @@ class TriggerStore:
     def read_versions(self, key: str) -> Iterator[bytes]:
         return iter(self._around("read_versions", key, lambda: tuple(self._inner.read_versions(key))))
 
+    def extend_lock(self, key: str, until: datetime) -> None:
+        self._around("extend_lock", key, lambda: self._inner.extend_lock(key, until))
+
     def delete(self, key: str) -> None:
         self._around("delete", key, lambda: self._inner.delete(key))
 

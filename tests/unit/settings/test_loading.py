@@ -41,6 +41,13 @@ repository:
   identity: file:/etc/drservice/identity.age
   signers: {{db1: {{key: "ed25519:{KEY.hex()}", services: [erp]}}}}
   lock: {{mode: compliance, days: 35}}
+  store:
+    ca: /etc/drservice/store-ca.pem
+    expected_bucket_owner: "111122223333"
+    storage_class: {{packs: STANDARD_IA, nodes: STANDARD, snapshots: STANDARD, wal: STANDARD_IA, ledger: STANDARD}}
+    connect_timeout: 3s
+    read_timeout: 2m
+    retry_for: 5m
   copies: [{{name: second-region, url: "s3://acme-dr-west/prod?region=eu-west-1"}}]
 catalogue: embedded
 services:
@@ -173,7 +180,7 @@ def test_what_is_declared_but_not_acted_on_is_told(write: Write) -> None:
         "services.erp.components.database.wal.synchronous",
         "services.erp.depends_on",
         "drills.erp-quarterly.runbook",
-        *("repository.lock", "repository.copies", "dependencies", "access"),
+        *("repository.copies", "dependencies", "access"),
     }
     assert any("queue (redis) is declared but not protected" in notice for notice in notices)
 
@@ -193,11 +200,11 @@ def test_a_file_with_only_what_is_acted_on_has_no_notices(write: Write) -> None:
 def test_each_value_tells_its_line_or_that_it_is_the_default(write: Write) -> None:
     values = {value.path: value for value in load(write(WHOLE)).values_with_origin}
     rpo = values["services.erp.objectives.rpo"]
-    assert (rpo.value, rpo.line) == ("5s", 15)
+    assert (rpo.value, rpo.line) == ("5s", 22)
     wait = values["services.erp.components.database.wal.archive_wait"]
     assert (wait.value, wait.line) == ("5m", None)
     assert values["repository.recipients"].value == list(RECIPIENTS)
-    assert values["services.erp.checks[0].severity"].line == 33
+    assert values["services.erp.checks[0].severity"].line == 40
     assert values["drills.erp-quarterly.environment"].value == "sandbox"
 
 
