@@ -6,6 +6,7 @@ refuses to run as root, so :func:`account_of` and ``account=`` drop to the owner
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import pwd
@@ -13,8 +14,8 @@ import shutil
 import signal
 import stat
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -22,6 +23,7 @@ from typing import IO
 from drservice.errors import ConfigurationError, ProgramMissingError
 
 _SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +84,30 @@ def server_account(data_directory: Path | None = None) -> Account | None:
     if data_directory is not None and data_directory.exists() and data_directory.stat().st_uid != 0:
         return account_of(data_directory)
     return account_named("postgres")
+
+
+@contextmanager
+def files_as(account: Account | None) -> Iterator[None]:
+    """Make the file accesses of the calling thread those of ``account`` (``setfsuid(2)``); ``None`` changes nothing.
+
+    For folders that another user owns: the kernel then lets root do there what that user may do, and no more. It holds
+    for this thread only, and for threads that are started inside.
+
+    Raises:
+        ConfigurationError: the kernel does not do it.
+    """
+    if account is None or os.geteuid() != 0:
+        yield
+        return
+    _LIBC.setfsgid(account.gid)
+    _LIBC.setfsuid(account.uid)
+    try:
+        if (_LIBC.setfsuid(-1), _LIBC.setfsgid(-1)) != (account.uid, account.gid):  # -1 only asks
+            raise ConfigurationError(f"the rights of {account.name} cannot be taken on", hint="Run it as that user.")
+        yield
+    finally:
+        _LIBC.setfsuid(0)
+        _LIBC.setfsgid(0)
 
 
 def inherit_owner(path: Path) -> None:

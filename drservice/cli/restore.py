@@ -46,6 +46,9 @@ _SHOWN = 10
 )
 @click.option("--component", help="restore this component only (default: the cluster and the files that follow it)")
 @click.option("--into", type=click.Path(path_type=Path), help="a new or empty directory that keeps what is restored")
+@click.option(
+    "--delta", is_flag=True, help="--into may be a data directory of the same cluster: only what differs is fetched"
+)
 @click.option("--start", is_flag=True, help="leave the recovered server running in its sandbox")
 @click.option("--dry-run", is_flag=True, help="show the plan and prove the target; restore nothing")
 @click.pass_obj
@@ -62,21 +65,27 @@ def restore(
     without: tuple[str, ...],
     component: str | None,
     into: Path | None,
+    delta: bool,
     start: bool,
     dry_run: bool,
 ) -> ExitStatus:
     """Restore a service."""
+    if delta and into is None:
+        raise UsageError("--delta says what --into DIR may be")
     target = parse_target(to=to, lsn=lsn, xid=xid, name=name, snapshot=snapshot, timeline=timeline)
     estate = invocation.load().estate
     chosen = estate.service(service)
     only = chosen.component(component) if component is not None else None
     if isinstance(only, FilesSettings):
+        if delta:
+            raise UsageError("--delta is for a cluster; a folder of files is restored into a new directory")
         return _folder(invocation, chosen, only, target, into, start=start, dry_run=dry_run)
     request = RestoreRequest(
         service=chosen,
         component=chosen.database(component),
         target=target,
         into=into.absolute() if into else None,
+        delta=delta,
         afterwards=Afterwards.LEAVE_RUNNING if start else Afterwards.STOP,
         files=() if only is not None else tuple(chosen.files()),
         without=frozenset(SnapshotId(item) for item in without),

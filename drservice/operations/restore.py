@@ -8,7 +8,7 @@ reached the target, its rows say which documents belong to it, and exactly those
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -18,6 +18,7 @@ from pathlib import Path
 from drservice import processes
 from drservice.clock import Clock, to_iso
 from drservice.components.postgres.controlfile import ControlFile
+from drservice.components.postgres.existing import Existing, examine
 from drservice.components.postgres.placing import (
     announce_history,
     finish_cluster,
@@ -25,7 +26,9 @@ from drservice.components.postgres.placing import (
     place_cluster,
     require_empty,
 )
+from drservice.components.postgres.recovery import RecoveryLog
 from drservice.components.postgres.server import PostgresPrograms, find_programs
+from drservice.components.postgres.tablespaces import Moved
 from drservice.environments.exchange import Exchange
 from drservice.environments.interface import Environment, EnvironmentDescription, EnvironmentSpec, Probe
 from drservice.environments.isolation import require_isolated
@@ -48,6 +51,7 @@ from drservice.operations.production import database_in, endpoints_of
 from drservice.operations.progress import Progress
 from drservice.operations.replay import Reached, await_connection, await_recovery, prove, start_server
 from drservice.operations.selection import SIDE_OPTIONS, Selected, SideRestore, SideServer, select_files
+from drservice.operations.tablespaces import RestoredTablespace, Tablespaces, choose
 from drservice.repository.placing import Placed
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
@@ -87,10 +91,14 @@ class RestoreRequest:
     component: PostgresSettings
     target: Target
     into: Path | None
-    """A new or empty directory that keeps what is restored; ``None`` = inside the environment."""
+    """A directory that keeps what is restored; ``None`` = inside the environment. New or empty, unless ``delta``."""
+    delta: bool = False
+    """Restore onto the cluster's directory if there is one of the same cluster: only what differs is fetched."""
     afterwards: Afterwards
     files: tuple[FilesSettings, ...] = ()
     """Folders to restore with the cluster. With any, ``into`` gets a folder for each component, by its name."""
+    tablespaces: Mapping[str, Path] = field(default_factory=dict)
+    """Which extra tablespaces (location or OID) go into new or empty folders of their own, instead of ``pg_tblspc``."""
     without: frozenset[SnapshotId] = frozenset()
     """Snapshots not to start from, because they are known to be damaged."""
     database: str | None = None
@@ -119,6 +127,8 @@ class Planned:
     """Snapshots that could not be considered, with the reason."""
     selected: Selected | None = None
     """What of the snapshot is placed; ``None`` = all of it."""
+    moved: tuple[Moved, ...] = ()
+    """Tablespaces that go into folders of their own."""
 
     @property
     def placed_bytes(self) -> int:
@@ -150,6 +160,8 @@ class RestoreResult:
     files: tuple[RestoredFiles, ...] = ()
     side: SideRestore | None = None
     """Set if only one database was brought back."""
+    tablespaces: tuple[RestoredTablespace, ...] = ()
+    """Where the extra ones lie now, also those created after the snapshot."""
 
     @property
     def used_records(self) -> tuple[SnapshotRecord, ...]:
@@ -188,9 +200,11 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
     with scanner_of(context, newest, scope) as scanner:
         resolved = resolve(request.target, records, archived.inventory, scanner)
     selected = None
-    if request.database is not None:
+    moved: tuple[Moved, ...] = ()
+    if request.database is not None or request.tablespaces:
         reader = context.repository.reader(scope, resolved.plan.snapshot.id)
-        selected = select_files(reader, request.database)
+        selected = select_files(reader, request.database) if request.database is not None else None
+        moved = choose(reader, request.tablespaces, target=request.cluster_directory)
     return Planned(
         resolved=resolved,
         archived=archived,
@@ -198,6 +212,7 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
         records=records,
         unreadable=unreadable,
         selected=selected,
+        moved=moved,
     )
 
 
@@ -269,7 +284,9 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
         raise UsageError("there would be nothing left to look at", hint="Give --into DIR, or --start, or both.")
     if request.database is not None and request.files:
         raise UsageError("one database is restored without the files that follow the cluster")
-    if request.into is not None:
+    if request.database is not None and request.delta:
+        raise UsageError("one database is restored into a new directory: what is left out would stay as it is there")
+    if request.into is not None and not request.delta:
         require_empty(request.into)
     phases = Phases()
     phases.begin(context.clock)
@@ -281,6 +298,7 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
 def _run(context: RestoreContext, request: RestoreRequest, phases: Phases) -> RestoreResult:
     directory = request.cluster_directory
     planned = plan_restore(context, request)
+    onto = _examine(request, planned)
     phases.end("plan")
     lifetime = _KEPT if request.afterwards is Afterwards.LEAVE_RUNNING else _PASSING
     if request.into is not None and request.files:
@@ -295,22 +313,36 @@ def _run(context: RestoreContext, request: RestoreRequest, phases: Phases) -> Re
     environment = prepare_sandbox(spec, environments_dir=context.environments_dir, clock=context.clock)
     try:
         request.made(environment.id)
-        result = _recover(context, request, planned, environment, phases)
+        result = _recover(context, request, planned, environment, phases, onto)
     except BaseException:
         # First what must not be started, then the clean-up, which may fail by itself.
-        if directory is not None:
-            _withhold(directory)
+        if directory is not None and (onto is None or phases.seconds["fetch"]):
+            _withhold(directory)  # before that an existing one was not touched, or its pg_control is aside already
         environment.destroy()
         raise
     if request.afterwards is Afterwards.STOP:
         environment.stop()
         environment.destroy()
     if directory is not None and request.database is None:  # a side restore never takes production's place
-        announce_history(directory, result.reached.timeline, account=processes.server_account(None))
+        announce_history(directory, result.reached.timeline, account=processes.server_account(directory))
     if request.purpose != "mutation" and request.database is None:
         _remember(context, request, planned, result)
     context.progress.done()
     return result
+
+
+def _examine(request: RestoreRequest, planned: Planned) -> Existing | None:
+    """Look at the directory of a delta restore; ``None``: everything is placed anew.
+
+    Raises:
+        TargetDirectoryError, ServerRunningError: it must not be restored onto, or files would go into a folder that
+            holds some; nothing was written.
+    """
+    if not request.delta or request.into is None or request.cluster_directory is None:
+        return None
+    for component in request.files:
+        require_empty(request.into / component.name)
+    return examine(request.cluster_directory, system_id=planned.resolved.plan.snapshot.postgres.system_id)
 
 
 def _remember(context: RestoreContext, request: RestoreRequest, planned: Planned, result: RestoreResult) -> None:
@@ -334,7 +366,12 @@ def _remember(context: RestoreContext, request: RestoreRequest, planned: Planned
 
 
 def _recover(
-    context: RestoreContext, request: RestoreRequest, planned: Planned, environment: Environment, phases: Phases
+    context: RestoreContext,
+    request: RestoreRequest,
+    planned: Planned,
+    environment: Environment,
+    phases: Phases,
+    onto: Existing | None,
 ) -> RestoreResult:
     record = planned.resolved.plan.snapshot
     context.progress.step("isolation self-test")
@@ -342,9 +379,9 @@ def _recover(
     require_isolated(probes)
     programs = find_programs(record.postgres.server_version)
     phases.end("start")
-    account = processes.server_account(None)
+    account = processes.server_account(None) if onto is None else onto.account
     try:
-        control, placed, stripped = _place(context, request, planned, environment, phases, account)
+        control, placed, stripped, spaces = _place(context, request, planned, environment, phases, account, onto)
     except DrError as error:
         if error.exit_status is not ExitStatus.INTEGRITY:
             raise
@@ -362,10 +399,7 @@ def _recover(
         )
         try:
             feeder.start()
-            start_server(environment, programs, control, planned.resolved, extra=SIDE_OPTIONS if side else ())
-            phases.end("start")
-            read_log = side.read if side is not None else environment.server_log
-            log = await_recovery(environment, feeder, clock=context.clock, seconds=_STALL_SECONDS, read_log=read_log)
+            log = _replay(context, planned, environment, programs, control, feeder, side, spaces)
             await_connection(environment, clock=context.clock)
             phases.end("replay")
         finally:
@@ -373,6 +407,7 @@ def _recover(
         context.progress.step("prove the target")
         reached = prove(environment, log, feeder, planned.resolved)
         settled = side.settle() if side is not None else None
+        placed_spaces = spaces.settle(programs, kept=request.into is not None)
         exchange.clear()
     phases.end("check")
     files = _restore_files(context, request, environment, _instant(planned, reached), phases)
@@ -394,7 +429,30 @@ def _recover(
         database=settled.database if settled is not None else database_in(request.component.dsn),
         files=files,
         side=settled,
+        tablespaces=placed_spaces,
     )
+
+
+def _replay(
+    context: RestoreContext,
+    planned: Planned,
+    environment: Environment,
+    programs: PostgresPrograms,
+    control: ControlFile,
+    feeder: Feeder,
+    side: SideServer | None,
+    spaces: Tablespaces,
+) -> RecoveryLog:
+    read_log = side.read if side is not None else environment.server_log
+    extra = SIDE_OPTIONS if side is not None else ()
+
+    def start() -> None:
+        start_server(environment, programs, control, planned.resolved, extra=(*extra, *spaces.options(programs)))
+
+    def wait() -> RecoveryLog:
+        return await_recovery(environment, feeder, clock=context.clock, seconds=_STALL_SECONDS, read_log=read_log)
+
+    return spaces.replay(start, wait)
 
 
 def _place(
@@ -404,9 +462,11 @@ def _place(
     environment: Environment,
     phases: Phases,
     account: processes.Account | None,
-) -> tuple[ControlFile, Placed, tuple[str, ...]]:
+    onto: Existing | None,
+) -> tuple[ControlFile, Placed, tuple[str, ...], Tablespaces]:
     record = planned.resolved.plan.snapshot
     reader = context.repository.reader(planned.scope, record.id)
+    spaces = Tablespaces.of(reader, environment, planned.moved, account)
     opened = context.repository.open_snapshot(planned.scope, record.id)
     context.progress.step("fetch and place", total_bytes=planned.placed_bytes)
     control, placed = place_cluster(
@@ -419,12 +479,14 @@ def _place(
         workers=request.component.workers,
         progress=context.progress,
         wanted=planned.selected.selection.wants if planned.selected is not None else None,
+        onto=onto,
+        tablespaces=planned.moved,
     )
     phases.end("fetch")
     context.progress.step("make durable")
     stripped = finish_cluster(reader, environment.data, placed, account=account)
     phases.end("place")
-    return control, placed, stripped
+    return control, placed, stripped, spaces
 
 
 def _instant(planned: Planned, reached: Reached) -> datetime | None:

@@ -26,10 +26,11 @@ from drservice.repository.chunktable import ChunkRow, ChunkTable
 from drservice.repository.envelope import Trust
 from drservice.repository.keys import Identities, Keyring
 from drservice.repository.nodes import Entry
-from drservice.repository.placing import PlacingProgress, write_error
+from drservice.repository.placing import PlacingProgress
 from drservice.repository.pool import Pool, run_inline
 from drservice.repository.reader import UNUSABLE_PACK, PackOpener, SnapshotReader, open_chunk
 from drservice.repository.records import CODEC_ZERO, RecordKey, Scope
+from drservice.repository.target import write_error
 
 _FIRST_FILES = 1 << 12
 _ROUND_FILES = 1 << 17

@@ -1,52 +1,83 @@
-"""Placing a snapshot's files into an empty folder: ordered by pack, fetched in parallel, written out of order.
+"""Placing a snapshot's files into a folder: ordered by pack, fetched in parallel, written out of order.
 
 Every chunk is authenticated and compared with its BLAKE3 before it is written. Paths are checked as a whole before
 the first write. The folder is complete only when :func:`place_files` returns; until then it must not be used.
+
+With :class:`Onto` the folder may hold something: what is right already is neither fetched nor written. Right is what
+has the BLAKE3 of the snapshot's chunk. Times and sizes are no reason to believe content: whoever wrote the folder sets
+them as he likes, a torn write or a bad disk changes neither, and the same tick may hold two versions of a page. Each
+byte is read once, in the worker that would fetch it, while another chunk is on its way.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from drservice.errors import RecoveryError
+from blake3 import blake3
+
+from drservice.errors import CaptureError, DrError, RecoveryError
 from drservice.model.estate import SignerSettings
 from drservice.objectstore.interface import ObjectStore
-from drservice.processes import Account
+from drservice.processes import Account, files_as
+from drservice.repository.bulk import Folders, Root
 from drservice.repository.chunktable import ROW, ChunkRow
 from drservice.repository.envelope import Trust
 from drservice.repository.keys import Identities, Keyring
 from drservice.repository.nodes import Entry, EntryKind
 from drservice.repository.pool import Pool, run_inline
 from drservice.repository.reader import UNUSABLE_PACK, PackOpener, SnapshotReader, open_chunk
-from drservice.repository.records import CODEC_ZERO, Scope
+from drservice.repository.records import CODEC_ZERO, RecordKey, Scope
+from drservice.repository.skeleton import EMPTY, Survey, open_plain, set_late_modes, shape, survey
+from drservice.repository.target import require_space, write_error
 
 _PLACE = struct.Struct(">IQ")
 _ITEM = _PLACE.size + ROW.size
+_FIRST_ROWS = 1 << 12
 _ROUND_ROWS = 1 << 18
-"""Chunks planned at once (16 GiB of data at 64 KiB): bounds memory at any size."""
+"""Chunks planned at once (16 GiB of data at 64 KiB): bounds memory at any size. The first round is small, so that
+workers begin soon, and each is four times the one before: the more is planned together, the fewer packs are asked for
+twice.
+"""
 _INLINE_BYTES = 24 << 20
-_PIECE_BYTES = 48 << 20
-"""Plain bytes a worker takes on at once."""
+_PIECE_BYTES = 24 << 20
+"""Plain bytes a worker takes on at once; as much again is fetched meanwhile."""
+_BATCH_PIECES = 3
+"""Pieces per batch: all but the first are fetched, and compared, while the one before is written."""
 _MERGE_GAP_BYTES = 256 << 10
-_WHOLE_PACK_SHARE = 0.5
 _OPEN_FILES = 128
+_HEAD_BYTES = 104
+_NO_PACK = b""
+"""Where the plan keeps zero chunks of files that may hold something else."""
+_PUNCH_HOLE = 0x01 | 0x02
+"""FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE"""
 
 
 class PlacingProgress(Protocol):
     """Hears how many bytes are in place."""
 
     def advance(self, amount: int, /) -> None:
-        """``amount`` more bytes are written."""
+        """``amount`` more bytes are written, or were right."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Onto:
+    """How to place into a folder that holds something."""
+
+    left_alone: frozenset[bytes]
+    """Paths that are neither looked at nor removed."""
+    before_first_change: Callable[[], None]
+    """Called once everything was checked and before anything is changed; may refuse by raising."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +87,8 @@ class FetchSpec:
     open_store: Callable[[], ObjectStore]
     scope: Scope
     secrets: Sequence[tuple[str, bytes]]
-    root: str
+    root: Root
+    account: Account | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,17 +96,27 @@ class PackFetch:
     """What to take from one pack and where it goes: items are (file number, file offset) + chunk row."""
 
     pack: bytes
-    pack_bytes: int
     files: Sequence[bytes]
+    compared: frozenset[int]
+    """Numbers of files that may hold some of it already."""
     items: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchReply:
-    """What a worker wrote and read, in bytes."""
+    """What a worker wrote, read from the store, and found right, in bytes."""
 
-    written_bytes: int
-    fetched_bytes: int
+    written_bytes: int = 0
+    fetched_bytes: int = 0
+    kept_bytes: int = 0
+
+    def plus(self, other: FetchReply) -> FetchReply:
+        """Return the sum of two batches."""
+        return FetchReply(
+            written_bytes=self.written_bytes + other.written_bytes,
+            fetched_bytes=self.fetched_bytes + other.fetched_bytes,
+            kept_bytes=self.kept_bytes + other.kept_bytes,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +129,30 @@ class Placed:
     fetched_bytes: int
     held_back: dict[bytes, bytes]
     """Content of the paths the caller wants to write itself, last."""
+    kept_bytes: int = 0
+    """What was right already."""
+    removed: int = 0
+    """Things that were there and are not in the snapshot (a folder counts as one)."""
+    replaced: tuple[bytes, ...] = ()
+    """Paths at which something stood that could not be written in place: a link, another's file, another kind."""
+
+
+Item = tuple[int, int, ChunkRow]
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """A task whose files were compared and whose bytes were fetched."""
+
+    task: PackFetch
+    zeros: list[Item]
+    wanted: list[Item]
+    kept_bytes: int
+    fetched_bytes: int = 0
+    key: RecordKey | None = None
+    spans: list[tuple[int, memoryview, list[Item]]] = field(default_factory=list)
+    """(offset in the pack, bytes, what lies there)"""
+    problem: DrError | None = None
 
 
 class FetchWorker:
@@ -97,87 +163,192 @@ class FetchWorker:
         keyring = Keyring(self._store, spec.scope.repository, Trust(_NOBODY), Identities())
         keyring.adopt(spec.secrets)
         self._packs = PackOpener(self._store, scope=spec.scope, keyring=keyring)
-        self._root = os.fsencode(spec.root)
-        self._open: OrderedDict[bytes, int] = OrderedDict()
+        self._account = spec.account
+        self._owner = _owner(spec.account)
+        try:
+            self._root = spec.root.open()
+        except CaptureError as error:
+            self._store.close()
+            raise RecoveryError(error.message) from error
+        self._files = _OpenFiles(self._root, os.O_WRONLY, spec.account)
+        self._looked_at = _OpenFiles(self._root, os.O_RDONLY, spec.account)  # by the other thread only
+        self._buffer = memoryview(bytearray(1 << 16))
+        self._ahead = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch-ahead")
 
     def work(self, tasks: Sequence[PackFetch], /) -> FetchReply:
-        """Fetch and write a batch."""
-        written = fetched = 0
-        for task in tasks:
-            done, read = self._fetch(task)
-            written += done
-            fetched += read
-        return FetchReply(written_bytes=written, fetched_bytes=fetched)
+        """Place a batch; what is next is compared and fetched meanwhile."""
+        written = fetched = kept = 0
+        coming = self._ahead.submit(self._prepare, tasks[0])
+        for number, _ in enumerate(tasks, 1):
+            prepared = coming.result()
+            if number < len(tasks):
+                coming = self._ahead.submit(self._prepare, tasks[number])
+            written += self._place(prepared)
+            fetched += prepared.fetched_bytes
+            kept += prepared.kept_bytes
+        return FetchReply(written_bytes=written, fetched_bytes=fetched, kept_bytes=kept)
 
     def flush(self) -> FetchReply:
         """Nothing is kept back."""
-        return FetchReply(written_bytes=0, fetched_bytes=0)
+        return FetchReply()
 
     def close(self) -> None:
         """Close files and connections."""
-        for descriptor in self._open.values():
-            os.close(descriptor)
-        self._open.clear()
+        self._ahead.shutdown(wait=True, cancel_futures=True)
+        self._files.close()
+        self._looked_at.close()
+        os.close(self._root)
         self._store.close()
 
-    def _fetch(self, task: PackFetch) -> tuple[int, int]:
-        try:
-            return self._fetch_once(task)
-        except UNUSABLE_PACK:
-            if not self._packs.recover(task.pack):
-                raise
-        return self._fetch_once(task)  # what was written before is written again, at the same places
+    # --- ahead, in a thread of its own ------------------------------------------------------------------------
 
-    def _fetch_once(self, task: PackFetch) -> tuple[int, int]:
-        items = list(_unpack_items(task.items))  # in order of their offset in the pack
-        wanted = sum(row.stored_length for _, _, row in items)
-        written = 0
-        fetched = 0
-        if wanted >= task.pack_bytes * _WHOLE_PACK_SHARE:
-            data = memoryview(self._packs.read(task.pack, 0, None))
-            key = self._packs.record_key(task.pack, data[:104])
-            for number, offset, row in items:
-                stored = data[row.offset : row.offset + row.stored_length]
-                written += self._write(task.files[number], offset, open_chunk(key, stored, task.pack, row))
-            return written, len(data)
-        key = self._packs.record_key(task.pack)
-        for group in _merge(items):
+    def _prepare(self, task: PackFetch) -> _Prepared:
+        zeros: list[Item] = []
+        wanted: list[Item] = []  # in order of their offset in the pack
+        kept = 0
+        for item in _unpack_items(task.items):
+            number, offset, row = item
+            if number in task.compared and self._is_right(task.files[number], offset, row):
+                kept += row.plain_length
+            else:
+                (zeros if row.codec == CODEC_ZERO else wanted).append(item)
+        prepared = _Prepared(task=task, zeros=zeros, wanted=wanted, kept_bytes=kept)
+        try:
+            self._fetch(prepared)
+        except UNUSABLE_PACK as error:
+            prepared.problem = error
+        return prepared
+
+    def _is_right(self, path: bytes, offset: int, row: ChunkRow) -> bool:
+        """Tell whether a file has a chunk at its place already."""
+        if row.plain_length > len(self._buffer):
+            self._buffer = memoryview(bytearray(row.plain_length))
+        view = self._buffer[: row.plain_length]
+        try:
+            count = os.preadv(self._looked_at.at(path), [view], offset)
+        except OSError as error:
+            raise RecoveryError(
+                f"cannot read {path.decode('utf-8', 'backslashreplace')} of the target: {error.strerror}"
+            ) from error
+        if count != row.plain_length:
+            return False
+        if row.codec == CODEC_ZERO:
+            return not any_byte(view)
+        return blake3(view).digest() == row.chunk_id
+
+    def _fetch(self, prepared: _Prepared) -> None:
+        pack = prepared.task.pack
+        prepared.spans.clear()
+        for group in _merge(prepared.wanted):
             begin = group[0][2].offset
             end = max(row.offset + row.stored_length for _, _, row in group)
-            data = memoryview(self._packs.read(task.pack, begin, end - begin))
-            fetched += len(data)
+            if begin <= _MERGE_GAP_BYTES and prepared.key is None:
+                begin = 0  # with the head, from which the key is derived
+            data = memoryview(self._packs.read(pack, begin, end - begin))
+            prepared.fetched_bytes += len(data)
+            if prepared.key is None:
+                prepared.key = self._packs.record_key(pack, data[:_HEAD_BYTES] if begin == 0 else None)
+            prepared.spans.append((begin, data, group))
+
+    # --- writing ----------------------------------------------------------------------------------------------
+
+    def _place(self, prepared: _Prepared) -> int:
+        written = sum(
+            self._make_zero(prepared.task.files[number], offset, row) for number, offset, row in prepared.zeros
+        )
+        try:
+            return written + self._write_all(prepared)
+        except UNUSABLE_PACK:
+            if not self._packs.recover(prepared.task.pack):
+                raise
+        prepared.problem = prepared.key = None
+        self._fetch(prepared)
+        return written + self._write_all(prepared)  # what was written before is written again, at the same places
+
+    def _write_all(self, prepared: _Prepared) -> int:
+        if prepared.problem is not None:
+            raise prepared.problem
+        written = 0
+        pack, files = prepared.task.pack, prepared.task.files
+        for begin, data, group in prepared.spans:
+            assert prepared.key is not None
             for number, offset, row in group:
-                stored = data[row.offset - begin : row.offset - begin + row.stored_length]
-                written += self._write(task.files[number], offset, open_chunk(key, stored, task.pack, row))
-        return written, fetched
+                at = row.offset - begin
+                plain = open_chunk(prepared.key, data[at : at + row.stored_length], pack, row)
+                written += self._write(files[number], offset, plain)
+        prepared.spans.clear()
+        return written
 
     def _write(self, path: bytes, offset: int, plain: bytes | memoryview) -> int:
-        descriptor = self._descriptor(path)
         view = memoryview(plain)
         done = 0
         try:
+            descriptor = self._files.at(path)
             while done < len(view):
                 done += os.pwrite(descriptor, view[done:], offset + done)
         except OSError as error:
             raise write_error(path, error) from error
         return done
 
-    def _descriptor(self, path: bytes) -> int:
+    def _make_zero(self, path: bytes, offset: int, row: ChunkRow) -> int:
+        """Make a hole where something else stands, or write zeros where there can be none."""
+        try:
+            descriptor = self._files.at(path)
+        except OSError as error:
+            raise write_error(path, error) from error
+        if _LIBC.fallocate(descriptor, _PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(row.plain_length)) == 0:
+            return row.plain_length
+        return self._write(path, offset, bytes(row.plain_length))
+
+
+class _OpenFiles:
+    """Files below a root that were used last, opened step by step and through no link, with their owner's rights."""
+
+    def __init__(self, root: int, flags: int, account: Account | None) -> None:
+        self._folders = Folders(root)
+        self._flags = flags
+        self._account = account
+        self._owner = _owner(account)
+        self._open: OrderedDict[bytes, int] = OrderedDict()
+
+    def at(self, path: bytes) -> int:
+        """Return the descriptor of a file, good until another one is asked for.
+
+        Raises:
+            OSError: it is not there, or not the plain file that was made or found.
+        """
         descriptor = self._open.get(path)
-        if descriptor is None:
-            if len(self._open) >= _OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1])
-            try:
-                descriptor = os.open(self._root + b"/" + path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            except OSError as error:
-                raise write_error(path, error) from error
-            self._open[path] = descriptor
-        else:
+        if descriptor is not None:
             self._open.move_to_end(path)
+            return descriptor
+        if len(self._open) >= _OPEN_FILES:
+            os.close(self._open.popitem(last=False)[1])
+        folder, _, name = path.rpartition(b"/")
+        with files_as(self._account):
+            descriptor = open_plain(self._folders.at(folder), name, self._flags, owner=self._owner)
+        self._open[path] = descriptor
         return descriptor
+
+    def close(self) -> None:
+        """Close them all."""
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+        self._folders.close()
 
 
 _NOBODY: tuple[SignerSettings, ...] = ()
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_ZEROS = bytes(1 << 20)
+
+
+def any_byte(view: memoryview) -> bool:
+    """Tell whether there is anything but zeros."""
+    return any(view[at : at + len(_ZEROS)] != _ZEROS[: len(view) - at] for at in range(0, len(view), len(_ZEROS)))
+
+
+def _owner(account: Account | None) -> int:
+    return os.geteuid() if account is None else account.uid
 
 
 def place_files(
@@ -192,8 +363,9 @@ def place_files(
     workers: int,
     progress: PlacingProgress,
     wanted: Callable[[bytes], bool] | None = None,
+    onto: Onto | None = None,
 ) -> Placed:
-    """Write all files of a snapshot below ``root``, which exists and is empty.
+    """Write all files of a snapshot below ``root``, which exists and is empty, unless ``onto`` says how to go on.
 
     Args:
         reader: the snapshot.
@@ -202,11 +374,13 @@ def place_files(
         scope: whose data it is.
         secrets: (key id, data key) of every key the snapshot needs.
         hold_back: paths whose content is returned instead of written.
-        account: owner of what is made (as root), or ``None`` for the present user.
+        account: owner of what is made (as root), or ``None`` for the present user. Everything below ``root`` is done
+            with no more rights than that account has.
         workers: processes to use.
-        progress: hears of written bytes.
+        progress: hears of written bytes, and of those that were right.
         wanted: tells by its path whether a file's content is; the others are made at their size and are one hole, of
-            which nothing is fetched. ``None``: all are.
+            which nothing is fetched. ``None``: all are. Not together with ``onto``.
+        onto: the folder holds something; it is made to hold the snapshot and nothing else.
 
     Raises:
         DamagedObjectError, MissingObjectError: naming what cannot be restored; the folder is incomplete.
@@ -214,109 +388,131 @@ def place_files(
     """
     entries = list(reader.entries())
     files = [entry for entry in entries if entry.kind is EntryKind.FILE and (wanted is None or wanted(entry.path))]
-    require_space(root, sum(entry.size for entry in files))
-    directories = _make_skeleton(root, entries, hold_back, account)
-    held = {entry.path: reader.read_file(entry) for entry in files if entry.path in hold_back}
-    plan = [entry for entry in files if entry.path not in hold_back]
-    spec = FetchSpec(open_store=open_store, scope=scope, secrets=secrets, root=str(root))
-    make = partial(FetchWorker, spec)
-    batches = _batches(reader, _rounds(reader, plan, progress))
-    total = sum(entry.size for entry in plan)
-    written = fetched = 0
-    if total < _INLINE_BYTES or workers < 2:
-        replies: Iterator[tuple[int, FetchReply]] = run_inline(make, batches)
-        pool = None
-    else:
-        pool = Pool(make, workers)
-        replies = pool.run(batches)
+    made = [entry for entry in entries if entry.path not in hold_back]
+    if onto is not None and wanted is not None:
+        raise ValueError("what is left out of a folder that holds something would stay as it is there")
+    descriptor = _open_root(root)
     try:
-        for _, reply in replies:
-            written += reply.written_bytes
-            fetched += reply.fetched_bytes
-            progress.advance(reply.written_bytes)
+        found = EMPTY
+        if onto is not None:
+            names = {entry.path: entry for entry in made}
+            with files_as(account):
+                found = survey(descriptor, names, owner=_owner(account), left_alone=onto.left_alone)
+        require_space(root, sum(entry.size for entry in files) - found.kept_bytes - found.freed_bytes)
+        held = {entry.path: reader.read_file(entry) for entry in files if entry.path in hold_back}
+        if onto is not None:
+            onto.before_first_change()
+        facts = os.fstat(descriptor)
+        spec = FetchSpec(
+            open_store=open_store,
+            scope=scope,
+            secrets=secrets,
+            root=Root(str(root), facts.st_dev, facts.st_ino),
+            account=account,
+        )
+        filled = [entry for entry in files if entry.path not in hold_back]
+        batches = _batches(reader, _rounds(reader, filled, found, progress))
+        small = workers < 2 or sum(entry.size for entry in filled) < _INLINE_BYTES
+        with _running(partial(FetchWorker, spec), 1 if small else workers) as run:
+            with files_as(account):
+                shaped = shape(descriptor, made, found, owner=_owner(account))
+            done = FetchReply()
+            for _, reply in run(batches):
+                done = done.plus(reply)
+                progress.advance(reply.written_bytes + reply.kept_bytes)
+        with files_as(account):
+            set_late_modes(descriptor, shaped.late_modes)
     finally:
-        if pool is not None:
-            pool.close()
+        os.close(descriptor)
     return Placed(
-        files=len(files), directories=directories, written_bytes=written, fetched_bytes=fetched, held_back=held
+        files=len(files),
+        directories=shaped.directories,
+        written_bytes=done.written_bytes,
+        fetched_bytes=done.fetched_bytes,
+        held_back=held,
+        kept_bytes=done.kept_bytes,
+        removed=len(found.unwanted),
+        replaced=found.replaced,
     )
 
 
-def sync_folder(root: Path) -> None:
-    """Make everything below ``root`` durable with one call (``syncfs(2)``).
+Run = Callable[[Iterator[Sequence[PackFetch]]], Iterator[tuple[int, FetchReply]]]
 
-    Raises:
-        RecoveryError: the disk reports an error.
-    """
+
+@contextmanager
+def _running(make: Callable[[str], FetchWorker], workers: int) -> Iterator[Run]:
+    """Start workers, which takes them a moment, before there is work; one is this process."""
+    if workers < 2:
+        yield partial(run_inline, make)
+        return
+    pool: Pool[Sequence[PackFetch], FetchReply] = Pool(make, workers)
     try:
-        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        yield pool.run
+    finally:
+        pool.close()
+
+
+def _open_root(root: Path) -> int:
+    try:
+        return os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise write_error(os.fsencode(root), error) from error
-    try:
-        sync_opened(descriptor, root)
-    finally:
-        os.close(descriptor)
 
 
-def sync_opened(descriptor: int, root: Path) -> None:
-    """Make everything durable that is below an open folder; ``root`` is how messages call it.
-
-    Raises:
-        RecoveryError: the disk reports an error.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syncfs(descriptor) != 0:
-        raise RecoveryError(f"writing {root} to disk failed: {os.strerror(ctypes.get_errno())}")
-
-
-def write_error(path: bytes, error: OSError) -> RecoveryError:
-    """Translate a failed write into the target folder."""
-    name = path.decode("utf-8", "backslashreplace")
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return RecoveryError(f"no space left while writing {name}", hint="Free space on the target and run again.")
-    return RecoveryError(f"cannot write {name}: {error.strerror}")
+Groups = dict[bytes, tuple[dict[bytes, int], bytearray]]
+"""By pack: the numbers of the files its chunks go to, and the items."""
 
 
 def _rounds(
-    reader: SnapshotReader, files: Sequence[Entry], progress: PlacingProgress
-) -> Iterator[dict[bytes, tuple[dict[bytes, int], bytearray]]]:
-    """Plan file by file and hand out groups by pack whenever a round is full."""
-    groups: dict[bytes, tuple[dict[bytes, int], bytearray]] = {}
+    reader: SnapshotReader, files: Sequence[Entry], found: Survey, progress: PlacingProgress
+) -> Iterator[tuple[Groups, frozenset[bytes]]]:
+    """Plan file by file and hand out groups by pack, and the files to be compared, whenever a round is full."""
+    groups: Groups = {}
     rows = 0
+    limit = min(_FIRST_ROWS, _ROUND_ROWS)
     for entry in files:
         offset = 0
         for table in reader.tables(entry):
             for row in table:
-                if row.codec == CODEC_ZERO:
+                if row.codec == CODEC_ZERO and entry.path not in found.kept:
                     progress.advance(row.plain_length)  # the file was made at its size: a hole reads as zeros
                 else:
-                    paths, items = groups.setdefault(table.packs[row.pack_index], ({}, bytearray()))
+                    pack = _NO_PACK if row.codec == CODEC_ZERO else table.packs[row.pack_index]
+                    paths, items = groups.setdefault(pack, ({}, bytearray()))
                     number = paths.setdefault(entry.path, len(paths))
                     items += _PLACE.pack(number, offset) + ROW.pack(*row)
                     rows += 1
                 offset += row.plain_length
-        if rows >= _ROUND_ROWS:
-            yield groups
+        if rows >= limit:
+            yield groups, found.kept
             groups, rows = {}, 0
-    yield groups
+            limit = min(4 * limit, _ROUND_ROWS)
+    yield groups, found.kept
 
 
 def _batches(
-    reader: SnapshotReader,
-    rounds: Iterator[dict[bytes, tuple[dict[bytes, int], bytearray]]],
+    reader: SnapshotReader, rounds: Iterator[tuple[Groups, frozenset[bytes]]]
 ) -> Iterator[Sequence[PackFetch]]:
     """Cut each pack's share into pieces small enough that no worker is left with a long one at the end."""
-    for groups in rounds:
+    for groups, kept in rounds:
+        batch: list[PackFetch] = []
         for pack, (paths, items) in groups.items():
-            size = reader.pack_bytes(pack)
+            if pack != _NO_PACK:
+                reader.pack_bytes(pack)  # which refuses one that the snapshot does not list
+            compared = frozenset(number for path, number in paths.items() if path in kept)
             ordered = sorted(_unpack_items(bytes(items)), key=lambda item: item[2].offset)
             for piece in _pieces(ordered):
                 packed = b"".join(_PLACE.pack(number, offset) + ROW.pack(*row) for number, offset, row in piece)
-                yield [PackFetch(pack=pack, pack_bytes=size, files=tuple(paths), items=packed)]
+                batch.append(PackFetch(pack=pack, files=tuple(paths), compared=compared, items=packed))
+                if len(batch) == _BATCH_PIECES:
+                    yield batch
+                    batch = []
+        if batch:
+            yield batch
 
 
-def _pieces(items: Sequence[tuple[int, int, ChunkRow]]) -> Iterator[list[tuple[int, int, ChunkRow]]]:
-    piece: list[tuple[int, int, ChunkRow]] = []
+def _pieces(items: Sequence[Item]) -> Iterator[list[Item]]:
+    piece: list[Item] = []
     plain = 0
     for item in items:
         piece.append(item)
@@ -328,14 +524,14 @@ def _pieces(items: Sequence[tuple[int, int, ChunkRow]]) -> Iterator[list[tuple[i
         yield piece
 
 
-def _unpack_items(items: bytes) -> Iterator[tuple[int, int, ChunkRow]]:
+def _unpack_items(items: bytes) -> Iterator[Item]:
     for position in range(0, len(items), _ITEM):
         number, offset = _PLACE.unpack_from(items, position)
         yield number, offset, ChunkRow(*ROW.unpack_from(items, position + _PLACE.size))
 
 
-def _merge(items: Sequence[tuple[int, int, ChunkRow]]) -> Iterator[list[tuple[int, int, ChunkRow]]]:
-    group: list[tuple[int, int, ChunkRow]] = []
+def _merge(items: Sequence[Item]) -> Iterator[list[Item]]:
+    group: list[Item] = []
     end = 0
     for item in items:
         row = item[2]
@@ -346,57 +542,3 @@ def _merge(items: Sequence[tuple[int, int, ChunkRow]]) -> Iterator[list[tuple[in
         end = max(end, row.offset + row.stored_length)
     if group:
         yield group
-
-
-def free_bytes(root: Path) -> int:
-    """Return what this user may still write to the file system of a folder."""
-    facts = os.statvfs(root)
-    return facts.f_bavail * facts.f_frsize
-
-
-def require_space(root: Path, needed_bytes: int) -> None:
-    """Refuse to begin what cannot end.
-
-    Raises:
-        RecoveryError: with the bytes that are free and needed.
-    """
-    free = free_bytes(root)
-    if free < needed_bytes:
-        raise RecoveryError(
-            f"{root} has {free:,} bytes free, and {needed_bytes:,} are needed",
-            hint="Give --into a place with more space; nothing was written.",
-        )
-
-
-def _make_skeleton(root: Path, entries: Sequence[Entry], hold_back: frozenset[bytes], account: Account | None) -> int:
-    base = os.fsencode(root)
-    directories = 0
-    for entry in entries:
-        path = base + b"/" + entry.path
-        try:
-            if entry.kind is EntryKind.DIRECTORY:
-                os.mkdir(path, 0o700)  # noqa: PTH102  # byte paths: names need not be UTF-8
-                os.chmod(path, entry.mode & 0o777)  # noqa: PTH101  # the same
-                directories += 1
-            elif entry.kind is EntryKind.LINK:
-                os.symlink(entry.target, path)  # noqa: PTH211  # the same
-            elif entry.path not in hold_back:
-                _make_file(path, entry)
-            else:
-                continue
-            if account is not None:
-                os.chown(path, account.uid, account.gid, follow_symlinks=False)
-        except OSError as error:
-            raise write_error(entry.path, error) from error
-    return directories
-
-
-def _make_file(path: bytes, entry: Entry) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        os.fchmod(descriptor, entry.mode & 0o777)
-        if entry.size:
-            os.ftruncate(descriptor, entry.size)
-    finally:
-        os.close(descriptor)

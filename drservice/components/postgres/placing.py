@@ -8,21 +8,28 @@ taken for a whole one.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from drservice.components.postgres.controlfile import CONTROL_PATH, ControlFile, parse_control
+from drservice.components.postgres.existing import UNPROVEN, Existing, set_aside
 from drservice.components.postgres.recovery import strip_stale_settings
 from drservice.errors import FormatError, RecoveryError, TargetDirectoryError
 from drservice.model.wal import Timeline
 from drservice.objectstore.interface import ObjectStore
-from drservice.processes import Account
-from drservice.repository.placing import Placed, PlacingProgress, place_files, sync_folder, write_error
+from drservice.processes import Account, files_as
+from drservice.repository.bulk import open_below
+from drservice.repository.placing import Onto, Placed, PlacingProgress, place_files
 from drservice.repository.reader import SnapshotReader
 from drservice.repository.records import Scope
+from drservice.repository.target import sync_opened, write_error
 
 _AUTO_CONF = "postgresql.auto.conf"
+_TEMPORARY = "pg_control.drservice"
+_UNPROVEN_PATH = f"global/{UNPROVEN}".encode()
 
 
 def require_empty(target: Path) -> None:
@@ -54,18 +61,28 @@ def place_cluster(
     workers: int,
     progress: PlacingProgress,
     wanted: Callable[[bytes], bool] | None = None,
+    onto: Existing | None = None,
 ) -> tuple[ControlFile, Placed]:
-    """Restore a cluster's files into ``target`` (new or empty).
+    """Restore a cluster's files into ``target``: new or empty, or with ``onto`` a data directory of the same cluster.
 
     With ``wanted`` the content of the other files is left out: they are zeros at their full size, because replay must
     find them.
 
+    Onto an existing directory only what differs is fetched and written (a delta restore). First ``pg_control`` is set
+    aside, durably: from then on no server starts there until :func:`finish_cluster` has put the new one in place, and
+    a restore that was interrupted is completed by the next one. What the snapshot does not have is removed: files,
+    databases created later, and the content of ``pg_wal``. Whoever wants WAL from there saves it before. A link in the
+    place of a folder (``pg_wal`` on another disk) is removed and what it leads to is left as it is; links below
+    ``pg_tblspc`` likewise.
+
     Raises:
-        TargetDirectoryError: it is not empty; nothing was written.
+        TargetDirectoryError: it is not empty, or not the directory that was examined; nothing was written.
+        ServerRunningError: a server was started on it meanwhile; nothing was written.
         DamagedObjectError, MissingObjectError, RecoveryError: the directory is incomplete and has no ``pg_control``.
     """
-    require_empty(target)
-    make_target(target, account)
+    if onto is None:
+        require_empty(target)
+        make_target(target, account)
     placed = place_files(
         reader,
         target,
@@ -77,6 +94,9 @@ def place_cluster(
         workers=workers,
         progress=progress,
         wanted=wanted,
+        onto=None
+        if onto is None
+        else Onto(left_alone=frozenset({_UNPROVEN_PATH}), before_first_change=partial(set_aside, onto)),
     )
     raw = placed.held_back.get(CONTROL_PATH.encode())
     if raw is None:
@@ -97,18 +117,21 @@ def finish_cluster(reader: SnapshotReader, target: Path, placed: Placed, *, acco
     attachments = reader.secret.attachments
     if "backup_label" not in attachments:
         raise FormatError(f"snapshot {reader.record.id} has no backup_label: starting it would corrupt the cluster")
-    for name in ("backup_label", "tablespace_map"):
-        if name in attachments:
-            _write(target / name, attachments[name], account)
-    _write(target / "recovery.signal", b"", account)
-    removed = _strip_auto_conf(target / _AUTO_CONF, account)
-    sync_folder(target)
-    control = target / CONTROL_PATH
-    temporary = control.with_name("pg_control.drservice")
-    _write(temporary, placed.held_back[CONTROL_PATH.encode()], account)
-    with _writing(control):
-        temporary.rename(control)
-    sync_folder(target)
+    with files_as(account), _opened(target) as root:
+        for name in ("backup_label", "tablespace_map"):
+            if name in attachments:
+                _write(root, name, attachments[name])
+        _write(root, "recovery.signal", b"")
+        removed = _strip_auto_conf(root)
+        sync_opened(root, target)
+        with _writing("global/pg_control"), open_below(root, b"global") as inside:
+            with suppress(FileNotFoundError):
+                os.unlink(_TEMPORARY, dir_fd=inside)
+            _write(inside, _TEMPORARY, placed.held_back[CONTROL_PATH.encode()])
+            os.rename(_TEMPORARY, "pg_control", src_dir_fd=inside, dst_dir_fd=inside)
+            with suppress(FileNotFoundError):
+                os.unlink(UNPROVEN, dir_fd=inside)
+        sync_opened(root, target)
     return removed
 
 
@@ -152,39 +175,52 @@ def make_target(target: Path, account: Account | None) -> None:
     Raises:
         RecoveryError: it cannot be made.
     """
-    with _writing(target):
+    with _writing(str(target)):
         target.mkdir(parents=True, exist_ok=True)
         target.chmod(0o700)
         if account is not None:
             os.chown(target, account.uid, account.gid)
 
 
-def _strip_auto_conf(path: Path, account: Account | None) -> tuple[str, ...]:
-    with _writing(path):
-        if not path.is_file():
+def _strip_auto_conf(root: int) -> tuple[str, ...]:
+    with _writing(_AUTO_CONF):
+        try:
+            descriptor = os.open(_AUTO_CONF, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=root)
+        except FileNotFoundError:
             return ()
-        stripped = strip_stale_settings(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        with os.fdopen(descriptor, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise RecoveryError(f"{_AUTO_CONF} was exchanged for something that is no file")
+            content = stream.read()
+        stripped = strip_stale_settings(content.decode("utf-8", "surrogateescape"))
         if stripped.removed:
-            path.unlink()
-    if stripped.removed:
-        _write(path, stripped.text.encode("utf-8", "surrogateescape"), account)
+            os.unlink(_AUTO_CONF, dir_fd=root)
+            _write(root, _AUTO_CONF, stripped.text.encode("utf-8", "surrogateescape"))
     return stripped.removed
 
 
-def _write(path: Path, content: bytes, account: Account | None) -> None:
+def _write(folder: int, name: str, content: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with _writing(path), os.fdopen(os.open(path, flags, 0o600), "wb") as stream:
-        if account is not None:
-            os.fchown(stream.fileno(), account.uid, account.gid)
+    with _writing(name), os.fdopen(os.open(name, flags, 0o600, dir_fd=folder), "wb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Translate what the system refuses while ``path`` is made: no space, read-only, not permitted."""
+def _opened(target: Path) -> Iterator[int]:
+    with _writing(str(target)):
+        descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _writing(name: str) -> Iterator[None]:
+    """Translate what the system refuses while ``name`` is made: no space, read-only, not permitted."""
     try:
         yield
     except OSError as error:
-        raise write_error(os.fsencode(path), error) from error
+        raise write_error(os.fsencode(name), error) from error

@@ -18,7 +18,7 @@ from drservice.errors import BusyError, RecoveryError, WorkerDiedError
 from drservice.model.ids import SnapshotId
 from drservice.objectstore.opening import open_store, open_store_readonly
 from drservice.repository.changes import ChangeRule
-from drservice.repository.placing import sync_folder
+from drservice.repository.target import sync_folder
 from tests.doubles.repositories import Heard, Site, content_of, noise
 from tests.doubles.s3server import MotoBehaviour, MotoBuckets, moto_server
 from tests.integration.repository.measured_writer import workers_of_this_process as workers
