@@ -22,6 +22,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("init", "drservice.cli.init:init", "create the repository; write keys and a first configuration"),
     Entry("backup", "drservice.cli.backup:backup", "take a recovery point now"),
     Entry("wal push", "drservice.cli.wal:push", "archive one WAL file (for archive_command)"),
+    Entry("wal helper", "drservice.cli.wal:helper", "archive ahead in parallel what PostgreSQL has ready"),
     Entry("wal fetch", "drservice.cli.wal:fetch", "bring one WAL file back (for restore_command)"),
     Entry("restore", "drservice.cli.restore:restore", "bring a service back to an instant, and prove it"),
     Entry("drill", "drservice.cli.drill:drill", "recover in isolation, check, judge, put on record, destroy"),

@@ -17,7 +17,7 @@ from drservice.cli.invocation import Invocation
 from drservice.errors import DrError, SegmentAbsentError
 
 if TYPE_CHECKING:
-    from drservice.operations.wal import Pushed
+    from drservice.cli.walwork import Answered
 
 PROVEN_ABSENT_STATUS = 44
 PUSH_FAILED_STATUS = 1
@@ -27,19 +27,33 @@ Answer = TypeVar("Answer")
 
 @click.command(help="Archive one WAL file: archive_command = 'drservice wal push --service S %p'.")
 @click.option("--service", required=True, metavar="S[/COMPONENT]", help="service, and component if it has several")
+@click.option("--without-helper", is_flag=True, help="do not ask the service's helper first")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.pass_obj
-def push(invocation: Invocation, service: str, path: Path) -> None:
+def push(invocation: Invocation, service: str, path: Path, *, without_helper: bool) -> None:
     """Archive one WAL file; exit 0 only when it is durable."""
 
-    def work() -> Pushed:
-        from drservice.cli.walwork import push_file  # noqa: PLC0415 - a failing import must end inside the guard
+    def work() -> Answered:
+        from drservice.cli.walwork import push_file, pushed_by_helper  # noqa: PLC0415 - a failing import must end inside the guard
 
-        return push_file(invocation.load().estate, service, path)
+        estate = invocation.load().estate
+        helped = None if without_helper else pushed_by_helper(estate, service, path)
+        return helped or push_file(estate, service, path)
 
     pushed = _guarded(invocation, work, failed=PUSH_FAILED_STATUS)
-    document = {"name": pushed.name, "outcome": pushed.outcome.value, "bytes": pushed.bytes}
-    invocation.output.result("wal-push", document, [f"{pushed.name}: {pushed.outcome.value}"])
+    document = {"name": pushed.name, "outcome": pushed.outcome, "bytes": pushed.bytes}
+    invocation.output.result("wal-push", document, [f"{pushed.name}: {pushed.outcome}"])
+
+
+@click.command(help="Archive ahead, in parallel, what PostgreSQL has ready, and answer archive_command at once.")
+@click.argument("service", metavar="SERVICE[/COMPONENT]")
+@click.option("--in-flight", type=click.IntRange(1, 8), default=3, show_default=True, help="files at one time")
+@click.pass_obj
+def helper(invocation: Invocation, service: str, in_flight: int) -> None:
+    """Run the helper of a service until it is stopped (SIGTERM lets what is on its way end)."""
+    from drservice.cli.walhelping import run_helper  # noqa: PLC0415 - a push does not load it
+
+    run_helper(invocation, service, in_flight)
 
 
 @click.command(help="Bring one WAL file back: for restore_command. Exit 44: proven absent; 127: any error.")

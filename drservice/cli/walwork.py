@@ -6,21 +6,49 @@ read it as "end of WAL".
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from drservice import telemetry
 from drservice.errors import UsageError
 from drservice.model.estate import Estate
 from drservice.model.ids import SystemId
 from drservice.operations.lineage import Lineage
-from drservice.operations.wal import Pushed, fetch_wal, push_wal
+from drservice.operations.wal import fetch_wal, push_wal
+from drservice.operations.walsocket import socket_path
 from drservice.repository.records import Scope
+from drservice.walclient.client import ask
 from drservice.wiring.data_plane import DataPlane, open_data_plane
 
 
-def push_file(estate: Estate, service: str, path: Path) -> Pushed:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """A WAL file that is archived, as people are told."""
+
+    name: str
+    outcome: str
+    bytes: int
+
+
+def pushed_by_helper(estate: Estate, service: str, path: Path) -> Answered | None:
+    """Ask the helper of ``service``; ``None`` if there is none or it does not know the file to be durable."""
+    name, _, component = service.partition("/")
+    chosen = estate.service(name)
+    socket = socket_path(estate.state_dir, chosen.name, chosen.database(component or None).name)
+    if not socket.exists():
+        return None
+    reason = ask(socket=str(socket), config=str(estate.source.absolute()), service=service, path=str(path.absolute()))
+    if reason:
+        telemetry.info("the helper did not archive it", name=path.name, reason=reason)
+        return None
+    return Answered(name=path.name, outcome="durable", bytes=path.stat().st_size)
+
+
+def push_file(estate: Estate, service: str, path: Path) -> Answered:
     """Archive one WAL file of ``service`` (``S`` or ``S/COMPONENT``)."""
     with open_data_plane(estate) as plane:
-        return push_wal(plane.repository, _scope(plane, service), path, state_dir=estate.state_dir)
+        pushed = push_wal(plane.repository, _scope(plane, service), path, state_dir=estate.state_dir)
+    return Answered(name=pushed.name, outcome=pushed.outcome.value, bytes=pushed.bytes)
 
 
 def fetch_file(estate: Estate, service: str | None, system_id: str | None, name: str, destination: Path) -> int:

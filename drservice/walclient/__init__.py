@@ -14,6 +14,8 @@ The protocol (version 1), one connection for each question, over a Unix socket::
     wait     version                                       at least once a second while the helper works on it
     durable  version config service name identity head repository system_id
     other    version reason                                the client is to go the slow way
+    state    version                                       what ``drservice check`` and the node ask, and the answer:
+    state    version config repository pid ready problem
 
 ``config`` is which file the other side read (device, inode, size and time of change of its configuration): two sides
 with different settings do not talk. ``identity`` is which file is meant (device, inode, size, time of writing and of

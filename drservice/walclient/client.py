@@ -31,7 +31,7 @@ def ask(*, socket: str, config: str, service: str, path: str) -> str:
     """
     try:
         question = _question(config, service, path)
-        connection = _connect(socket)
+        connection = connect(socket)
         try:
             return _answer(connection, question)
         finally:
@@ -57,7 +57,7 @@ def _question(config: str, service: str, path: str) -> dict[str, str]:
     }
 
 
-def _connect(path: str) -> _socket.socket:
+def connect(path: str) -> _socket.socket:
     """Connect to a helper that may be believed, however long the path is.
 
     Raises:

@@ -25,7 +25,7 @@ MOST_BYTES = 8192
 HEAD_BYTES = 40
 """How much of a WAL file's beginning says what it is: the long header of a segment's first page."""
 
-PUSH, WAIT, DURABLE, OTHER = "push", "wait", "durable", "other"
+PUSH, WAIT, DURABLE, OTHER, STATE = "push", "wait", "durable", "other", "state"
 
 
 def encode(word: str, fields: Mapping[str, str]) -> bytes:
