@@ -74,6 +74,17 @@ def main(arguments: list[str]) -> int:
     return 1
 
 
+def read_log(root: Path, *, offset: int, length: int = -1) -> bytes:
+    """Return what the server wrote: from ``offset`` on, from the end if it is negative; nothing if there is no log."""
+    try:
+        with (root / "keeper" / SERVER_LOG).open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(offset if offset >= 0 else max(0, size + offset))
+            return stream.read(length)
+    except FileNotFoundError:
+        return b""
+
+
 def write_durably(path: Path, value: object) -> None:
     """Write a JSON file so that after a crash it is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.new")

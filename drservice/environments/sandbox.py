@@ -262,22 +262,11 @@ class Sandbox:
 
     def server_log(self) -> str:
         """Return what the server wrote to its output (the last 1 MiB)."""
-        try:
-            with (self._root / "keeper" / keeper.SERVER_LOG).open("rb") as stream:
-                size = stream.seek(0, os.SEEK_END)
-                stream.seek(max(0, size - _LOG_TAIL_BYTES))
-                return stream.read().decode("utf-8", "replace")
-        except FileNotFoundError:
-            return ""
+        return keeper.read_log(self._root, offset=-_LOG_TAIL_BYTES).decode("utf-8", "replace")
 
     def read_server_log(self, offset: int, length: int) -> bytes:
         """Return at most ``length`` bytes of what the server wrote, from ``offset`` on; empty at the present end."""
-        try:
-            with (self._root / "keeper" / keeper.SERVER_LOG).open("rb") as stream:
-                stream.seek(offset)
-                return stream.read(length)
-        except FileNotFoundError:
-            return b""
+        return keeper.read_log(self._root, offset=offset, length=length)
 
     def require_within_limits(self) -> None:
         """Refuse to go on with an environment that was ended for a broken limit.
