@@ -8,7 +8,7 @@ reached the target, its rows say which documents belong to it, and exactly those
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -26,9 +26,7 @@ from drservice.components.postgres.placing import (
     place_cluster,
     require_empty,
 )
-from drservice.components.postgres.recovery import RecoveryLog
 from drservice.components.postgres.server import PostgresPrograms, find_programs
-from drservice.components.postgres.tablespaces import Moved
 from drservice.environments.exchange import Exchange
 from drservice.environments.interface import Environment, EnvironmentDescription, EnvironmentSpec, Probe
 from drservice.environments.isolation import require_isolated
@@ -51,7 +49,6 @@ from drservice.operations.production import database_in, endpoints_of
 from drservice.operations.progress import Progress
 from drservice.operations.replay import Reached, await_connection, await_recovery, prove, start_server
 from drservice.operations.selection import SIDE_OPTIONS, Selected, SideRestore, SideServer, select_files
-from drservice.operations.tablespaces import RestoredTablespace, Tablespaces, choose
 from drservice.repository.placing import Placed
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
@@ -97,8 +94,6 @@ class RestoreRequest:
     afterwards: Afterwards
     files: tuple[FilesSettings, ...] = ()
     """Folders to restore with the cluster. With any, ``into`` gets a folder for each component, by its name."""
-    tablespaces: Mapping[str, Path] = field(default_factory=dict)
-    """Which extra tablespaces (location or OID) go into new or empty folders of their own, instead of ``pg_tblspc``."""
     without: frozenset[SnapshotId] = frozenset()
     """Snapshots not to start from, because they are known to be damaged."""
     database: str | None = None
@@ -127,8 +122,6 @@ class Planned:
     """Snapshots that could not be considered, with the reason."""
     selected: Selected | None = None
     """What of the snapshot is placed; ``None`` = all of it."""
-    moved: tuple[Moved, ...] = ()
-    """Tablespaces that go into folders of their own."""
 
     @property
     def placed_bytes(self) -> int:
@@ -160,8 +153,6 @@ class RestoreResult:
     files: tuple[RestoredFiles, ...] = ()
     side: SideRestore | None = None
     """Set if only one database was brought back."""
-    tablespaces: tuple[RestoredTablespace, ...] = ()
-    """Where the extra ones lie now, also those created after the snapshot."""
 
     @property
     def used_records(self) -> tuple[SnapshotRecord, ...]:
@@ -200,11 +191,9 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
     with scanner_of(context, newest, scope) as scanner:
         resolved = resolve(request.target, records, archived.inventory, scanner)
     selected = None
-    moved: tuple[Moved, ...] = ()
-    if request.database is not None or request.tablespaces:
+    if request.database is not None:
         reader = context.repository.reader(scope, resolved.plan.snapshot.id)
-        selected = select_files(reader, request.database) if request.database is not None else None
-        moved = choose(reader, request.tablespaces, target=request.cluster_directory)
+        selected = select_files(reader, request.database)
     return Planned(
         resolved=resolved,
         archived=archived,
@@ -212,7 +201,6 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
         records=records,
         unreadable=unreadable,
         selected=selected,
-        moved=moved,
     )
 
 
@@ -381,7 +369,7 @@ def _recover(
     phases.end("start")
     account = processes.server_account(None) if onto is None else onto.account
     try:
-        control, placed, stripped, spaces = _place(context, request, planned, environment, phases, account, onto)
+        control, placed, stripped = _place(context, request, planned, environment, phases, account, onto)
     except DrError as error:
         if error.exit_status is not ExitStatus.INTEGRITY:
             raise
@@ -399,7 +387,10 @@ def _recover(
         )
         try:
             feeder.start()
-            log = _replay(context, planned, environment, programs, control, feeder, side, spaces)
+            start_server(environment, programs, control, planned.resolved, extra=SIDE_OPTIONS if side else ())
+            phases.end("start")
+            read_log = side.read if side is not None else environment.server_log
+            log = await_recovery(environment, feeder, clock=context.clock, seconds=_STALL_SECONDS, read_log=read_log)
             await_connection(environment, clock=context.clock)
             phases.end("replay")
         finally:
@@ -407,7 +398,6 @@ def _recover(
         context.progress.step("prove the target")
         reached = prove(environment, log, feeder, planned.resolved)
         settled = side.settle() if side is not None else None
-        placed_spaces = spaces.settle(programs, kept=request.into is not None)
         exchange.clear()
     phases.end("check")
     files = _restore_files(context, request, environment, _instant(planned, reached), phases)
@@ -429,30 +419,7 @@ def _recover(
         database=settled.database if settled is not None else database_in(request.component.dsn),
         files=files,
         side=settled,
-        tablespaces=placed_spaces,
     )
-
-
-def _replay(
-    context: RestoreContext,
-    planned: Planned,
-    environment: Environment,
-    programs: PostgresPrograms,
-    control: ControlFile,
-    feeder: Feeder,
-    side: SideServer | None,
-    spaces: Tablespaces,
-) -> RecoveryLog:
-    read_log = side.read if side is not None else environment.server_log
-    extra = SIDE_OPTIONS if side is not None else ()
-
-    def start() -> None:
-        start_server(environment, programs, control, planned.resolved, extra=(*extra, *spaces.options(programs)))
-
-    def wait() -> RecoveryLog:
-        return await_recovery(environment, feeder, clock=context.clock, seconds=_STALL_SECONDS, read_log=read_log)
-
-    return spaces.replay(start, wait)
 
 
 def _place(
@@ -463,10 +430,9 @@ def _place(
     phases: Phases,
     account: processes.Account | None,
     onto: Existing | None,
-) -> tuple[ControlFile, Placed, tuple[str, ...], Tablespaces]:
+) -> tuple[ControlFile, Placed, tuple[str, ...]]:
     record = planned.resolved.plan.snapshot
     reader = context.repository.reader(planned.scope, record.id)
-    spaces = Tablespaces.of(reader, environment, planned.moved, account)
     opened = context.repository.open_snapshot(planned.scope, record.id)
     context.progress.step("fetch and place", total_bytes=planned.placed_bytes)
     control, placed = place_cluster(
@@ -480,13 +446,12 @@ def _place(
         progress=context.progress,
         wanted=planned.selected.selection.wants if planned.selected is not None else None,
         onto=onto,
-        tablespaces=planned.moved,
     )
     phases.end("fetch")
     context.progress.step("make durable")
     stripped = finish_cluster(reader, environment.data, placed, account=account)
     phases.end("place")
-    return control, placed, stripped, spaces
+    return control, placed, stripped
 
 
 def _instant(planned: Planned, reached: Reached) -> datetime | None:
