@@ -158,6 +158,28 @@ class ServerRunningError(RecoveryError):
     hint = "Stop it first. If none runs, remove what the message names. Nothing was written."
 
 
+class DumpError(DrError):
+    """A dump could not be taken from a recovered database, or is not whole."""
+
+    code = "DR320"
+    hint = "Nothing is under the name of --output. Look at what the message says; restore with --start to look inside."
+
+
+class OutputFileError(DumpError):
+    """The file of a dump cannot be written."""
+
+    code = "DR321"
+    hint = "Give --output a place that this user may write, with enough space."
+
+
+class OutputTakenError(OutputFileError):
+    """There is a file of this name, or no folder for it."""
+
+    code = "DR322"
+    exit_status = ExitStatus.USAGE
+    hint = "Nothing is overwritten: give --output another name, or move away what is there."
+
+
 # --- DR4xx: repository --------------------------------------------------------------------------------------
 
 
