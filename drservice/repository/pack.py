@@ -1,7 +1,7 @@
 """Packs: the objects that data and tree nodes are stored in (docs/format.md, section 5).
 
-A :class:`PackSink` fills one pack while the one before is being uploaded, so memory is two packs at most. A pack is
-named by the SHA-256 of its bytes and is acknowledged only when the store has it durably.
+A :class:`PackSink` fills one pack while those before are being uploaded, of which there are so many at most: memory is
+theirs and one more. A pack is named by the SHA-256 of its bytes and is acknowledged only when the store has it durably.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import hashlib
 import os
 import struct
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from drservice.errors import DamagedObjectError, FormatError, ObjectExistsError
 from drservice.model.ids import KeyId, is_ulid
 from drservice.objectstore.interface import ObjectStore
+from drservice.objectstore.pipelining import Pipeline
 from drservice.repository import layout
 from drservice.repository.records import (
     CODEC_ZSTD,
@@ -44,6 +44,8 @@ _PADDING = bytes(5)
 _MAX_RECORDS = 1 << 20
 _FULL_RECORDS = 1 << 15
 """A pack of tiny records is full as well: what refers to it waits in memory until it has a name."""
+_UPLOADS = {DATA_KIND: 2, NODE_KIND: 4}
+"""Packs under way at once per sink: with as many workers as usual 4 to 8 per pool, within the memory of a worker."""
 _KIND_NAMES = {DATA_KIND: ("data", "packs"), NODE_KIND: ("nodes", "nodes")}
 
 
@@ -147,7 +149,7 @@ class _OpenPack:
 
 
 class PackSink:
-    """Packs records and uploads full packs in the background, one at a time.
+    """Packs records and uploads full packs in the background, a few at once.
 
     A crash leaves at worst packs nobody refers to; nothing partial is ever visible.
     """
@@ -155,10 +157,8 @@ class PackSink:
     def __init__(self, store: ObjectStore, target: PackTarget, on_closed: Callable[[ClosedPack], None]) -> None:
         self._store = store
         self._target = target
-        self._on_closed = on_closed
         self._compressor = Compressor(target.level)
-        self._uploader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pack-upload")
-        self._in_flight: Future[ClosedPack] | None = None
+        self._uploads = Pipeline(width=_UPLOADS[target.kind], on_done=on_closed, name="pack-upload")
         self._next_token = 0
         self._pack: _OpenPack | None = None
         self._spare: list[bytearray] = []
@@ -183,23 +183,17 @@ class PackSink:
         """Store what is left; on return every pack is acknowledged."""
         if self._pack is not None and self._pack.records:
             self._send()
-        self._await_upload()
+        self._uploads.flush()
 
     def close(self) -> None:
-        """Stop the uploader; an open pack is dropped."""
+        """Stop uploading; an open pack is dropped."""
         self._pack = None
-        self._uploader.shutdown(wait=True, cancel_futures=True)
+        self._uploads.close()
 
     def _send(self) -> None:
         pack, self._pack = self._pack, None
         assert pack is not None
-        self._await_upload()
-        self._in_flight = self._uploader.submit(self._upload, pack)
-
-    def _await_upload(self) -> None:
-        future, self._in_flight = self._in_flight, None
-        if future is not None:
-            self._on_closed(future.result())
+        self._uploads.add(lambda: self._upload(pack))
 
     def _upload(self, pack: _OpenPack) -> ClosedPack:
         body, table = pack.finish()
