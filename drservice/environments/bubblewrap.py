@@ -34,7 +34,7 @@ INSIDE_VARIABLES: Mapping[str, str] = {
 """All that a program inside finds in its environment."""
 
 WRITABLE = ("/env/data", "/env/wal", "/env/sock", "/env/log", "/tmp", "/dev/shm")  # noqa: S108 - inside
-"""All that can be written inside."""
+"""All that can be written inside, but for folders that are shared with the host under their own paths."""
 
 _FIRST_TO_DIE = "500"
 """oom_score_adj (proc(5)): the host's out-of-memory killer prefers what is inside to production."""
@@ -65,6 +65,10 @@ class Layout:
     etc_extras: Sequence[str] = ()
     folders: Mapping[str, Path] = field(default_factory=dict)
     """What is bound read-only below /env/files from elsewhere."""
+    shared: Sequence[Path] = ()
+    """What is bound writable under its own path."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Links to stand inside: path -> where it leads."""
     filter_descriptor: int = FILTER_DESCRIPTOR
     """Where bwrap reads the system-call filter (seccomp.py)."""
     present_processes: int = 0
@@ -144,6 +148,13 @@ def _folders(layout: Layout) -> list[str]:
     bound: list[str] = []
     for name, path in layout.folders.items():
         bound += ["--ro-bind", str(path), f"/env/files/{name}"]
+    # Folders on the way that bwrap makes by itself are closed to the account inside.
+    ways = {way for place in (*layout.shared, *map(Path, layout.links)) for way in place.parents if way != Path("/")}
+    bound += [word for way in sorted(ways) for word in ("--perms", "0755", "--dir", str(way))]
+    for path in layout.shared:
+        bound += ["--bind", str(path), str(path)]
+    for place, target in layout.links.items():
+        bound += ["--symlink", target, place]
     return [
         "--perms", "0755", "--dir", "/env",
         "--bind", str(layout.data), "/env/data",

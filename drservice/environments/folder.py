@@ -11,8 +11,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -51,6 +51,10 @@ class Description:
     data: Path
     owns_data: bool
     folders: Mapping[str, Path]
+    shared: tuple[Path, ...] = ()
+    """Folders of the host that are writable inside, under their own paths."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Links that stand inside: path and where it leads, both as seen from inside."""
     sock: Path
     account: Account | None
     limits: Limits
@@ -71,6 +75,8 @@ class Description:
             "data": str(self.data),
             "owns_data": self.owns_data,
             "folders": {name: str(path) for name, path in self.folders.items()},
+            "shared": [str(path) for path in self.shared],
+            "links": dict(self.links),
             "sock": str(self.sock),
             "account": asdict(self.account) if self.account else None,
             "limits": asdict(self.limits),
@@ -98,6 +104,8 @@ def read_description(root: Path) -> Description:
             data=Path(value["data"]),
             owns_data=value["owns_data"],
             folders={name: Path(path) for name, path in value["folders"].items()},
+            shared=tuple(map(Path, value["shared"])),
+            links=dict(value["links"]),
             sock=Path(value["sock"]),
             account=Account(**value["account"]) if value["account"] else None,
             limits=Limits(**value["limits"]),
@@ -159,6 +167,39 @@ def make_folder(spec: EnvironmentSpec, *, environments_dir: Path, identifier: En
             hint="Check free space and rights of the environments folder (below state_dir).",
         ) from error
     return root
+
+
+def share(root: Path, about: Description, *, folders: Sequence[Path], links: Mapping[str, str]) -> Description:
+    """Note what is to be seen inside from the next start on, and return the new description.
+
+    Raises:
+        EnvironmentFailedError: a path cannot be provided inside, or the note cannot be written.
+    """
+    for folder in folders:
+        _require_place(str(folder), made=False)
+    for path in links:
+        _require_place(path, made=True)
+    shared = tuple(dict.fromkeys((*about.shared, *folders)))
+    changed = replace(about, shared=shared, links={**about.links, **links})
+    try:
+        keeper.write_durably(root / DESCRIPTION, changed.to_json())
+    except OSError as error:
+        raise EnvironmentFailedError(f"{root / DESCRIPTION} cannot be written: {error}") from error
+    return changed
+
+
+def _require_place(path: str, *, made: bool) -> None:
+    """Refuse a path at which nothing can, or must not, be provided inside."""
+    system = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+    own = ("/env", "/proc", "/dev", "/sys", "/etc", *(system if made else ()))
+    above = ("/tmp", "/run", *own, *system)  # noqa: S108 - paths inside
+    clean = path.startswith("/") and path == os.path.normpath(path) and not path.startswith("//") and "\0" not in path
+    hides = path == "/" or any(f"{place}/".startswith(f"{path}/") for place in above)
+    if not clean or hides or any(path.startswith(f"{place}/") for place in own):
+        raise EnvironmentFailedError(
+            f"{path!r} cannot be provided inside an environment",
+            hint="It is a path of the environment's own system; choose another one.",
+        )
 
 
 def files_folder(root: Path, name: str, about: Description) -> Path:

@@ -146,6 +146,21 @@ class Environment(Protocol):
         """
         ...
 
+    def share(self, folders: Sequence[Path], *, links: Mapping[str, str]) -> None:
+        """Have folders of the host writable inside under their own paths, and links made; from the next start on.
+
+        The folders outlive the environment. Nothing inside can replace a shared folder by a link, but what is in it is
+        as hostile as ``data``.
+
+        Args:
+            folders: they are there, and nobody but the caller can exchange them.
+            links: where a link stands inside, and where it leads inside.
+
+        Raises:
+            EnvironmentFailedError: a server runs, or a path cannot be provided inside.
+        """
+        ...
+
     def write_configuration(self, name: str, content: str) -> str:
         """Put a file into ``conf/`` and return its path as seen from inside."""
         ...

@@ -209,6 +209,18 @@ class Sandbox:
         """
         return folder.files_folder(self._root, name, self._about)
 
+    def share(self, folders: Sequence[Path], *, links: Mapping[str, str]) -> None:
+        """Have folders of the host writable inside under their own paths, and links made; from the next start on.
+
+        Raises:
+            EnvironmentFailedError: a server runs, or a path cannot be provided inside.
+        """
+        if self.exit_status() is not None:  # the keeper of a server that has ended ends itself at once
+            _wait_until(lambda: self._keeper() is None, _IMMEDIATE_SECONDS)
+        if self._keeper() is not None:
+            raise EnvironmentFailedError(f"a server runs in {self.id}: it would not see the change")
+        self._about = folder.share(self._root, self._about, folders=folders, links=links)
+
     def write_configuration(self, name: str, content: str) -> str:
         """Put a file into ``conf/`` and return its path as seen from inside.
 
@@ -441,6 +453,8 @@ class Sandbox:
             conf=self._root / "conf",
             files=self._root / "files",
             folders=about.folders,
+            shared=about.shared,
+            links=about.links,
             account=about.account,
             limits=about.limits,
             usr_merged=merged,
@@ -457,6 +471,7 @@ class Sandbox:
         about, limits = self._about, self._about.limits
         written = {name: self._root / name for name in ("wal", "log", "files")}
         written |= {"data": about.data.resolve(), "sock": about.sock}
+        written |= {str(path): path for path in about.shared}
         return watch.Bounds(
             memory_bytes=limits.memory_bytes,
             cpu_seconds=limits.cpu_seconds,
