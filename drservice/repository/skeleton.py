@@ -43,7 +43,7 @@ class Survey:
     unwanted: tuple[bytes, ...] = ()
     """Not in the snapshot."""
     kept_bytes: int = 0
-    """Space the kept files occupy, as far as the snapshot needs it."""
+    """Size of the kept files, as far as the snapshot needs it; that their holes are holes there is taken for likely."""
     freed_bytes: int = 0
     """Space that comes free before anything is written."""
 
@@ -102,7 +102,7 @@ def survey(root: int, wanted: Mapping[bytes, Entry], *, owner: int, left_alone: 
             if entry is not None and _stays(entry, facts, target, owner):
                 kept.add(path)
                 if entry.kind is EntryKind.FILE:
-                    kept_bytes += min(_occupied(facts), entry.size)
+                    kept_bytes += min(facts.st_size, entry.size)
                 continue
             (unwanted if entry is None else replaced).append(path)
             freed_bytes += _freed(folders, path, facts, device)

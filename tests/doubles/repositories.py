@@ -26,12 +26,13 @@ from drservice.model.wal import Lsn, Timeline, WalFileName
 from drservice.objectstore.directory import DirectoryStore
 from drservice.objectstore.interface import ObjectStore
 from drservice.objectstore.memory import MemoryStore
+from drservice.processes import Account
 from drservice.repository.changes import ChangeRule
 from drservice.repository.envelope import HostKey
 from drservice.repository.intake import SourceFile
 from drservice.repository.keys import Identities, make_identity
 from drservice.repository.nodes import FileIdentity
-from drservice.repository.placing import Placed, place_files
+from drservice.repository.placing import Onto, Placed, place_files
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository, create_repository, open_repository
 from drservice.repository.walarchive import PutOutcome
@@ -229,6 +230,8 @@ class Site:
         *,
         store: ObjectStore | None = None,
         hold_back: frozenset[bytes] = frozenset(),
+        onto: Onto | None = None,
+        account: Account | None = None,
     ) -> Placed:
         """Restore a snapshot's files."""
         repository = self.repository(store=store)
@@ -241,9 +244,10 @@ class Site:
             scope=self.scope,
             secrets=repository.secrets(self.scope, opened),
             hold_back=hold_back,
-            account=None,
+            account=account,
             workers=self.workers,
             progress=Heard(),
+            onto=onto,
         )
 
     def restore(self, snapshot: SnapshotId, into: Path, *, store: ObjectStore | None = None) -> dict[str, bytes]:
