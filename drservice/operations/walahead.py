@@ -115,6 +115,7 @@ class Ahead:
         """Take nothing new and wait for what is on its way; ``False`` if that took longer than ``seconds``."""
         with self._changed:
             self._is_over = True
+            self._asked.clear()
             self._changed.notify_all()
         deadline = self._clock.monotonic() + seconds
         for thread in self._threads:
@@ -155,8 +156,8 @@ class Ahead:
                     del self._outcomes[name]  # an earlier file of this name
                 elif outcome is not None and outcome.number > begin:
                     raise WalError(outcome.problem)
-                self._require_going_on()
                 if name not in self._running and name not in self._asked:
+                    self._require_going_on()
                     self._asked.append(name)
                     self._looked_at = float("-inf")  # more is ready by now, as a rule
                     self._changed.notify_all()
@@ -164,6 +165,7 @@ class Ahead:
             waiting()
 
     def _require_going_on(self) -> None:
+        """Return if another file may be begun."""
         if self._is_over:
             raise WalError("the helper is ending")
         if self._clock.monotonic() < self._paused_until:
@@ -230,9 +232,11 @@ class Ahead:
             durable = self._durable(name, buffer)
             problem = "" if durable is not None else f"{name} is not ready to be archived"
         except DrError as error:
-            problem, again_at = error.message, self._clock.monotonic() + _AGAIN_SECONDS
+            problem = error.message
             telemetry.error("wal file not archived", name=name, problem=problem)
-            if not isinstance(error, WalError | RepositoryError):
+            if isinstance(error, WalError | RepositoryError):
+                again_at = self._clock.monotonic() + _AGAIN_SECONDS
+            else:
                 with self._changed:
                     self._failed(error, self._clock.monotonic())
         except Exception as error:  # noqa: BLE001 - a defect must end neither the thread nor in silence

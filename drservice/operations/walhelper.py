@@ -131,18 +131,35 @@ def _remove_left_over(path: Path, folder: int) -> None:
 class HelperServer:
     """Answers questions at a socket, each connection in a thread of its own."""
 
-    def __init__(self, listener: socket.socket, facts: HelperFacts, ahead: Ahead, *, believed: Collection[int]) -> None:
-        """``believed``: the users who are answered."""
+    def __init__(
+        self,
+        listener: socket.socket,
+        facts: HelperFacts,
+        ahead: Ahead,
+        *,
+        believed: Collection[int],
+        look_seconds: float = _LOOK_SECONDS,
+    ) -> None:
+        """Nothing is answered before :meth:`serve`.
+
+        Args:
+            listener: from :func:`listening`.
+            facts: what clients have to agree with.
+            ahead: archives, and knows what is durable.
+            believed: the users who are answered.
+            look_seconds: between looks whether serving is to end.
+        """
         self._listener = listener
         self._facts = facts
         self._ahead = ahead
         self._believed = believed
+        self._look_seconds = look_seconds
         self._free = threading.Semaphore(_MOST_CONNECTIONS)
         self._threads: set[threading.Thread] = set()
 
     def serve(self, stop: threading.Event) -> None:
         """Answer until ``stop`` is set; those who wait for an answer then still get it from :meth:`drain`."""
-        self._listener.settimeout(_LOOK_SECONDS)
+        self._listener.settimeout(self._look_seconds)
         while not stop.is_set():
             try:
                 connection, _ = self._listener.accept()

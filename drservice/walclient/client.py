@@ -84,9 +84,15 @@ def _require_believed(connection: _socket.socket, owner: int) -> None:
     Raises:
         PermissionError: it is somebody else: anybody could claim that a file is durable.
     """
-    uid = struct.unpack("=iII", connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12))[1]
+    uid = _peer(connection)
     if uid not in {0, os.geteuid(), owner}:
         raise PermissionError(f"the socket belongs to user {uid}, who is not to be believed")
+
+
+def _peer(connection: _socket.socket) -> int:
+    """Return the user who listens at the other end."""
+    credentials = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+    return int(struct.unpack("=iII", credentials)[1])
 
 
 def _answer(connection: _socket.socket, question: dict[str, str]) -> str:
