@@ -39,6 +39,7 @@ from drservice.repository.nodes import Entry, EntryKind, FileIdentity, decode_en
 from drservice.repository.pack import DATA_KIND, DATA_PACK_BYTES, PackTarget
 from drservice.repository.pool import Pool, run_inline
 from drservice.repository.records import Scope
+from drservice.repository.relocking import Reused, extend_reused
 from drservice.repository.snapshots import SnapshotSecret, commit_snapshot
 from drservice.repository.staging import FileAssembly, NodeSink, PackUsage, collect_pack_table, store_tree
 
@@ -74,6 +75,8 @@ class CommitFacts:
     facts: PostgresFacts | FilesFacts
     attachments: Mapping[str, bytes]
     bad_pages: Sequence[tuple[bytes, int]]
+    source: str = ""
+    """Tells one copy of what is captured from another (a standby's from the primary's); kept in the cache only."""
 
 
 class SnapshotWriter:
@@ -117,12 +120,16 @@ class SnapshotWriter:
         context.keyring.remember(self._key)
         self._resume = self._journal.begin()
         self._stored_bytes = 0
+        self._began_at = context.store.server_time() if context.store.capabilities.lock is not None else now
+        self._resumed: set[bytes] = set()
         self._pack_keys: dict[bytes, tuple[KeyId, int]] = {}
         if self._cache is not None:
             self._pack_keys.update({name: (key_id, stored) for name, _, key_id, stored in self._cache.packs()})
         if self._resume is not None:
             index = ResumeIndex(self._resume)
-            self._pack_keys.update({name: (key_id, stored) for name, key_id, stored in index.packs()})
+            resumed = {name: (key_id, stored) for name, key_id, stored in index.packs()}
+            self._pack_keys.update(resumed)
+            self._resumed.update(resumed)
             index.close()
         self._missing = self._unusable()
         self._staged = StagedCache(self._cache_path, old=self._cache)
@@ -364,6 +371,14 @@ class SnapshotWriter:
                 f"data key {key_id} is needed by this backup, and no stored wrapping opens it for every recipient"
             )
         meta = self.previous_meta()
+        locks = extend_reused(
+            self._context.store,
+            self._reused(usage),
+            service=self._scope.service,
+            meta=meta,
+            began_at=self._began_at,
+            now=checked_at,
+        )
         record = self._record(facts, usage, tuple(key_ids), meta, checked_at)
         header_sha256 = commit_snapshot(
             self._context.store,
@@ -376,7 +391,7 @@ class SnapshotWriter:
             data_key=self._key.secret,
             now=self._context.clock.now(),
         )
-        self._publish(usage, facts, header_sha256)
+        self._publish(usage, facts, header_sha256, locks)
         return replace(record, header_sha256=header_sha256)
 
     def _record(
@@ -410,7 +425,24 @@ class SnapshotWriter:
             header_sha256="",
         )
 
-    def _publish(self, usage: PackUsage, facts: CommitFacts, header_sha256: str) -> None:
+    def _reused(self, usage: PackUsage) -> Reused:
+        """Return what this snapshot uses that this run did not store."""
+        scope = self._scope
+        old = [
+            (name, layout.pack_key(scope.service, scope.component, kind, name.hex()))
+            for kind, names in (("packs", usage.data), ("nodes", usage.nodes))
+            for name in names
+            if self._pack_keys[name][0] != self._key.id
+        ]
+        return Reused(
+            packs=[key for name, key in old if name not in self._resumed],
+            resumed=[key for name, key in old if name in self._resumed],
+            key_ids={self._pack_keys[name][0] for name, _ in old},
+        )
+
+    def _publish(
+        self, usage: PackUsage, facts: CommitFacts, header_sha256: str, locks: Mapping[str, str]
+    ) -> None:
         for kind, names in (("packs", usage.data), ("nodes", usage.nodes)):
             for name in names:
                 key_id, stored = self._pack_keys[name]
@@ -420,8 +452,10 @@ class SnapshotWriter:
                 **self._identity,
                 "snapshot": str(self.snapshot),
                 "header_sha256": header_sha256,
+                **locks,
                 **_source_meta(facts.facts),
                 "method": facts.method,
+                "source": facts.source,
                 "source_bytes": str(usage.source_bytes),
             }
         )
