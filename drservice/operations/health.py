@@ -6,12 +6,9 @@ Nothing here changes anything so that it passes. A question that cannot be asked
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 from drservice.clock import Clock
 from drservice.components.postgres.capture import refuse_tablespaces
@@ -29,6 +26,7 @@ from drservice.operations.backup import choose_method, refuse_unrecoverable
 from drservice.operations.checklist import Checklist, CheckResult
 from drservice.operations.evidence import Evidence
 from drservice.operations.healthfiles import check_evidence, check_files
+from drservice.operations.healthwal import archive_lines, check_helper, is_ours
 from drservice.operations.info import component_info
 from drservice.operations.keys import check_identities
 from drservice.operations.lineage import Lineage
@@ -197,7 +195,7 @@ def _check_settings(
         checklist.warn(
             f"{prefix}: archive_command", "this role may not see it", "GRANT pg_read_all_settings to the role."
         )
-    elif "wal push" in command:
+    elif is_ours(command):
         checklist.ok(f"{prefix}: archive_command", command)
     else:
         checklist.fail(
@@ -205,6 +203,7 @@ def _check_settings(
             f"it does not call drservice: {command or 'empty'}",
             "Put into postgresql.conf:\n" + "\n".join(lines),
         )
+    check_helper(context.estate, service, component, command, checklist)
     if facts.data_checksums:
         checklist.ok(f"{prefix}: page checksums", "on")
     else:
@@ -222,19 +221,6 @@ def _check_settings(
             f"outside the data directory and not in the backup yet: {', '.join(facts.configuration_outside)}",
             "Keep them in git; a restore in the sandbox does not need them.",
         )
-
-
-def archive_lines(estate: Estate, service: Service, component: PostgresSettings) -> list[str]:
-    """Return the exact lines for postgresql.conf; drservice never edits it."""
-    program = shlex.quote(str(Path(sys.executable).parent / "drservice"))
-    config = shlex.quote(str(estate.source.absolute()))
-    name = f"{service.name}/{component.name}" if len(service.databases()) > 1 else service.name
-    command = f"{program} --config {config} wal push --service {name} %p".replace("'", "''")
-    return [
-        "    archive_mode = on",
-        f"    archive_command = '{command}'",
-        "    archive_timeout = 60s",
-    ]
 
 
 def _check_local(component: PostgresSettings, facts: ClusterFacts, prefix: str, checklist: Checklist) -> None:
