@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from drservice.clock import Clock, SystemClock, from_iso, to_iso
-from drservice.errors import ConfigurationError
+from drservice.errors import ConfigurationError, StoreDeniedError
 from drservice.model.storing import NO_SETTINGS, StoreSettings
 from drservice.objectstore.directory import DirectoryStore, make_directory
 from drservice.objectstore.interface import Capabilities, CreateMode, ObjectStore
@@ -28,7 +28,7 @@ from drservice.objectstore.readonly import ReadOnlyStore
 from drservice.processes import create_private
 
 if TYPE_CHECKING:
-    from drservice.objectstore.retrying import RetryBudget
+    from drservice.objectstore.retrying import RetryBudget, RetryingStore
     from drservice.objectstore.s3 import S3Store
     from drservice.objectstore.s3client import S3Location
 
@@ -222,6 +222,25 @@ def _open_s3(
     if location.settings.lock is not None and capabilities.lock is None:
         return ReadOnlyStore(store, reason=capabilities.warnings[0])  # what is not locked is not written
     return store
+
+
+def open_s3(url: str, *, lock_dir: Path, settings: StoreSettings, clock: Clock) -> RetryingStore | None:
+    """Open a bucket for writing, without what keeps its own nature hidden; ``None`` for a directory.
+
+    Raises:
+        StoreDeniedError: it opens for reading only.
+        ConfigurationError, StoreUnreachableError, ObjectStoreError: it cannot be used.
+    """
+    from drservice.objectstore.retrying import RetryingStore  # noqa: PLC0415 - see _open_s3
+
+    if _directory_of(url) is not None:
+        return None
+    location = _s3_location(url, settings)
+    store = _open_s3(location, lock_dir=lock_dir, max_age=PROBE_MAX_AGE, budget=None, clock=clock)
+    if isinstance(store, RetryingStore) and store.capabilities.writable:
+        return store
+    store.close()
+    raise StoreDeniedError(f"{location.description} opens for reading only", hint=" ".join(store.capabilities.warnings))
 
 
 def _open_s3_readonly(location: S3Location, *, lock_dir: Path, budget: RetryBudget | None, clock: Clock) -> ObjectStore:

@@ -93,6 +93,11 @@ class RetryingStore:
         self._brake = Brake(self._budget, clock=self._clock, description=inner.description)
 
     @property
+    def inner(self) -> ObjectStore:
+        """The store whose calls are repeated."""
+        return self._inner
+
+    @property
     def description(self) -> str:
         """A printable address without secrets."""
         return self._inner.description

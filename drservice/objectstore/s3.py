@@ -254,8 +254,11 @@ class S3Store:
         Raises:
             ObjectStoreError: the store keeps no versions.
         """
+        return self._put_version(key, body)
+
+    def _put_version(self, key: str, body: Body | PausingBody, **more: object) -> str:
         split_key(key)
-        answer = self._put(key, body)
+        answer = self._put(key, body, **more)
         version = answer.get("VersionId")
         if not version or version == "null":
             raise ObjectStoreError(
@@ -263,6 +266,17 @@ class S3Store:
                 hint="Versioning was switched off. Switch it on again; `drservice check` probes the store.",
             )
         return str(version)
+
+    def put_locked(self, key: str, body: bytes, *, until: datetime) -> str:
+        """Store ``body`` as a further version of ``key``, locked until then, and return the version's id.
+
+        Raises:
+            ObjectStoreError: the store keeps no versions, or no locks.
+        """
+        lock = self._capabilities.lock
+        if lock is None:
+            raise ObjectStoreError(f"{self.description} was opened without locks")
+        return self._put_version(key, body, ObjectLockMode=lock.mode.name, ObjectLockRetainUntilDate=until)
 
     def version_ids(self, key: str) -> tuple[str, ...]:
         """Return the ids of the versions of ``key``, oldest first, without delete markers."""
@@ -318,9 +332,9 @@ class S3Store:
             return False
         return True
 
-    def _put(self, key: str, body: Body | PausingBody, **condition: str) -> Answer:
+    def _put(self, key: str, body: Body | PausingBody, **more: object) -> Answer:
         content = body.content if isinstance(body, PausingBody) else body
-        arguments: dict[str, object] = {"Key": self._base + key, **condition}
+        arguments: dict[str, object] = {"Key": self._base + key, **more}
         storage_class = self._location.settings.storage_classes.get(kind_of(key))
         if storage_class is not None:
             arguments["StorageClass"] = storage_class
