@@ -31,6 +31,8 @@ from drservice.model.wal import WalFileName
 SCRIPT_NAME = "fetch"
 STALE_SECONDS = 15
 HEARTBEAT = "HEARTBEAT"
+COMPLETE = "COMPLETE"
+"""There from the moment on when no feeder answers any more: what is not served by then is absent."""
 RESTORE_COMMAND = 'sh /env/conf/fetch "%f" "%p"; s=$?; case $s in 0) exit 0;; 44) exit 1;; *) exit 127;; esac'
 """For ``restore_command``; the script itself belongs into ``conf/fetch``."""
 
@@ -85,7 +87,7 @@ while :; do
   if test -f "$folder/$name.refused"; then
     refuse "$(cat "$folder/$name.refused")"
   fi
-  if test -f "$folder/$name.absent"; then
+  if test -f "$folder/$name.absent" || test -f "$folder/@COMPLETE@"; then
     exit 44
   fi
   if test $((polls % 50)) -eq 0 && feeder_is_silent; then
@@ -107,7 +109,8 @@ def fetch_script(*, folder: str = "/env/wal", stale_seconds: int = STALE_SECONDS
         folder: the exchange folder as seen from inside.
         stale_seconds: how old the heartbeat may be.
     """
-    return _SCRIPT.replace("@FOLDER@", shlex.quote(folder)).replace("@STALE@", str(stale_seconds))
+    filled = _SCRIPT.replace("@FOLDER@", shlex.quote(folder)).replace("@STALE@", str(stale_seconds))
+    return filled.replace("@COMPLETE@", COMPLETE)
 
 
 class Exchange:
@@ -196,6 +199,10 @@ class Exchange:
     def beat(self) -> None:
         """Renew the heartbeat; call it every second, or the server inside gives up."""
         self._put(HEARTBEAT, b"")
+
+    def complete(self) -> None:
+        """Say that everything that may still be asked for is served: from now on anything else is absent."""
+        self._put(COMPLETE, b"")
 
     def clear(self) -> None:
         """Remove every question, answer and file of an earlier start.

@@ -115,6 +115,11 @@ class Environment(Protocol):
         ...
 
     @property
+    def log(self) -> Path:
+        """The folder ``/env/log`` as the host sees it: the server may write in it, so nothing in it is believed."""
+        ...
+
+    @property
     def dsn(self) -> str:
         """A libpq string that reaches the server inside from the host (port 5432 of its socket folder)."""
         ...

@@ -160,6 +160,11 @@ class Sandbox:
         return self._root / "wal"
 
     @property
+    def log(self) -> Path:
+        """The folder ``/env/log`` as the host sees it."""
+        return self._root / "log"
+
+    @property
     def dsn(self) -> str:
         """A libpq string that reaches the server from the host as ``postgres``, port 5432 of the socket folder."""
         quoted = str(self._about.sock).replace("\\", "\\\\").replace("'", "\\'")

@@ -83,6 +83,17 @@ class Feeder:
                 thread.join()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def leave_answers(self) -> None:
+        """After :meth:`stop`: leave what a server that is paused at its target will ask for when somebody promotes it.
+
+        The segments that it replayed last are served still. Of histories it looks for the next ones of its own.
+        """
+        for timeline in sorted(self._inventory.histories):
+            if timeline > self._plan.timeline:
+                name = f"{timeline:08X}.history"
+                self._exchange.serve(name, self._archive.fetch(WalFileName.parse(name), system_id=self._system_id))
+        self._exchange.complete()
+
     def _beat(self) -> None:
         """Show that somebody answers, also while an answer waits for a store that is away for a moment."""
         while not self._stop.wait(_BEAT_SECONDS) and self._thread.is_alive():

@@ -97,9 +97,15 @@ def start_server(
 
 
 def await_recovery(
-    environment: Environment, feeder: Feeder, *, clock: Clock, seconds: float, read_log: Callable[[], str]
+    environment: Environment,
+    feeder: Feeder,
+    *,
+    clock: Clock,
+    seconds: float,
+    read_log: Callable[[], str],
+    action: TargetAction = TargetAction.PROMOTE,
 ) -> RecoveryLog:
-    """Wait until the server has promoted; ``read_log`` returns what it has said so far.
+    """Wait until the server has done at the target what it was told; ``read_log`` returns what it has said so far.
 
     Raises:
         DrError: the feeder's own problem, if it caused the end.
@@ -111,10 +117,13 @@ def await_recovery(
     while True:
         text = read_log()
         log = interpret_log(text)
-        if log.ready and log.new_timeline is not None:
+        if log.ready and (log.new_timeline is not None or (log.paused and action is TargetAction.PAUSE)):
             return log
         if not environment.running():
             environment.require_within_limits()
+            log = interpret_log(read_log())
+            if action is TargetAction.SHUTDOWN and log.shut_down_at_target and environment.exit_status() == 0:
+                return log
             raise _ended(read_log(), feeder)
         present = (feeder.state.served, len(text))
         if present != seen:
