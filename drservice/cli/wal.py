@@ -48,12 +48,13 @@ def push(invocation: Invocation, service: str, path: Path, *, without_helper: bo
 @click.command(help="Archive ahead, in parallel, what PostgreSQL has ready, and answer archive_command at once.")
 @click.argument("service", metavar="SERVICE[/COMPONENT]")
 @click.option("--in-flight", type=click.IntRange(1, 8), default=3, show_default=True, help="files at one time")
+@click.option("--with-parent", is_flag=True, help="end when standard input does: with the process that started it")
 @click.pass_obj
-def helper(invocation: Invocation, service: str, in_flight: int) -> None:
+def helper(invocation: Invocation, service: str, in_flight: int, *, with_parent: bool) -> None:
     """Run the helper of a service until it is stopped (SIGTERM lets what is on its way end)."""
     from drservice.cli.walhelping import run_helper  # noqa: PLC0415 - a push does not load it
 
-    run_helper(invocation, service, in_flight)
+    run_helper(invocation, service, in_flight, with_parent=with_parent)
 
 
 @click.command(help="Bring one WAL file back: for restore_command. Exit 44: proven absent; 127: any error.")

@@ -37,8 +37,8 @@ _MOST_BUFFER_BYTES = 256 << 20
 """For plain segments on their way; large segments are archived fewer at a time."""
 
 
-def run_helper(invocation: Invocation, name: str, in_flight: int) -> None:
-    """Serve until SIGTERM or SIGINT.
+def run_helper(invocation: Invocation, name: str, in_flight: int, *, with_parent: bool) -> None:
+    """Serve until SIGTERM or SIGINT, or with ``with_parent`` until standard input ends.
 
     Raises:
         BusyError: this component has a helper already.
@@ -49,6 +49,8 @@ def run_helper(invocation: Invocation, name: str, in_flight: int) -> None:
         telemetry.configure(level="info", libraries=True, form=_form())
     path = invocation.configuration_path()
     end = threading.Event()
+    if with_parent:
+        threading.Thread(target=_end_with_parent, args=(end,), name="parent", daemon=True).start()
     with _signals(end):
         loaded = _load(path)
         serving = _Announcement(invocation, name)
@@ -178,6 +180,13 @@ def _component(estate: Estate, name: str) -> tuple[Service, PostgresSettings]:
     service_name, _, component = name.partition("/")
     service = estate.service(service_name)
     return service, service.database(component or None)
+
+
+def _end_with_parent(end: threading.Event) -> None:
+    """Wait for the end of standard input, which a parent that died has closed."""
+    while os.read(0, 4096):
+        pass
+    end.set()
 
 
 def _form() -> telemetry.Form:

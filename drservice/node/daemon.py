@@ -36,6 +36,7 @@ from drservice.node.environments import EnvironmentTeller
 from drservice.node.projecting import Projector
 from drservice.node.scheduler import Missed, Scheduler
 from drservice.node.telling import Teller, notice_of_missed
+from drservice.node.walhelpers import WalHelpers
 from drservice.node.watching import Watcher
 from drservice.node.witnessing import Witness
 from drservice.node.worker import Ended, Worker
@@ -232,6 +233,7 @@ class _Duties:
             database, host=name, folder=lambda: self._estate().state_dir / "environments", clock=clock
         )
         self.scheduler = Scheduler(database, estate=configuration.estate, clock=clock, missed=self._missed)
+        self.wal_helpers = WalHelpers(estate=self._estate, host=name, log_level=log_level)
 
     def start(self) -> None:
         """Begin to take runs and to look at schedules."""
@@ -241,6 +243,7 @@ class _Duties:
         self.projector.start()
         self.witness.start()
         self.environments.start()
+        self.wal_helpers.start()
         self._messenger.start()
 
     def end(self) -> None:
@@ -252,6 +255,7 @@ class _Duties:
         self.worker.wait(_LAST_SECONDS)
         self.projector.stop()
         self.witness.stop()
+        self.wal_helpers.stop()
 
     def turn(self, *, reload: bool) -> None:
         """Do what is due now.

@@ -6,10 +6,12 @@ The server's user archives, root (as whom CI runs) has the helper; whatever beco
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ import pytest
 
 from drservice import processes
 from drservice.model.wal import WalFileName
+from drservice.node.walhelpers import WalHelpers
 from drservice.operations.healthwal import archive_lines
 from drservice.operations.walsocket import helper_state, socket_path
 from tests.doubles.cluster import Cluster, ClusterMaker
@@ -223,3 +226,47 @@ def test_t16_t18_the_client_never_ends_with_more_than_125_nor_with_0_for_what_is
         done = subprocess.run([*words, *ending], capture_output=True, check=False, env={}, timeout=60)
         assert (done.returncode, b"error" in done.stderr) == (1, True), done.stderr
     assert list(tmp_path.iterdir()) == [lie]
+
+
+# --- the node's -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def hosted(site: Site) -> Iterator[WalHelpers]:
+    """Keep the helpers of a host for the block, as its node does."""
+    helpers = WalHelpers(estate=site.estate.estate, host="db1", log_level="info", first_seconds=0.0)
+    helpers.start()
+    try:
+        wait_for(lambda: helper_state(site.socket) is not None, "the helper of the node")
+        yield helpers
+    finally:
+        helpers.stop()
+
+
+def test_a_node_keeps_a_helper_and_starts_it_again_when_it_was_killed(site: Site) -> None:
+    with hosted(site) as helpers:
+        [first] = helpers.running.values()
+        assert by_helper(site.archived())
+        os.kill(first, signal.SIGKILL)
+        assert not by_helper(site.archived())
+        wait_for(lambda: helper_state(site.socket) is not None, "another helper")
+        assert by_helper(site.archived())
+        assert first not in helpers.running.values()
+    assert helpers.running == {}
+    assert helper_state(site.socket) is None
+
+
+def test_a_node_leaves_a_component_to_a_helper_that_is_there(site: Site) -> None:
+    with site.helper() as process, hosted(site) as helpers:
+        time.sleep(0.3)
+        assert helpers.running == {}
+        assert process.poll() is None
+
+
+def test_a_helper_ends_with_the_node_that_started_it_however_that_ends(site: Site) -> None:
+    with hosted(site) as helpers:
+        [helper] = helpers._helpers.values()
+        assert helper.process is not None
+        assert helper.process.stdin is not None
+        helper.process.stdin.close()  # what becomes of it when a node is killed
+        assert helper.process.wait(30) == 0
