@@ -22,6 +22,7 @@ DEPLOY = ROOT / "deploy"
 COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = DEPLOY / "Dockerfile"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+NODES = {"drservice-node", "drservice-up"}
 PROXY = "proxy"
 NO_GAIN = "no-new-privileges:true"
 RECOVERY = "recovery"
@@ -186,9 +187,10 @@ def test_commands_of_images_and_units_are_commands_of_the_program() -> None:
     called += re.findall(r"^CMD \[\"(\w+)\"\]", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)
     for unit in UNITS:
         (line,) = re.findall(r"^ExecStart=(.*)$", unit.read_text(encoding="utf-8"), re.MULTILINE)
-        called.append(line.split()[-1])
-        assert unit.stem == f"drservice-{line.split()[-1]}"
-    assert sorted(called) == ["node", "node", "node", "up", "web", "web", "web"]
+        command = line.removesuffix(" %i").partition(" --log-level info ")[2]
+        called.append(command)
+        assert unit.stem.removesuffix("@") == f"drservice-{command.replace(' ', '-')}"
+    assert sorted(called) == ["node", "node", "node", "up", "wal helper", "web", "web", "web"]
     assert set(called) | {"wal push"} <= NAMES
     (archive,) = [word for word in compose()["services"]["plant"]["command"] if word.startswith("archive_command=")]
     assert " wal push --service sample %p" in archive
@@ -324,8 +326,8 @@ def test_a_unit_is_hardened_and_runs_without_root(unit: Path) -> None:
     # Drills run in user namespaces with a /proc of their own, which these settings would forbid.
     # They forbade it when it was tried (tests/docker/test_units.py), the host name included.
     forbidding = {"RestrictNamespaces=yes", "ProtectKernelTunables=yes", "ProtectProc=invisible", "ProtectHostname=yes"}
-    assert (forbidding <= lines) is (unit.stem == "drservice-web")
-    assert (not forbidding & lines) is (unit.stem != "drservice-web")
+    assert (forbidding <= lines) is (unit.stem not in NODES)
+    assert (not forbidding & lines) is (unit.stem in NODES)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
@@ -356,7 +358,7 @@ def test_a_unit_stays_as_little_exposed_as_systemd_found_it(unit: Path) -> None:
 
 def test_a_node_has_longer_to_stop_than_it_drains() -> None:
     for unit in UNITS:
-        if unit.stem != "drservice-web":
+        if unit.stem in NODES:
             assert "\nTimeoutStopSec=660\n" in unit.read_text(encoding="utf-8")
     for name in ("node", RECOVERY):
         assert compose()["services"][name]["stop_grace_period"] == "11m"
