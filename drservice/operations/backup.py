@@ -9,18 +9,14 @@ from pathlib import Path
 
 from drservice import telemetry
 from drservice.clock import Clock
+from drservice.components.postgres.backupsession import BackupSession, CheckpointSpeed
 from drservice.components.postgres.basebackup import capture_basebackup
 from drservice.components.postgres.capture import Captured, capture_local
-from drservice.components.postgres.connection import (
-    BackupSession,
-    CheckpointSpeed,
-    ClusterFacts,
-    archiver_status,
-    cluster_facts,
-    connect,
-)
+from drservice.components.postgres.connection import connect
+from drservice.components.postgres.facts import ClusterFacts, archiver_status, cluster_facts
 from drservice.components.postgres.replication import identify_system
 from drservice.components.postgres.server import require_supported
+from drservice.components.postgres.standby import require_primary, switch_on_primary
 from drservice.errors import (
     CaptureError,
     DamagedObjectError,
@@ -108,6 +104,7 @@ def run_backup(context: BackupContext, service: Service, component: PostgresSett
                 facts=captured.facts(),
                 attachments=captured.attachments,
                 bad_pages=captured.bad_pages,
+                source=captured.source,
             )
         )
         phases["commit"] = context.clock.monotonic() - mark
@@ -140,6 +137,8 @@ def _capture(context: BackupContext, component: PostgresSettings, writer: Snapsh
         identity = identify_system(component.dsn, application_name="drservice backup")
         require_supported(identity.server_version // 10000)
         lineage.require(identity.system_id)
+        if identity.in_recovery:
+            _meet_primary(context, component, identity.system_id)
         context.progress.step("base backup (pg_basebackup)", total_bytes=_size_hint(writer))
         try:
             return capture_basebackup(
@@ -150,6 +149,7 @@ def _capture(context: BackupContext, component: PostgresSettings, writer: Snapsh
                 silence_seconds=component.wal.archive_wait.total_seconds(),
                 clock=context.clock,
                 progress=context.progress,
+                closing=lambda: _end_segment(context, component, identity.system_id),
             )
         except WalTimeoutError as error:
             raise WalTimeoutError(f"{error.message}{archiver_says(component)}") from error
@@ -158,6 +158,8 @@ def _capture(context: BackupContext, component: PostgresSettings, writer: Snapsh
     with BackupSession(connect(component.dsn, application_name="drservice backup")) as session:
         facts = _server_facts(component)
         lineage.require(facts.system_id)
+        if facts.in_recovery:
+            _meet_primary(context, component, facts.system_id)
         context.progress.step("read the data directory", total_bytes=_size_hint(writer))
         return capture_local(
             session,
@@ -169,6 +171,35 @@ def _capture(context: BackupContext, component: PostgresSettings, writer: Snapsh
             clock=context.clock,
             progress=context.progress,
         )
+
+
+def _meet_primary(context: BackupContext, component: PostgresSettings, system_id: SystemId) -> None:
+    """Say before a long copy of a standby what its end will wait for; refuse a ``primary_dsn`` that leads elsewhere.
+
+    Raises:
+        SystemIdentifierError, CaptureError: it leads to another cluster or to a standby.
+    """
+    if component.primary_dsn is None:
+        context.progress.note(
+            "the server is a standby, which cannot end a WAL segment: the last one this backup needs is there when its"
+            " primary has filled it or archive_timeout has passed (with primary_dsn the primary is asked to end it)"
+        )
+        return
+    try:
+        require_primary(component.primary_dsn, system_id)
+    except CaptureError:
+        raise
+    except PostgresError as error:
+        context.progress.note(
+            f"WARNING: the server is a standby and its primary cannot be asked ({error.message}): the last WAL segment"
+            " this backup needs is there when the primary has filled it or archive_timeout has passed"
+        )
+
+
+def _end_segment(context: BackupContext, component: PostgresSettings, system_id: SystemId) -> None:
+    """Have the primary of a standby end its WAL segment, where it may be asked."""
+    if component.primary_dsn is not None:
+        context.progress.note(switch_on_primary(component.primary_dsn, system_id))
 
 
 def _size_hint(writer: SnapshotWriter) -> int | None:
@@ -191,6 +222,8 @@ def refuse_unrecoverable(facts: ClusterFacts) -> None:
     Raises:
         CaptureError: naming the setting.
     """
+    if facts.in_recovery:
+        return  # settings that count are the primary's; what its WAL tells of them is judged at the end of the copy
     if facts.wal_level == "minimal":
         raise CaptureError(
             "wal_level is minimal: its WAL cannot be used for recovery",
@@ -200,10 +233,6 @@ def refuse_unrecoverable(facts: ClusterFacts) -> None:
         raise CaptureError(
             "archive_mode is off: the WAL that makes a backup consistent would never reach the store",
             hint="`drservice check` prints the lines for postgresql.conf; archive_mode needs a restart.",
-        )
-    if facts.in_recovery:
-        raise UnsupportedClusterError(
-            "the server is a standby", hint="Point dsn and data_directory at the primary; standbys come later."
         )
 
 
@@ -222,16 +251,29 @@ def _wait_for_wal(context: BackupContext, component: PostgresSettings, scope: Sc
         for number in segments_between(captured.start_lsn, captured.stop_lsn, size)
     ]
     context.progress.step("wait for the WAL of this backup", total_items=len(names))
+    if captured.from_standby and not archive.exists(names[-1], system_id=system_id):
+        _end_segment(context, component, system_id)
     deadline = context.clock.monotonic() + component.wal.archive_wait.total_seconds()
     for name in names:
         while (problem := why_not_whole(archive, name, system_id, size)) is not None:
             if context.clock.monotonic() > deadline:
-                raise WalTimeoutError(
-                    f"{name.name} did not reach the store whole within {component.wal.archive_wait}: {problem}"
-                    f"{archiver_says(component)}; the backup needs it to be consistent"
-                )
+                raise _overdue(component, captured, name, problem)
             time.sleep(_POLL_SECONDS if problem == _NOT_THERE else _DAMAGED_POLL_SECONDS)
         context.progress.advance(1)
+
+
+def _overdue(component: PostgresSettings, captured: Captured, name: WalFileName, problem: str) -> WalTimeoutError:
+    text = (
+        f"{name.name} did not reach the store whole within {component.wal.archive_wait}: {problem}"
+        f"{archiver_says(component)}; the backup needs it to be consistent"
+    )
+    if not captured.from_standby:
+        return WalTimeoutError(text)
+    return WalTimeoutError(
+        f"{text}; the source is a standby, so its primary (or the standby with archive_mode = always) archives it",
+        hint="Set archive_timeout on the primary below archive_wait, or primary_dsn. Where WAL was archived only since"
+        " lately, run CHECKPOINT on the primary first: a standby's backup begins at the last checkpoint it replayed.",
+    )
 
 
 def why_not_whole(archive: WalArchive, name: WalFileName, system_id: SystemId, plain_bytes: int) -> str | None:
@@ -250,7 +292,7 @@ def why_not_whole(archive: WalArchive, name: WalFileName, system_id: SystemId, p
 def archiver_says(component: PostgresSettings) -> str:
     """Return what production's archiver says is wrong, as the end of a sentence; empty if it does not say."""
     try:
-        with connect(component.dsn, application_name="drservice backup facts") as session:
+        with connect(component.production_dsn, application_name="drservice backup facts") as session:
             status = archiver_status(session)
     except PostgresError:
         return ""  # a REPLICATION-only role may not look; the message is complete without

@@ -136,7 +136,7 @@ def _recover_and_check(
 ) -> Course:
     """Restore, spoil if this drill has to fail, ask everything, destroy."""
     began = context.clock.monotonic()
-    production = ask_production(request.component.dsn)
+    production = ask_production(request.component.production_dsn)
     # Commits are stamped by production's clock, so the decision is too, as long as it can be asked.
     decided_at = production.at if production is not None else context.clock.now()
     course = Course(
@@ -206,7 +206,7 @@ def _loss_seconds(
         tail_at_risk = not is_tail_empty(
             course.production,
             restored,
-            dsn=request.component.dsn,
+            dsn=request.component.production_dsn,
             environment=environment,
             since_xid=baseline.snapshot_xmin if baseline is not None else None,
         )

@@ -12,8 +12,9 @@ from datetime import timedelta
 
 from drservice.clock import Clock
 from drservice.components.postgres.capture import refuse_tablespaces
-from drservice.components.postgres.connection import ClusterFacts, archiver_status, cluster_facts, connect
+from drservice.components.postgres.connection import connect
 from drservice.components.postgres.controlfile import read_control_file
+from drservice.components.postgres.facts import ClusterFacts, archiver_status, cluster_facts
 from drservice.components.postgres.replication import identify_system
 from drservice.components.postgres.server import find_programs
 from drservice.environments.interface import EnvironmentSpec

@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 
 from drservice.clock import Clock
-from drservice.components.postgres.connection import cluster_facts, connect
+from drservice.components.postgres.connection import connect
+from drservice.components.postgres.facts import cluster_facts
 from drservice.errors import DrError, PostgresError
 from drservice.model.estate import PostgresSettings, Service
 from drservice.model.recovery import WalGap, Window, gaps_of, windows_of
@@ -125,10 +126,12 @@ def _at_risk(
 ) -> AtRisk:
     """Compare production's flushed position with the durable one: an idle server risks nothing, however old its WAL."""
     try:
-        with connect(component.dsn, application_name="drservice info") as session:
+        with connect(component.production_dsn, application_name="drservice info") as session:
             facts = cluster_facts(session)
     except PostgresError as error:
         return AtRisk(bytes=None, seconds=None, problem=error.message)
+    if facts.in_recovery:
+        return AtRisk(bytes=None, seconds=None, problem="dsn leads to a standby, which its primary may be ahead of")
     if facts.system_id != newest.postgres.system_id:
         return AtRisk(bytes=None, seconds=None, problem="the server is another cluster than the newest snapshot's")
     if not windows:

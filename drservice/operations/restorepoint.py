@@ -12,13 +12,8 @@ from pathlib import Path
 
 from drservice import telemetry
 from drservice.clock import Clock
-from drservice.components.postgres.connection import (
-    ClusterFacts,
-    cluster_facts,
-    connect,
-    create_restore_point,
-    switch_wal,
-)
+from drservice.components.postgres.connection import connect
+from drservice.components.postgres.facts import ClusterFacts, cluster_facts, create_restore_point, switch_wal
 from drservice.errors import ObjectExistsError, RestorePointError, RestorePointNameError, WalTimeoutError
 from drservice.model.estate import PostgresSettings, Service
 from drservice.model.wal import WalFileName, segment_name
@@ -89,8 +84,13 @@ def _prepare(context: RestorePointContext, service: Service, cluster: PostgresSe
     context.progress.step(f"ask {service.name}/{cluster.name}")
     scope = context.repository.scope(service.name, cluster.name)
     context.repository.host_key.require_listed()
-    with connect(cluster.dsn, application_name="drservice restore-point") as session:
+    with connect(cluster.production_dsn, application_name="drservice restore-point") as session:
         facts = cluster_facts(session)
+    if facts.in_recovery:
+        raise RestorePointError(
+            f"{scope.service}/{scope.component}: dsn leads to a standby, where no restore point can be left",
+            hint="Set primary_dsn of the component to the primary.",
+        )
     refuse_unrecoverable(facts)
     Lineage(context.repository, scope, context.state_dir).require(facts.system_id)
     missing = [line for line in facts.privileges.missing_for_local_backup(facts.major) if _is_needed(line)]
@@ -121,7 +121,7 @@ def _leave(
     scope = context.repository.scope(service.name, cluster.name)
     context.progress.step(f"leave {name} in {service.name}/{cluster.name}")
     left_at = context.clock.now()
-    with connect(cluster.dsn, application_name="drservice restore-point") as session:
+    with connect(cluster.production_dsn, application_name="drservice restore-point") as session:
         lsn = create_restore_point(session, name)
         point = NamedPoint(name=name, system_id=facts.system_id, timeline=facts.timeline, lsn=lsn, left_at=left_at)
         _publish(context, scope, point)

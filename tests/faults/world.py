@@ -91,6 +91,8 @@ class Site:
     spool: Path
     """Where the cluster's archive_command puts WAL; :meth:`push_spool` archives it."""
     method: CaptureMethod = CaptureMethod.LOCAL
+    primary_dsn: str | None = None
+    """Where ``dsn`` leads to a standby."""
     archive_wait: timedelta = timedelta(seconds=60)
     opener: Callable[[], ObjectStore] | None = None
     """Opens the store; the directory ``repository`` if ``None``."""
@@ -116,6 +118,7 @@ class Site:
         return PostgresSettings(
             name=COMPONENT,
             dsn=self.dsn,
+            primary_dsn=self.primary_dsn,
             data_directory=self.data_directory,
             method=self.method,
             wal=WalSettings(archive_wait=self.archive_wait),

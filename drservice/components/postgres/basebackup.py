@@ -12,20 +12,21 @@ import os
 import re
 import subprocess
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from drservice import processes
 from drservice.clock import Clock
+from drservice.components.postgres.backupsession import CheckpointSpeed, promoted
 from drservice.components.postgres.capture import CHUNK_BYTES, Captured, refuse_tablespaces
-from drservice.components.postgres.connection import CheckpointSpeed
 from drservice.components.postgres.controlfile import CONTROL_PATH, ControlFile, parse_control, poisoned_copy
 from drservice.components.postgres.recovery import parse_backup_label
 from drservice.components.postgres.replication import SystemIdentity
 from drservice.components.postgres.server import require_tool
 from drservice.components.postgres.silence import WatchedPipe
+from drservice.components.postgres.standby import standby_end
 from drservice.components.postgres.tarstream import TarKind, TarMember, TarStream
 from drservice.errors import (
     CaptureError,
@@ -64,6 +65,7 @@ def capture_basebackup(
     silence_seconds: float,
     clock: Clock,
     progress: ByteProgress,
+    closing: Callable[[], None],
 ) -> Captured:
     """Stream a base backup of a running server into a snapshot.
 
@@ -75,6 +77,8 @@ def capture_basebackup(
         silence_seconds: how long the stream may pause; at its end the server waits for the archive.
         clock: tells start and end.
         progress: hears of source bytes.
+        closing: called when a standby has sent all files: with ``archive_mode = always`` it now waits until its last
+            segment is archived, which only the primary can end.
 
     Raises:
         WalTimeoutError: the stream paused for longer.
@@ -95,7 +99,7 @@ def capture_basebackup(
     try:
         try:
             with pipe:
-                found = _take(TarStream(pipe), writer, progress)
+                found = _take(TarStream(pipe), writer, progress, closing)
         except CaptureError as error:
             if pipe.fell_silent:
                 raise _silence(silence_seconds) from error
@@ -107,14 +111,20 @@ def capture_basebackup(
         status = process.wait()
         listener.join(60)
     finally:
-        if process.poll() is None:
-            processes.kill_group(process)
-            process.wait()
-        process.stdout.close()
-        listener.join(10)
-        process.stderr.close()
+        _end(process, listener)
     bad = _bad_pages(b"".join(messages).decode("utf-8", "replace"), status)
     return _conclude(found, writer, identity, started_at=started_at, clock=clock, bad_pages=bad)
+
+
+def _end(process: subprocess.Popen[bytes], listener: threading.Thread) -> None:
+    if process.poll() is None:
+        processes.kill_group(process)
+        process.wait()
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    listener.join(10)
+    process.stderr.close()
 
 
 def _silence(seconds: float) -> WalTimeoutError:
@@ -145,7 +155,7 @@ def _start(major: int, dsn: str, checkpoint: CheckpointSpeed) -> subprocess.Pope
     return processes.start(argv, environment=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def _take(stream: TarStream, writer: SnapshotWriter, progress: ByteProgress) -> _Found:
+def _take(stream: TarStream, writer: SnapshotWriter, progress: ByteProgress, closing: Callable[[], None]) -> _Found:
     found = _Found()
     with writer.stream() as capture:
         for member in stream.members():
@@ -156,6 +166,8 @@ def _take(stream: TarStream, writer: SnapshotWriter, progress: ByteProgress) -> 
             elif member.path == b"backup_manifest":
                 found.manifest = stream.read_all(_LIMIT_BYTES)
             elif member.path == CONTROL_PATH.encode():
+                if _is_of_standby(found):
+                    closing()  # before the content: its last bytes may stay in the program's buffer until the end
                 raw = stream.read_all(1 << 20)
                 found.control = parse_control(raw)
                 _add(capture, member.path, member.mode, poisoned_copy(raw))
@@ -164,6 +176,12 @@ def _take(stream: TarStream, writer: SnapshotWriter, progress: ByteProgress) -> 
         stream.drain()
     writer.read_bytes += capture.read_bytes
     return found
+
+
+def _is_of_standby(found: _Found) -> bool:
+    """Tell whether the backup's label, which comes first, names a standby."""
+    label = found.attachments.get("backup_label")
+    return label is not None and parse_backup_label(label).from_standby
 
 
 def _take_member(
@@ -211,6 +229,8 @@ def _conclude(
     timeline, start, stop = _wal_range(found.manifest)
     if start != label.start:
         raise CaptureError(f"manifest ({start}) and backup_label ({label.start}) name different starts")
+    if label.from_standby:
+        stop = standby_end(found.control, start=start, timeline=timeline)
     lost = writer.recheck()
     if lost:
         raise CaptureError(f"packs of {len(lost)} files vanished from the store while the backup ran")
@@ -226,6 +246,7 @@ def _conclude(
         attachments=found.attachments,
         bad_pages=bad_pages,
         notes=(),
+        from_standby=label.from_standby,
     )
 
 
@@ -252,6 +273,8 @@ def _failure(text: str, cause: CaptureError | None) -> CaptureError | PostgresEr
             "the cluster has extra tablespaces, which pg_basebackup cannot stream",
             hint="Move their tables into pg_default, or wait for the version that spools them.",
         )
+    if "the standby was promoted during online backup" in text:
+        return promoted()
     if "could not connect" in text or "connection to server" in text:
         return PostgresUnreachableError(f"pg_basebackup: {last}")
     return CaptureError(f"pg_basebackup failed: {last}")

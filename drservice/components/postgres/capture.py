@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from drservice.clock import Clock
-from drservice.components.postgres.connection import BackupSession, BackupStop, CheckpointSpeed
+from drservice.components.postgres.backupsession import BackupSession, BackupStart, BackupStop, CheckpointSpeed
 from drservice.components.postgres.controlfile import (
     CONTROL_PATH,
     ControlFile,
@@ -24,6 +24,7 @@ from drservice.components.postgres.controlfile import (
 from drservice.components.postgres.layout import ClusterListing, FileRule, ListedFile, list_cluster
 from drservice.components.postgres.pages import PageChecker
 from drservice.components.postgres.recovery import parse_backup_label
+from drservice.components.postgres.standby import Watched, standby_end
 from drservice.errors import CaptureError, UnsupportedClusterError
 from drservice.model.ids import SystemId
 from drservice.model.snapshot import PostgresFacts
@@ -38,6 +39,7 @@ CHUNK_BYTES = 64 << 10
 LARGE_CLUSTER_BYTES = 2 << 40
 LARGE_CHUNK_BYTES = 128 << 10
 _RECHECKS = 3
+_MACHINE_ID = Path("/etc/machine-id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,10 @@ class Captured:
     bad_pages: Sequence[tuple[bytes, int]]
     """(path, block number within the file)."""
     notes: tuple[str, ...]
+    from_standby: bool = False
+    """Then the last segment is archived when the primary has ended it, not by the backup."""
+    source: str = ""
+    """Whose files these are; the next run believes its cache for the same source only. Empty: for none."""
 
     def facts(self) -> PostgresFacts:
         """Return what the snapshot says publicly."""
@@ -96,7 +102,8 @@ def capture_local(
         progress: hears of source bytes.
 
     Raises:
-        CaptureError: the session dropped, the directory is another server's, or a file cannot be read.
+        CaptureError: the session dropped, a standby was promoted, the directory is another server's, or a file cannot
+            be read.
         UnsupportedClusterError: the cluster has extra tablespaces.
     """
     _require_cluster(read_control(lambda: _read_control_bytes(data_directory))[0], system_id, data_directory)
@@ -109,12 +116,11 @@ def capture_local(
         writer.add_directory(os.fsencode(directory.path), directory.mode)
     sources = _sources(listing, data_directory, control, clock)
     rule = _change_rule(writer.previous_meta(), control, data_directory)
-    writer.capture_files(sources, rule=rule, progress=progress)
+    watched = Watched(session=session, clock=clock, progress=progress)
+    writer.capture_files(sources, rule=rule, progress=watched)
     session.check_alive()
-    _recapture_lost(writer, sources, progress)
-    control, raw = read_control(lambda: _read_control_bytes(data_directory))
-    _require_cluster(control, system_id, data_directory)
-    writer.add_bytes(CONTROL_PATH.encode(), 0o600, poisoned_copy(raw))
+    _recapture_lost(writer, sources, watched)
+    control = _capture_control(writer, data_directory, system_id)
     stop = session.stop()
     stopped_at = clock.now()
     return Captured(
@@ -122,14 +128,28 @@ def capture_local(
         started_at=started_at,
         stopped_at=stopped_at,
         start_lsn=start.lsn,
-        stop_lsn=stop.lsn,
+        stop_lsn=_end_of(start, stop, control),
         timeline=start.timeline,
         control=control,
         server_version=server_version,
         attachments=label_attachments(stop, start.lsn),
         bad_pages=page_numbers(writer.bad_pages(), control.block_bytes),
         notes=tuple(f"left out: {item.path} ({item.reason})" for item in listing.refused),
+        from_standby=start.from_standby,
+        source=source_of(data_directory),
     )
+
+
+def _capture_control(writer: SnapshotWriter, data_directory: Path, system_id: SystemId) -> ControlFile:
+    """Take ``pg_control``, after everything else: on a standby it tells how far to replay what was read before."""
+    control, raw = read_control(lambda: _read_control_bytes(data_directory))
+    _require_cluster(control, system_id, data_directory)
+    writer.add_bytes(CONTROL_PATH.encode(), 0o600, poisoned_copy(raw))
+    return control
+
+
+def _end_of(start: BackupStart, stop: BackupStop, control: ControlFile) -> Lsn:
+    return standby_end(control, start=start.lsn, timeline=start.timeline) if start.from_standby else stop.lsn
 
 
 def label_attachments(stop: BackupStop, start: Lsn) -> dict[str, bytes]:
@@ -229,10 +249,25 @@ def _checker(item: ListedFile, control: ControlFile) -> PageChecker | None:
     )
 
 
+def source_of(data_directory: Path) -> str:
+    """Return what tells one copy of a cluster from another: the machine, and the very directory.
+
+    A standby has the same files as its primary, and cloned machines the same inodes and times: what the cache knows of
+    one says nothing of the other, even where the state directory was cloned or moved with it.
+    """
+    try:
+        machine = _MACHINE_ID.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        machine = ""  # a container without one: its directory's path and inode have to do
+    status = data_directory.stat()
+    return f"{machine}:{os.path.realpath(data_directory)}:{status.st_dev}:{status.st_ino}"
+
+
 def _change_rule(meta: Mapping[str, str], control: ControlFile, data_directory: Path) -> ChangeRule:
-    """Unchanged files may be passed over only within one life of one cluster on a local file system (T15)."""
+    """Unchanged files may be passed over only within one life of one copy on a local file system (T15)."""
     same_life = (
-        meta.get("system_id") == str(control.system_id)
+        meta.get("source") == source_of(data_directory)
+        and meta.get("system_id") == str(control.system_id)
         and meta.get("timeline") == str(int(control.timeline))
         and meta.get("data_checksums") == str(control.has_checksums)
     )

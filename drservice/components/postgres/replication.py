@@ -23,6 +23,8 @@ class SystemIdentity:
     server_version: int
     """``server_version_num``, for example 150018."""
     wal_segment_bytes: int
+    in_recovery: bool | None
+    """Whether it is a standby; ``None``: it does not say (before version 14)."""
 
 
 _UNITS = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
@@ -44,6 +46,7 @@ def identify_system(dsn: str, *, application_name: str = "drservice") -> SystemI
             system_id, timeline, flushed, _ = _only_row(connection, b"IDENTIFY_SYSTEM")
             (segment,) = _only_row(connection, b"SHOW wal_segment_size")
             version = connection.info.server_version
+            standby = _only_row(connection, b"SHOW in_hot_standby")[0] if version >= 140000 else None
     except psycopg.OperationalError as error:
         raise translate_connect_error(error) from error
     except psycopg.Error as error:
@@ -54,6 +57,7 @@ def identify_system(dsn: str, *, application_name: str = "drservice") -> SystemI
         flushed=Lsn.parse(flushed),
         server_version=version,
         wal_segment_bytes=parse_size(segment),
+        in_recovery=None if standby is None else standby == "on",
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from drservice.components.postgres import connection, controlfile, pagechecksum, recovery
+from drservice.components.postgres import backupsession, controlfile, pagechecksum, recovery
 from drservice.errors import CaptureError
 from drservice.model.wal import Lsn, Timeline
 from tests.doubles.cluster import Cluster, ClusterMaker, hand_over
@@ -73,7 +73,7 @@ def test_t13_sizes_come_from_pg_control(clusters: ClusterMaker) -> None:
 def test_t3_pg_control_shows_the_checkpoint_of_the_backup_start(server: Cluster) -> None:
     before = controlfile.read_control_file(server.data)
     server.sql("create table if not exists t3(i int)")
-    with connection.open_backup_session(server.dsn()) as session:
+    with backupsession.open_backup_session(server.dsn()) as session:
         start = session.start("t3")
         control = controlfile.read_control_file(server.data)
         controlfile.require_checkpoint_of_start(control, start=start.lsn, timeline=start.timeline)
@@ -85,7 +85,7 @@ def test_t3_pg_control_shows_the_checkpoint_of_the_backup_start(server: Cluster)
 
 def backup_by_hand(cluster: Cluster, destination: Path, *, poison: bool) -> bytes:
     """Copy a running cluster as a base backup does and return its backup_label (not written)."""
-    with connection.open_backup_session(cluster.dsn()) as session:
+    with backupsession.open_backup_session(cluster.dsn()) as session:
         session.start("by hand")
         cluster.copy_data(destination)
         _, raw = controlfile.read_control((cluster.data / controlfile.CONTROL_PATH).read_bytes)

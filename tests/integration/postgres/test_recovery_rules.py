@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from drservice.components.postgres import connection, controlfile, recovery
+from drservice.components.postgres import backupsession, controlfile, recovery
 from drservice.components.postgres.recovery import ReplayTarget, StopKind, TargetAction
 from drservice.model.wal import Lsn
 from tests.doubles.cluster import Cluster, ClusterMaker, hand_over
@@ -65,7 +65,7 @@ def begin(clusters: ClusterMaker) -> Story:
     primary.start()
     primary.sql("create table t(i int)")
     copy = clusters.folder("backup")
-    with connection.open_backup_session(primary.dsn()) as session:
+    with backupsession.open_backup_session(primary.dsn()) as session:
         session.start("story")
         primary.copy_data(copy)
         _, raw = controlfile.read_control((primary.data / controlfile.CONTROL_PATH).read_bytes)

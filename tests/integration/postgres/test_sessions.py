@@ -6,7 +6,14 @@ import time
 
 import pytest
 
-from drservice.components.postgres import connection, controlfile, recovery, replication
+from drservice.components.postgres import backupsession, connection, controlfile, recovery, replication
+from drservice.components.postgres.facts import (
+    archiver_status,
+    cluster_facts,
+    create_restore_point,
+    current_snapshot_xmax,
+    switch_wal,
+)
 from drservice.errors import CaptureError, PostgresError, PostgresUnreachableError
 from drservice.model.wal import Lsn
 from tests.doubles.cluster import Cluster, ClusterMaker
@@ -19,7 +26,7 @@ def test_t1_the_backup_session_survives_every_timeout_of_its_role(server: Cluste
         "alter role impatient set idle_session_timeout = '300ms';"
         "alter role impatient set lock_timeout = '300ms'"
     )
-    with connection.open_backup_session(server.dsn(user="impatient")) as session:
+    with backupsession.open_backup_session(server.dsn(user="impatient")) as session:
         session.start("t1")
         time.sleep(0.8)
         session.check_alive()
@@ -33,7 +40,7 @@ def test_t1_the_backup_session_survives_every_timeout_of_its_role(server: Cluste
 
 
 def test_t1_a_dropped_session_fails_the_run_and_never_comes_back(server: Cluster) -> None:
-    with connection.open_backup_session(server.dsn()) as session:
+    with backupsession.open_backup_session(server.dsn()) as session:
         session.start("t1")
         server.sql("select pg_terminate_backend(%s, 5000)", (session.backend_pid,))
         with pytest.raises(CaptureError, match="session is lost"):
@@ -43,19 +50,19 @@ def test_t1_a_dropped_session_fails_the_run_and_never_comes_back(server: Cluster
 
 
 def test_t1_a_session_runs_no_parallel_worker(server: Cluster) -> None:
-    with connection.open_backup_session(server.dsn()) as session:
+    with backupsession.open_backup_session(server.dsn()) as session:
         session.start("t1")
         assert session._session.row("show max_parallel_workers_per_gather") == ("0",)
 
 
 def test_t1_leaving_without_stop_ends_the_backup_on_the_server(server: Cluster) -> None:
-    with connection.open_backup_session(server.dsn()) as session:
+    with backupsession.open_backup_session(server.dsn()) as session:
         session.start("abandoned")
     deadline = time.monotonic() + 10
     while "aborting backup due to backend exiting" not in server.log_text():
         assert time.monotonic() < deadline, "the server still holds the backup"
         time.sleep(0.05)
-    with connection.open_backup_session(server.dsn()) as session, pytest.raises(CaptureError, match="no backup"):
+    with backupsession.open_backup_session(server.dsn()) as session, pytest.raises(CaptureError, match="no backup"):
         session.stop()
 
 
@@ -66,7 +73,7 @@ def test_t2_label_and_map_are_the_servers_own_bytes_in_any_encoding(clusters: Cl
     cluster.sql("create tablespace inplace location ''")
     spot = clusters.folder("ts")
     cluster.sql(f"create tablespace \"far\" location '{spot}'")
-    with connection.open_backup_session(cluster.dsn("narrow")) as session:
+    with backupsession.open_backup_session(cluster.dsn("narrow")) as session:
         start = session.start("Gruß aus Köln")
         stop = session.stop()
     label = recovery.parse_backup_label(stop.label_file)
@@ -84,15 +91,15 @@ def test_t2_label_and_map_are_the_servers_own_bytes_in_any_encoding(clusters: Cl
 def test_t4_stop_does_not_wait_for_a_broken_archive(clusters: ClusterMaker) -> None:
     cluster = clusters.make(wal_segment_mb=1, settings={"archive_mode": "on", "archive_command": "'/bin/false'"})
     cluster.start()
-    with connection.open_backup_session(cluster.dsn()) as session:
+    with backupsession.open_backup_session(cluster.dsn()) as session:
         session.start("t4")
         began = time.monotonic()
         session.stop()
         assert time.monotonic() - began < 5
     with connection.connect(cluster.dsn()) as session:
-        connection.switch_wal(session)
+        switch_wal(session)
         deadline = time.monotonic() + 20
-        while not connection.archiver_status(session).failing:
+        while not archiver_status(session).failing:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
@@ -105,22 +112,22 @@ def test_t7_a_fast_checkpoint_begins_a_backup_at_once_and_a_spread_one_takes_its
     )
     cluster.start()
     seconds = {}
-    for speed in (connection.CheckpointSpeed.FAST, connection.CheckpointSpeed.SPREAD):
+    for speed in (backupsession.CheckpointSpeed.FAST, backupsession.CheckpointSpeed.SPREAD):
         cluster.sql("drop table if exists t; create table t as select generate_series(1, 20000) i")
-        with connection.open_backup_session(cluster.dsn()) as session:
+        with backupsession.open_backup_session(cluster.dsn()) as session:
             began = time.monotonic()
             start = session.start("t7", checkpoint=speed)
             seconds[speed] = time.monotonic() - began
             control = controlfile.read_control_file(cluster.data)
             controlfile.require_checkpoint_of_start(control, start=start.lsn, timeline=start.timeline)
             session.stop()
-    assert seconds[connection.CheckpointSpeed.FAST] < 2
-    assert seconds[connection.CheckpointSpeed.SPREAD] > 2
+    assert seconds[backupsession.CheckpointSpeed.FAST] < 2
+    assert seconds[backupsession.CheckpointSpeed.SPREAD] > 2
 
 
 def test_facts_are_the_servers(server: Cluster) -> None:
     with connection.connect(server.dsn()) as session:
-        facts = connection.cluster_facts(session)
+        facts = cluster_facts(session)
         control = controlfile.read_control_file(server.data)
         assert facts.system_id == control.system_id
         assert facts.major == control.major
@@ -138,32 +145,32 @@ def test_facts_are_the_servers(server: Cluster) -> None:
         assert facts.privileges.superuser
         assert facts.privileges.missing_for_local_backup(facts.major) == ()
         assert facts.current_lsn > Lsn(0)
-        xmax = connection.current_snapshot_xmax(session)
+        xmax = current_snapshot_xmax(session)
         server.sql("select pg_current_xact_id()")
-        assert connection.current_snapshot_xmax(session) == xmax + 1
-        point = connection.create_restore_point(session, "before release")
-        assert connection.switch_wal(session) >= point
+        assert current_snapshot_xmax(session) == xmax + 1
+        point = create_restore_point(session, "before release")
+        assert switch_wal(session) >= point
 
 
 def test_a_role_without_rights_learns_which_grants_it_lacks_and_they_suffice(server: Cluster) -> None:
     server.sql("drop role if exists modest; create role modest login")
     with connection.connect(server.dsn(user="modest")) as session:
-        facts = connection.cluster_facts(session)
+        facts = cluster_facts(session)
     assert facts.data_directory is None
     assert not facts.privileges.backup
     missing = facts.privileges.missing_for_local_backup(facts.major)
     assert len(missing) == 5
-    with connection.open_backup_session(server.dsn(user="modest")) as backup:
+    with backupsession.open_backup_session(server.dsn(user="modest")) as backup:
         with pytest.raises(PostgresError, match="privilege") as caught:
             backup.start("no")
         assert "GRANT" in caught.value.hint
     for line in missing:
         server.sql(line)
     with connection.connect(server.dsn(user="modest")) as session:
-        facts = connection.cluster_facts(session)
+        facts = cluster_facts(session)
         assert facts.privileges.missing_for_local_backup(facts.major) == ()
         assert facts.data_directory == str(server.data)
-    with connection.open_backup_session(server.dsn(user="modest")) as backup:
+    with backupsession.open_backup_session(server.dsn(user="modest")) as backup:
         backup.start("yes")
         assert backup.stop().label_file
     for line in missing:
@@ -216,10 +223,10 @@ def test_a_standby_says_so(clusters: ClusterMaker) -> None:
     standby = clusters.over(copy)
     standby.start()
     with connection.connect(standby.dsn()) as session:
-        facts = connection.cluster_facts(session)
+        facts = cluster_facts(session)
     assert facts.in_recovery
     assert facts.timeline == 1
     assert facts.current_lsn > Lsn(0)
     with connection.connect(primary.dsn()) as session:
-        assert not connection.cluster_facts(session).in_recovery
-        assert connection.archiver_status(session).last_archived_at is None
+        assert not cluster_facts(session).in_recovery
+        assert archiver_status(session).last_archived_at is None
