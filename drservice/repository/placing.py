@@ -76,8 +76,6 @@ class Onto:
 
     left_alone: frozenset[bytes]
     """Paths that are neither looked at nor removed."""
-    before_first_change: Callable[[], None]
-    """Called once everything was checked and before anything is changed; may refuse by raising."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -351,6 +349,10 @@ def _owner(account: Account | None) -> int:
     return os.geteuid() if account is None else account.uid
 
 
+def _nothing() -> None:
+    """Begin without ado."""
+
+
 def place_files(
     reader: SnapshotReader,
     root: Path,
@@ -364,6 +366,7 @@ def place_files(
     progress: PlacingProgress,
     wanted: Callable[[bytes], bool] | None = None,
     onto: Onto | None = None,
+    begin: Callable[[], None] = _nothing,
 ) -> Placed:
     """Write all files of a snapshot below ``root``, which exists and is empty, unless ``onto`` says how to go on.
 
@@ -381,6 +384,7 @@ def place_files(
         wanted: tells by its path whether a file's content is; the others are made at their size and are one hole, of
             which nothing is fetched. ``None``: all are. Not together with ``onto``.
         onto: the folder holds something; it is made to hold the snapshot and nothing else.
+        begin: called once everything was checked and before anything is changed; may refuse by raising.
 
     Raises:
         DamagedObjectError, MissingObjectError: naming what cannot be restored; the folder is incomplete.
@@ -400,8 +404,7 @@ def place_files(
                 found = survey(descriptor, names, owner=_owner(account), left_alone=onto.left_alone)
         require_space(root, sum(entry.size for entry in files) - found.kept_bytes - found.freed_bytes)
         held = {entry.path: reader.read_file(entry) for entry in files if entry.path in hold_back}
-        if onto is not None:
-            onto.before_first_change()
+        begin()
         facts = os.fstat(descriptor)
         spec = FetchSpec(
             open_store=open_store,

@@ -232,6 +232,7 @@ class Site:
         hold_back: frozenset[bytes] = frozenset(),
         onto: Onto | None = None,
         account: Account | None = None,
+        begin: Callable[[], None] = lambda: None,
     ) -> Placed:
         """Restore a snapshot's files."""
         repository = self.repository(store=store)
@@ -248,6 +249,7 @@ class Site:
             workers=self.workers,
             progress=Heard(),
             onto=onto,
+            begin=begin,
         )
 
     def restore(self, snapshot: SnapshotId, into: Path, *, store: ObjectStore | None = None) -> dict[str, bytes]:

@@ -23,8 +23,9 @@ from drservice.errors import (
     UnsupportedClusterError,
 )
 from drservice.model.ids import SystemId
-from drservice.processes import Account, server_account
+from drservice.processes import Account, files_as, server_account
 from drservice.repository.bulk import open_below
+from drservice.repository.nodes import RESTORE_MARKER
 from drservice.repository.target import write_error
 
 UNPROVEN = "pg_control.unproven"
@@ -51,7 +52,7 @@ def examine(target: Path, *, system_id: SystemId) -> Existing | None:
     """Find out whether ``target`` may be restored onto; ``None`` if it is not there or empty. Changes nothing.
 
     It must be a data directory (``PG_VERSION``) whose ``pg_control``, in place or set aside by an earlier restore,
-    names the same cluster.
+    names the same cluster, or what a restore of the same cluster left that was interrupted.
 
     Raises:
         TargetDirectoryError: it is something else, of another cluster, or another user's.
@@ -87,18 +88,30 @@ def set_aside(existing: Existing) -> None:
         facts = os.fstat(folder)
         if (facts.st_dev, facts.st_ino) != (existing.device, existing.inode):
             raise TargetDirectoryError(f"{existing.path} is another directory than it was at the beginning")
+        was_in_place = _rename_control(existing, folder, _CONTROL, UNPROVEN)
         try:
-            with open_below(folder, b"global") as inside:
-                with suppress(FileNotFoundError):
-                    os.rename(_CONTROL, UNPROVEN, src_dir_fd=inside, dst_dir_fd=inside)
-                os.fsync(inside)
-                try:
-                    require_stopped(existing.path, folder)
-                except ServerRunningError:
-                    os.rename(UNPROVEN, _CONTROL, src_dir_fd=inside, dst_dir_fd=inside)
-                    raise
-        except OSError as error:
-            raise write_error(os.fsencode(existing.path / "global"), error) from error
+            require_stopped(existing.path, folder)
+        except ServerRunningError:
+            if was_in_place:
+                _rename_control(existing, folder, UNPROVEN, _CONTROL)
+            raise
+
+
+def _rename_control(existing: Existing, folder: int, old: str, new: str) -> bool:
+    """Rename within ``global``, durably; False if there is nothing to rename.
+
+    Raises:
+        RecoveryError: the system refuses.
+    """
+    try:
+        with files_as(existing.account), open_below(folder, b"global") as inside:
+            os.rename(old, new, src_dir_fd=inside, dst_dir_fd=inside)
+            os.fsync(inside)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise write_error(os.fsencode(existing.path / "global" / old), error) from error
+    return True
 
 
 def require_stopped(path: Path, folder: int) -> None:
@@ -166,6 +179,8 @@ def _require_owner(target: Path, facts: os.stat_result, account: Account | None)
 
 
 def _require_cluster(target: Path, folder: int, system_id: SystemId) -> None:
+    if _read_plain(folder, RESTORE_MARKER.decode(), _LOCK_BYTES).strip() == system_id.encode():
+        return
     if not _read_plain(folder, "PG_VERSION", 16).strip().isdigit():
         raise TargetDirectoryError(
             f"{target} is not empty and no data directory of PostgreSQL",

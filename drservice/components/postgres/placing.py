@@ -22,6 +22,7 @@ from drservice.model.wal import Timeline
 from drservice.objectstore.interface import ObjectStore
 from drservice.processes import Account, files_as
 from drservice.repository.bulk import open_below
+from drservice.repository.nodes import RESTORE_MARKER
 from drservice.repository.placing import Onto, Placed, PlacingProgress, place_files
 from drservice.repository.reader import SnapshotReader
 from drservice.repository.records import Scope
@@ -29,7 +30,7 @@ from drservice.repository.target import sync_opened, write_error
 
 _AUTO_CONF = "postgresql.auto.conf"
 _TEMPORARY = "pg_control.drservice"
-_UNPROVEN_PATH = f"global/{UNPROVEN}".encode()
+_OURS = frozenset({f"global/{UNPROVEN}".encode(), RESTORE_MARKER})
 
 
 def require_empty(target: Path) -> None:
@@ -70,10 +71,10 @@ def place_cluster(
 
     Onto an existing directory only what differs is fetched and written (a delta restore). First ``pg_control`` is set
     aside, durably: from then on no server starts there until :func:`finish_cluster` has put the new one in place, and
-    a restore that was interrupted is completed by the next one. What the snapshot does not have is removed: files,
-    databases created later, and the content of ``pg_wal``. Whoever wants WAL from there saves it before. A link in the
-    place of a folder (``pg_wal`` on another disk) is removed and what it leads to is left as it is; links below
-    ``pg_tblspc`` likewise.
+    a restore that was interrupted is completed by the next one, as is one into a new directory. What the snapshot does
+    not have is removed: files, databases created later, and the content of ``pg_wal``. Whoever wants WAL from there
+    saves it before. A link in the place of a folder (``pg_wal`` on another disk) is removed and what it leads to is
+    left as it is; links below ``pg_tblspc`` likewise.
 
     Raises:
         TargetDirectoryError: it is not empty, or not the directory that was examined; nothing was written.
@@ -94,9 +95,8 @@ def place_cluster(
         workers=workers,
         progress=progress,
         wanted=wanted,
-        onto=None
-        if onto is None
-        else Onto(left_alone=frozenset({_UNPROVEN_PATH}), before_first_change=partial(set_aside, onto)),
+        onto=None if onto is None else Onto(left_alone=_OURS),
+        begin=partial(_mark, reader, target, account) if onto is None else partial(set_aside, onto),
     )
     raw = placed.held_back.get(CONTROL_PATH.encode())
     if raw is None:
@@ -117,7 +117,7 @@ def finish_cluster(reader: SnapshotReader, target: Path, placed: Placed, *, acco
     attachments = reader.secret.attachments
     if "backup_label" not in attachments:
         raise FormatError(f"snapshot {reader.record.id} has no backup_label: starting it would corrupt the cluster")
-    with files_as(account), _opened(target) as root:
+    with _opened(target) as root, files_as(account):
         for name in ("backup_label", "tablespace_map"):
             if name in attachments:
                 _write(root, name, attachments[name])
@@ -129,10 +129,17 @@ def finish_cluster(reader: SnapshotReader, target: Path, placed: Placed, *, acco
                 os.unlink(_TEMPORARY, dir_fd=inside)
             _write(inside, _TEMPORARY, placed.held_back[CONTROL_PATH.encode()])
             os.rename(_TEMPORARY, "pg_control", src_dir_fd=inside, dst_dir_fd=inside)
-            with suppress(FileNotFoundError):
-                os.unlink(UNPROVEN, dir_fd=inside)
+            for mark, folder in ((UNPROVEN.encode(), inside), (RESTORE_MARKER, root)):
+                with suppress(FileNotFoundError):
+                    os.unlink(mark, dir_fd=folder)
         sync_opened(root, target)
     return removed
+
+
+def _mark(reader: SnapshotReader, target: Path, account: Account | None) -> None:
+    """Say in the folder whose it is to be, so that a restore that was interrupted can be gone on with."""
+    with _opened(target) as root, files_as(account):
+        _write(root, RESTORE_MARKER.decode(), f"{reader.record.postgres.system_id}\n".encode())
 
 
 def announce_history(target: Path, timeline: Timeline, *, account: Account | None) -> None:

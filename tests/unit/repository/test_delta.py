@@ -31,11 +31,7 @@ PACKS = "s/erp/database/packs/"
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="root does it on behalf of somebody else")
 
 
-def unchecked() -> None:
-    """Let everything pass."""
-
-
-ONTO = Onto(left_alone=frozenset(), before_first_change=unchecked)
+ONTO = Onto(left_alone=frozenset())
 
 
 @pytest.fixture
@@ -154,7 +150,7 @@ def test_kinds_are_exchanged_where_they_differ(out: Path, again: Again) -> None:
 def test_paths_that_are_left_alone_stay(site: Site, record: SnapshotRecord, out: Path) -> None:
     (out / "d/mine").write_bytes(b"precious")
     (out / "d/other").write_bytes(b"x")
-    site.place(record.id, out, onto=Onto(left_alone=frozenset({b"d/mine"}), before_first_change=unchecked))
+    site.place(record.id, out, onto=Onto(left_alone=frozenset({b"d/mine"})))
     assert content_of(out) == {**FILES, "d/mine": b"precious"}
 
 
@@ -177,7 +173,7 @@ def test_a_refusal_before_the_first_change_changes_nothing(site: Site, record: S
         raise RecoveryError("not now")
 
     with pytest.raises(RecoveryError, match="not now"):
-        site.place(record.id, out, onto=Onto(left_alone=frozenset(), before_first_change=refuse))
+        site.place(record.id, out, onto=ONTO, begin=refuse)
     assert content_of(out) == before
 
 
@@ -348,9 +344,8 @@ def test_what_is_exchanged_meanwhile_leads_nowhere(
 def test_what_is_exchanged_right_after_it_was_checked_leads_nowhere(
     site: Site, record: SnapshotRecord, out: Path, victim: Path, plant: Callable[[Path, Path], None]
 ) -> None:
-    onto = Onto(left_alone=frozenset(), before_first_change=lambda: plant(out, victim))
     with pytest.raises(RecoveryError, match="cannot write"):
-        site.place(record.id, out, onto=onto)
+        site.place(record.id, out, onto=ONTO, begin=lambda: plant(out, victim))
 
 
 def test_a_tree_deeper_than_any_path_is_removed_and_its_links_are_not_followed(
