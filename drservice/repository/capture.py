@@ -27,7 +27,7 @@ from drservice.repository.pack import ClosedPack, PackSink, PackTarget
 from drservice.repository.records import CODEC_ZERO
 
 _CLOCK_REALTIME_COARSE = 5  # <linux/time.h>; the clock that local file systems stamp files with
-READ_BYTES = 2 << 20
+READ_BYTES = 4 << 20
 """One read, and one batch of page checksums."""
 
 
