@@ -49,6 +49,7 @@ _SHOWN = 10
 @click.option(
     "--delta", is_flag=True, help="--into may be a data directory of the same cluster: only what differs is fetched"
 )
+@click.option("--database", metavar="D", help="bring back only this database of the cluster, beside production")
 @click.option("--start", is_flag=True, help="leave the recovered server running in its sandbox")
 @click.option("--dry-run", is_flag=True, help="show the plan and prove the target; restore nothing")
 @click.pass_obj
@@ -66,12 +67,15 @@ def restore(
     component: str | None,
     into: Path | None,
     delta: bool,
+    database: str | None,
     start: bool,
     dry_run: bool,
 ) -> ExitStatus:
     """Restore a service."""
     if delta and into is None:
         raise UsageError("--delta says what --into DIR may be")
+    if delta and database is not None:
+        raise UsageError("--database restores into a new directory, without --delta")
     target = parse_target(to=to, lsn=lsn, xid=xid, name=name, snapshot=snapshot, timeline=timeline)
     estate = invocation.load().estate
     chosen = estate.service(service)
@@ -87,8 +91,9 @@ def restore(
         into=into.absolute() if into else None,
         delta=delta,
         afterwards=Afterwards.LEAVE_RUNNING if start else Afterwards.STOP,
-        files=() if only is not None else tuple(chosen.files()),
+        files=() if only is not None or database is not None else tuple(chosen.files()),
         without=frozenset(SnapshotId(item) for item in without),
+        database=database,
     )
     with open_data_plane(estate) as plane, open_evidence(plane) as evidence, invocation.progress() as progress:
         context = RestoreContext(
@@ -148,6 +153,9 @@ def _plan(planned: Planned, service: str) -> dict[str, object]:
         "snapshot": plan.snapshot.id,
         "snapshot_stopped_at": to_iso(plan.snapshot.stopped_at),
         "source_bytes": plan.snapshot.source_bytes,
+        "placed_bytes": planned.placed_bytes,
+        "left_out_bytes": planned.selected.left_out_bytes if planned.selected is not None else 0,
+        "left_out": list(planned.selected.selection.left_out) if planned.selected is not None else [],
         "timeline": int(plan.timeline),
         "wal_segments": plan.reach.segments,
         "wal_end_lsn": str(plan.reach.end),
@@ -164,10 +172,15 @@ def _plan_lines(planned: Planned) -> list[str]:
     lines = [
         f"plan: {plan.target.describe()} from snapshot {plan.snapshot.id} of {to_iso(plan.snapshot.stopped_at)}",
         (
-            f"  {format_bytes(plan.snapshot.source_bytes)} of files, up to {plan.reach.segments} WAL segments,"
+            f"  {format_bytes(planned.placed_bytes)} of files, up to {plan.reach.segments} WAL segments,"
             f" timeline {plan.timeline}"
         ),
     ]
+    if planned.selected is not None:
+        lines.append(
+            f"  left out: {', '.join(planned.selected.selection.left_out) or 'none'}"
+            f" ({format_bytes(planned.selected.left_out_bytes)})"
+        )
     lines.extend(f"  - {reason}" for reason in (*plan.reasons, *resolved.notes))
     lines.extend(f"  not {item.snapshot}: {item.reason}" for item in plan.considered)
     lines.extend(f"  UNREADABLE: {text}" for text in planned.unreadable)
@@ -183,6 +196,9 @@ def _result_lines(result: RestoreResult) -> list[str]:
         f"  reached {result.reached.lsn}, last transaction {when}, now timeline {result.reached.timeline}",
     ]
     lines.extend(f"  - {text}" for text in result.reached.evidence)
+    if result.side is not None:
+        lines.append(f"  database {result.side.database}, and no other")
+        lines.append(f"  LEFT OUT: {', '.join(result.side.left_out) or 'none'} (nobody can connect to them)")
     lines.extend(f"  UNREADABLE: {text}" for text in result.planned.unreadable)
     lines.append("  " + ", ".join(f"{name} {format_seconds(s)}" for name, s in result.phases.items()))
     for item in result.files:
@@ -194,6 +210,8 @@ def _result_lines(result: RestoreResult) -> list[str]:
     if result.kept:
         lines.append(connect_line(result.environment.dsn, result.database))
         lines.append(f"destroy: drservice environment destroy {result.environment.id}")
+    elif result.side is not None:
+        lines.append("next: a side restore never takes production's place; start it with archive_mode=off")
     else:
         lines.append("next: look at archive_command in its configuration before you start it for real")
     return lines

@@ -25,6 +25,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("wal helper", "drservice.cli.wal:helper", "archive ahead in parallel what PostgreSQL has ready"),
     Entry("wal fetch", "drservice.cli.wal:fetch", "bring one WAL file back (for restore_command)"),
     Entry("restore", "drservice.cli.restore:restore", "bring a service back to an instant, and prove it"),
+    Entry("extract", "drservice.cli.extract:extract_command", "one database or table of an instant, as a file"),
     Entry("drill", "drservice.cli.drill:drill", "recover in isolation, check, judge, put on record, destroy"),
     Entry("info", "drservice.cli.info:info", "snapshots, reachable windows, what is at risk, what was proved"),
     Entry("verify", "drservice.cli.verify:verify", "check that the repository is whole"),

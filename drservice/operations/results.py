@@ -89,6 +89,8 @@ def restore_document(result: RestoreResult, service: str) -> dict[str, object]:
             "dsn": environment.dsn if result.kept else None,
         },
         "isolation": [{"name": p.name, "isolated": p.isolated, "detail": p.detail} for p in result.isolation],
+        "database": result.side.database if result.side is not None else None,
+        "left_out": list(result.side.left_out) if result.side is not None else [],
         "restored_bytes": result.restored_bytes,
         "fetched_bytes": result.fetched_bytes,
         "wal_segments": result.wal_segments,

@@ -24,7 +24,7 @@ from drservice.operations.evidence import Evidence, artefact_subjects, snapshot_
 from drservice.operations.filesrestore import DocumentCounts, FilesRestore, RestoredFiles
 from drservice.operations.holding import held
 from drservice.operations.progress import Progress
-from drservice.operations.records import listing_artefact, recovery_fields, target_fields
+from drservice.operations.records import bounded, listing_artefact, recovery_fields, target_fields
 from drservice.operations.restore import RestoreContext, RestoreRequest, RestoreResult, run_restore
 from drservice.repository import layout
 from drservice.repository.repository import Repository
@@ -61,8 +61,9 @@ def restore_service(context: RestoreContext, evidence: Evidence, request: Restor
         ],
         fields={
             **recovered_fields(result),
-            "outcome": "partial" if result.is_partial else "restored",
-            "target": reached_fields(result),
+            # One database says nothing about the others: such a record is no proof of the snapshot.
+            "outcome": "partial" if result.is_partial or result.side is not None else "restored",
+            "target": {**reached_fields(result), "requested": _asked_for(request)},
             "point": point,
         },
         progress=context.progress,
@@ -81,7 +82,7 @@ def _record_failure(
         fields={
             "outcome": "failed",
             "target": target_fields(
-                requested=request.target.describe(),
+                requested=_asked_for(request),
                 kind=request.target.kind.value,
                 reached_time=None,
                 reached_lsn=None,
@@ -91,6 +92,11 @@ def _record_failure(
         },
         progress=context.progress,
     )
+
+
+def _asked_for(request: RestoreRequest) -> str:
+    only = f" (only database {request.database})" if request.database is not None else ""
+    return bounded(f"{request.target.describe()}{only}")
 
 
 def subjects_of(result: RestoreResult) -> list[Subject]:
