@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from drservice.clock import Clock
-from drservice.components.postgres.capture import refuse_tablespaces
 from drservice.components.postgres.connection import connect
 from drservice.components.postgres.controlfile import read_control_file
 from drservice.components.postgres.facts import ClusterFacts, archiver_status, cluster_facts
 from drservice.components.postgres.replication import identify_system
 from drservice.components.postgres.server import find_programs
+from drservice.components.postgres.tablespaces import named_tablespaces
 from drservice.environments.interface import EnvironmentSpec
 from drservice.environments.isolation import require_isolated
 from drservice.environments.sandbox import prepare_sandbox
@@ -157,6 +157,9 @@ def _check_component(
                 )
             else:
                 checklist.ok(f"{prefix}: archiver", f"last archived {status.last_archived or 'nothing yet'}")
+        with checklist.asking(f"{prefix}: tablespaces"):
+            spaces = named_tablespaces(session)
+            checklist.ok(f"{prefix}: tablespaces", "; ".join(map(str, spaces)) or "none but the default")
         if method is CaptureMethod.LOCAL:
             _check_local(component, facts, prefix, checklist)
 
@@ -213,9 +216,6 @@ def _check_settings(
             "off: damage in data files cannot be noticed while it is backed up",
             "Stop the server and run pg_checksums --enable.",
         )
-    with checklist.asking(f"{prefix}: tablespaces"):
-        refuse_tablespaces([f"{item.oid} at {item.location}" for item in facts.tablespaces])
-        checklist.ok(f"{prefix}: tablespaces", "none but the default")
     if facts.configuration_outside:
         checklist.warn(
             f"{prefix}: configuration files",

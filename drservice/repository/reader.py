@@ -6,6 +6,7 @@ bytes on top; readers then find the version that is the pack, wherever it lies.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -62,6 +63,7 @@ class SnapshotReader:
         self._opened = opened
         self._secret = opened.secret(keyring, scope)
         self._node_packs: OrderedDict[bytes, PackBody] = OrderedDict()
+        self._view: Callable[[Iterator[Entry]], Iterator[Entry]] = iter
         self._known = {use.name: use for use in (*opened.packs.data, *opened.packs.nodes)}
 
     @property
@@ -96,7 +98,13 @@ class SnapshotReader:
         """
         files = isinstance(self.record.facts, FilesFacts)
         reserved = frozenset({RESTORE_MARKER}) if files else RESERVED_PATHS
-        return walk(self._secret.root, self._node, reserved=reserved, on_lost=on_lost)
+        return self._view(walk(self._secret.root, self._node, reserved=reserved, on_lost=on_lost))
+
+    def seen_through(self, view: Callable[[Iterator[Entry]], Iterator[Entry]]) -> SnapshotReader:
+        """Return the same snapshot with some entries left out or moved; the tree is still checked as a whole."""
+        other = copy.copy(self)
+        other._view = view  # noqa: SLF001 - of this class
+        return other
 
     def tables(self, entry: Entry) -> Iterator[ChunkTable]:
         """Yield the chunk tables of a file, in order; their lengths add up to its size.

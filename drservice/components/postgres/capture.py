@@ -7,7 +7,7 @@ so ``pg_control`` is stored poisoned (trap T12), and nothing is a snapshot befor
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,11 +21,12 @@ from drservice.components.postgres.controlfile import (
     read_control,
     require_checkpoint_of_start,
 )
-from drservice.components.postgres.layout import ClusterListing, FileRule, ListedFile, list_cluster
+from drservice.components.postgres.layout import TABLESPACES, ClusterListing, FileRule, ListedFile, list_cluster
 from drservice.components.postgres.pages import PageChecker
 from drservice.components.postgres.recovery import parse_backup_label
 from drservice.components.postgres.standby import Watched, standby_end
-from drservice.errors import CaptureError, UnsupportedClusterError
+from drservice.components.postgres.tablespaces import oid_of, version_directory
+from drservice.errors import CaptureError
 from drservice.model.ids import SystemId
 from drservice.model.snapshot import PostgresFacts
 from drservice.model.wal import Lsn, Timeline
@@ -104,20 +105,21 @@ def capture_local(
     Raises:
         CaptureError: the session dropped, a standby was promoted, the directory is another server's, or a file cannot
             be read.
-        UnsupportedClusterError: the cluster has extra tablespaces.
+        UnsupportedClusterError: a tablespace's link does not lead straight to a folder of the server's.
     """
     _require_cluster(read_control(lambda: _read_control_bytes(data_directory))[0], system_id, data_directory)
     started_at = clock.now()
     start = session.start("drservice", checkpoint=checkpoint)
     control, _ = read_control(lambda: _read_control_bytes(data_directory))
     require_checkpoint_of_start(control, start=start.lsn, timeline=start.timeline)
-    listing = _list(data_directory)
+    listing = _list(data_directory, version_directory(control, server_version))
     for directory in listing.directories:
         writer.add_directory(os.fsencode(directory.path), directory.mode)
     sources = _sources(listing, data_directory, control, clock)
-    rule = _change_rule(writer.previous_meta(), control, data_directory)
+    same_life = _is_same_life(writer.previous_meta(), control, source_of(data_directory))
     watched = Watched(session=session, clock=clock, progress=progress)
-    writer.capture_files(sources, rule=rule, progress=watched)
+    for rule, group in _by_rule(sources, listing, data_directory, same_life=same_life):
+        writer.capture_files(group, rule=rule, progress=watched)
     session.check_alive()
     _recapture_lost(writer, sources, watched)
     control = _capture_control(writer, data_directory, system_id)
@@ -172,20 +174,6 @@ def page_numbers(bad: Sequence[tuple[bytes, int]], block_bytes: int) -> list[tup
     return [(path, offset // block_bytes) for path, offset in bad]
 
 
-def refuse_tablespaces(names: Sequence[str]) -> None:
-    """Refuse a cluster with extra tablespaces.
-
-    Raises:
-        UnsupportedClusterError: naming them.
-    """
-    if names:
-        raise UnsupportedClusterError(
-            f"the cluster has {len(names)} extra tablespace(s): {', '.join(names[:5])}",
-            hint="This version backs up clusters without extra tablespaces. Move their tables into pg_default"
-            " (ALTER DATABASE ... SET TABLESPACE), or wait for the version that supports them.",
-        )
-
-
 def _read_control_bytes(data_directory: Path) -> bytes:
     try:
         return (data_directory / CONTROL_PATH).read_bytes()
@@ -205,25 +193,24 @@ def _require_cluster(control: ControlFile, system_id: SystemId, data_directory: 
         )
 
 
-def _list(data_directory: Path) -> ClusterListing:
+def _list(data_directory: Path, own: str) -> ClusterListing:
     try:
-        listing = list_cluster(data_directory)
+        return list_cluster(data_directory, version_directory=own)
     except OSError as error:
         raise CaptureError(
             f"cannot list {error.filename or data_directory}: {error.strerror}",
             hint="Run as root or as the owner of the data directory; or use method: pg_basebackup.",
         ) from error
-    refuse_tablespaces([f"{item.oid} at {item.target}" for item in listing.tablespaces])
-    return listing
 
 
 def _sources(listing: ClusterListing, root: Path, control: ControlFile, clock: Clock) -> list[SourceFile]:
     chunk_bytes = LARGE_CHUNK_BYTES if listing.total_bytes >= LARGE_CLUSTER_BYTES else CHUNK_BYTES
     listed_ns = int(clock.now().timestamp() * 1e9)
+    places = {str(item.oid): item.target for item in listing.tablespaces if not item.in_place}
     return [
         SourceFile(
             path=os.fsencode(item.path),
-            absolute=f"{root}/{item.path}",
+            absolute=_absolute(item.path, root, places),
             mode=item.mode,
             size=item.identity.size,
             chunk_bytes=chunk_bytes,
@@ -239,6 +226,16 @@ def _sources(listing: ClusterListing, root: Path, control: ControlFile, clock: C
         for item in listing.files
         if item.rule is not FileRule.COPY_LAST
     ]
+
+
+def _absolute(path: str, root: Path, places: Mapping[str, str]) -> str:
+    """Return where a file is read: in a tablespace not by the link, which may be exchanged at any moment."""
+    top, _, rest = path.partition("/")
+    if top == TABLESPACES and places:
+        oid, _, inside = rest.partition("/")
+        if oid in places:
+            return f"{places[oid]}/{inside}"
+    return f"{root}/{path}"
 
 
 def _checker(item: ListedFile, control: ControlFile) -> PageChecker | None:
@@ -263,15 +260,31 @@ def source_of(data_directory: Path) -> str:
     return f"{machine}:{os.path.realpath(data_directory)}:{status.st_dev}:{status.st_ino}"
 
 
-def _change_rule(meta: Mapping[str, str], control: ControlFile, data_directory: Path) -> ChangeRule:
-    """Unchanged files may be passed over only within one life of one copy on a local file system (T15)."""
-    same_life = (
-        meta.get("source") == source_of(data_directory)
-        and meta.get("system_id") == str(control.system_id)
+def _is_same_life(meta: Mapping[str, str], control: ControlFile, source: str) -> bool:
+    """Tell whether the last snapshot is of the same life of the same copy of the same cluster (T15)."""
+    return (
+        meta.get("system_id") == str(control.system_id)
         and meta.get("timeline") == str(int(control.timeline))
         and meta.get("data_checksums") == str(control.has_checksums)
+        and meta.get("source") == source
     )
-    return rule_for(data_directory) if same_life else ChangeRule.READ_ALL
+
+
+def _by_rule(
+    sources: Sequence[SourceFile], listing: ClusterListing, data_directory: Path, *, same_life: bool
+) -> Iterator[tuple[ChangeRule, list[SourceFile]]]:
+    """Group files by how they are judged unchanged: each tablespace by the file system it lies on."""
+    if not same_life:
+        yield ChangeRule.READ_ALL, list(sources)
+        return
+    rules = {str(item.oid): rule_for(Path(item.target)) for item in listing.tablespaces if not item.in_place}
+    usual = rule_for(data_directory)
+    groups: dict[ChangeRule, list[SourceFile]] = {}
+    for source in sources:
+        oid = oid_of(source.path) if rules else None
+        rule = usual if oid is None else rules.get(str(oid), usual)
+        groups.setdefault(rule, []).append(source)
+    yield from groups.items()
 
 
 def _recapture_lost(writer: SnapshotWriter, sources: Sequence[SourceFile], progress: ByteProgress) -> None:

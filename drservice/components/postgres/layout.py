@@ -12,11 +12,13 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
 from drservice.components.postgres.controlfile import CONTROL_PATH
+from drservice.errors import CaptureError, UnsupportedClusterError
 
 EMPTIED_DIRECTORIES = frozenset(
     {
@@ -51,6 +53,9 @@ _ROOT_SKIPPED = frozenset(
         "logrotate",
     }
 )
+TABLESPACES = "pg_tblspc"
+"""Where a data directory keeps its extra tablespaces: links, or folders for those in place."""
+
 _DATABASE = re.compile(r"(?:base/(?P<db>\d+)|global|pg_tblspc/(?P<ts>\d+)/PG_[^/]+/(?P<tdb>\d+))\Z")
 _TEMPORARY_PLACE = re.compile(r"(?:base|pg_tblspc/\d+/PG_[^/]+)\Z")
 _RELATION = re.compile(r"(?P<node>\d+)(?:_(?P<fork>fsm|vm|init))?(?:\.(?P<segment>[1-9]\d*))?\Z")
@@ -140,12 +145,17 @@ class ListedDirectory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedTablespace:
-    """An extra tablespace; its content is not in the listing unless it is in place."""
+    """An extra tablespace. Its content is listed below ``pg_tblspc/OID``, wherever it lies."""
 
     oid: int
     target: str
     """Where the link points, or the relative path of an in-place one (``pg_tblspc/OID``)."""
     in_place: bool
+
+    @property
+    def path(self) -> str:
+        """Its place in a data directory."""
+        return f"{TABLESPACES}/{self.oid}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,9 +185,15 @@ class ClusterListing:
         """The size of all files to copy."""
         return sum(entry.identity.size for entry in self.files)
 
+    def bytes_of(self, tablespace: ListedTablespace) -> int:
+        """Return the size of a tablespace's files."""
+        below = f"{tablespace.path}/"
+        return sum(entry.identity.size for entry in self.files if entry.path.startswith(below))
+
 
 @dataclass(slots=True, kw_only=True)
 class _Walk:
+    version_directory: str
     files: list[ListedFile] = field(default_factory=list)
     directories: list[ListedDirectory] = field(default_factory=list)
     tablespaces: list[ListedTablespace] = field(default_factory=list)
@@ -256,20 +272,31 @@ def unlogged_parts(files: list[ListedFile]) -> set[str]:
     }
 
 
-def list_cluster(data_directory: Path) -> ClusterListing:
-    """List what a copy of a (live) data directory consists of.
+def list_cluster(data_directory: Path, *, version_directory: str) -> ClusterListing:
+    """List what a copy of a (live) data directory and its tablespaces consists of.
 
     Files that vanish while the listing is made are as if they had never been; files made later are replayed
     from WAL. Nothing is opened.
 
+    Args:
+        data_directory: the server's.
+        version_directory: the server's own folder in each tablespace (``PG_15_202209061``); servers of other versions
+            may have theirs beside it.
+
     Raises:
         OSError: the directory cannot be read (permissions, not a directory); never for a vanished file.
+        UnsupportedClusterError, CaptureError: a tablespace's link does not lead straight to a folder of the server's.
     """
-    walk = _Walk()
+    walk = _Walk(version_directory=version_directory)
     root = os.fspath(data_directory)
     with os.scandir(root) as entries:
         for entry in sorted(entries, key=lambda each: each.name):
             _visit(entry, entry.name, walk)
+    owner = data_directory.stat().st_uid
+    for tablespace in walk.tablespaces:
+        if not tablespace.in_place:
+            _visit_location(data_directory, tablespace, owner, walk)
+    _leave_out_locations(data_directory, walk)
     data = unlogged_parts(walk.files)
     walk.skipped.extend(LeftOut(path=path, reason="unlogged relation") for path in data)
     kept = [entry for entry in walk.files if entry.path not in data]
@@ -321,6 +348,8 @@ def _visit_directory(entry: os.DirEntry[str], path: str, mode: int, walk: _Walk)
         walk.tablespaces.append(ListedTablespace(oid=int(tablespace[1]), target=path, in_place=True))
     for child in _children(entry.path):
         below = f"{path}/{child.name}"
+        if tablespace is not None and child.name != walk.version_directory:
+            continue
         if rule is not FileRule.EMPTY_DIRECTORY or below in KEPT_INSIDE_EMPTIED:
             _visit(child, below, walk)
 
@@ -341,6 +370,67 @@ def _visit_link(entry: os.DirEntry[str], path: str, walk: _Walk) -> None:
                 walk.directories.append(ListedDirectory(path=kept, mode=0o700))
     else:
         walk.refused.append(LeftOut(path=path, reason=f"symbolic link to {target}"))
+
+
+def _visit_location(data_directory: Path, tablespace: ListedTablespace, owner: int, walk: _Walk) -> None:
+    """List what lies in a tablespace outside of ``pg_tblspc``."""
+    own: list[os.DirEntry[str]] = []
+    with suppress(FileNotFoundError):
+        facts = require_location(tablespace, owner)
+        with os.scandir(tablespace.target) as entries:
+            own = [entry for entry in entries if entry.name == walk.version_directory]
+    if not own:
+        if not os.path.lexists(data_directory / tablespace.path):
+            return  # dropped while the listing was made
+        raise CaptureError(
+            f"tablespace {tablespace.oid} at {tablespace.target} has no {walk.version_directory}",
+            hint="Is its file system mounted on this host, under the path that the server knows?",
+        )
+    walk.directories.append(ListedDirectory(path=tablespace.path, mode=stat.S_IMODE(facts.st_mode)))
+    for entry in own:
+        _visit(entry, f"{tablespace.path}/{entry.name}", walk)
+
+
+def require_location(tablespace: ListedTablespace, owner: int) -> os.stat_result:
+    """Refuse a link in ``pg_tblspc`` that does not lead straight to a folder of the server's user.
+
+    Whoever reads a cluster as root reads where its server's user points him: a link to a link, or to somebody else's
+    folder, is not what CREATE TABLESPACE makes.
+
+    Raises:
+        UnsupportedClusterError: saying what is there instead.
+        OSError: it cannot be looked at.
+    """
+    if not os.path.isabs(tablespace.target):  # noqa: PTH117 - text from a link
+        raise UnsupportedClusterError(
+            f"{tablespace.path} is a relative link, to {tablespace.target}",
+            hint="PostgreSQL makes absolute ones; pg_basebackup cannot follow it either.",
+        )
+    facts = os.lstat(tablespace.target)
+    if stat.S_ISLNK(facts.st_mode):
+        raise UnsupportedClusterError(
+            f"{tablespace.path} is a link to {tablespace.target}, which is a link itself",
+            hint="Stop the server and let the link in pg_tblspc lead straight to the folder.",
+        )
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != owner:
+        raise UnsupportedClusterError(
+            f"{tablespace.path} leads to {tablespace.target}, which is no folder of the data directory's owner",
+            hint="A tablespace belongs to the user the server runs as; nothing else is read through it.",
+        )
+    return facts
+
+
+def _leave_out_locations(data_directory: Path, walk: _Walk) -> None:
+    """Leave out what was listed as part of the data directory and is the location of a tablespace inside of it."""
+    root = os.path.realpath(data_directory)
+    inside = tuple(
+        os.path.relpath(place, root) + "/"
+        for place in (os.path.realpath(item.target) for item in walk.tablespaces if not item.in_place)
+        if place.startswith(f"{root}/")
+    )
+    if inside:
+        walk.files = [item for item in walk.files if not item.path.startswith(inside)]
+        walk.directories = [item for item in walk.directories if not item.path.startswith(inside)]
 
 
 def _children(path: str) -> Iterator[os.DirEntry[str]]:

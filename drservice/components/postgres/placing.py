@@ -1,8 +1,8 @@
 """Placing a snapshot of a cluster as a data directory that PostgreSQL will recover, and only so.
 
-Order: files, ``backup_label`` and ``tablespace_map``, ``recovery.signal``, everything durable, and last ``pg_control``
-under a temporary name and renamed: a directory without it does not start, so an interrupted restore can never be
-taken for a whole one.
+Order: files, ``backup_label``, ``recovery.signal``, everything durable, and last ``pg_control`` under a temporary name
+and renamed: a directory without it does not start, so an interrupted restore can never be taken for a whole one. No
+``tablespace_map`` is written: PostgreSQL would make links to production's paths of it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from drservice.components.postgres.controlfile import CONTROL_PATH, ControlFile, parse_control
 from drservice.components.postgres.existing import UNPROVEN, Existing, set_aside
 from drservice.components.postgres.recovery import strip_stale_settings
+from drservice.components.postgres.tablespaces import InsideOf, Moved, OutsideOf, require_room
 from drservice.errors import FormatError, RecoveryError, TargetDirectoryError
 from drservice.model.wal import Timeline
 from drservice.objectstore.interface import ObjectStore
@@ -26,7 +28,7 @@ from drservice.repository.nodes import RESTORE_MARKER
 from drservice.repository.placing import Onto, Placed, PlacingProgress, place_files
 from drservice.repository.reader import SnapshotReader
 from drservice.repository.records import Scope
-from drservice.repository.target import sync_opened, write_error
+from drservice.repository.target import sync_folder, sync_opened, write_error
 
 _AUTO_CONF = "postgresql.auto.conf"
 _TEMPORARY = "pg_control.drservice"
@@ -63,6 +65,7 @@ def place_cluster(
     progress: PlacingProgress,
     wanted: Callable[[bytes], bool] | None = None,
     onto: Existing | None = None,
+    tablespaces: Sequence[Moved] = (),
 ) -> tuple[ControlFile, Placed]:
     """Restore a cluster's files into ``target``: new or empty, or with ``onto`` a data directory of the same cluster.
 
@@ -76,6 +79,9 @@ def place_cluster(
     saves it before. A link in the place of a folder (``pg_wal`` on another disk) is removed and what it leads to is
     left as it is; links below ``pg_tblspc`` likewise.
 
+    Extra tablespaces lie inside ``target``, below ``pg_tblspc``, but for those in ``tablespaces``, which have folders
+    of their own (new or empty) and a link there.
+
     Raises:
         TargetDirectoryError: it is not empty, or not the directory that was examined; nothing was written.
         ServerRunningError: a server was started on it meanwhile; nothing was written.
@@ -83,17 +89,23 @@ def place_cluster(
     """
     if onto is None:
         require_empty(target)
+    if tablespaces:
+        require_room(reader, target if onto is None else None, tablespaces)
+    if onto is None:
         make_target(target, account)
-    placed = place_files(
-        reader,
-        target,
+    place = partial(
+        place_files,
         open_store=open_store,
         scope=scope,
         secrets=secrets,
-        hold_back=frozenset({CONTROL_PATH.encode()}),
         account=account,
         workers=workers,
         progress=progress,
+    )
+    placed = place(
+        reader.seen_through(OutsideOf(moved=tuple(tablespaces))) if tablespaces else reader,
+        target,
+        hold_back=frozenset({CONTROL_PATH.encode()}),
         wanted=wanted,
         onto=None if onto is None else Onto(left_alone=_OURS),
         begin=partial(_mark, reader, target, account) if onto is None else partial(set_aside, onto),
@@ -101,11 +113,48 @@ def place_cluster(
     raw = placed.held_back.get(CONTROL_PATH.encode())
     if raw is None:
         raise FormatError(f"snapshot {reader.record.id} has no pg_control")
+    for item in tablespaces:
+        make_target(item.folder, account)
+        inside = InsideOf(oid=item.oid)
+        part = place(
+            reader.seen_through(inside),
+            item.folder,
+            hold_back=frozenset(),
+            wanted=None if wanted is None else partial(_wanted_below, wanted, inside.prefix),
+        )
+        sync_folder(item.folder)
+        placed = replace(
+            placed,
+            files=placed.files + part.files,
+            directories=placed.directories + part.directories,
+            written_bytes=placed.written_bytes + part.written_bytes,
+            fetched_bytes=placed.fetched_bytes + part.fetched_bytes,
+        )
     return parse_control(raw), placed
 
 
-def finish_cluster(reader: SnapshotReader, target: Path, placed: Placed, *, account: Account | None) -> tuple[str, ...]:
-    """Add the label files and ``recovery.signal``, make all durable, and put ``pg_control`` in place last.
+def _wanted_below(wanted: Callable[[bytes], bool], prefix: bytes, path: bytes) -> bool:
+    return wanted(prefix + path)
+
+
+def finish_cluster(
+    reader: SnapshotReader,
+    target: Path,
+    placed: Placed,
+    *,
+    account: Account | None,
+    control_file: Path | None = None,
+    keep: frozenset[str] = frozenset(),
+) -> tuple[str, ...]:
+    """Add ``backup_label`` and ``recovery.signal``, make all durable, and put ``pg_control`` in place last.
+
+    Args:
+        reader: the snapshot.
+        target: where it was placed.
+        placed: what was placed.
+        account: owner of what is made (as root).
+        control_file: a new file that gets the content of ``pg_control`` instead; what was set aside stays so.
+        keep: settings in ``postgresql.auto.conf`` that stay although they are stale in a copy.
 
     Returns:
         Names of stale settings that were taken out of ``postgresql.auto.conf`` (trap T30).
@@ -118,12 +167,14 @@ def finish_cluster(reader: SnapshotReader, target: Path, placed: Placed, *, acco
     if "backup_label" not in attachments:
         raise FormatError(f"snapshot {reader.record.id} has no backup_label: starting it would corrupt the cluster")
     with _opened(target) as root, files_as(account):
-        for name in ("backup_label", "tablespace_map"):
-            if name in attachments:
-                _write(root, name, attachments[name])
+        _write(root, "backup_label", attachments["backup_label"])
         _write(root, "recovery.signal", b"")
-        removed = _strip_auto_conf(root)
+        removed = _strip_auto_conf(root, keep)
         sync_opened(root, target)
+        if control_file is not None:
+            with _opened(control_file.parent) as folder:
+                _write(folder, control_file.name, placed.held_back[CONTROL_PATH.encode()])
+            return removed
         with _writing("global/pg_control"), open_below(root, b"global") as inside:
             with suppress(FileNotFoundError):
                 os.unlink(_TEMPORARY, dir_fd=inside)
@@ -189,7 +240,7 @@ def make_target(target: Path, account: Account | None) -> None:
             os.chown(target, account.uid, account.gid)
 
 
-def _strip_auto_conf(root: int) -> tuple[str, ...]:
+def _strip_auto_conf(root: int, keep: frozenset[str]) -> tuple[str, ...]:
     with _writing(_AUTO_CONF):
         try:
             descriptor = os.open(_AUTO_CONF, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=root)
@@ -199,7 +250,7 @@ def _strip_auto_conf(root: int) -> tuple[str, ...]:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise RecoveryError(f"{_AUTO_CONF} was exchanged for something that is no file")
             content = stream.read()
-        stripped = strip_stale_settings(content.decode("utf-8", "surrogateescape"))
+        stripped = strip_stale_settings(content.decode("utf-8", "surrogateescape"), keep=keep)
         if stripped.removed:
             os.unlink(_AUTO_CONF, dir_fd=root)
             _write(root, _AUTO_CONF, stripped.text.encode("utf-8", "surrogateescape"))

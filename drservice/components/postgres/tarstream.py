@@ -1,4 +1,4 @@
-"""Reading the tar stream that ``pg_basebackup`` writes to its standard output. Nothing is extracted here.
+"""Reading the tar streams of a base backup, from the program or the server itself. Nothing is extracted here.
 
 Source: POSIX ustar, with GNU's binary sizes above 8 GiB, as PostgreSQL's ``tarCreateHeader`` writes them.
 """
@@ -50,8 +50,10 @@ class ByteSource(Protocol):
 class TarStream:
     """Walks members; the content of each must be read before the next header."""
 
-    def __init__(self, source: ByteSource) -> None:
+    def __init__(self, source: ByteSource, *, is_terminated: bool = True) -> None:
+        """``is_terminated``: blocks of zeros stand at the end (a server before 15 sends none)."""
         self._source = source
+        self._is_terminated = is_terminated
         self._left = 0
         self._padding = 0
         self._buffer = memoryview(bytearray(_PIECE_BYTES))
@@ -64,8 +66,8 @@ class TarStream:
         """
         while True:
             self._skip()
-            header = self._exactly(_BLOCK)
-            if not any(header):
+            header = self._header()
+            if header is None or not any(header):
                 return
             yield self._parse(bytes(header))
 
@@ -122,18 +124,30 @@ class TarStream:
             self._exactly(self._padding)
             self._padding = 0
 
+    def _header(self) -> memoryview | None:
+        if self._is_terminated:
+            return self._exactly(_BLOCK)
+        first = self._source.read(1)
+        if not first:
+            return None
+        self._buffer[:1] = first
+        self._fill_from(1, _BLOCK)
+        return self._buffer[:_BLOCK]
+
     def _exactly(self, length: int) -> memoryview:
         return self._fill(length)
 
     def _fill(self, length: int) -> memoryview:
+        self._fill_from(0, length)
+        return self._buffer[:length]
+
+    def _fill_from(self, done: int, length: int) -> None:
         view = self._buffer[:length]
-        done = 0
         while done < length:
             count = self._source.readinto(view[done:])
             if not count:
                 raise CaptureError("the base backup's tar stream ended early")
             done += count
-        return view
 
 
 def _number(field: bytes) -> int:

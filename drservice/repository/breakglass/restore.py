@@ -667,7 +667,17 @@ def in_threads(what: str, work: Callable[[Value], None], items: list[Value]) -> 
             raise
 
 
-def place_tree(component: Component, entries: list[Fields], into: Path, kind: str) -> int:
+def make_folders(folders: list[Fields], into: Path, moved: dict[bytes, Path]) -> None:
+    """Make the folders of a snapshot, and for each moved tablespace a link: what follows is written through it."""
+    for entry in folders:
+        path = into / os.fsdecode(entry["p"])
+        if entry["p"] in moved:
+            path.symlink_to(moved[entry["p"]])
+        else:
+            path.mkdir(mode=0o700)
+
+
+def place_tree(component: Component, entries: list[Fields], into: Path, kind: str, moved: dict[bytes, Path]) -> int:
     """Write folders, files and links, pg_control under another name; return how many links were left out."""
     folders, files, links = ([entry for entry in entries if entry["t"] == letter] for letter in "dfl")
 
@@ -689,8 +699,7 @@ def place_tree(component: Component, entries: list[Fields], into: Path, kind: st
                 named = bytes.fromhex(posixpath.basename(entry["p"]).decode("ascii"))
                 demand(sha1.digest() == entry.get("h", named), "the content does not have the SHA-1 it should have")
 
-    for entry in folders:
-        (into / os.fsdecode(entry["p"])).mkdir(mode=0o700)
+    make_folders(folders, into, moved)
     in_threads("files", place, files)
     for entry in links:
         if stays_inside(entry):
@@ -703,12 +712,45 @@ def place_tree(component: Component, entries: list[Fields], into: Path, kind: st
     return sum(not stays_inside(entry) for entry in links)
 
 
-def place_labels(attachments: Fields, into: Path) -> None:
-    """Write the files without which a cluster must not start."""
-    for name in ("backup_label", "tablespace_map"):
-        if attachments.get(name):
-            with new_file(into / name) as file:
-                file.write(attachments[name])
+def locations(attachments: Fields) -> dict[bytes, bytes]:
+    """Return path in the snapshot -> folder on the server of the tablespaces that tablespace_map names (§7)."""
+    lines = re.findall(rb"([0-9]+) ((?:\\[\n\r\\]|[^\n])+)\n", attachments.get("tablespace_map") or b"")
+    return {b"pg_tblspc/" + oid: re.sub(rb"\\([\n\r\\])", rb"\1", place) for oid, place in lines if place[:1] == b"/"}
+
+
+def tablespaces(entries: list[Fields]) -> list[bytes]:
+    """Return the paths of the extra tablespaces in a snapshot."""
+    return [entry["p"] for entry in entries if entry["t"] == "d" and re.fullmatch(rb"pg_tblspc/[0-9]+", entry["p"])]
+
+
+def choose_folders(asked: list[str], entries: list[Fields], attachments: Fields, into: Path) -> dict[bytes, Path]:
+    """Return path in the snapshot -> folder for each --tablespace OLD=NEW; the folders are made."""
+    known, moved = locations(attachments), dict[bytes, Path]()
+    for text in asked:
+        old, _, new = text.partition("=")
+        found = [
+            path
+            for path in tablespaces(entries)
+            if old in (shown(path)[10:], os.fsdecode(known.get(path, b"-"))) and path not in moved
+        ]
+        demand(len(found) == 1, f"--tablespace {text}: the snapshot has no (other) tablespace {old}")
+        demand(posixpath.isabs(new), f"--tablespace {text}: NEW must be an absolute path")
+        folder = Path(new).resolve()
+        inside = any(
+            posixpath.commonpath([str(folder), str(other)]) in (str(folder), str(other))
+            for other in (into.resolve(), *moved.values())
+        )
+        demand(not inside, f"{folder} lies in another folder of this restore, or that one in it")
+        empty_folder(folder)
+        demand(not any(folder.iterdir()), f"{folder} is not empty; nothing was written")
+        moved[found[0]] = folder
+    return moved
+
+
+def place_label(attachments: Fields, into: Path) -> None:
+    """Write the file without which a cluster must not start; tablespace_map would bring links to the old places."""
+    with new_file(into / "backup_label") as file:
+        file.write(attachments["backup_label"])
 
 
 def place_wal(component: Component, snapshot: Snapshot, into: Path) -> None:
@@ -776,7 +818,8 @@ def restore(component: Component, arguments: argparse.Namespace) -> int:
             component.require(packs)
             entries = read_tree(component, Piece(*secret["root"]), kind)
             demand(not cluster or any(entry["p"] == CONTROL for entry in entries), "has no global/pg_control")
-            left_out = place_tree(component, entries, into, kind)
+            moved = choose_folders(arguments.tablespace, entries, secret["attachments"], into)
+            left_out = place_tree(component, entries, into, kind, moved)
         if cluster:
             finish_cluster(component, snapshot, secret["attachments"], into, wal_into)
     except BaseException as error:
@@ -786,6 +829,7 @@ def restore(component: Component, arguments: argparse.Namespace) -> int:
     sync_folder(into)
     say(f"Restored {len(entries)} entries of {component.prefix}, snapshot {snapshot.id}, into {into}")
     if cluster:
+        explain_tablespaces(entries, secret["attachments"], into)
         explain_cluster(snapshot, secret, into, wal_into)
     else:
         explain_files(snapshot, entries)
@@ -795,8 +839,8 @@ def restore(component: Component, arguments: argparse.Namespace) -> int:
 def finish_cluster(
     component: Component, snapshot: Snapshot, attachments: Fields, into: Path, wal_into: Path | None
 ) -> None:
-    """Write label files and WAL, and give pg_control its name last."""
-    place_labels(attachments, into)
+    """Write backup_label and WAL, and give pg_control its name last."""
+    place_label(attachments, into)
     if wal_into:
         with reading("WAL"):
             place_wal(component, snapshot, wal_into)
@@ -814,6 +858,19 @@ def explain_files(snapshot: Snapshot, entries: list[Fields]) -> None:
     if wrong:
         say(f"ATTENTION: {len(wrong)} documents were damaged on the server already: {', '.join(wrong[:50])}")
     say("Give the folder to the user that Odoo (or whoever owned it) runs as.")
+
+
+def explain_tablespaces(entries: list[Fields], attachments: Fields, into: Path) -> None:
+    """Say where the extra tablespaces lie, and what a recovery with those inside needs."""
+    inside = False
+    for path in tablespaces(entries):
+        place, before = into / os.fsdecode(path), shown(locations(attachments).get(path, b"in place"))
+        inside = inside or not place.is_symlink()
+        say(f"Tablespace {shown(path)[10:]} (it was {before}): {place.resolve()}")
+    if inside:
+        say("\nTablespaces inside the folder: recovery ends with a PANIC unless postgresql.auto.conf has the line\n")
+        say("  allow_in_place_tablespaces = 'on'")
+        say("\n(not 13 before 13.8 and 14 before 14.5, which do not know it and need no permission)")
 
 
 def explain_cluster(snapshot: Snapshot, secret: Fields, into: Path, wal_into: Path | None) -> None:
@@ -950,6 +1007,13 @@ def arguments_of(argv: list[str] | None) -> argparse.Namespace:
             command.add_argument("--snapshot", default="latest", help="id of a snapshot; the latest if not given")
             command.add_argument("--into", required=True, type=Path, help="new or empty folder for the cluster")
             command.add_argument("--wal-into", type=Path, help="new or empty folder for the WAL that follows")
+            command.add_argument(
+                "--tablespace",
+                action="append",
+                default=[],
+                metavar="OLD=NEW",
+                help="put a tablespace (OID, or path on the server) into a new or empty folder; else it lies inside",
+            )
         if name == "wal":
             command.add_argument("name", help="name of the WAL file")
             command.add_argument("--system-id", help="needed if the component has had several clusters")

@@ -7,8 +7,21 @@ import shutil
 import socket
 from pathlib import Path
 
+import pytest
+
 from drservice.components.postgres import layout
-from tests.doubles.cluster import Cluster, ClusterMaker
+from drservice.components.postgres.controlfile import read_control_file
+from drservice.components.postgres.tablespaces import version_directory
+from drservice.errors import CaptureError, UnsupportedClusterError
+from tests.doubles.cluster import Cluster, ClusterMaker, hand_over
+
+
+def own_version(data: Path) -> str:
+    return version_directory(read_control_file(data), int((data / "PG_VERSION").read_text()))
+
+
+def listing_of(data: Path) -> layout.ClusterListing:
+    return layout.list_cluster(data, version_directory=own_version(data))
 
 
 def paths(listing: layout.ClusterListing) -> set[str]:
@@ -43,7 +56,7 @@ def test_t8_only_what_belongs_into_a_copy_is_listed(clusters: ClusterMaker) -> N
         (data / "mine" / "link").symlink_to("/etc/passwd")
         with socket.socket(socket.AF_UNIX) as plug:
             plug.bind(str(data / "mine" / "sock"))
-        listing = layout.list_cluster(data)
+        listing = listing_of(data)
         assert (data / passing).exists(), "the temporary table must be there for the test to mean anything"
     listed = paths(listing)
 
@@ -93,7 +106,7 @@ def test_t8_a_copy_made_from_the_listing_starts_and_holds_everything_but_unlogge
     cluster.sql("create unlogged table fleeting as select generate_series(1, 5000) i")
     cluster.kill9()
     copy = clusters.folder("copy")
-    listing = layout.list_cluster(cluster.data)
+    listing = listing_of(cluster.data)
     for folder in listing.directories:
         (copy / folder.path).mkdir(mode=folder.mode)
     for entry in listing.files:
@@ -117,32 +130,93 @@ def test_t8_pg_wal_on_another_disk_becomes_a_plain_directory(clusters: ClusterMa
     shutil.move(cluster.data / "pg_wal", elsewhere)
     (cluster.data / "pg_wal").symlink_to(elsewhere)
     cluster.start()
-    listing = layout.list_cluster(cluster.data)
+    listing = listing_of(cluster.data)
     assert {"pg_wal", "pg_wal/archive_status"} <= {entry.path for entry in listing.directories}
     assert listing.refused == ()
     assert not [path for path in paths(listing) if path.startswith("pg_wal/")]
 
 
-def test_t10_tablespaces_are_reported_and_only_in_place_ones_listed(clusters: ClusterMaker) -> None:
+def test_t10_tablespaces_are_listed_wherever_they_lie_and_nothing_else_that_lies_there(clusters: ClusterMaker) -> None:
     cluster = clusters.make(wal_segment_mb=1, settings={"allow_in_place_tablespaces": "on"})
     cluster.start()
     spot = clusters.folder("ts")
+    (cluster.data / "disk").mkdir()
+    hand_over(cluster.data / "disk")
     cluster.sql(f"create tablespace far location '{spot}'")
     cluster.sql("create tablespace near location ''")
-    cluster.sql("create table far_table tablespace far as select 1 i")
-    cluster.sql("create table near_table tablespace near as select 1 i")
-    far = cluster.value("select oid from pg_tablespace where spcname = 'far'")
-    near = cluster.value("select oid from pg_tablespace where spcname = 'near'")
-    near_table = cluster.value("select pg_relation_filepath('near_table')")
-    listing = layout.list_cluster(cluster.data)
+    cluster.sql(f"create tablespace inside location '{cluster.data}/disk'")
+    oids = {}
+    for name in ("far", "near", "inside"):
+        oids[name] = cluster.value(f"select oid from pg_tablespace where spcname = '{name}'")
+        cluster.sql(f"create table {name}_table tablespace {name} as select generate_series(1, 5000) i")
+        cluster.sql(f"create unlogged table {name}_fleeting tablespace {name} as select 1 i")
+    tables = {name: str(cluster.value(f"select pg_relation_filepath('{name}_table')")) for name in oids}
+    version = own_version(cluster.data)
+    for other in (spot, cluster.data / "pg_tblspc" / str(oids["near"])):
+        for name in ("PG_14_202107181", "somebody"):  # an older server's, and what is nobody's
+            (other / name / "5").mkdir(parents=True)
+            (other / name / "5" / "16384").write_bytes(b"x")
+    (spot / version / "pgsql_tmp").mkdir()
+    (spot / version / "pgsql_tmp" / "pgsql_tmp1.0").write_bytes(b"x")
+    with cluster.connect() as session:
+        session.execute("create temporary table passing tablespace far as select 1 i")
+        row = session.execute("select pg_relation_filepath('passing')").fetchone()
+        listing = listing_of(cluster.data)
+    assert row is not None
+
     assert {(entry.oid, entry.target, entry.in_place) for entry in listing.tablespaces} == {
-        (far, str(spot), False),
-        (near, f"pg_tblspc/{near}", True),
+        (oids["far"], str(spot), False),
+        (oids["near"], f"pg_tblspc/{oids['near']}", True),
+        (oids["inside"], f"{cluster.data}/disk", False),
     }
-    assert not [path for path in paths(listing) if path.startswith(f"pg_tblspc/{far}")]
-    part = next(entry.relation for entry in listing.files if entry.path == near_table)
-    assert part is not None
-    assert part.tablespace == near
+    listed = paths(listing)
+    assert set(tables.values()) <= listed
+    assert row[0] not in listed, "a temporary relation"
+    for name, oid in oids.items():
+        part = next(entry.relation for entry in listing.files if entry.path == tables[name])
+        assert part is not None
+        assert part.tablespace == oid
+        fleeting = str(cluster.value(f"select pg_relation_filepath('{name}_fleeting')"))
+        assert fleeting not in listed
+        assert f"{fleeting}_init" in listed
+    folders = {entry.path for entry in listing.directories}
+    below = {path for path in listed | folders if path.startswith("pg_tblspc/")}
+    assert {path.split("/")[2] for path in below if path.count("/") > 1} == {version}
+    assert not {path for path in below if "pgsql_tmp" in path}
+    assert "disk" in folders
+    assert not {path for path in listed | folders if path.startswith("disk/")}, "it would be stored twice"
+    assert [listing.bytes_of(item) > 100_000 for item in listing.tablespaces] == [True] * 3
+
+
+@pytest.mark.parametrize("planted", ["link", "foreign", "relative", "unmounted"])
+def test_t10_a_link_that_does_not_lead_straight_to_a_folder_of_the_servers_is_refused(
+    clusters: ClusterMaker, planted: str
+) -> None:
+    cluster = clusters.make(wal_segment_mb=1)
+    spot = clusters.folder("ts")
+    version = own_version(cluster.data)
+    (spot / version).mkdir(parents=True)
+    hand_over(spot)
+    target: Path | str = spot
+    if planted == "link":
+        target = spot.with_name("ts-link")
+        target.symlink_to(spot)
+    elif planted == "foreign":
+        target = spot.parent / "another"
+        (target / version).mkdir(parents=True)
+        if os.getuid() == 0:
+            os.chown(target, 65534, 65534)
+        else:
+            target = Path("/usr")
+    elif planted == "relative":
+        target = "../../ts"
+    else:
+        (spot / version).rmdir()
+    (cluster.data / "pg_tblspc" / "16385").symlink_to(target)
+    with pytest.raises(CaptureError if planted == "unmounted" else UnsupportedClusterError) as caught:
+        listing_of(cluster.data)
+    assert "16385" in caught.value.message
+    assert caught.value.hint
 
 
 def test_t9_files_that_vanish_during_the_listing_are_no_error(server: Cluster) -> None:
@@ -150,11 +224,11 @@ def test_t9_files_that_vanish_during_the_listing_are_no_error(server: Cluster) -
         for round_number in range(8):
             for number in range(12):
                 busy.execute(f"create table churn_{number}(i int primary key, t text)".encode())
-            before = layout.list_cluster(server.data)
+            before = listing_of(server.data)
             for number in range(12):
                 busy.execute(f"drop table churn_{number}".encode())
             busy.execute("checkpoint")
-            after = layout.list_cluster(server.data)
+            after = listing_of(server.data)
             assert paths(before) != paths(after), round_number
             vanished = [path for path in paths(before) if not (server.data / path).exists()]
             assert vanished
@@ -166,6 +240,6 @@ def test_t9_a_directory_that_vanishes_between_its_name_and_its_content_is_no_err
     with os.scandir(tmp_path / "base") as entries:
         entry = next(iter(entries))
         shutil.rmtree(tmp_path / "base" / "5")
-        walk = layout._Walk()
+        walk = layout._Walk(version_directory="PG_15_202209061")
         layout._visit_directory(entry, "base/5", 0o700, walk)
     assert walk.files == []

@@ -92,4 +92,4 @@ def test_t14_files_without_pages_are_never_judged(path: str) -> None:
 
 def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        list_cluster(tmp_path / "nothing")
+        list_cluster(tmp_path / "nothing", version_directory="PG_15_202209061")
