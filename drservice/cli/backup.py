@@ -13,7 +13,7 @@ from drservice.errors import ExitStatus
 from drservice.model.ids import ComponentName
 from drservice.model.snapshot import SnapshotRecord, SnapshotState
 from drservice.operations.backup import BackupContext, BackupResult
-from drservice.operations.results import backup_document
+from drservice.operations.backupresults import backup_document
 from drservice.operations.servicebackup import FilesResult, ServiceBackup, run_service_backup
 from drservice.wiring.data_plane import open_data_plane
 from drservice.wiring.evidence import open_evidence

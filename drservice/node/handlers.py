@@ -31,6 +31,7 @@ from drservice.model.snapshot import SnapshotState
 from drservice.node.assignment import Assignment, Document, Outcome
 from drservice.objectstore.locks import host_lock
 from drservice.operations.backup import BackupContext
+from drservice.operations.backupresults import backup_document
 from drservice.operations.drill import run_drill
 from drservice.operations.drillconclusion import DrillResult
 from drservice.operations.drillrecord import DrillRequest
@@ -38,7 +39,6 @@ from drservice.operations.evidence import Evidence
 from drservice.operations.progress import Progress
 from drservice.operations.restore import Afterwards, RestoreContext, RestoreRequest
 from drservice.operations.results import (
-    backup_document,
     drill_document,
     drill_exit_status,
     error_document,

@@ -8,13 +8,10 @@ from __future__ import annotations
 from drservice.clock import to_iso
 from drservice.errors import DrError, ExitStatus
 from drservice.model.checks import CheckResult, CheckState, Severity
-from drservice.model.snapshot import SnapshotRecord
-from drservice.operations.backup import BackupResult
 from drservice.operations.drillconclusion import DrillResult
 from drservice.operations.drillrecord import requested_target
 from drservice.operations.filesrestore import DocumentCounts, RestoredFiles
 from drservice.operations.restore import RestoreResult
-from drservice.operations.servicebackup import FilesResult, ServiceBackup
 from drservice.operations.servicerestore import document_counts, phases_of
 from drservice.operations.verify import Verification
 
@@ -26,20 +23,6 @@ def error_document(error: DrError) -> dict[str, object]:
         "message": error.message,
         "hint": error.hint,
         "exit_status": int(error.exit_status),
-    }
-
-
-def backup_document(result: ServiceBackup, service: str) -> dict[str, object]:
-    """Return a backup of a service as the JSON contract spells it."""
-    return {
-        "service": service,
-        "point": result.point.id if result.point is not None else None,
-        "state": result.state.value,
-        "snapshots": [
-            *(_cluster(item) for item in result.databases),
-            *(_captured_files(item) for item in result.files),
-        ],
-        "notes": list(result.notes),
     }
 
 
@@ -202,56 +185,6 @@ def drill_exit_status(result: DrillResult) -> ExitStatus:
     is_left = not result.destroyed and not result.kept
     is_breach = result.error is None and not critical and not lost and not is_left and result.measured.isolated is True
     return ExitStatus.BREACHED if is_breach else ExitStatus.FAILED
-
-
-def _shared(record: SnapshotRecord, seconds: float) -> dict[str, object]:
-    return {
-        "component": record.component,
-        "kind": record.kind,
-        "snapshot": record.id,
-        "method": record.method,
-        "state": record.state.value,
-        "started_at": to_iso(record.started_at),
-        "stopped_at": to_iso(record.stopped_at),
-        "source_bytes": record.source_bytes,
-        "read_bytes": record.read_bytes,
-        "stored_bytes": record.stored_bytes,
-        "files": record.files,
-        "seconds": round(seconds, 3),
-    }
-
-
-def _cluster(result: BackupResult) -> dict[str, object]:
-    record = result.record
-    return {
-        **_shared(record, result.seconds),
-        "start_lsn": str(record.postgres.start_lsn),
-        "stop_lsn": str(record.postgres.stop_lsn),
-        "timeline": int(record.postgres.timeline),
-        "reused_files": result.reused_files,
-        "bad_pages": [{"path": path, "block": block} for path, block in result.bad_pages],
-        "notes": list(result.notes),
-        "phases": {name: round(seconds, 3) for name, seconds in result.phases.items()},
-    }
-
-
-def _captured_files(result: FilesResult) -> dict[str, object]:
-    record = result.record
-    facts = record.documents
-    return {
-        **_shared(record, result.seconds),
-        "start_lsn": None,
-        "stop_lsn": None,
-        "timeline": None,
-        "reused_files": result.captured.reused_files,
-        "referred": facts.referred,
-        "missing_in_production": facts.missing,
-        "corrupt_in_production": facts.corrupt,
-        "foreign": facts.foreign,
-        "vanished": facts.vanished,
-        "unreadable": [{"path": path, "reason": reason} for path, reason in result.unreadable],
-        "notes": list(result.notes),
-    }
 
 
 def _check(item: CheckResult) -> dict[str, object]:
