@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,22 @@ def test_only_the_environments_own_folders_are_writable(account: Account | None)
 def test_folders_of_other_components_are_bound_read_only(account: Account | None) -> None:
     bound = pairs_after(sandbox_argv(layout(account), ["/usr/bin/true"]), "--ro-bind", 2)
     assert bound.index(["/state/ID/files", "/env/files"]) < bound.index(["/srv/restored", "/env/files/documents"])
+
+
+@pytest.mark.parametrize("account", [POSTGRES, None])
+def test_shared_folders_have_their_own_paths_and_the_way_to_them_is_open_to_the_account(
+    account: Account | None,
+) -> None:
+    shared = replace(layout(account), shared=[Path("/disk/new")], links={"/disk2/sales": "/disk/new"})
+    argv = sandbox_argv(shared, ["/usr/bin/true"])
+    assert ["/disk/new", "/disk/new"] in pairs_after(argv, "--bind", 2)
+    assert ["/disk/new", "/disk2/sales"] in pairs_after(argv, "--symlink", 2)
+    for way in ("/disk", "/disk2"):
+        place = argv.index(way)
+        assert argv[place - 3 : place] == ["--perms", "0755", "--dir"]
+        assert place < argv.index("/disk/new") or way == "/disk2"
+    assert argv.index("/disk2") < argv.index("/disk2/sales")
+    assert argv.index("--remount-ro") > argv.index("/disk2/sales"), "what is made inside is closed like the rest"
 
 
 @pytest.mark.parametrize("account", [POSTGRES, None])
