@@ -118,7 +118,7 @@ class SideServer:
         self._offset = 0
         self._unfinished = b""
         self._kept = ""
-        self._passed_over = 0
+        self.passed_over = 0
 
     def read(self) -> str:
         """Return the last 1 MiB of what is not a complaint about a left-out page.
@@ -148,7 +148,7 @@ class SideServer:
                 f"the WAL refers to page {page[1]} of {page[2]}, which the snapshot does not have",
                 hint="The snapshot is not whole. Restore an older one, and run `drservice verify`.",
             )
-        self._passed_over += 1
+        self.passed_over += 1
         return False
 
     def settle(self) -> SideRestore:
@@ -174,7 +174,7 @@ class SideServer:
                 hint="It may have been copied after the snapshot from a database that was left out (CREATE DATABASE"
                 " with STRATEGY file_copy). Restore the whole cluster: drservice restore --start.",
             ) from error
-        return SideRestore(database=name, oid=oid, left_out=left_out, pages_passed_over=self._passed_over)
+        return SideRestore(database=name, oid=oid, left_out=left_out, pages_passed_over=self.passed_over)
 
 
 def _the_one(session: Session, selection: Selection) -> tuple[int, str]:
