@@ -15,7 +15,7 @@ SOURCES := $(if $(CLOSED),$(shell find drservice -type f -not -path '*/__pycache
 STAMPS := $(VENV)/.stamps
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo demo-web test test-browser test-docker test-long screenshots check bench bench-files bench-proof bench-load bench-web fuzz chaos lock compose-config format clean
+.PHONY: help setup demo demo-web test test-browser test-docker test-ceph test-long screenshots check bench bench-files bench-proof bench-load bench-web fuzz chaos lock compose-config format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -65,6 +65,11 @@ test-docker: setup ## images, compose file and systemd units for real, in an eng
 	deploy/offline/install-engine $(abspath $(STAMPS))/docker
 	$(BIN)/python -m pytest -q -p no:randomly tests/unit/deploy
 	DRSERVICE_DOCKER_PLUGINS=$(abspath $(STAMPS))/docker $(BIN)/python -m pytest -m docker tests/docker $(PYTEST_ARGS)
+
+test-ceph: setup $(STAMPS)/tests ## the contract of stores and the main job on a real gateway with Object Lock (root; SUITE=trixie; 6 minutes)
+	tests/ceph/install-ceph $(abspath $(STAMPS))/ceph-$(or $(SUITE),trixie) $(or $(SUITE),trixie)
+	DRSERVICE_CEPH=$(abspath $(STAMPS))/ceph-$(or $(SUITE),trixie) $(BIN)/python -m pytest -p no:randomly -k ceph \
+	  tests/ceph tests/contract/test_objectstore.py $(PYTEST_ARGS)
 
 screenshots: setup $(STAMPS)/browser ## renew the pictures of the README from the estate that those tests look at
 	$(BIN)/python -m tests.browser.screenshots docs/images

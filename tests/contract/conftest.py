@@ -20,6 +20,9 @@ from drservice.objectstore.metered import MeteredStore
 from drservice.objectstore.paced import PacedStore
 from drservice.objectstore.retrying import RetryBudget, RetryingStore
 from drservice.objectstore.s3 import S3Store
+from tests.ceph.cluster import Buckets
+from tests.ceph.cluster import folder as ceph_folder
+from tests.ceph.cluster import running as running_ceph
 from tests.doubles.s3server import MotoBehaviour, MotoBuckets, S3Server, moto_server, rclone_server
 from tests.doubles.stores import (
     FaultyStore,
@@ -81,7 +84,14 @@ _WRAPPERS: dict[str, Callable[[ObjectStore], ObjectStore]] = {
     "missing": lambda inner: MissingStore(inner, chooses=lambda _: False),
 }
 
-STORES = ("directory", "memory", *_MOTO, "rclone", *_WRAPPERS)
+_CEPH = {
+    "ceph-plain": (Buckets.PLAIN, CreateMode.CONDITIONAL),
+    "ceph-versioned": (Buckets.VERSIONED, CreateMode.FIRST_VERSION_WINS),
+    "ceph-locking": (Buckets.LOCKING, CreateMode.FIRST_VERSION_WINS),
+}
+"""Where `make test-ceph` says that a gateway may be started; locks are tried in tests/ceph."""
+
+STORES = ("directory", "memory", *_MOTO, "rclone", *_WRAPPERS, *(_CEPH if ceph_folder() is not None else ()))
 
 
 @pytest.fixture(scope="session")
@@ -93,6 +103,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
         def server(name: str) -> S3Server:
             if name == "rclone":
                 return stack.enter_context(rclone_server(tmp_path_factory.mktemp("rclone") / "buckets"))
+            if name in _CEPH:
+                return running_ceph().server(_CEPH[name][0])
             behaviour, buckets, _ = _MOTO[name]
             return stack.enter_context(moto_server(behaviour, buckets))
 
@@ -117,10 +129,18 @@ def subject(request: pytest.FixtureRequest, tmp_path: Path, servers: Callable[[s
         store = _WRAPPERS[name](memory) if name in _WRAPPERS else memory
         yield Subject(store=store, plant=memory.plant_version, mode=CreateMode.CONDITIONAL, reopen=lambda: store)
     else:
-        mode = CreateMode.SINGLE_WRITER if name == "rclone" else _MOTO[name][2]
-        versioned = name in _MOTO and _MOTO[name][1] is MotoBuckets.VERSIONED
+        mode, versioned = _expected(name)
         settle = 0.3 if name == "rclone" else 0.0  # it may show planted files a moment later
         yield from _s3_subject(servers(name), tmp_path, mode=mode, versioned=versioned, settle=settle)
+
+
+def _expected(name: str) -> tuple[CreateMode, bool]:
+    """Return how a bucket makes ``create`` exclusive, and whether it keeps versions."""
+    if name in _CEPH:
+        return _CEPH[name][1], _CEPH[name][0] is not Buckets.PLAIN
+    if name in _MOTO:
+        return _MOTO[name][2], _MOTO[name][1] is MotoBuckets.VERSIONED
+    return CreateMode.SINGLE_WRITER, False
 
 
 def _s3_subject(

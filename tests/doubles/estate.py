@@ -38,7 +38,8 @@ from drservice.model.estate import Estate, PostgresSettings, Service, SignerSett
 from drservice.model.recovery import Target
 from drservice.operations.backup import BackupContext, BackupResult, run_backup
 from drservice.operations.progress import SilentProgress
-from drservice.operations.restore import Afterwards, RestoreContext, RestoreRequest, RestoreResult, run_restore
+from drservice.operations.restore import run_restore
+from drservice.operations.restorerequest import Afterwards, RestoreContext, RestoreRequest, RestoreResult
 from drservice.operations.wal import push_wal
 from drservice.repository.hostkey import make_host_key
 from drservice.repository.keys import make_identity
@@ -63,6 +64,8 @@ class TempEstate:
     archive_wait_seconds: int = 30
     variables: Mapping[str, str] = field(default_factory=dict)
     """What the program needs in its environment (credentials of an S3 server)."""
+    repository_settings: Mapping[str, Any] = field(default_factory=dict)
+    """More of ``repository`` in the configuration, such as ``lock``; written by :meth:`write_configuration`."""
 
     @classmethod
     def over(
@@ -127,6 +130,7 @@ class TempEstate:
         """Write a configuration file; ``identity=None`` leaves it out, as on a host that only writes."""
         server = cluster or self.cluster
         repository: dict[str, Any] = {"url": url or self.url, "recipients": [recipient or self.recipient]}
+        repository.update(self.repository_settings)
         if identity is not None:
             repository["identity"] = f"file:{identity or self.identity}"
         if signers:
