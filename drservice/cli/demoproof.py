@@ -32,7 +32,7 @@ from drservice.operations.evidence import Evidence
 from drservice.operations.evidenceexport import default_period, export_bundle
 from drservice.operations.mutation import EXPLANATIONS, Mutation
 from drservice.operations.progress import Progress
-from drservice.operations.restore import RestoreContext
+from drservice.operations.restorerequest import RestoreContext
 from drservice.wiring.data_plane import DataPlane, open_data_plane
 from drservice.wiring.evidence import open_anchored_evidence
 

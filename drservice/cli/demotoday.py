@@ -45,7 +45,7 @@ from drservice.model.snapshot import SnapshotRecord
 from drservice.model.wal import Lsn, WalFileName
 from drservice.operations.backup import BackupContext
 from drservice.operations.evidence import Evidence
-from drservice.operations.restore import Afterwards, RestoreContext, RestoreRequest, RestoreResult
+from drservice.operations.restorerequest import Afterwards, RestoreContext, RestoreRequest, RestoreResult
 from drservice.operations.servicebackup import ServiceBackup, run_service_backup
 from drservice.operations.servicerestore import document_counts, restore_service
 from drservice.repository.walarchive import WalArchive

@@ -15,7 +15,7 @@ from drservice.operations.drill import run_drill
 from drservice.operations.drillconclusion import DrillResult
 from drservice.operations.drillrecord import DrillRequest, requested_target
 from drservice.operations.mutation import EXPLANATIONS, Mutation
-from drservice.operations.restore import RestoreContext
+from drservice.operations.restorerequest import RestoreContext
 from drservice.operations.results import drill_document, drill_exit_status
 from drservice.operations.servicerestore import document_counts, phases_of
 from drservice.wiring.data_plane import open_data_plane

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from drservice.cli.formatting import format_table
@@ -9,6 +11,7 @@ from drservice.cli.invocation import Invocation
 from drservice.clock import SystemClock, to_iso
 from drservice.environments.sandbox import list_sandboxes, open_sandbox, reap
 from drservice.errors import UnknownNameError, UsageError
+from drservice.operations.promoting import promote_paused
 
 
 @click.command(name="list", help="List the environments on this host.")
@@ -45,6 +48,36 @@ def list_environments(invocation: Invocation) -> None:
     invocation.output.result("environment-list", document, lines)
 
 
+@click.command(help="Promote the paused server of restore --action pause, where it stands; it goes on in its sandbox.")
+@click.argument("environment")
+@click.pass_obj
+def promote(invocation: Invocation, environment: str) -> None:
+    """Promote a paused server."""
+    path = _path_of(invocation, environment)
+    reached = promote_paused(open_sandbox(path), clock=SystemClock())
+    document = {
+        "environment": environment,
+        "reached_lsn": str(reached.lsn),
+        "reached_time": to_iso(reached.time) if reached.time else None,
+        "timeline": int(reached.timeline),
+    }
+    invocation.output.result("environment-promote", document, [f"{environment}: {text}" for text in reached.evidence])
+
+
+def _path_of(invocation: Invocation, environment: str) -> Path:
+    """Return the folder of an environment.
+
+    Raises:
+        UnknownNameError: there is none of this name.
+    """
+    known = {str(item.id): item.path for item in list_sandboxes(invocation.load().estate.state_dir / "environments")}
+    if environment not in known:
+        raise UnknownNameError(
+            f"there is no environment {environment}", hint="`drservice environment list` shows them."
+        )
+    return known[environment]
+
+
 @click.command(help="End an environment and remove it; one with --into keeps its data directory.")
 @click.argument("environment", required=False)
 @click.option("--expired", is_flag=True, help="all that have expired or whose keeper died")
@@ -58,12 +91,7 @@ def destroy(invocation: Invocation, environment: str | None, *, expired: bool) -
     if environment is None:
         destroyed = [str(item) for item in reap(folder, SystemClock())]
     else:
-        known = {str(item.id): item.path for item in list_sandboxes(folder)}
-        if environment not in known:
-            raise UnknownNameError(
-                f"there is no environment {environment}", hint="`drservice environment list` shows them."
-            )
-        open_sandbox(known[environment]).destroy()
+        open_sandbox(_path_of(invocation, environment)).destroy()
         destroyed = [environment]
     lines = [f"destroyed {item}" for item in destroyed] or ["nothing to destroy"]
     invocation.output.result("environment-destroy", {"destroyed": destroyed}, lines)

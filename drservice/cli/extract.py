@@ -13,7 +13,7 @@ from drservice.clock import to_iso
 from drservice.components.postgres.dumping import DumpFormat, parse_table
 from drservice.model.ids import SnapshotId
 from drservice.operations.extract import ExtractRequest, ExtractResult, extract
-from drservice.operations.restore import Afterwards, RestoreContext, RestoreRequest
+from drservice.operations.restorerequest import Afterwards, RestoreContext, RestoreRequest
 from drservice.wiring.data_plane import open_data_plane
 from drservice.wiring.evidence import open_evidence
 

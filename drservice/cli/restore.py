@@ -10,21 +10,20 @@ import click
 
 from drservice.cli.formatting import connect_line, format_bytes, format_seconds
 from drservice.cli.invocation import Invocation
+from drservice.cli.restoreinplace import outcome_lines, preview_lines, require_confirmed
+from drservice.cli.restoreshutdown import recovery_settings, shutdown_lines
+from drservice.cli.tablespaces import parse_tablespaces, tablespace_lines
 from drservice.cli.targets import parse_target
 from drservice.clock import to_iso
+from drservice.components.postgres.recovery import TargetAction
 from drservice.errors import ExitStatus, UsageError
 from drservice.model.estate import FilesKind, FilesSettings, Service
 from drservice.model.ids import SnapshotId
 from drservice.model.recovery import Target, TargetKind
 from drservice.operations.filesrestore import RestoredFiles
-from drservice.operations.restore import (
-    Afterwards,
-    Planned,
-    RestoreContext,
-    RestoreRequest,
-    RestoreResult,
-    plan_restore,
-)
+from drservice.operations.inplace import prepare_in_place, preview
+from drservice.operations.restoreplan import plan_restore
+from drservice.operations.restorerequest import Afterwards, Planned, RestoreContext, RestoreRequest, RestoreResult
 from drservice.operations.results import restore_document, restored_files_document
 from drservice.operations.servicerestore import restore_folder, restore_service
 from drservice.wiring.data_plane import open_data_plane
@@ -49,8 +48,23 @@ _SHOWN = 10
 @click.option(
     "--delta", is_flag=True, help="--into may be a data directory of the same cluster: only what differs is fetched"
 )
+@click.option(
+    "--tablespace",
+    "tablespaces",
+    metavar="OLD=NEW",
+    multiple=True,
+    help="put a tablespace (its OID or production's path) into a new or empty folder; else it lies in pg_tblspc",
+)
+@click.option("--in-place", is_flag=True, help="restore over production's own data directory; its server is stopped")
+@click.option("--confirm", metavar="NAME", help="the service's name: --in-place without a question")
 @click.option("--database", metavar="D", help="bring back only this database of the cluster, beside production")
 @click.option("--start", is_flag=True, help="leave the recovered server running in its sandbox")
+@click.option(
+    "--action",
+    type=click.Choice([item.value for item in TargetAction]),
+    default=TargetAction.PROMOTE.value,
+    help="at the target: promote (default); pause, read only, with --start; shutdown, with --into",
+)
 @click.option("--dry-run", is_flag=True, help="show the plan and prove the target; restore nothing")
 @click.pass_obj
 def restore(
@@ -67,22 +81,34 @@ def restore(
     component: str | None,
     into: Path | None,
     delta: bool,
+    tablespaces: tuple[str, ...],
+    in_place: bool,
+    confirm: str | None,
     database: str | None,
     start: bool,
+    action: str,
     dry_run: bool,
 ) -> ExitStatus:
     """Restore a service."""
+    if in_place and (into is not None or delta or tablespaces):
+        raise UsageError("--in-place says where: it takes neither --into nor --delta nor --tablespace")
+    if confirm is not None and not in_place:
+        raise UsageError("--confirm belongs to --in-place, which alone writes over something")
     if delta and into is None:
         raise UsageError("--delta says what --into DIR may be")
-    if delta and database is not None:
-        raise UsageError("--database restores into a new directory, without --delta")
+    if database is not None and (delta or in_place or action != TargetAction.PROMOTE.value):
+        raise UsageError("--database restores beside production: without --delta, --in-place, --action")
+    mapping = parse_tablespaces(tablespaces)
     target = parse_target(to=to, lsn=lsn, xid=xid, name=name, snapshot=snapshot, timeline=timeline)
     estate = invocation.load().estate
     chosen = estate.service(service)
     only = chosen.component(component) if component is not None else None
     if isinstance(only, FilesSettings):
-        if delta:
-            raise UsageError("--delta is for a cluster; a folder of files is restored into a new directory")
+        if delta or in_place or mapping or action != TargetAction.PROMOTE.value:
+            raise UsageError(
+                "a folder of files is restored into a new directory:"
+                " without --delta, --in-place, --tablespace, --action"
+            )
         return _folder(invocation, chosen, only, target, into, start=start, dry_run=dry_run)
     request = RestoreRequest(
         service=chosen,
@@ -92,6 +118,9 @@ def restore(
         delta=delta,
         afterwards=Afterwards.LEAVE_RUNNING if start else Afterwards.STOP,
         files=() if only is not None or database is not None else tuple(chosen.files()),
+        action=TargetAction(action),
+        in_place=in_place,
+        tablespaces=mapping,
         without=frozenset(SnapshotId(item) for item in without),
         database=database,
     )
@@ -100,15 +129,17 @@ def restore(
             repository=plane.repository, state_dir=estate.state_dir, clock=plane.clock, progress=progress
         )
         if dry_run:
-            planned = plan_restore(context, request)
-            result = None
-        else:
-            result = restore_service(context, evidence, request)
-            planned = result.planned
-    if result is None:
-        invocation.output.result("restore-plan", _plan(planned, service), _plan_lines(planned))
-        return ExitStatus.OK
-    invocation.output.result("restore", restore_document(result, service), _result_lines(result))
+            document, lines = _preview(context, request)
+            invocation.output.result("restore-plan", document, lines)
+            return ExitStatus.OK
+        if in_place:
+            require_confirmed(invocation, context, request, confirm)
+        result = restore_service(context, evidence, request)
+    config = invocation.configuration_path()
+    document = restore_document(result, service)
+    if result.action is TargetAction.SHUTDOWN:
+        document["recovery_settings"] = dict(recovery_settings(result, config))
+    invocation.output.result("restore", document, _result_lines(result, config))
     return ExitStatus.PARTIAL if result.is_partial else ExitStatus.OK
 
 
@@ -142,6 +173,20 @@ def _folder(
     lines.extend(_owner_lines(restored))
     invocation.output.result("restore-files", document, lines)
     return ExitStatus.PARTIAL if restored.problems() else ExitStatus.OK
+
+
+def _preview(context: RestoreContext, request: RestoreRequest) -> tuple[dict[str, object], list[str]]:
+    """Return what would be done, as a document and in lines."""
+    service = request.service.name
+    if not request.in_place:
+        planned = plan_restore(context, request)
+        return _plan(planned, service), _plan_lines(planned)
+    prepared = prepare_in_place(context, request)
+    if prepared.planned is None:
+        document: dict[str, object] = {"service": service, "target": {"requested": request.target.describe()}}
+        return {**document, "in_place": preview(prepared)}, preview_lines(prepared)
+    lines = [*preview_lines(prepared), *_plan_lines(prepared.planned)]
+    return {**_plan(prepared.planned, service), "in_place": preview(prepared)}, lines
 
 
 def _plan(planned: Planned, service: str) -> dict[str, object]:
@@ -184,16 +229,16 @@ def _plan_lines(planned: Planned) -> list[str]:
     lines.extend(f"  - {reason}" for reason in (*plan.reasons, *resolved.notes))
     lines.extend(f"  not {item.snapshot}: {item.reason}" for item in plan.considered)
     lines.extend(f"  UNREADABLE: {text}" for text in planned.unreadable)
-    lines.append("next: the same command with --into DIR or --start instead of --dry-run")
+    lines.append("next: the same command without --dry-run, and with --into DIR, --start or --in-place")
     return lines
 
 
-def _result_lines(result: RestoreResult) -> list[str]:
+def _result_lines(result: RestoreResult, config: Path) -> list[str]:
     plan = result.planned.resolved.plan
     when = to_iso(result.reached.time) if result.reached.time else "no transaction after the snapshot"
     lines = [
         f"restored: {plan.target.describe()} in {format_seconds(result.rto_seconds)}",
-        f"  reached {result.reached.lsn}, last transaction {when}, now timeline {result.reached.timeline}",
+        f"  reached {result.reached.lsn}, last transaction {when}, timeline {result.reached.timeline}",
     ]
     lines.extend(f"  - {text}" for text in result.reached.evidence)
     if result.side is not None:
@@ -203,13 +248,20 @@ def _result_lines(result: RestoreResult) -> list[str]:
     lines.append("  " + ", ".join(f"{name} {format_seconds(s)}" for name, s in result.phases.items()))
     for item in result.files:
         lines.extend(_files_lines(item))
+    if result.in_place is not None:
+        return [*lines, *outcome_lines(result, result.in_place, plan.snapshot.service)]
     if result.into is not None:
         directory = result.into / plan.snapshot.component if result.files else result.into
         lines.append(f"  data directory: {directory} (its own postgresql.conf decides what a start would do)")
         lines.extend(line for item in result.files for line in _owner_lines(item))
+    lines.extend(tablespace_lines(result.tablespaces))
     if result.kept:
         lines.append(connect_line(result.environment.dsn, result.database))
+        if result.action is TargetAction.PAUSE:
+            lines.append(f"promote: drservice environment promote {result.environment.id} (paused so far, read only)")
         lines.append(f"destroy: drservice environment destroy {result.environment.id}")
+    elif result.action is TargetAction.SHUTDOWN:
+        lines.extend(shutdown_lines(result, config))
     elif result.side is not None:
         lines.append("next: a side restore never takes production's place; start it with archive_mode=off")
     else:

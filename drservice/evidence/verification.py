@@ -322,7 +322,12 @@ _PREDICATES: dict[str, _Check] = {
         ),
         error=_error,
     ),
-    "restore": _object(_late, **_common, **_recovery, outcome=_enum("restored", "partial", "failed")),
+    "restore": _object(
+        {**_late, "in_place": _late["kept_aside"]},
+        **_common,
+        **_recovery,
+        outcome=_enum("restored", "partial", "failed"),
+    ),
     "obligation": _object(
         **_common,
         obligation=_ulid,

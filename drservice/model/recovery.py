@@ -389,6 +389,9 @@ def _reasons(snapshot: SnapshotRecord, target: Target, reach: Reach, segment_byt
         f"snapshot {snapshot.id} is the newest that ends at or before {target.describe()}",
         f"{len(span)} WAL segment(s) make it consistent, {reach.segments} in all follow without a hole",
     ]
+    if len(reach.path) > 1:
+        left = ", ".join(f"{span.timeline} up to {span.end}" for span in reach.path[:-1])
+        reasons.append(f"the way leads along timeline {left}, then {reach.path[-1].timeline}")
     if snapshot.state is SnapshotState.DEGRADED:
         reasons.append(f"it is DEGRADED: {facts.bad_pages} damaged page(s); no good snapshot reaches the target")
     if reach.gap is not None:
@@ -409,10 +412,28 @@ def _refusal(
         + ("; ".join(reachable_windows(snapshots, inventory)) or "nothing, there is no usable snapshot")
         + "."
     )
+    if target.timeline is not None:
+        what += f" along timeline {target.timeline}"
+        hint += f" Timelines: {'; '.join(describe_timelines(inventory)) or 'none is archived'}."
     why = "; ".join(f"{item.snapshot}: {item.reason}" for item in considered[:5])
     if gaps:
         return WalGapError(f"{what}: {gaps[0].describe()}. {why}", hint=hint)
     return TargetOutsideWindowError(f"{what}. {why or 'There is no snapshot'}", hint=hint)
+
+
+def describe_timelines(inventory: WalInventory) -> list[str]:
+    """Return every archived timeline in words: where it branched off, and how far its own WAL goes."""
+    found: list[str] = []
+    for timeline in sorted(inventory.timelines()):
+        numbers = inventory.segments.get(timeline, frozenset()) | inventory.partials.get(timeline, frozenset())
+        path = inventory.path_to(timeline)
+        begin = f" branched off {path[-2].timeline} at {path[-1].begin}" if len(path) > 1 else ""
+        known = begin or (" has no history file" if timeline > 1 else "")
+        end = " without WAL of its own"
+        if numbers:
+            end = f" to {segment_begin(max(numbers) + 1, inventory.segment_bytes)}"
+        found.append(f"{timeline}{known}{end}")
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

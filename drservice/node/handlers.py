@@ -37,7 +37,7 @@ from drservice.operations.drillconclusion import DrillResult
 from drservice.operations.drillrecord import DrillRequest
 from drservice.operations.evidence import Evidence
 from drservice.operations.progress import Progress
-from drservice.operations.restore import Afterwards, RestoreContext, RestoreRequest
+from drservice.operations.restorerequest import Afterwards, RestoreContext, RestoreRequest
 from drservice.operations.results import (
     drill_document,
     drill_exit_status,

@@ -45,15 +45,9 @@ from drservice.operations.loss import (
 from drservice.operations.mutation import altered_repository, spoil
 from drservice.operations.production import database_in
 from drservice.operations.replay import restart_server
-from drservice.operations.restore import (
-    Afterwards,
-    RestoreContext,
-    RestoreRequest,
-    RestoreResult,
-    plan_restore,
-    run_restore,
-    scanner_of,
-)
+from drservice.operations.restore import run_restore
+from drservice.operations.restoreplan import plan_restore, scanner_of
+from drservice.operations.restorerequest import Afterwards, RestoreContext, RestoreRequest, RestoreResult
 from drservice.operations.servicerestore import baselines_for
 
 

@@ -24,7 +24,7 @@ from drservice.operations.findings import OpenFinding, label_of, new_finding_ids
 from drservice.operations.loss import accuracy_seconds
 from drservice.operations.mutation import is_detected
 from drservice.operations.records import fitting, milliseconds
-from drservice.operations.restore import RestoreContext, RestoreResult
+from drservice.operations.restorerequest import RestoreContext, RestoreResult
 from drservice.operations.servicerestore import document_artefact, document_counts, point_of, subjects_of
 
 

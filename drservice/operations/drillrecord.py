@@ -25,7 +25,7 @@ from drservice.operations.evidence import Evidence
 from drservice.operations.loss import Production
 from drservice.operations.mutation import Mutation, Spoilt
 from drservice.operations.records import check_fields, error_fields, recovery_fields, target_fields, texts
-from drservice.operations.restore import RestoreContext, RestoreResult
+from drservice.operations.restorerequest import RestoreContext, RestoreResult
 from drservice.operations.servicerestore import recovered_fields
 
 _NICENESS = 10

@@ -46,7 +46,8 @@ from drservice.model.ids import EnvironmentId, make_ulid
 from drservice.operations.evidence import Evidence
 from drservice.operations.outputfile import OutputFile, require_free
 from drservice.operations.records import bounded, recovery_fields, target_fields
-from drservice.operations.restore import RestoreContext, RestoreRequest, RestoreResult, run_restore
+from drservice.operations.restore import run_restore
+from drservice.operations.restorerequest import RestoreContext, RestoreRequest, RestoreResult
 from drservice.operations.servicerestore import reached_fields, recovered_fields, subjects_of
 
 _STALL_SECONDS = 900.0

@@ -154,10 +154,12 @@ class Feeder:
         try:
             return self._archive.fetch(name, system_id=self._system_id)
         except SegmentAbsentError:
-            taken = self._promotes_to is not None and self._plan.timeline < name.timeline < self._promotes_to
-            if not taken:
+            if not self._is_taken(name.timeline):
                 raise
             return f"# timeline {name.timeline} is taken\n".encode()
+
+    def _is_taken(self, timeline: Timeline) -> bool:
+        return self._promotes_to is not None and self._plan.timeline < timeline < self._promotes_to
 
     def _judge_absence(self, name: WalFileName) -> None:
         """Return only where the plan's listing proves that ``name`` is no hole.

@@ -12,7 +12,8 @@ from drservice.model.recovery import Target, TargetKind, choose_plan, windows_of
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.inventory import archive_of, newest_lineage
 from drservice.operations.locate import WalScanner, plan_segments
-from drservice.operations.restore import RestoreContext, scanner_of
+from drservice.operations.restoreplan import scanner_of
+from drservice.operations.restorerequest import RestoreContext
 from drservice.repository.records import Scope
 
 

@@ -20,7 +20,7 @@ from drservice.environments.interface import Environment
 from drservice.errors import DrError
 from drservice.model.wal import Lsn
 from drservice.operations.locate import RecoveryEnd, WalScanner, plan_segments
-from drservice.operations.restore import RestoreResult
+from drservice.operations.restorerequest import RestoreResult
 
 _SECONDS = 60.0
 _MOST_TRANSACTIONS = 200_000

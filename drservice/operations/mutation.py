@@ -22,7 +22,7 @@ from drservice.model.checks import CheckResult
 from drservice.model.estate import FilesKind
 from drservice.objectstore.altered import Alteration, AlteredOpener, AlteredStore
 from drservice.operations.locate import plan_segments
-from drservice.operations.restore import Planned
+from drservice.operations.restorerequest import Planned
 from drservice.processes import create_private, open_folder
 from drservice.repository import layout
 from drservice.repository.keys import Identities, make_identity

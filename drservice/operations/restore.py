@@ -7,16 +7,10 @@ reached the target, its rows say which documents belong to it, and exactly those
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import Enum
-from pathlib import Path
 
 from drservice import processes
-from drservice.clock import Clock, to_iso
+from drservice.clock import to_iso
 from drservice.components.postgres.controlfile import ControlFile
 from drservice.components.postgres.existing import Existing, examine
 from drservice.components.postgres.placing import (
@@ -26,233 +20,41 @@ from drservice.components.postgres.placing import (
     place_cluster,
     require_empty,
 )
+from drservice.components.postgres.recovery import ARCHIVING, RecoveryLog, TargetAction
 from drservice.components.postgres.server import PostgresPrograms, find_programs
+from drservice.components.postgres.withholding import (
+    CONTROL_NAME,
+    place_control,
+    take_control,
+    unveil_control,
+    veil_control,
+    withhold_control,
+)
 from drservice.environments.exchange import Exchange
-from drservice.environments.interface import Environment, EnvironmentDescription, EnvironmentSpec, Probe
+from drservice.environments.interface import Environment, EnvironmentSpec
 from drservice.environments.isolation import require_isolated
-from drservice.environments.limits import Limits
 from drservice.environments.sandbox import prepare_sandbox
-from drservice.errors import DrError, ExitStatus, TargetOutsideWindowError, UnknownNameError, UsageError
-from drservice.model.estate import FilesSettings, PostgresSettings, Service
-from drservice.model.ids import EnvironmentId, SnapshotId
-from drservice.model.recovery import Target, TargetKind
-from drservice.model.snapshot import SnapshotRecord
+from drservice.errors import DrError, ExitStatus, UsageError
+from drservice.model.recovery import TargetKind
 from drservice.operations.alternatives import offering_another
 from drservice.operations.feeder import Feeder
 from drservice.operations.filesrestore import FilesRestore, RestoredFiles
 from drservice.operations.holding import held
-from drservice.operations.inventory import Archived, archive_of, newest_lineage
-from drservice.operations.locate import Resolved, WalScanner, plan_segments, resolve
+from drservice.operations.locate import RecoveryEnd, plan_segments
 from drservice.operations.measured import Measured, remember
 from drservice.operations.phases import Phases
 from drservice.operations.production import database_in, endpoints_of
-from drservice.operations.progress import Progress
 from drservice.operations.replay import Reached, await_connection, await_recovery, prove, start_server
-from drservice.operations.selection import SIDE_OPTIONS, Selected, SideRestore, SideServer, select_files
+from drservice.operations.restoreplan import plan_restore
+from drservice.operations.restorerequest import Afterwards, Planned, RestoreContext, RestoreRequest, RestoreResult
+from drservice.operations.selection import SIDE_OPTIONS, SideServer
+from drservice.operations.tablespaces import Tablespaces
+from drservice.operations.timelines import choose_timeline
 from drservice.repository.placing import Placed
-from drservice.repository.records import Scope
-from drservice.repository.repository import Repository
 
 _KEPT = timedelta(days=7)
 _PASSING = timedelta(hours=12)
 _STALL_SECONDS = 300.0
-
-
-class Afterwards(Enum):
-    """What becomes of the recovered server."""
-
-    STOP = "stop"
-    LEAVE_RUNNING = "leave running"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestoreContext:
-    """What a restore works with."""
-
-    repository: Repository
-    state_dir: Path
-    clock: Clock
-    progress: Progress
-
-    @property
-    def environments_dir(self) -> Path:
-        """Where environments are made."""
-        return self.state_dir / "environments"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestoreRequest:
-    """What is asked for."""
-
-    service: Service
-    component: PostgresSettings
-    target: Target
-    into: Path | None
-    """A directory that keeps what is restored; ``None`` = inside the environment. New or empty, unless ``delta``."""
-    delta: bool = False
-    """Restore onto the cluster's directory if there is one of the same cluster: only what differs is fetched."""
-    afterwards: Afterwards
-    files: tuple[FilesSettings, ...] = ()
-    """Folders to restore with the cluster. With any, ``into`` gets a folder for each component, by its name."""
-    without: frozenset[SnapshotId] = frozenset()
-    """Snapshots not to start from, because they are known to be damaged."""
-    database: str | None = None
-    """Bring back only this database of the cluster; the content of the others is left out, and no files follow it."""
-    purpose: str = "restore"
-    limits: Limits = field(default_factory=Limits)
-    made: Callable[[EnvironmentId], None] = lambda _: None
-    """Hears which environment was made before anything runs in it."""
-
-    @property
-    def cluster_directory(self) -> Path | None:
-        """Where the cluster is kept; ``None`` = inside the environment."""
-        return self.into / self.component.name if self.into is not None and self.files else self.into
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """A plan with all it was made from."""
-
-    resolved: Resolved
-    archived: Archived
-    scope: Scope
-    records: tuple[SnapshotRecord, ...]
-    """The snapshots that were considered, oldest first."""
-    unreadable: tuple[str, ...]
-    """Snapshots that could not be considered, with the reason."""
-    selected: Selected | None = None
-    """What of the snapshot is placed; ``None`` = all of it."""
-
-    @property
-    def placed_bytes(self) -> int:
-        """The size of what is placed."""
-        return self.resolved.plan.snapshot.source_bytes if self.selected is None else self.selected.wanted_bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestoreResult:
-    """What a restore brought."""
-
-    planned: Planned
-    reached: Reached
-    phases: dict[str, float]
-    rto_seconds: float
-    environment: EnvironmentDescription
-    kept: bool
-    """Whether the environment still runs."""
-    into: Path | None
-    isolation: Sequence[Probe]
-    restored_bytes: int
-    fetched_bytes: int
-    wal_segments: int
-    stripped_settings: tuple[str, ...]
-    programs: PostgresPrograms
-    data_checksums: bool
-    database: str | None
-    """The one database that was brought back, else the one that production's dsn names."""
-    files: tuple[RestoredFiles, ...] = ()
-    side: SideRestore | None = None
-    """Set if only one database was brought back."""
-
-    @property
-    def used_records(self) -> tuple[SnapshotRecord, ...]:
-        """Every snapshot that something was placed from, the cluster's first."""
-        return (self.planned.resolved.plan.snapshot, *(record for item in self.files for record in item.records))
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether something is missing that the rows refer to, or that was there."""
-        return any(item.problems() for item in self.files)
-
-
-def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
-    """Choose snapshot and WAL and prove that the target exists; writes nothing but a probe environment.
-
-    Raises:
-        TargetOutsideWindowError, WalGapError: it cannot be reached.
-        UnknownNameError: the snapshot has no such database.
-        NoIdentityError, WrongIdentityError: the WAL cannot be read here.
-    """
-    context.progress.step("plan")
-    scope = context.repository.scope(request.service.name, request.component.name)
-    listing = context.repository.snapshots(scope)
-    unreadable = tuple(f"{key}: {error.message}" for key, error in listing.unreadable.items())
-    for text in unreadable:
-        context.progress.note(f"WARNING: a snapshot cannot be read and is left out: {text}")
-    known = (*listing.records, *(listing.void if request.target.kind is TargetKind.SNAPSHOT else ()))
-    records = tuple(record for record in known if record.id not in request.without)
-    newest = _lineage_of(request.target, records, unreadable)
-    if newest is None:
-        broken = f"; {len(unreadable)} cannot be read ({unreadable[0]})" if unreadable else ""
-        raise TargetOutsideWindowError(
-            f"{scope.service}/{scope.component} has no readable snapshot{broken}", hint="Take one: drservice backup."
-        )
-    archived = archive_of(context.repository, newest)
-    with scanner_of(context, newest, scope) as scanner:
-        resolved = resolve(request.target, records, archived.inventory, scanner)
-    selected = None
-    if request.database is not None:
-        reader = context.repository.reader(scope, resolved.plan.snapshot.id)
-        selected = select_files(reader, request.database)
-    return Planned(
-        resolved=resolved,
-        archived=archived,
-        scope=scope,
-        records=records,
-        unreadable=unreadable,
-        selected=selected,
-    )
-
-
-def scanner_of(context: RestoreContext, record: SnapshotRecord, scope: Scope) -> WalScanner:
-    """Return what reads the archived WAL of a snapshot's cluster; use it as a context manager."""
-    return WalScanner(
-        archive=context.repository.wal(scope),
-        system_id=record.postgres.system_id,
-        segment_bytes=record.postgres.segment_bytes,
-        major=record.postgres.server_version,
-        service=scope.service,
-        environments_dir=context.environments_dir,
-        clock=context.clock,
-        progress=context.progress,
-    )
-
-
-def _withhold(into: Path) -> None:
-    """Take ``pg_control`` out of a copy that was not proven: no server starts without it.
-
-    A failure after the promotion leaves a directory that was shut down cleanly and would start like a good one.
-    """
-    try:
-        folder = os.open(into / "global", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return  # nothing was placed that could start
-    try:
-        with suppress(FileNotFoundError):
-            os.rename("pg_control", "pg_control.unproven", src_dir_fd=folder, dst_dir_fd=folder)
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _lineage_of(
-    target: Target, records: tuple[SnapshotRecord, ...], unreadable: tuple[str, ...]
-) -> SnapshotRecord | None:
-    if target.kind is TargetKind.TIME and target.time is not None:
-        # After `init --adopt` an instant before the change of clusters belongs to the one that was there then.
-        before = tuple(record for record in records if record.stopped_at <= target.time)
-        return newest_lineage(before or records)
-    if target.kind is not TargetKind.SNAPSHOT:
-        return newest_lineage(records)
-    found = next((record for record in records if record.id == target.snapshot), None)
-    if found is None:
-        why = "; ".join(text for text in unreadable if str(target.snapshot) in text)
-        others = ", ".join(f"{record.id} of {to_iso(record.stopped_at)}" for record in reversed(records[-5:]))
-        raise UnknownNameError(
-            f"there is no readable snapshot {target.snapshot}{f' ({why})' if why else ''}",
-            hint=f"Readable: {others or 'none'}.",
-        )
-    return found
 
 
 def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResult:
@@ -274,6 +76,7 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
         raise UsageError("one database is restored without the files that follow the cluster")
     if request.database is not None and request.delta:
         raise UsageError("one database is restored into a new directory: what is left out would stay as it is there")
+    _require_action(request)
     if request.into is not None and not request.delta:
         require_empty(request.into)
     phases = Phases()
@@ -286,6 +89,7 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
 def _run(context: RestoreContext, request: RestoreRequest, phases: Phases) -> RestoreResult:
     directory = request.cluster_directory
     planned = plan_restore(context, request)
+    _require_stop(request, planned)
     onto = _examine(request, planned)
     phases.end("plan")
     lifetime = _KEPT if request.afterwards is Afterwards.LEAVE_RUNNING else _PASSING
@@ -302,21 +106,65 @@ def _run(context: RestoreContext, request: RestoreRequest, phases: Phases) -> Re
     try:
         request.made(environment.id)
         result = _recover(context, request, planned, environment, phases, onto)
+        if request.afterwards is Afterwards.STOP:
+            environment.stop()
+        if directory is not None and request.database is None and request.action is TargetAction.PROMOTE:
+            # Not of a side restore, which never takes production's place.
+            announce_history(directory, result.reached.timeline, account=processes.server_account(directory))
+        if request.in_place and onto is not None:
+            raw = take_control(environment.log / CONTROL_NAME, timeline=result.reached.timeline)
+            place_control(onto.path, raw, account=onto.account)
     except BaseException:
         # First what must not be started, then the clean-up, which may fail by itself.
-        if directory is not None and (onto is None or phases.seconds["fetch"]):
-            _withhold(directory)  # before that an existing one was not touched, or its pg_control is aside already
+        if request.in_place and directory is not None:
+            unveil_control(directory)
+        elif directory is not None and (onto is None or phases.seconds["fetch"]):
+            withhold_control(directory)  # before that, an existing one was not touched, or its pg_control is aside
         environment.destroy()
         raise
     if request.afterwards is Afterwards.STOP:
-        environment.stop()
         environment.destroy()
-    if directory is not None and request.database is None:  # a side restore never takes production's place
-        announce_history(directory, result.reached.timeline, account=processes.server_account(directory))
     if request.purpose != "mutation" and request.database is None:
         _remember(context, request, planned, result)
     context.progress.done()
     return result
+
+
+def _require_action(request: RestoreRequest) -> None:
+    """Refuse an action at the target that leads nowhere.
+
+    Raises:
+        UsageError: saying what to ask for instead.
+    """
+    if request.action is TargetAction.PROMOTE:
+        return
+    if request.database is not None or request.in_place or request.tablespaces:
+        raise UsageError(f"--action {request.action.value} is for a whole cluster beside production")
+    if request.action is TargetAction.PAUSE and (request.into is not None or request.afterwards is Afterwards.STOP):
+        raise UsageError(
+            "a paused server is one to look at: it needs --start, and no --into",
+            hint="Look with --start --action pause; then restore --into DIR to the instant that was right.",
+        )
+    if request.action is TargetAction.SHUTDOWN and (request.into is None or request.afterwards is not Afterwards.STOP):
+        raise UsageError("a cluster that shuts down at the target is left in a directory: it needs --into, no --start")
+    if request.action is TargetAction.SHUTDOWN and request.files:
+        raise UsageError(
+            "documents follow the rows of a running database, and this one shuts down",
+            hint=f"Restore the cluster alone: --component {request.component.name}.",
+        )
+
+
+def _require_stop(request: RestoreRequest, planned: Planned) -> None:
+    """Refuse an action at a target that recovery never stops at.
+
+    Raises:
+        UsageError: it would run to the end of the WAL, where PostgreSQL promotes whatever it was told.
+    """
+    if request.action is not TargetAction.PROMOTE and planned.resolved.ends is RecoveryEnd.END_OF_WAL:
+        raise UsageError(
+            f"{request.target.describe()} is the end of the archived WAL, where PostgreSQL always promotes",
+            hint=f"For --action {request.action.value} name an instant or an LSN before it, or take --action promote.",
+        )
 
 
 def _examine(request: RestoreRequest, planned: Planned) -> Existing | None:
@@ -369,11 +217,12 @@ def _recover(
     phases.end("start")
     account = processes.server_account(None) if onto is None else onto.account
     try:
-        control, placed, stripped = _place(context, request, planned, environment, phases, account, onto)
+        control, placed, stripped, spaces = _place(context, request, planned, environment, phases, account, onto)
     except DrError as error:
         if error.exit_status is not ExitStatus.INTEGRITY:
             raise
         raise offering_another(error, planned.resolved, planned.records, planned.archived.inventory) from error
+    promotes_to = choose_timeline(context, request, planned)
     segments = plan_segments(planned.resolved.plan, planned.archived.inventory)
     side = SideServer(environment, planned.selected.selection) if planned.selected is not None else None
     context.progress.step("replay WAL", total_items=len(segments))
@@ -384,21 +233,24 @@ def _recover(
             plan=planned.resolved.plan,
             inventory=planned.archived.inventory,
             progress=context.progress,
+            promotes_to=promotes_to,
         )
         try:
             feeder.start()
-            start_server(environment, programs, control, planned.resolved, extra=SIDE_OPTIONS if side else ())
-            phases.end("start")
-            read_log = side.read if side is not None else environment.server_log
-            log = await_recovery(environment, feeder, clock=context.clock, seconds=_STALL_SECONDS, read_log=read_log)
-            await_connection(environment, clock=context.clock)
+            log = _replay(context, request, planned, environment, programs, control, feeder, side, spaces)
+            if request.action is not TargetAction.SHUTDOWN:
+                await_connection(environment, clock=context.clock)
             phases.end("replay")
         finally:
             feeder.stop()
         context.progress.step("prove the target")
-        reached = prove(environment, log, feeder, planned.resolved)
+        reached = prove(environment, log, feeder, planned.resolved, action=request.action, promotes_to=promotes_to)
         settled = side.settle() if side is not None else None
-        exchange.clear()
+        placed_spaces = spaces.settle(programs, kept=request.into is not None)
+        if request.action is TargetAction.PAUSE:
+            feeder.leave_answers()
+        else:
+            exchange.clear()
     phases.end("check")
     files = _restore_files(context, request, environment, _instant(planned, reached), phases)
     return RestoreResult(
@@ -419,7 +271,40 @@ def _recover(
         database=settled.database if settled is not None else database_in(request.component.dsn),
         files=files,
         side=settled,
+        tablespaces=placed_spaces,
+        action=request.action,
     )
+
+
+def _replay(
+    context: RestoreContext,
+    request: RestoreRequest,
+    planned: Planned,
+    environment: Environment,
+    programs: PostgresPrograms,
+    control: ControlFile,
+    feeder: Feeder,
+    side: SideServer | None,
+    spaces: Tablespaces,
+) -> RecoveryLog:
+    read_log = side.read if side is not None else environment.server_log
+    extra = SIDE_OPTIONS if side is not None else ()
+
+    def start() -> None:
+        options = (*extra, *spaces.options(programs))
+        start_server(environment, programs, control, planned.resolved, action=request.action, extra=options)
+
+    def wait() -> RecoveryLog:
+        return await_recovery(
+            environment,
+            feeder,
+            clock=context.clock,
+            seconds=_STALL_SECONDS,
+            action=request.action,
+            read_log=read_log,
+        )
+
+    return spaces.replay(start, wait)
 
 
 def _place(
@@ -430,10 +315,12 @@ def _place(
     phases: Phases,
     account: processes.Account | None,
     onto: Existing | None,
-) -> tuple[ControlFile, Placed, tuple[str, ...]]:
+) -> tuple[ControlFile, Placed, tuple[str, ...], Tablespaces]:
     record = planned.resolved.plan.snapshot
     reader = context.repository.reader(planned.scope, record.id)
+    spaces = Tablespaces.of(reader, environment, planned.moved, account)
     opened = context.repository.open_snapshot(planned.scope, record.id)
+    request.before_writing(planned)
     context.progress.step("fetch and place", total_bytes=planned.placed_bytes)
     control, placed = place_cluster(
         reader,
@@ -446,12 +333,20 @@ def _place(
         progress=context.progress,
         wanted=planned.selected.selection.wants if planned.selected is not None else None,
         onto=onto,
+        tablespaces=planned.moved,
     )
     phases.end("fetch")
     context.progress.step("make durable")
-    stripped = finish_cluster(reader, environment.data, placed, account=account)
+    if request.in_place:
+        control_file = environment.log / CONTROL_NAME
+        stripped = finish_cluster(
+            reader, environment.data, placed, account=account, control_file=control_file, keep=ARCHIVING
+        )
+        veil_control(environment.data, f"/env/log/{CONTROL_NAME}")
+    else:
+        stripped = finish_cluster(reader, environment.data, placed, account=account)
     phases.end("place")
-    return control, placed, stripped
+    return control, placed, stripped, spaces
 
 
 def _instant(planned: Planned, reached: Reached) -> datetime | None:

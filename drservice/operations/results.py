@@ -11,7 +11,7 @@ from drservice.model.checks import CheckResult, CheckState, Severity
 from drservice.operations.drillconclusion import DrillResult
 from drservice.operations.drillrecord import requested_target
 from drservice.operations.filesrestore import DocumentCounts, RestoredFiles
-from drservice.operations.restore import RestoreResult
+from drservice.operations.restorerequest import InPlaceOutcome, RestoreResult
 from drservice.operations.servicerestore import document_counts, phases_of
 from drservice.operations.verify import Verification
 
@@ -78,8 +78,25 @@ def restore_document(result: RestoreResult, service: str) -> dict[str, object]:
         "fetched_bytes": result.fetched_bytes,
         "wal_segments": result.wal_segments,
         "stripped_settings": list(result.stripped_settings),
+        "tablespaces": [
+            {"oid": item.oid, "location": item.location or None, "path": str(item.path), "in_place": item.in_place}
+            for item in result.tablespaces
+        ],
+        "action": result.action.value,
+        "in_place": _in_place(result.in_place),
         "documents": documents_document(document_counts(result)),
         "files": [restored_files_document(item) for item in result.files],
+    }
+
+
+def _in_place(outcome: InPlaceOutcome | None) -> dict[str, object] | None:
+    if outcome is None:
+        return None
+    return {
+        "directory": str(outcome.directory),
+        "aside": str(outcome.aside),
+        "salvaged": list(outcome.salvaged),
+        "set_aside": list(outcome.set_aside),
     }
 
 

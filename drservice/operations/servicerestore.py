@@ -23,9 +23,11 @@ from drservice.model.recovery import Target
 from drservice.operations.evidence import Evidence, artefact_subjects, snapshot_subjects
 from drservice.operations.filesrestore import DocumentCounts, FilesRestore, RestoredFiles
 from drservice.operations.holding import held
+from drservice.operations.inplace import run_in_place
 from drservice.operations.progress import Progress
 from drservice.operations.records import bounded, listing_artefact, recovery_fields, target_fields
-from drservice.operations.restore import RestoreContext, RestoreRequest, RestoreResult, run_restore
+from drservice.operations.restore import run_restore
+from drservice.operations.restorerequest import RestoreContext, RestoreRequest, RestoreResult
 from drservice.repository import layout
 from drservice.repository.repository import Repository
 
@@ -38,7 +40,7 @@ def restore_service(context: RestoreContext, evidence: Evidence, request: Restor
     """
     run = make_ulid(context.clock.now(), os.urandom(10))
     try:
-        result = run_restore(context, request)
+        result = run_in_place(context, request) if request.in_place else run_restore(context, request)
     except DrError as error:
         if error.exit_status is not ExitStatus.USAGE:
             _record_failure(context, evidence, request, run, error)
@@ -65,6 +67,7 @@ def restore_service(context: RestoreContext, evidence: Evidence, request: Restor
             "outcome": "partial" if result.is_partial or result.side is not None else "restored",
             "target": {**reached_fields(result), "requested": _asked_for(request)},
             "point": point,
+            **_in_place_fields(request),
         },
         progress=context.progress,
     )
@@ -89,9 +92,15 @@ def _record_failure(
                 timeline=None,
             ),
             **recovery_fields(error=error),
+            **_in_place_fields(request),
         },
         progress=context.progress,
     )
+
+
+def _in_place_fields(request: RestoreRequest) -> dict[str, Json]:
+    """Say that it was production's own directory; of any other restore nothing is said, as before there were two."""
+    return {"in_place": True} if request.in_place else {}
 
 
 def _asked_for(request: RestoreRequest) -> str:

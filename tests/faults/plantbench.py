@@ -26,7 +26,7 @@ from drservice.operations.drill import run_drill
 from drservice.operations.drillconclusion import DrillResult
 from drservice.operations.drillrecord import DrillRequest
 from drservice.operations.evidence import Evidence
-from drservice.operations.restore import Afterwards, RestoreContext, RestoreRequest, RestoreResult
+from drservice.operations.restorerequest import Afterwards, RestoreContext, RestoreRequest, RestoreResult
 from drservice.operations.servicebackup import ServiceBackup, run_service_backup
 from drservice.operations.servicerestore import restore_service
 from drservice.repository.hostkey import load_host_key

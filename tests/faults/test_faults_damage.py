@@ -26,7 +26,8 @@ from drservice.errors import (
 )
 from drservice.objectstore.directory import DirectoryStore
 from drservice.operations.progress import SilentProgress
-from drservice.operations.restore import Afterwards, RestoreRequest, plan_restore
+from drservice.operations.restoreplan import plan_restore
+from drservice.operations.restorerequest import Afterwards, RestoreRequest
 from drservice.operations.verify import run_verify
 from drservice.repository.verify import Depth
 from tests.faults.triggers import TriggerStore

@@ -32,7 +32,8 @@ from drservice.objectstore.interface import ObjectStore
 from drservice.operations.backup import BackupContext, BackupResult, run_backup
 from drservice.operations.inventory import archive_of
 from drservice.operations.progress import Progress, SilentProgress
-from drservice.operations.restore import Afterwards, RestoreContext, RestoreRequest, RestoreResult, run_restore
+from drservice.operations.restore import run_restore
+from drservice.operations.restorerequest import Afterwards, RestoreContext, RestoreRequest, RestoreResult
 from drservice.operations.wal import Pushed, push_wal
 from drservice.repository.envelope import HostKey
 from drservice.repository.hostkey import load_host_key, make_host_key

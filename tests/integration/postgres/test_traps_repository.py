@@ -19,7 +19,8 @@ from drservice.model.recovery import Target, TargetKind
 from drservice.model.snapshot import SnapshotRecord, SnapshotState
 from drservice.operations.backup import BackupContext, BackupResult, run_backup
 from drservice.operations.progress import SilentProgress
-from drservice.operations.restore import plan_restore, run_restore
+from drservice.operations.restore import run_restore
+from drservice.operations.restoreplan import plan_restore
 from drservice.wiring.data_plane import DataPlane
 from tests.doubles.cluster import Cluster, ClusterMaker, hand_over
 from tests.doubles.estate import Pusher, TempEstate, wait_for

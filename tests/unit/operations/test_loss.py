@@ -13,7 +13,7 @@ from drservice.model.recovery import choose_plan
 from drservice.model.wal import Lsn, Timeline, segment_name
 from drservice.operations.locate import WalScanner
 from drservice.operations.loss import loss_at
-from drservice.operations.restore import RestoreResult
+from drservice.operations.restorerequest import RestoreResult
 from tests.unit.model.test_recovery import LATEST, MONDAY, NOON, SIZE, archive, at
 
 SECOND = timedelta(seconds=1)

@@ -1,0 +1,91 @@
+"""Planning a restore: which snapshot, which WAL, and the proof that the target is in it. Nothing is written."""
+
+from __future__ import annotations
+
+from drservice.clock import to_iso
+from drservice.components.postgres.tablespaces import Moved
+from drservice.errors import TargetOutsideWindowError, UnknownNameError
+from drservice.model.recovery import Target, TargetKind
+from drservice.model.snapshot import SnapshotRecord
+from drservice.operations.inventory import archive_of, newest_lineage
+from drservice.operations.locate import WalScanner, resolve
+from drservice.operations.restorerequest import Planned, RestoreContext, RestoreRequest
+from drservice.operations.selection import select_files
+from drservice.operations.tablespaces import choose
+from drservice.repository.records import Scope
+
+
+def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
+    """Choose snapshot and WAL and prove that the target exists; writes nothing but a probe environment.
+
+    Raises:
+        TargetOutsideWindowError, WalGapError: it cannot be reached.
+        UnknownNameError: the snapshot has no such database.
+        NoIdentityError, WrongIdentityError: the WAL cannot be read here.
+    """
+    context.progress.step("plan")
+    scope = context.repository.scope(request.service.name, request.component.name)
+    listing = context.repository.snapshots(scope)
+    unreadable = tuple(f"{key}: {error.message}" for key, error in listing.unreadable.items())
+    for text in unreadable:
+        context.progress.note(f"WARNING: a snapshot cannot be read and is left out: {text}")
+    known = (*listing.records, *(listing.void if request.target.kind is TargetKind.SNAPSHOT else ()))
+    records = tuple(record for record in known if record.id not in request.without)
+    newest = _lineage_of(request.target, records, unreadable)
+    if newest is None:
+        broken = f"; {len(unreadable)} cannot be read ({unreadable[0]})" if unreadable else ""
+        raise TargetOutsideWindowError(
+            f"{scope.service}/{scope.component} has no readable snapshot{broken}", hint="Take one: drservice backup."
+        )
+    archived = archive_of(context.repository, newest)
+    with scanner_of(context, newest, scope) as scanner:
+        resolved = resolve(request.target, records, archived.inventory, scanner)
+    selected = None
+    moved: tuple[Moved, ...] = ()
+    if request.database is not None or request.tablespaces:
+        reader = context.repository.reader(scope, resolved.plan.snapshot.id)
+        selected = select_files(reader, request.database) if request.database is not None else None
+        moved = choose(reader, request.tablespaces, target=request.cluster_directory)
+    return Planned(
+        resolved=resolved,
+        archived=archived,
+        scope=scope,
+        records=records,
+        unreadable=unreadable,
+        selected=selected,
+        moved=moved,
+    )
+
+
+def scanner_of(context: RestoreContext, record: SnapshotRecord, scope: Scope) -> WalScanner:
+    """Return what reads the archived WAL of a snapshot's cluster; use it as a context manager."""
+    return WalScanner(
+        archive=context.repository.wal(scope),
+        system_id=record.postgres.system_id,
+        segment_bytes=record.postgres.segment_bytes,
+        major=record.postgres.server_version,
+        service=scope.service,
+        environments_dir=context.environments_dir,
+        clock=context.clock,
+        progress=context.progress,
+    )
+
+
+def _lineage_of(
+    target: Target, records: tuple[SnapshotRecord, ...], unreadable: tuple[str, ...]
+) -> SnapshotRecord | None:
+    if target.kind is TargetKind.TIME and target.time is not None:
+        # After `init --adopt` an instant before the change of clusters belongs to the one that was there then.
+        before = tuple(record for record in records if record.stopped_at <= target.time)
+        return newest_lineage(before or records)
+    if target.kind is not TargetKind.SNAPSHOT:
+        return newest_lineage(records)
+    found = next((record for record in records if record.id == target.snapshot), None)
+    if found is None:
+        why = "; ".join(text for text in unreadable if str(target.snapshot) in text)
+        others = ", ".join(f"{record.id} of {to_iso(record.stopped_at)}" for record in reversed(records[-5:]))
+        raise UnknownNameError(
+            f"there is no readable snapshot {target.snapshot}{f' ({why})' if why else ''}",
+            hint=f"Readable: {others or 'none'}.",
+        )
+    return found
