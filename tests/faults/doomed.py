@@ -38,6 +38,7 @@ class Doom:
         step: die at the beginning of this step instead of at a call.
         path: the file to push.
         target: the instant to restore to (ISO 8601), ``None`` = latest.
+        delta: restore onto what is there.
     """
 
     verb: str
@@ -48,6 +49,7 @@ class Doom:
     step: str | None = None
     path: str | None = None
     target: str | None = None
+    delta: bool = False
 
 
 def run_doomed(site: Site, doom: Doom) -> int:
@@ -89,7 +91,7 @@ def main(site: Site, doom: Doom) -> None:
         site.push(Path(doom.path), store)
     else:
         target = LATEST if doom.target is None else at_time(datetime.fromisoformat(doom.target))
-        site.restore(target, store, progress=listener)
+        site.restore(target, store, progress=listener, delta=doom.delta)
 
 
 if __name__ == "__main__":
