@@ -322,6 +322,11 @@ def schema(kind: EvidenceKind) -> Mapping[str, Json]:
     return loaded
 
 
+def load_schema_check(kind: EvidenceKind) -> None:
+    """Load what statements of a kind are checked with, so that the first one does not wait for it."""
+    _validator(kind)
+
+
 def _require_schema(kind: EvidenceKind, value: Json) -> None:
     from jsonschema.exceptions import best_match  # noqa: PLC0415 - 60 ms that only evidence pays
 

@@ -12,8 +12,10 @@ from drservice.clock import Clock
 from drservice.components.postgres.backupsession import BackupSession, CheckpointSpeed
 from drservice.components.postgres.basebackup import capture_basebackup
 from drservice.components.postgres.capture import Captured, capture_local
+from drservice.components.postgres.configuration import ATTACHMENT, encode_configuration
 from drservice.components.postgres.connection import connect
 from drservice.components.postgres.facts import ClusterFacts, archiver_status, cluster_facts
+from drservice.components.postgres.gathering import gather_configuration
 from drservice.components.postgres.replication import identify_system
 from drservice.components.postgres.server import require_supported
 from drservice.components.postgres.standby import require_primary, switch_on_primary
@@ -39,6 +41,8 @@ from drservice.repository.walarchive import WalArchive
 from drservice.repository.writer import CommitFacts, SnapshotWriter
 
 _POLL_SECONDS = 0.1
+_FIRST_POLL_SECONDS = 0.01
+"""The archiver is at it right now: whoever looks ten times a second adds a twentieth of a second to every backup."""
 _DAMAGED_POLL_SECONDS = 1.0
 """Looking at a segment that is there reads it as a whole."""
 _NOT_THERE = "it is not there"
@@ -89,6 +93,7 @@ def run_backup(context: BackupContext, service: Service, component: PostgresSett
     ) as writer:
         phases["prepare"] = context.clock.monotonic() - began
         mark = context.clock.monotonic()
+        configuration, remarks = _gather(component)
         captured = _capture(context, component, writer, lineage)
         phases["capture"] = context.clock.monotonic() - mark
         mark = context.clock.monotonic()
@@ -102,7 +107,7 @@ def run_backup(context: BackupContext, service: Service, component: PostgresSett
                 started_at=captured.started_at,
                 stopped_at=captured.stopped_at,
                 facts=captured.facts(),
-                attachments=captured.attachments,
+                attachments={**captured.attachments, **configuration},
                 bad_pages=captured.bad_pages,
                 source=captured.source,
             )
@@ -116,10 +121,25 @@ def run_backup(context: BackupContext, service: Service, component: PostgresSett
         reused_files=writer.reused_files,
         vanished_files=writer.vanished,
         bad_pages=tuple((os.fsdecode(path), block) for path, block in captured.bad_pages),
-        notes=captured.notes,
+        notes=(*captured.notes, *remarks),
         seconds=context.clock.monotonic() - began,
         phases=phases,
     )
+
+
+def _gather(component: PostgresSettings) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Return the configuration outside the data directory as an attachment, and what people should know of it.
+
+    It never stops a backup: without it the data can still be recovered.
+    """
+    local = choose_method(component) is CaptureMethod.LOCAL
+    try:
+        with connect(component.dsn, application_name="drservice backup facts") as session:
+            found = gather_configuration(session, data_directory=component.data_directory if local else None)
+    except PostgresError as error:
+        return {}, (f"configuration outside the data directory is not in the snapshot: {error.message}",)
+    remarks = tuple(f"configuration not in the snapshot: {path}: {reason}" for path, reason in found.missing)
+    return {} if found.is_empty else {ATTACHMENT: encode_configuration(found)}, remarks
 
 
 def choose_method(component: PostgresSettings) -> CaptureMethod:
@@ -254,11 +274,13 @@ def _wait_for_wal(context: BackupContext, component: PostgresSettings, scope: Sc
     if captured.from_standby and not archive.exists(names[-1], system_id=system_id):
         _end_segment(context, component, system_id)
     deadline = context.clock.monotonic() + component.wal.archive_wait.total_seconds()
+    pause = _FIRST_POLL_SECONDS
     for name in names:
         while (problem := why_not_whole(archive, name, system_id, size)) is not None:
             if context.clock.monotonic() > deadline:
                 raise _overdue(component, captured, name, problem)
-            time.sleep(_POLL_SECONDS if problem == _NOT_THERE else _DAMAGED_POLL_SECONDS)
+            time.sleep(pause if problem == _NOT_THERE else _DAMAGED_POLL_SECONDS)
+            pause = min(pause * 1.3, _POLL_SECONDS)
         context.progress.advance(1)
 
 

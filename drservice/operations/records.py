@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from drservice.canonical import Json, canonical_bytes
 from drservice.clock import to_iso
@@ -16,8 +17,10 @@ from drservice.errors import DrError
 from drservice.model.checks import CheckResult
 from drservice.model.points import RecoveryPoint
 from drservice.model.snapshot import POSTGRES_KIND, SnapshotRecord
-from drservice.operations.filesrestore import DocumentCounts
 from drservice.operations.phases import PHASES
+
+if TYPE_CHECKING:  # a backup puts itself on record and loads nothing of restores
+    from drservice.operations.filesrestore import DocumentCounts
 
 _TEXT_LETTERS = 400
 _DETAIL_LETTERS = 240

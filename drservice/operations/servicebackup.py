@@ -85,6 +85,7 @@ def run_service_backup(
     run = make_ulid(context.clock.now(), os.urandom(10))
     started_at, mark = context.clock.now(), context.clock.monotonic()
     taken: list[SnapshotRecord] = []
+    evidence.expect(EvidenceKind.BACKUP)
 
     def record(outcome: str, point: RecoveryPoint | None, error: DrError | None) -> None:
         evidence.record(
