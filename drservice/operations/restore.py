@@ -92,7 +92,9 @@ def _run(context: RestoreContext, request: RestoreRequest, phases: Phases) -> Re
     _require_stop(request, planned)
     onto = _examine(request, planned)
     phases.end("plan")
-    lifetime = _KEPT if request.afterwards is Afterwards.LEAVE_RUNNING else _PASSING
+    # An extract destroys what it leaves running; if it is killed, the reaper has to.
+    is_kept = request.afterwards is Afterwards.LEAVE_RUNNING and request.purpose != "extract"
+    lifetime = _KEPT if is_kept else _PASSING
     if request.into is not None and request.files:
         make_target(request.into, processes.server_account(None))
     spec = EnvironmentSpec(
