@@ -60,19 +60,46 @@ def helper(invocation: Invocation, service: str, in_flight: int, *, with_parent:
 @click.command(help="Bring one WAL file back: for restore_command. Exit 44: proven absent; 127: any error.")
 @click.option("--service", metavar="S[/COMPONENT]", help="service (default: the only one)")
 @click.option("--system-id", metavar="ID", help="cluster lineage (default: the newest snapshot's)")
+@click.option("--ahead", type=click.IntRange(0, 64), default=0, help="keep so many segments behind it ready in a spool")
 @click.argument("name")
 @click.argument("destination", type=click.Path(path_type=Path))
 @click.pass_obj
-def fetch(invocation: Invocation, service: str | None, system_id: str | None, name: str, destination: Path) -> None:
+def fetch(
+    invocation: Invocation, service: str | None, system_id: str | None, ahead: int, name: str, destination: Path
+) -> None:
     """Fetch one WAL file."""
 
     def work() -> int:
         from drservice.cli.walwork import fetch_file  # noqa: PLC0415 - a failing import must end inside the guard
 
-        return fetch_file(invocation.load().estate, service, system_id, name, destination)
+        return fetch_file(invocation.load().estate, service, system_id, name, destination, ahead=ahead)
 
     size = _guarded(invocation, work, failed=FETCH_FAILED_STATUS, absent=PROVEN_ABSENT_STATUS)
     invocation.output.result("wal-fetch", {"name": name, "bytes": size}, [f"{name}: {size} bytes"])
+
+
+@click.command(help="Fetch ahead of a server that replays; `wal fetch --ahead` starts it, and it ends by itself.")
+@click.option("--service", required=True, metavar="S[/COMPONENT]", help="whose WAL")
+@click.option("--system-id", required=True, metavar="ID", help="cluster lineage")
+@click.option("--segment-bytes", required=True, type=click.IntRange(1 << 20, 1 << 30), help="size of its segments")
+@click.option("--ahead", required=True, type=click.IntRange(1, 64), help="segments to keep ready")
+@click.argument("name")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.pass_obj
+def prefetch(
+    invocation: Invocation,
+    service: str,
+    system_id: str,
+    segment_bytes: int,
+    ahead: int,
+    name: str,
+    folder: Path,
+) -> None:
+    """Keep the spool in FOLDER filled with what follows NAME."""
+    from drservice.cli.walwork import fetch_ahead  # noqa: PLC0415 - a push does not load it
+
+    estate = invocation.load().estate
+    fetch_ahead(estate, service, system_id, name, folder, ahead=ahead, segment_bytes=segment_bytes)
 
 
 def _guarded(invocation: Invocation, work: Callable[[], Answer], *, failed: int, absent: int | None = None) -> Answer:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,13 @@ from typing import Any
 import pytest
 
 from drservice import processes
+from drservice.components.postgres.controlfile import read_control_file
 from drservice.model.wal import WalFileName
 from drservice.node.walhelpers import WalHelpers
-from drservice.operations.healthwal import archive_lines
+from drservice.operations.healthwal import archive_lines, restore_line
 from drservice.operations.walsocket import helper_state, socket_path
-from tests.doubles.cluster import Cluster, ClusterMaker
+from drservice.operations.walspool import spool_path
+from tests.doubles.cluster import Cluster, ClusterMaker, hand_over
 from tests.doubles.estate import PROGRAM, TempEstate, as_user, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -89,13 +92,19 @@ class Site:
             process.wait(30)
 
     def log(self) -> str:
-        return (self.estate.root / "helper.log").read_text()
+        path = self.estate.root / "helper.log"
+        return path.read_text() if path.exists() else ""
 
-    def archived(self) -> dict[str, Any]:
-        """Finish a segment, wait until PostgreSQL calls it archived, and return the header of its object."""
+    def archived_name(self) -> str:
+        """Finish a segment, wait until PostgreSQL calls it archived, and return its name."""
         name = self.cluster.switch_wal()
         done = self.cluster.data / "pg_wal" / "archive_status" / f"{name}.done"
         wait_for(done.exists, f"{name}; server:\n{self.cluster.log_text()[-1500:]}\nhelper:\n{self.log()[-1500:]}")
+        return name
+
+    def archived(self) -> dict[str, Any]:
+        """Finish a segment, wait until it is archived, and return the header of its object."""
+        name = self.archived_name()
         [stored] = self.estate.repository.rglob(f"wal/*/*/{name}")
         raw = stored.read_bytes()
         header = json.loads(raw[8 : 8 + int.from_bytes(raw[4:8], "big")])
@@ -270,3 +279,79 @@ def test_a_helper_ends_with_the_node_that_started_it_however_that_ends(site: Sit
         assert helper.process.stdin is not None
         helper.process.stdin.close()  # what becomes of it when a node is killed
         assert helper.process.wait(30) == 0
+
+
+# --- fetching ahead ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def following(site: Site, data: Path) -> Iterator[Callable[[str], int]]:
+    """Run the restore_command that `check` prints as a server in ``data`` does; ends the process that fetches ahead."""
+    service, component = site.estate.parts()
+    system_id = str(read_control_file(site.cluster.data).system_id)
+    line = restore_line(site.estate.estate(), service, component, system_id)
+    command = line.partition(" = ")[2].strip("'").replace("''", "'").replace("%p", "RECOVERYXLOG")
+
+    def ask(name: str) -> int:
+        words = ["/bin/sh", "-c", command.replace("%f", name)]
+        return subprocess.run(words, cwd=data, check=False, capture_output=True, env={}, timeout=60).returncode
+
+    try:
+        yield ask
+    finally:
+        for about in spool_path(site.estate.state, service.name, component.name).glob("*/about"):
+            os.kill(int(about.read_text().splitlines()[2]), signal.SIGTERM)
+            wait_for(lambda: not about.exists(), "the spool to be gone")  # noqa: B023 - called at once
+
+
+def test_t27_what_follows_is_fetched_ahead_and_absence_and_errors_keep_their_statuses(
+    site: Site, tmp_path: Path
+) -> None:
+    names = [site.archived_name() for _ in range(6)]
+    with following(site, tmp_path) as ask:
+        assert ask(names[0]) == 0
+        service, component = site.estate.parts()
+        spool = spool_path(site.estate.state, service.name, component.name)
+        wait_for(lambda: list(spool.glob(f"*/{names[5]}.*")), "what follows")
+        moved = {path.name[:24]: path.stat().st_ino for path in spool.glob("*/0*")}
+        for name in names[1:]:
+            assert ask(name) == 0
+            placed = tmp_path / "RECOVERYXLOG"
+            assert placed.read_bytes() == (site.cluster.data / "pg_wal" / name).read_bytes()
+            if placed.stat().st_dev == spool.stat().st_dev:
+                assert placed.stat().st_ino == moved[name], "it was fetched ahead"
+        assert ask(f"{int(names[-1], 16) + 1:024X}") == 1
+        assert ask("00000009.history") == 1
+        assert ask("no wal file") == 127
+        shutil.move(site.estate.repository, f"{site.estate.repository}.away")
+        try:
+            assert ask(f"{int(names[-1], 16) + 1:024X}") == 127
+        finally:
+            shutil.move(f"{site.estate.repository}.away", site.estate.repository)
+
+
+@pytest.mark.long
+def test_a_standby_follows_the_archive_by_what_is_fetched_ahead(site: Site) -> None:
+    follower = Cluster(root=site.cluster.root / "follower", bin=site.cluster.bin, data=site.cluster.root / "standby")
+    copy = ("-D", follower.data, "-X", "none", "-h", site.cluster.sock, "-U", "postgres")
+    done = site.cluster.run("pg_basebackup", *copy)
+    assert done.status == 0, done.stderr
+    site.cluster.sql("create table followed as select i from generate_series(1, 200000) i")
+    site.archived_name()
+    service, component = site.estate.parts()
+    system_id = str(read_control_file(site.cluster.data).system_id)
+    name, _, line = restore_line(site.estate.estate(), service, component, system_id).partition(" = ")
+    follower.configure(**{name: line, "archive_mode": "off"})
+    (follower.data / "standby.signal").touch()
+    follower.sock.mkdir(parents=True)
+    for folder in (follower.root, follower.data):
+        hand_over(folder)
+    with following(site, follower.data):
+        follower.start()
+        try:
+            wait_for(lambda: follower.value("select to_regclass('followed') is not null"), "the table")
+            assert follower.value("select count(*) from followed") == 200000
+        finally:
+            follower.stop()
+    assert "exit code 127" not in follower.log_text()
+    assert follower.log_text().count("restored log file") > 10
