@@ -15,6 +15,7 @@ from drservice.model.snapshot import SnapshotRecord, SnapshotState
 from drservice.operations.backup import BackupContext, BackupResult
 from drservice.operations.backupresults import backup_document
 from drservice.operations.servicebackup import FilesResult, ServiceBackup, run_service_backup
+from drservice.operations.storeproof import keep_store_proved
 from drservice.wiring.data_plane import open_data_plane
 from drservice.wiring.evidence import open_evidence
 
@@ -35,6 +36,7 @@ def backup(invocation: Invocation, service: str, component: str | None) -> ExitS
             repository=plane.repository, state_dir=estate.state_dir, clock=plane.clock, progress=progress
         )
         result = run_service_backup(context, evidence, chosen, only)
+        keep_store_proved(estate, evidence, clock=plane.clock, progress=progress)
     invocation.output.result(
         "backup", backup_document(result, service), [*_lines(result), f"next: drservice info {service}"]
     )

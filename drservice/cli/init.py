@@ -16,6 +16,8 @@ from drservice.model.estate import Estate, SignerSettings
 from drservice.model.evidence import ledger_origin
 from drservice.operations.enroll import begin_ledger
 from drservice.operations.lineage import Lineage
+from drservice.operations.progress import SilentProgress
+from drservice.operations.storeproof import keep_store_proved
 from drservice.processes import make_folder
 from drservice.repository.envelope import HostKey
 from drservice.repository.hostkey import make_host_key
@@ -87,7 +89,7 @@ def _create(invocation: Invocation, path: Path, *, with_log_key: bool) -> None:
         warnings = store.capabilities.warnings
     finally:
         store.close()
-    log_key = _begin_ledger(estate) if with_log_key else None
+    log_key = _begin_ledger(invocation, estate) if with_log_key else None
     document = {
         "repository": created.repository,
         "url": estate.repository.url,
@@ -120,12 +122,15 @@ def _is_listed(estate: Estate, key: HostKey) -> bool:
     return True
 
 
-def _begin_ledger(estate: Estate) -> str:
-    """Make the log key here and write the ledger's first record; returns the public key."""
+def _begin_ledger(invocation: Invocation, estate: Estate) -> str:
+    """Make the log key here and write the ledger's first records; returns the public key."""
     with open_data_plane(estate) as plane:
         key = make_log_key(estate.state_dir, ledger_origin(plane.repository.id))
         with open_evidence(plane) as evidence:
             begin_ledger(evidence)
+            proof = keep_store_proved(estate, evidence, clock=plane.clock, progress=SilentProgress())
+    for failed in proof.failed if proof is not None else ():
+        invocation.output.warn(failed)
     return f"ed25519:{key.public_key.hex()}"
 
 

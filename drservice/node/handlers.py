@@ -50,6 +50,7 @@ from drservice.operations.retentionrecord import apply_retention
 from drservice.operations.retentionresult import retention_summary
 from drservice.operations.servicebackup import backup_service, record_published_point, run_service_backup
 from drservice.operations.servicerestore import restore_service
+from drservice.operations.storeproof import keep_store_proved
 from drservice.operations.verify import run_verify
 from drservice.repository.verify import Depth
 from drservice.repository.writer import lock_path
@@ -99,6 +100,7 @@ def _backup(task: Task) -> Outcome:
             )
         _wait_until_free(task, task.service.components, plane.clock)
         result = run_service_backup(_backup_context(task, plane), evidence, task.service)
+        keep_store_proved(plane.estate, evidence, clock=plane.clock, progress=task.progress)
     return Outcome(
         state=RunState.SUCCEEDED if result.state is SnapshotState.COMPLETE else RunState.PARTIAL,
         result=backup_document(result, name),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from drservice.clock import Clock
-from drservice.components.postgres.connection import connect
+from drservice.components.postgres.connection import Session, connect
 from drservice.components.postgres.controlfile import read_control_file
 from drservice.components.postgres.facts import ClusterFacts, archiver_status, cluster_facts
 from drservice.components.postgres.replication import identify_system
@@ -27,10 +27,13 @@ from drservice.operations.backup import choose_method, refuse_unrecoverable
 from drservice.operations.checklist import Checklist, CheckResult
 from drservice.operations.evidence import Evidence
 from drservice.operations.healthfiles import check_evidence, check_files
+from drservice.operations.healthsource import asking_primary, check_configuration, check_tools, judge_program
 from drservice.operations.healthwal import archive_lines, check_helper, is_ours
 from drservice.operations.info import component_info
 from drservice.operations.keys import check_identities
 from drservice.operations.lineage import Lineage
+from drservice.operations.progress import SilentProgress
+from drservice.operations.storeproof import check_store_proof
 from drservice.repository.repository import Repository
 
 _PROBE_LIFETIME = timedelta(minutes=10)
@@ -50,6 +53,14 @@ def run_checks(context: HealthContext, services: Sequence[Service]) -> list[Chec
     """Ask everything about the host, the repository and the given services."""
     checklist = Checklist()
     _check_store(context, checklist)
+    check_store_proof(
+        context.estate,
+        context.repository.store.capabilities,
+        context.evidence,
+        clock=context.clock,
+        progress=SilentProgress(),
+        to=checklist,
+    )
     _check_keys(context, services, checklist)
     _check_recovery_tools(context, checklist)
     check_evidence(context.evidence, context.estate, checklist)
@@ -139,24 +150,19 @@ def _check_component(
             identity = identify_system(component.dsn, application_name="drservice check")
             checklist.ok(f"{prefix}: server reached", f"PostgreSQL {identity.server_version // 10000}, replication")
             _check_lineage(context, service, component, prefix, identity.system_id, checklist)
-            with checklist.asking(f"{prefix}: pg_basebackup"):
-                programs = find_programs(identity.server_version // 10000, program="pg_basebackup")
-                checklist.ok(f"{prefix}: pg_basebackup", str(programs.path("pg_basebackup")))
     with checklist.asking(f"{prefix}: settings"), connect(component.dsn, application_name="drservice check") as session:
         facts = cluster_facts(session)
         checklist.ok(f"{prefix}: settings", f"PostgreSQL {facts.major} on timeline {facts.timeline}")
         _check_lineage(context, service, component, prefix, facts.system_id, checklist)
-        _check_settings(context, service, component, facts, prefix, checklist)
-        with checklist.asking(f"{prefix}: archiver"):
-            status = archiver_status(session)
-            if status.failing:
-                checklist.fail(
-                    f"{prefix}: archiver",
-                    f"failed {status.failed_count} times, last with {status.last_failed}",
-                    "Look at PostgreSQL's log: the message of `drservice wal push` stands there.",
-                )
-            else:
-                checklist.ok(f"{prefix}: archiver", f"last archived {status.last_archived or 'nothing yet'}")
+        if facts.in_recovery:
+            with asking_primary(component, facts, prefix, checklist) as primary:
+                if primary is not None:
+                    _check_archiving(context, service, component, *primary, prefix, checklist)
+        else:
+            _check_archiving(context, service, component, session, facts, prefix, checklist)
+        _check_pages(facts, prefix, checklist)
+        check_configuration(component, session, facts, prefix, checklist)
+        check_tools(component, facts, prefix, checklist)
         with checklist.asking(f"{prefix}: tablespaces"):
             spaces = named_tablespaces(session)
             checklist.ok(f"{prefix}: tablespaces", "; ".join(map(str, spaces)) or "none but the default")
@@ -180,10 +186,11 @@ def _check_lineage(
         checklist.ok(name, f"system identifier {system_id}")
 
 
-def _check_settings(
+def _check_archiving(
     context: HealthContext,
     service: Service,
     component: PostgresSettings,
+    session: Session,
     facts: ClusterFacts,
     prefix: str,
     checklist: Checklist,
@@ -208,6 +215,19 @@ def _check_settings(
             "Put into postgresql.conf:\n" + "\n".join(lines),
         )
     check_helper(context.estate, service, component, command, checklist)
+    with checklist.asking(f"{prefix}: archiver"):
+        status = archiver_status(session)
+        if status.failing:
+            checklist.fail(
+                f"{prefix}: archiver",
+                f"failed {status.failed_count} times, last with {status.last_failed}",
+                "Look at PostgreSQL's log: the message of `drservice wal push` stands there.",
+            )
+        else:
+            checklist.ok(f"{prefix}: archiver", f"last archived {status.last_archived or 'nothing yet'}")
+
+
+def _check_pages(facts: ClusterFacts, prefix: str, checklist: Checklist) -> None:
     if facts.data_checksums:
         checklist.ok(f"{prefix}: page checksums", "on")
     else:
@@ -215,12 +235,6 @@ def _check_settings(
             f"{prefix}: page checksums",
             "off: damage in data files cannot be noticed while it is backed up",
             "Stop the server and run pg_checksums --enable.",
-        )
-    if facts.configuration_outside:
-        checklist.warn(
-            f"{prefix}: configuration files",
-            f"outside the data directory and not in the backup yet: {', '.join(facts.configuration_outside)}",
-            "Keep them in git; a restore in the sandbox does not need them.",
         )
 
 
@@ -292,7 +306,7 @@ def _judge_versions(major: int, prefix: str, checklist: Checklist) -> None:
     except DrError as error:
         checklist.warn(name, f"{error.message}: this host cannot restore it", error.hint)
     else:
-        checklist.ok(name, f"PostgreSQL {programs.major}.{programs.minor} in {programs.directory}")
+        judge_program("postgres", programs, name, checklist)
 
 
 def _judge(checklist: Checklist, name: str, *, bad: bool, good: str, problem: str, remedy: str) -> None:
