@@ -5,34 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from drservice.clock import Clock, SystemClock
 from drservice.errors import ConfigurationError
 from drservice.model.estate import Estate
-from drservice.model.storing import NO_SETTINGS, StoreSettings
-from drservice.objectstore.interface import ObjectStore
-from drservice.objectstore.opening import open_store, prepare_location
-from drservice.objectstore.paced import PacedStore
+from drservice.objectstore.opening import prepare_location
 from drservice.processes import make_folder
 from drservice.repository.hostkey import load_host_key
 from drservice.repository.keys import Identities
 from drservice.repository.repository import Repository, open_repository
-
-
-@dataclass(frozen=True, slots=True)
-class StoreOpener:
-    """Opens the estate's object store; picklable, so that worker processes open their own."""
-
-    url: str
-    lock_dir: Path
-    bytes_per_second: int | None = None
-    settings: StoreSettings = NO_SETTINGS
-
-    def __call__(self) -> ObjectStore:
-        """Open the store."""
-        store = open_store(self.url, lock_dir=self.lock_dir, settings=self.settings)
-        return store if self.bytes_per_second is None else PacedStore(store, bytes_per_second=self.bytes_per_second)
+from drservice.wiring.opener import StoreOpener
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
