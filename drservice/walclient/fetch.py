@@ -18,7 +18,8 @@ _FAILED = 127
 
 def main(words: list[str]) -> int:
     """Place one WAL file and return the exit status, unless the slow way takes over this process."""
-    from drservice.walclient.spool import take  # noqa: PLC0415 - found only when the caller has set the path
+    from drservice.walclient.slow import become  # noqa: PLC0415 - found only when the caller has set the path
+    from drservice.walclient.spool import take  # noqa: PLC0415 - as above
 
     given = dict(zip(words[0:-2:2], words[1:-2:2], strict=False))
     if len(words) != 12 or sorted(given) != sorted(_OPTIONS):
@@ -29,12 +30,9 @@ def main(words: list[str]) -> int:
     reason = take(spool=spool, system_id=system_id, config=config, name=name, destination=destination)
     if not reason:
         return 0
-    slow = ["-m", "drservice", "--config", config, "wal", "fetch", "--service", service, "--system-id", system_id]
-    try:
-        os.execv(sys.executable, [sys.executable, *slow, "--ahead", ahead, name, destination])  # noqa: S606 - without a shell is what is wanted
-    except OSError as error:
-        os.write(2, f"error: cannot start {sys.executable}: {error.strerror} (the spool: {reason})\n".encode())
-    return _FAILED
+    which = ["--service", service, "--system-id", system_id, "--ahead", ahead]
+    words = ["--config", config, "wal", "fetch", *which, name, destination]
+    return become(*words, failed=_FAILED, reason=f"the spool: {reason}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ _OPTIONS = ("--config", "--service", "--socket")
 def main(words: list[str]) -> int:
     """Archive one WAL file and return the exit status, unless the slow way takes over this process."""
     from drservice.walclient.client import ask  # noqa: PLC0415 - found only when the caller has set the path
+    from drservice.walclient.slow import become  # noqa: PLC0415 - as above
 
     given = dict(zip(words[0:-1:2], words[1:-1:2], strict=False))
     if len(words) != 7 or sorted(given) != sorted(_OPTIONS):
@@ -27,12 +28,8 @@ def main(words: list[str]) -> int:
     reason = ask(socket=socket, config=config, service=service, path=words[-1])
     if not reason:
         return 0
-    slow = ["-m", "drservice", "--config", config, "wal", "push", "--without-helper", "--service", service, words[-1]]
-    try:
-        os.execv(sys.executable, [sys.executable, *slow])  # noqa: S606 - without a shell is what is wanted
-    except OSError as error:
-        os.write(2, f"error: cannot start {sys.executable}: {error.strerror} (the helper: {reason})\n".encode())
-    return 1
+    words = ["--config", config, "wal", "push", "--without-helper", "--service", service, words[-1]]
+    return become(*words, failed=1, reason=f"the helper: {reason}")
 
 
 if __name__ == "__main__":
