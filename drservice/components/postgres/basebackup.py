@@ -21,7 +21,7 @@ from pathlib import Path
 from drservice import processes
 from drservice.clock import Clock
 from drservice.components.postgres.backupsession import CheckpointSpeed, promoted
-from drservice.components.postgres.basestream import BaseBackup
+from drservice.components.postgres.basestream import open_base_backup
 from drservice.components.postgres.capture import CHUNK_BYTES, Captured
 from drservice.components.postgres.connection import connect
 from drservice.components.postgres.controlfile import CONTROL_PATH, ControlFile, parse_control, poisoned_copy
@@ -157,7 +157,7 @@ def _capture_streamed(
 ) -> Captured:
     started_at = clock.now()
     found = _Found()
-    with BaseBackup(dsn, silence_seconds=silence_seconds) as backup:
+    with open_base_backup(dsn, silence_seconds=silence_seconds) as backup:
         served = frozenset(space.oid for space in backup.begin("drservice", checkpoint=checkpoint))
         for oid in served:
             writer.add_directory(f"{TABLESPACES}/{oid}".encode(), 0o700)

@@ -45,20 +45,12 @@ class BaseBackup:
     Order of use: :meth:`begin`, :meth:`archives` to their end, :meth:`finish`.
     """
 
-    def __init__(self, dsn: str, *, silence_seconds: float) -> None:
-        """Connect.
-
-        Raises:
-            PostgresUnreachableError, PostgresError: no connection, or the role lacks REPLICATION.
-        """
-        parameters = connection_parameters(dsn, "drservice backup") | {"replication": "true"}
-        try:
-            self._connection = psycopg.connect(**parameters, autocommit=True)
-        except psycopg.OperationalError as error:
-            raise translate_connect_error(error) from error
-        self._pg = self._connection.pgconn
+    def __init__(self, connection: pq.abc.PGconn, *, close: Callable[[], None], silence_seconds: float) -> None:
+        """Take a connection over, which ``close`` ends; see :func:`open_base_backup`."""
+        self._pg = connection
+        self._close = close
         self._silence = silence_seconds
-        self._major = self._connection.info.server_version // 10000
+        self._major = connection.server_version // 10000
         self._tablespaces: list[ServedTablespace] = []
         self._warnings: list[str] = []
         self._pg.notice_handler = self._hear
@@ -72,7 +64,7 @@ class BaseBackup:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._connection.close()
+        self._close()
 
     def begin(self, label: str, *, checkpoint: CheckpointSpeed) -> tuple[ServedTablespace, ...]:
         """Begin the backup and return the tablespaces that have archives of their own; waits for its checkpoint.
@@ -265,6 +257,24 @@ class Archive:
         """Return up to ``amount`` bytes; none at the end."""
         buffer = bytearray(amount)
         return bytes(memoryview(buffer)[: self.readinto(memoryview(buffer))])
+
+
+def open_base_backup(dsn: str, *, silence_seconds: float) -> BaseBackup:
+    """Connect for a base backup.
+
+    Args:
+        dsn: of a role with REPLICATION.
+        silence_seconds: how long the server may say nothing once it sends.
+
+    Raises:
+        PostgresUnreachableError, PostgresError: no connection, or the role lacks REPLICATION.
+    """
+    parameters = connection_parameters(dsn, "drservice backup") | {"replication": "true"}
+    try:
+        connection = psycopg.connect(**parameters, autocommit=True)
+    except psycopg.OperationalError as error:
+        raise translate_connect_error(error) from error
+    return BaseBackup(connection.pgconn, close=connection.close, silence_seconds=silence_seconds)
 
 
 def _refused(result: pq.abc.PGresult | None) -> CaptureError | PostgresError:
