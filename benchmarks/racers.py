@@ -98,9 +98,9 @@ services:
 
     def restore(self, label: str | None, into: Path, *, delta: bool) -> Restored:
         """Restore a snapshot, or everything up to the latest position, and wait for the server."""
-        del delta  # a directory that is not empty is one
         target = ("--to", "latest") if label is None else ("--snapshot", label)
-        cost, printed = self._timed(self._command("restore", "erp", *target, "--into", str(into), "--start"))
+        onto = ("--into", str(into), *(["--delta"] if delta else []))
+        cost, printed = self._timed(self._command("restore", "erp", *target, *onto, "--start"))
         document = json.loads(printed)
         phases = document["phases"]
         behind = sum(phases[name] for name in ("start", "replay", "check"))
