@@ -12,6 +12,7 @@ from drservice.errors import (
     BadSignatureError,
     DamagedObjectError,
     DrError,
+    MissingObjectError,
     NoIdentityError,
     ObjectExistsError,
     SegmentAbsentError,
@@ -311,3 +312,37 @@ def test_two_pushes_at_once_agree(site: Site) -> None:
     assert site.put_wal(NAME, SEGMENT, store=Race(site.store)) is PutOutcome.ALREADY_THERE
     with pytest.raises(ObjectExistsError):
         site.store.create(KEY, b"")
+
+
+# --- sealed with the key of a day -------------------------------------------------------------------------------
+
+
+def put_with_day_key(site: Site, data: bytes = SEGMENT) -> PutOutcome:
+    repository = site.repository()
+    key = repository.day_keys(site.scope.service).today()
+    return repository.wal(site.scope).put(
+        WalFileName.parse(NAME), data, system_id=SYSTEM_ID, last_write=site.clock.now(), key=key
+    )
+
+
+def test_a_file_sealed_with_a_days_key_is_read_by_whoever_opens_the_key(site: Site) -> None:
+    assert put_with_day_key(site) is PutOutcome.STORED
+    assert site.fetch_wal(NAME) == SEGMENT
+    assert put_with_day_key(site) is PutOutcome.ALREADY_THERE
+
+
+def test_a_file_whose_days_key_is_gone_is_never_success_and_is_stored_again_beside_it(site: Site) -> None:
+    put_with_day_key(site)
+    [key] = site.keys("keys/")
+    site.store.delete(key)
+    host_without_identity = site.repository(identities=Identities())
+    archive = host_without_identity.wal(site.scope)
+    with pytest.raises(MissingObjectError, match="data key"):
+        archive.require_whole(WalFileName.parse(NAME), system_id=SYSTEM_ID, plain_bytes=len(SEGMENT))
+    [archived] = archive.listing(SYSTEM_ID)
+    with pytest.raises(MissingObjectError, match="data key"):
+        archive.check(archived)
+    with pytest.raises(DamagedObjectError, match="cannot be used"):
+        site.put_wal(NAME, SEGMENT)
+    assert site.fetch_wal(NAME) == SEGMENT
+    assert site.put_wal(NAME, SEGMENT) is PutOutcome.ALREADY_THERE
