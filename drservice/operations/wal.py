@@ -157,13 +157,14 @@ def prove_absent(archive: WalArchive, name: WalFileName, *, system_id: SystemId)
 def _require_no_later_timeline(name: WalFileName, files: list[ArchivedFile]) -> None:
     """Refuse to call a history absent while its timeline or a later one is archived.
 
-    PostgreSQL probes histories upward and takes the last one before the first that is absent for the newest.
+    PostgreSQL probes histories upward and takes the last one before the first that is absent for the newest. The first
+    timeline has none: a server that promotes from it asks for it all the same (``writeTimeLineHistory``).
 
     Raises:
         WalGapError: naming what is there.
     """
     later = [item.name for item in files if item.timeline >= name.timeline]
-    if later:
+    if later and name.timeline > 1:
         raise WalGapError(
             f"{name.name} is missing although {later[-1]} is archived",
             hint="With recovery_target_timeline = latest a timeline would be left out silently; `drservice restore` and"

@@ -143,6 +143,7 @@ def test_after_a_crash_nothing_that_was_acknowledged_is_lost(estate: TempEstate)
     assert any(name.endswith(".partial") for name in result.in_place.salvaged)
 
 
+@pytest.mark.long
 def test_what_was_there_is_kept_beside_the_directory_and_the_restored_server_archives_again(
     estate: TempEstate,
 ) -> None:
@@ -172,6 +173,7 @@ def test_what_was_there_is_kept_beside_the_directory_and_the_restored_server_arc
         assert again.planned.resolved.plan.timeline == 2
 
 
+@pytest.mark.long
 def test_the_second_crash_in_the_same_segment_is_salvaged_beside_the_first(estate: TempEstate) -> None:
     cluster = estate.cluster
     cluster.sql("insert into orders values (100, 'first')")
@@ -195,6 +197,7 @@ def test_the_second_crash_in_the_same_segment_is_salvaged_beside_the_first(estat
     assert "pg_control" not in result.in_place.set_aside
 
 
+@pytest.mark.long
 def test_a_target_that_only_the_salvage_reaches_is_reached(estate: TempEstate) -> None:
     cluster = estate.cluster
     cluster.sql("insert into orders values (100, 'wanted')")
@@ -227,6 +230,7 @@ def test_a_running_server_is_refused_by_whatever_shows_it(estate: TempEstate) ->
     assert estate.cluster.value("select count(*) from orders") == 50
 
 
+@pytest.mark.long
 def test_a_server_that_can_only_be_heard_is_refused(estate: TempEstate) -> None:
     """As in a container beside this one: other process numbers, other shared memory, but the socket is shared."""
     cluster = estate.cluster
@@ -249,6 +253,7 @@ def test_a_server_that_can_only_be_heard_is_refused(estate: TempEstate) -> None:
     assert listener_of(cluster.data) is None, "a file that nobody listens on is no server"
 
 
+@pytest.mark.long
 def test_another_cluster_or_version_and_what_cannot_be_done_in_place_is_refused(
     estate: TempEstate, maker: ClusterMaker
 ) -> None:
@@ -283,6 +288,7 @@ def test_another_cluster_or_version_and_what_cannot_be_done_in_place_is_refused(
     assert 50 in started(estate), "the directory is as it was"
 
 
+@pytest.mark.long
 def test_without_room_the_bytes_are_named_and_nothing_is_changed(
     estate: TempEstate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +303,7 @@ def test_without_room_the_bytes_are_named_and_nothing_is_changed(
 # --- when the salvage, or what follows, fails ---------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_without_the_store_for_what_is_salvaged_latest_is_refused_and_the_directory_is_as_it_was(
     estate: TempEstate,
 ) -> None:
@@ -309,6 +316,7 @@ def test_without_the_store_for_what_is_salvaged_latest_is_refused_and_the_direct
     assert set(acknowledged) <= set(started(estate))
 
 
+@pytest.mark.long
 def test_without_the_store_an_instant_that_is_archived_is_reached_and_the_rest_is_set_aside_and_named(
     estate: TempEstate,
 ) -> None:
@@ -336,6 +344,7 @@ def test_without_the_store_an_instant_that_is_archived_is_reached_and_the_rest_i
     assert pushed.name == kept.name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", ["salvage", "take", "place", "replay", "commit"])
 def test_killed_at_any_moment_no_server_starts_and_the_same_command_completes_it(
     estate: TempEstate, moment: str, monkeypatch: pytest.MonkeyPatch
@@ -372,6 +381,7 @@ def test_killed_at_any_moment_no_server_starts_and_the_same_command_completes_it
     assert [sandbox.id for sandbox in left if sandbox.data == estate.cluster.data] == []
 
 
+@pytest.mark.long
 def test_while_it_is_recovered_no_server_starts_on_the_directory(
     estate: TempEstate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,6 +401,7 @@ def test_while_it_is_recovered_no_server_starts_on_the_directory(
     assert 50 in started(estate)
 
 
+@pytest.mark.long
 def test_a_recovery_that_is_not_proved_leaves_nothing_that_starts(
     estate: TempEstate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,6 +421,7 @@ def test_a_recovery_that_is_not_proved_leaves_nothing_that_starts(
     assert set(acknowledged) <= set(started(estate))
 
 
+@pytest.mark.long
 def test_two_at_once_are_one_too_many(estate: TempEstate) -> None:
     estate.cluster.stop()
     lock = estate.state / "run" / "in-place-erp-database.lock"
