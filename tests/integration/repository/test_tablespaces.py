@@ -334,3 +334,22 @@ def test_t10_a_mapping_that_cannot_be_is_refused_before_anything_is_written(spac
         )
         assert not list(home.iterdir()), mapping
     assert spaces.untouched() == before
+
+
+@pytest.mark.long
+def test_t10_a_delta_restore_follows_no_link_that_an_earlier_restore_mapped(spaces: Spaces) -> None:
+    home = spaces.maker.folder("delta")
+    far = spaces.at_first["far"]
+    words = ("restore", SERVICE, "--into", home / "data", "--delta")
+    spaces.estate.json(*words, "--snapshot", spaces.second.record.id, "--tablespace", f"{far}={home}/mapped")
+    assert (home / "data" / "pg_tblspc" / str(far)).readlink() == home / "mapped"
+    before = {path: path.lstat().st_mtime_ns for path in sorted((home / "mapped").rglob("*"))}
+    document = spaces.estate.json(*words, "--to", "latest")
+    assert {item["oid"]: item["in_place"] for item in document["tablespaces"]}[far] is True
+    assert (home / "data" / "pg_tblspc" / str(far) / spaces.version).is_dir()
+    assert {path: path.lstat().st_mtime_ns for path in sorted((home / "mapped").rglob("*"))} == before
+    kept = spaces.maker.over(home / "data")
+    kept.configure(archive_mode="off", archive_command="''")
+    kept.start()
+    assert set(spaces.restored_rows(kept.dsn()).values()) == {ROWS}
+    kept.stop()
