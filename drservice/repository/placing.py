@@ -60,6 +60,7 @@ _NO_PACK = b""
 """Where the plan keeps zero chunks of files that may hold something else."""
 _PUNCH_HOLE = 0x01 | 0x02
 """FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE"""
+_SYNC_FILE_RANGE_WRITE = 2
 
 
 class PlacingProgress(Protocol):
@@ -182,6 +183,7 @@ class FetchWorker:
             if number < len(tasks):
                 coming = self._ahead.submit(self._prepare, tasks[number])
             written += self._place(prepared)
+            self._files.write_back()
             fetched += prepared.fetched_bytes
             kept += prepared.kept_bytes
         return FetchReply(written_bytes=written, fetched_bytes=fetched, kept_bytes=kept)
@@ -320,12 +322,26 @@ class _OpenFiles:
             self._open.move_to_end(path)
             return descriptor
         if len(self._open) >= _OPEN_FILES:
-            os.close(self._open.popitem(last=False)[1])
+            self._let_go(self._open.popitem(last=False)[1])
         folder, _, name = path.rpartition(b"/")
         with files_as(self._account):
             descriptor = open_plain(self._folders.at(folder), name, self._flags, owner=self._owner)
         self._open[path] = descriptor
         return descriptor
+
+    def write_back(self) -> None:
+        """Have the disk begin with what was written, which else would wait for the call that makes all durable.
+
+        That call is what counts: nothing is promised here, and a disk that does not know this one does it all then.
+        """
+        if self._flags == os.O_WRONLY:
+            for descriptor in self._open.values():
+                _begin_write_back(descriptor)
+
+    def _let_go(self, descriptor: int) -> None:
+        if self._flags == os.O_WRONLY:
+            _begin_write_back(descriptor)
+        os.close(descriptor)
 
     def close(self) -> None:
         """Close them all."""
@@ -338,6 +354,10 @@ class _OpenFiles:
 _NOBODY: tuple[SignerSettings, ...] = ()
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _ZEROS = bytes(1 << 20)
+
+
+def _begin_write_back(descriptor: int) -> None:
+    _LIBC.sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
 
 def any_byte(view: memoryview) -> bool:
