@@ -150,11 +150,8 @@ def _s3_location(url: str, settings: StoreSettings = NO_SETTINGS) -> S3Location:
     if endpoint is not None and (urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname):
         raise ConfigurationError("endpoint is an http:// or https:// address", hint=_URL_HINT)
     ca_file = Path(options["ca"]) if "ca" in options else settings.ca_file
-    if ca_file is not None and not ca_file.is_file():
-        raise ConfigurationError(
-            f"there is no file {ca_file} (the certificates to trust: ca= in repository.url, or repository.store.ca)",
-            hint="Name a file with the certificate of the authority that signed the store's, in PEM.",
-        )
+    if ca_file is not None:
+        _require_certificates(ca_file)
     # Other stores than Amazon's may not know the newer checksum headers and seldom have a name per bucket.
     checksum = options.get("checksum", "when_supported" if endpoint is None else "when_required")
     if checksum not in {choice.value for choice in Checksum}:
@@ -173,6 +170,19 @@ def _s3_location(url: str, settings: StoreSettings = NO_SETTINGS) -> S3Location:
         profile=options.get("profile"),
         settings=settings,
     )
+
+
+def _require_certificates(ca_file: Path) -> None:
+    import ssl  # noqa: PLC0415 - 10 ms that a directory repository must not pay at every segment
+
+    where = "the certificates to trust: ca= in repository.url, or repository.store.ca"
+    hint = "Name a file with the certificate of the authority that signed the store's, in PEM."
+    if not ca_file.is_file():
+        raise ConfigurationError(f"there is no file {ca_file} ({where})", hint=hint)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigurationError(f"{ca_file} holds no certificates that can be read ({where})", hint=hint) from error
 
 
 def _options(query: str) -> dict[str, str]:

@@ -239,7 +239,8 @@ def repeat(attempt: Callable[[], T], *, action: str, budget: RetryBudget, clock:
     except tenacity.RetryError as error:
         last = error.last_attempt.exception()
         hint = last.hint if isinstance(last, StoreUnreachableError) else None
-        raise StoreUnreachableError(
+        kind = StoreThrottledError if isinstance(last, StoreThrottledError) else StoreUnreachableError
+        raise kind(
             f"gave up to {action} after {error.last_attempt.attempt_number} attempts in"
             f" {clock.monotonic() - started:.0f} s; the last error was: {last}",
             hint=hint,

@@ -47,19 +47,16 @@ def bucket_lock(client: S3Client) -> BucketLock:
 
 
 def locked_until(client: S3Client, full_key: str, *, version: str) -> tuple[LockMode, datetime] | None:
-    """Return how a version is locked, ``None`` if it is not.
+    """Return how a version is locked, ``None`` if it is not or if this credential may not know (s3:GetObjectRetention).
 
     Raises:
-        StoreDeniedError: this may not be asked.
+        StoreDeniedError: the object may not be asked for at all.
     """
-    try:
-        answer = client.call("get_object_retention", f"ask for the lock of {full_key}", Key=full_key, VersionId=version)
-    except ObjectNotFoundError:
-        return None  # NoSuchObjectLockConfiguration: the object is there and has none
-    retention = answer.get("Retention", {})
-    if not retention.get("RetainUntilDate") or retention.get("Mode") not in LockMode.__members__:
+    answer = client.call("head_object", f"ask for the lock of {full_key}", Key=full_key, VersionId=version)
+    mode, until = answer.get("ObjectLockMode"), answer.get("ObjectLockRetainUntilDate")
+    if not isinstance(mode, str) or mode not in LockMode.__members__ or not isinstance(until, datetime):
         return None
-    return LockMode[retention["Mode"]], retention["RetainUntilDate"].astimezone(UTC)
+    return LockMode[mode], until.astimezone(UTC)
 
 
 def extend(client: S3Client, full_key: str, *, version: str, mode: LockMode, until: datetime) -> None:

@@ -84,8 +84,16 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def rclone_server(folder: Path) -> Iterator[S3Server]:
-    """Run ``rclone serve s3`` on ``folder``; a bucket is a directory in it."""
+def rclone_server(
+    folder: Path, *, keys: str = f"{ACCESS_KEY},{SECRET_KEY}", tls: tuple[Path, Path] | None = None
+) -> Iterator[S3Server]:
+    """Run ``rclone serve s3`` on ``folder``; a bucket is a directory in it.
+
+    Args:
+        folder: is made if it is not there.
+        keys: access and secret key that requests must be signed with.
+        tls: files with certificate and key; buckets must be there as directories then.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     log = folder.parent / f"{folder.name}.log"
@@ -96,10 +104,11 @@ def rclone_server(folder: Path) -> Iterator[S3Server]:
                 "serve",
                 "s3",
                 f"--addr=127.0.0.1:{port}",
-                f"--auth-key={ACCESS_KEY},{SECRET_KEY}",
+                f"--auth-key={keys}",
                 "--vfs-cache-mode=off",
                 "--dir-cache-time=100ms",  # planted files show soon; at 0 rclone spins and takes seconds a call
                 "--config=/dev/null",
+                *([f"--cert={tls[0]}", f"--key={tls[1]}"] if tls is not None else []),
                 str(folder),
             ],
             stdin=subprocess.DEVNULL,
@@ -110,7 +119,7 @@ def rclone_server(folder: Path) -> Iterator[S3Server]:
     try:
         _wait_until_it_answers(port, is_alive=lambda: process.poll() is None, log=log)
         yield S3Server(
-            endpoint=f"http://127.0.0.1:{port}",
+            endpoint=f"http{'s' if tls is not None else ''}://127.0.0.1:{port}",
             make_bucket=lambda bucket: _make_bucket(f"http://127.0.0.1:{port}", folder, bucket),
             plant=lambda bucket, key, body: _plant_file(folder / bucket / key, body),
         )
@@ -166,6 +175,8 @@ class MotoBuckets(Enum):
 
     PLAIN = auto()
     VERSIONED = auto()
+    LOCKING = auto()
+    """With versions and Object Lock; moto keeps the dates and lets nobody delete, but lets anybody shorten them."""
 
 
 @contextlib.contextmanager
@@ -210,6 +221,9 @@ def _make_moto_bucket(bucket: str, buckets: MotoBuckets) -> None:
     backend.create_bucket(bucket, REGION)
     if buckets is MotoBuckets.VERSIONED:
         backend.put_bucket_versioning(bucket, "Enabled")
+    if buckets is MotoBuckets.LOCKING:
+        made = backend.buckets[bucket]
+        made.object_lock_enabled, made.versioning_status = True, "Enabled"
 
 
 class _Gate:

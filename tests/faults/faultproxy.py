@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 import socket
 import threading
 from collections import Counter
@@ -23,6 +24,10 @@ class Behaviour(Enum):
     PASS = auto()
     UNAVAILABLE = auto()
     """503 SlowDown; the request never reaches the server."""
+    EXPIRED = auto()
+    """400 ExpiredToken; the request never reaches the server."""
+    SKEWED = auto()
+    """403 RequestTimeTooSkewed; the request never reaches the server."""
     DENIED = auto()
     """403 AccessDenied; the request never reaches the server."""
     LOSE_REPLY = auto()
@@ -30,6 +35,13 @@ class Behaviour(Enum):
     CUT_ANSWER = auto()
     """Headers and half of the body arrive, then the connection is cut."""
 
+
+_REFUSALS = {
+    Behaviour.UNAVAILABLE: (503, "SlowDown"),
+    Behaviour.EXPIRED: (400, "ExpiredToken"),
+    Behaviour.SKEWED: (403, "RequestTimeTooSkewed"),
+    Behaviour.DENIED: (403, "AccessDenied"),
+}
 
 Decide = Callable[[str, str, int], Behaviour]
 """(method, path with query, number of the request from 1) -> behaviour."""
@@ -43,11 +55,16 @@ class FaultProxy:
     decide: Decide = field(default=lambda _method, _path, _number: Behaviour.PASS)
     did: Counter[Behaviour] = field(default_factory=Counter)
     requests: int = 0
+    signed_by: str = ""
+    """The access key of the request that is being judged."""
+    owner: str = ""
+    """The account that the request expects to own the bucket."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def judge(self, method: str, path: str) -> Behaviour:
+    def judge(self, method: str, path: str, *, signed_by: str, owner: str) -> Behaviour:
         """Decide and count."""
         with self.lock:
+            self.signed_by, self.owner = signed_by, owner
             self.requests += 1
             behaviour = self.decide(method, path, self.requests)
             self.did[behaviour] += 1
@@ -80,8 +97,14 @@ def fault_proxy(upstream: str) -> Iterator[FaultProxy]:  # noqa: C901 - the hand
         def _serve(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
             body = self.rfile.read(length)
-            behaviour = proxy.judge(self.command, self.path)
-            if behaviour in (Behaviour.UNAVAILABLE, Behaviour.DENIED):
+            signed_by = re.search("Credential=([^/]+)/", self.headers.get("Authorization") or "")
+            behaviour = proxy.judge(
+                self.command,
+                self.path,
+                signed_by=signed_by[1] if signed_by else "",
+                owner=self.headers.get("x-amz-expected-bucket-owner") or "",
+            )
+            if behaviour in _REFUSALS:
                 self._refuse(behaviour)
                 return
             status, headers, answer = self._forward(body)
@@ -113,7 +136,7 @@ def fault_proxy(upstream: str) -> Iterator[FaultProxy]:  # noqa: C901 - the hand
                 connection.close()
 
         def _refuse(self, behaviour: Behaviour) -> None:
-            status, code = (503, "SlowDown") if behaviour is Behaviour.UNAVAILABLE else (403, "AccessDenied")
+            status, code = _REFUSALS[behaviour]
             text = f"<Error><Code>{code}</Code><Message>by the proxy</Message></Error>".encode()
             self.send_response_only(status)
             self.send_header("Content-Type", "application/xml")
