@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 DYING = """
 import os, signal, sys
 from drservice.cli.main import run
-from drservice.wiring import data_plane
+from drservice.wiring import opener
 
 class Dying:
     def __init__(self, inner): self._inner = inner
@@ -48,8 +48,8 @@ class Dying:
         self._inner.create(key, body, **how)
         if word in key and when == "after": os.kill(os.getpid(), signal.SIGKILL)
 
-real = data_plane.open_store
-data_plane.open_store = lambda url, **how: Dying(real(url, **how))
+real = opener.open_store
+opener.open_store = lambda url, **how: Dying(real(url, **how))
 sys.exit(run(sys.argv[1:]))
 """
 

@@ -25,7 +25,7 @@ DRIVER = """
 import os, sys, time
 from drservice.cli.main import run
 from drservice.errors import StoreDeniedError, StoreUnreachableError
-from drservice.wiring import data_plane
+from drservice.wiring import opener
 from tests.doubles.stores import Fault, FaultyStore, MissingStore, SlowStore, When, truncating_store
 
 def fail(error):
@@ -56,8 +56,8 @@ FAULTS = {
     "hang": lambda store: SlowStore(store, wait=hang),
     "none": lambda store: store,
 }
-real = data_plane.open_store
-data_plane.open_store = lambda url, **how: FAULTS[os.environ["FAULT"]](real(url, **how))
+real = opener.open_store
+opener.open_store = lambda url, **how: FAULTS[os.environ["FAULT"]](real(url, **how))
 sys.exit(run(sys.argv[1:]))
 """
 
