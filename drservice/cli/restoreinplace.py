@@ -10,7 +10,7 @@ import click
 from drservice.cli.formatting import format_bytes
 from drservice.cli.invocation import Invocation
 from drservice.errors import UsageError
-from drservice.operations.inplace import Prepared, prepare_in_place
+from drservice.operations.inplace import Prepared, end_killed_attempt, prepare_in_place
 from drservice.operations.restorerequest import InPlaceOutcome, RestoreContext, RestoreRequest, RestoreResult
 
 _SHOWN = 20
@@ -23,9 +23,11 @@ def require_confirmed(
 
     Raises:
         UsageError: it was not named, or another name was; nothing was changed.
+        BusyError: another one is at it.
         As :func:`prepare_in_place`: it may not be done at all.
     """
     name = request.service.name
+    end_killed_attempt(context, request)
     prepared = prepare_in_place(context, request)
     if confirm is None:
         if not sys.stdin.isatty():

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from drservice import processes
 from drservice.components.postgres.existing import Existing
+from drservice.components.postgres.withholding import is_cluster
 from drservice.errors import RecoveryError
 from drservice.processes import Account
 from drservice.repository.records import Scope
@@ -155,8 +156,7 @@ def find_aside(state_dir: Path, scope: Scope, directory: Path) -> AsideFolder | 
         ) from error
     account = processes.server_account(directory)
     aside = AsideFolder(path=path, note=note, account=account)
-    is_cluster = _is_regular(directory / "global" / "pg_control")
-    if noted != directory or not path.is_dir() or (is_cluster and aside.wal.exists()):
+    if noted != directory or not path.is_dir() or (is_cluster(directory) and aside.wal.exists()):
         return None  # it was completed and killed before it tidied up, or is another directory's
     return aside
 
@@ -171,13 +171,6 @@ def _is_there(folder: int, name: str) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _is_regular(path: Path) -> bool:
-    try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except FileNotFoundError:
-        return False
 
 
 def _copy_wal(source: int, target: int, new: str, account: Account | None) -> None:

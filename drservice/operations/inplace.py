@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from drservice.components.postgres.existing import UNPROVEN, Existing, examine, 
 from drservice.components.postgres.presence import listener_of
 from drservice.components.postgres.recovery import TargetAction
 from drservice.components.postgres.server import find_programs
-from drservice.components.postgres.withholding import unveil_control
+from drservice.components.postgres.withholding import is_cluster, unveil_control
 from drservice.environments.sandbox import list_sandboxes, open_sandbox
 from drservice.errors import (
     DrError,
@@ -168,8 +168,7 @@ def run_in_place(context: RestoreContext, request: RestoreRequest) -> RestoreRes
         As :func:`prepare_in_place` and :func:`~drservice.operations.restore.run_restore`.
     """
     scope = context.repository.scope(request.service.name, request.component.name)
-    lock = context.state_dir / "run" / f"in-place-{scope.service}-{scope.component}.lock"
-    with host_lock(lock, clock=context.clock, patience_seconds=0.0):
+    with _alone(context, scope):
         _end_leftovers(context, request)
         prepared = prepare_in_place(context, request)
         for room in prepared.rooms:
@@ -187,8 +186,8 @@ def run_in_place(context: RestoreContext, request: RestoreRequest) -> RestoreRes
             result = run_restore(
                 context, replace(request, into=prepared.existing.path, delta=True, in_place=True, before_writing=take)
             )
-        except BaseException as error:
-            if taken and isinstance(error, DrError):
+        except DrError as error:
+            if taken and not is_cluster(prepared.existing.path):
                 raise _naming(error, taken[0], salvaged) from error
             raise
         left = taken[0].tidy(keep={item.item.name.name for item in salvaged.unsaved})
@@ -199,6 +198,21 @@ def run_in_place(context: RestoreContext, request: RestoreRequest) -> RestoreRes
             set_aside=left,
         )
         return replace(result, in_place=outcome)
+
+
+def end_killed_attempt(context: RestoreContext, request: RestoreRequest) -> None:
+    """End what an attempt that was killed left running on the directory; without one nothing happens.
+
+    Raises:
+        BusyError: the attempt is alive.
+    """
+    with _alone(context, context.repository.scope(request.service.name, request.component.name)):
+        _end_leftovers(context, request)
+
+
+def _alone(context: RestoreContext, scope: Scope) -> AbstractContextManager[None]:
+    lock = context.state_dir / "run" / f"in-place-{scope.service}-{scope.component}.lock"
+    return host_lock(lock, clock=context.clock, patience_seconds=0.0)
 
 
 def _require_sensible(request: RestoreRequest) -> Path:
@@ -219,6 +233,8 @@ def _require_sensible(request: RestoreRequest) -> Path:
             hint=f"Say so with --component {request.component.name}. Documents: restore them into a folder of their own"
             " (--component DOCUMENTS --into DIR) and put back what is missing.",
         )
+    if request.database is not None or request.tablespaces:
+        raise UsageError("--in-place restores the whole cluster where it is: without --database and --tablespace")
     if request.afterwards is not Afterwards.STOP or request.action is not TargetAction.PROMOTE:
         raise UsageError(
             "--in-place leaves a cluster that was proved and shut down cleanly, for its own service to start",
@@ -270,9 +286,7 @@ def _source(directory: Path, aside: AsideFolder | None) -> Path | None:
     """Return the ``pg_wal`` that production wrote: once the directory was taken, never the one of the attempt."""
     if aside is not None:
         return aside.wal if aside.wal.is_dir() else directory / "pg_wal"
-    if os.path.lexists(directory / "global" / "pg_control") or not os.path.lexists(directory / "global" / UNPROVEN):
-        return directory / "pg_wal"
-    return None
+    return directory / "pg_wal" if is_cluster(directory) else None
 
 
 def _oldest_needed(context: RestoreContext, scope: Scope, system_id: SystemId) -> int:

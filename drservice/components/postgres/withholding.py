@@ -27,6 +27,14 @@ _NEW = "pg_control.drservice"
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+def is_cluster(directory: Path) -> bool:
+    """Tell whether ``pg_control`` is in place: not set aside, and no link that stands for it."""
+    try:
+        return stat.S_ISREG((directory / "global" / CONTROL_NAME).lstat().st_mode)
+    except OSError:
+        return False
+
+
 def withhold_control(directory: Path) -> None:
     """Take ``pg_control`` out of a copy that was not proven: no server starts without it.
 
