@@ -221,13 +221,12 @@ class Tablespaces:
         """Open the data directory and its ``pg_tblspc``, with the server account's rights."""
         data = self.environment.data
         try:
-            with files_as(self.account):
-                root = os.open(data, _FOLDER)
-                try:
-                    with open_below(root, TABLESPACES.encode()) as spaces:
-                        yield root, spaces
-                finally:
-                    os.close(root)
+            root = os.open(data, _FOLDER)  # the way there may be closed to the account
+            try:
+                with files_as(self.account), open_below(root, TABLESPACES.encode()) as spaces:
+                    yield root, spaces
+            finally:
+                os.close(root)
         except OSError as error:
             raise RecoveryError(f"the tablespaces of {data} cannot be put in order: {error}") from error
 

@@ -17,11 +17,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 from drservice import processes
 from drservice.clock import Clock
 from drservice.components.postgres.backupsession import CheckpointSpeed, promoted
-from drservice.components.postgres.basestream import open_base_backup
+from drservice.components.postgres.basestream import BaseBackup, open_base_backup
 from drservice.components.postgres.capture import CHUNK_BYTES, Captured
 from drservice.components.postgres.connection import connect
 from drservice.components.postgres.controlfile import CONTROL_PATH, ControlFile, parse_control, poisoned_copy
@@ -91,36 +92,53 @@ def capture_basebackup(
         CaptureError: the program failed or the stream is not whole.
         PostgresError, PostgresUnreachableError: the server refused or was not reached.
     """
-    if _may_have_tablespaces(dsn):
-        return _capture_streamed(
-            writer,
-            dsn=dsn,
-            identity=identity,
-            checkpoint=checkpoint,
-            silence_seconds=silence_seconds,
-            clock=clock,
-            progress=progress,
-        )
     started_at = clock.now()
-    process = _start(identity.server_version // 10000, dsn, checkpoint)
+    found = _Found()
+    if _may_have_tablespaces(dsn):
+        backup = open_base_backup(dsn, silence_seconds=silence_seconds)
+        bad = _take_streams(backup, writer, found, checkpoint=checkpoint, progress=progress, closing=closing)
+    else:
+        process = _start(identity.server_version // 10000, dsn, checkpoint)
+        pipe = WatchedPipe(
+            _stdout(process), limit_seconds=silence_seconds, clock=clock, end=lambda: processes.kill_group(process)
+        )
+        try:
+            bad = _take_output(process, pipe, writer, found, progress=progress, closing=closing)
+        except CaptureError as error:
+            if pipe.fell_silent:
+                raise _silence(silence_seconds) from error
+            raise
+    return _conclude(found, writer, identity, started_at=started_at, clock=clock, bad_pages=bad)
+
+
+def _stdout(process: subprocess.Popen[bytes]) -> IO[bytes]:
     assert process.stdout is not None
+    return process.stdout
+
+
+def _take_output(
+    process: subprocess.Popen[bytes],
+    pipe: WatchedPipe,
+    writer: SnapshotWriter,
+    found: _Found,
+    *,
+    progress: ByteProgress,
+    closing: Callable[[], None],
+) -> list[tuple[bytes, int]]:
+    """Take what the program writes, to its end, and return the damaged pages it named."""
     assert process.stderr is not None
     messages: list[bytes] = []
     listener = threading.Thread(target=messages.extend, args=(process.stderr,), daemon=True)
     listener.start()
-    pipe = WatchedPipe(
-        process.stdout, limit_seconds=silence_seconds, clock=clock, end=lambda: processes.kill_group(process)
-    )
     try:
         try:
             with pipe:
-                found = _Found()
                 _take(TarStream(pipe), writer, progress, closing, found=found)
         except CaptureError as error:
             if pipe.fell_silent:
-                raise _silence(silence_seconds) from error
+                raise
             # The program's own message says more than "the stream ended early".
-            process.stdout.close()
+            _stdout(process).close()
             process.wait(60)
             listener.join(10)
             raise _failure(b"".join(messages).decode("utf-8", "replace"), error) from error
@@ -128,8 +146,7 @@ def capture_basebackup(
         listener.join(60)
     finally:
         _end(process, listener)
-    bad = _bad_pages(b"".join(messages).decode("utf-8", "replace"), status)
-    return _conclude(found, writer, identity, started_at=started_at, clock=clock, bad_pages=bad)
+    return _bad_pages(b"".join(messages).decode("utf-8", "replace"), status)
 
 
 def _may_have_tablespaces(dsn: str) -> bool:
@@ -145,40 +162,36 @@ def _may_have_tablespaces(dsn: str) -> bool:
         return True
 
 
-def _capture_streamed(
+def _take_streams(
+    backup: BaseBackup,
     writer: SnapshotWriter,
+    found: _Found,
     *,
-    dsn: str,
-    identity: SystemIdentity,
     checkpoint: CheckpointSpeed,
-    silence_seconds: float,
-    clock: Clock,
     progress: ByteProgress,
-) -> Captured:
-    started_at = clock.now()
-    found = _Found()
-    with open_base_backup(dsn, silence_seconds=silence_seconds) as backup:
+    closing: Callable[[], None],
+) -> list[tuple[bytes, int]]:
+    """Take every archive the server sends and return the damaged pages it named."""
+    with backup:
         served = frozenset(space.oid for space in backup.begin("drservice", checkpoint=checkpoint))
         for oid in served:
             writer.add_directory(f"{TABLESPACES}/{oid}".encode(), 0o700)
         for space, archive in backup.archives():
             stream = TarStream(archive, is_terminated=backup.is_terminated)
             below = f"{TABLESPACES}/{space.oid}/".encode() if space is not None else b""
-            _take(stream, writer, progress, lambda: None, found=found, below=below, served=served)
+            _take(stream, writer, progress, closing, found=found, below=below, served=served)
         found.manifest = backup.finish()
-        bad = backup.bad_pages()
     if found.locations:
         found.attachments[MAP_NAME] = write_map(found.locations)
-    return _conclude(found, writer, identity, started_at=started_at, clock=clock, bad_pages=bad)
+    return backup.bad_pages()
 
 
 def _end(process: subprocess.Popen[bytes], listener: threading.Thread) -> None:
     if process.poll() is None:
         processes.kill_group(process)
         process.wait()
-    assert process.stdout is not None
     assert process.stderr is not None
-    process.stdout.close()
+    _stdout(process).close()
     listener.join(10)
     process.stderr.close()
 

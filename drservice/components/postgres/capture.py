@@ -124,11 +124,10 @@ def capture_local(
     _recapture_lost(writer, sources, watched)
     control = _capture_control(writer, data_directory, system_id)
     stop = session.stop()
-    stopped_at = clock.now()
     return Captured(
         method="local",
         started_at=started_at,
-        stopped_at=stopped_at,
+        stopped_at=clock.now(),
         start_lsn=start.lsn,
         stop_lsn=_end_of(start, stop, control),
         timeline=start.timeline,

@@ -115,22 +115,33 @@ def place_cluster(
         raise FormatError(f"snapshot {reader.record.id} has no pg_control")
     for item in tablespaces:
         make_target(item.folder, account)
-        inside = InsideOf(oid=item.oid)
-        part = place(
-            reader.seen_through(inside),
-            item.folder,
-            hold_back=frozenset(),
-            wanted=None if wanted is None else partial(_wanted_below, wanted, inside.prefix),
-        )
-        sync_folder(item.folder)
-        placed = replace(
-            placed,
-            files=placed.files + part.files,
-            directories=placed.directories + part.directories,
-            written_bytes=placed.written_bytes + part.written_bytes,
-            fetched_bytes=placed.fetched_bytes + part.fetched_bytes,
-        )
+        placed = _with(placed, _place_inside(place, reader, item, wanted))
     return parse_control(raw), placed
+
+
+def _place_inside(
+    place: Callable[..., Placed], reader: SnapshotReader, item: Moved, wanted: Callable[[bytes], bool] | None
+) -> Placed:
+    """Place a tablespace into the folder that was named for it, durably."""
+    inside = InsideOf(oid=item.oid)
+    part = place(
+        reader.seen_through(inside),
+        item.folder,
+        hold_back=frozenset(),
+        wanted=None if wanted is None else partial(_wanted_below, wanted, inside.prefix),
+    )
+    sync_folder(item.folder)
+    return part
+
+
+def _with(placed: Placed, part: Placed) -> Placed:
+    return replace(
+        placed,
+        files=placed.files + part.files,
+        directories=placed.directories + part.directories,
+        written_bytes=placed.written_bytes + part.written_bytes,
+        fetched_bytes=placed.fetched_bytes + part.fetched_bytes,
+    )
 
 
 def _wanted_below(wanted: Callable[[bytes], bool], prefix: bytes, path: bytes) -> bool:
