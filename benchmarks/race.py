@@ -42,6 +42,7 @@ from pathlib import Path
 
 from racecluster import REFERENCE, SMALL, Cluster, Size, remove, warm
 from racepeers import Bucket, bucket_server, fetch_pgbackrest, machine
+from racepush import PushRace
 from racers import Backup, Drservice, PgBackRest, Racer, Restored, stored_bytes
 from racewatch import Cost, busy_share
 
@@ -65,10 +66,11 @@ class Results:
     samples: dict[str, dict[str, dict[str, list[dict[str, float]]]]] = field(default_factory=dict)
     foreign: list[float] = field(default_factory=list)
 
-    def add(self, store: str, row: str, name: str, cost: Cost, **more: float) -> None:
+    def add(self, store: str, row: str, name: str, cost: Cost | None, **more: float) -> None:
         """Note one run."""
-        sample = {**asdict(cost), **more}
-        self.foreign.append(cost.foreign_share)
+        sample = {**asdict(cost), **more} if cost is not None else more
+        if cost is not None:
+            self.foreign.append(cost.foreign_share)
         self.samples.setdefault(store, {}).setdefault(row, {}).setdefault(name, []).append(sample)
         shown = " ".join(f"{key} {value:,.2f}" for key, value in sample.items() if "seconds" in key)
         say(f"  {store:9} {row:11} {name:10} {shown}")
@@ -154,6 +156,8 @@ class Round:
     base: Path
     cluster: Cluster
     racers: Sequence[Racer]
+    bucket: Bucket | None
+    pushes: PushRace
     results: Results
     held: list[Path] = field(default_factory=list)
     first: dict[str, Backup] = field(default_factory=dict)
@@ -161,8 +165,6 @@ class Round:
 
     def run(self, rows: Sequence[str], clock: Clock, scale: float) -> None:
         """Do the rows asked for, in the order that they need."""
-        for racer in self.racers:
-            racer.prepare()
         steps: Mapping[str, Callable[[], None]] = {
             "full": partial(self._backups, "full"),
             "unchanged": partial(self._backups, "unchanged"),
@@ -172,10 +174,15 @@ class Round:
             "pitr": self._recoveries,
             "push": self._pushes,
         }
-        for row in ROWS:
-            if row in rows:
-                with clock.step(f"{self.store}: {row}", _EXPECTED_SECONDS[row] * scale):
-                    steps[row]()
+        with ExitStack() as stack:
+            for racer in self.racers:
+                racer.prepare()
+                stack.enter_context(racer.helping())
+            stack.callback(self.cluster.archive_by, None)
+            for row in ROWS:
+                if row in rows:
+                    with clock.step(f"{self.store}: {row}", _EXPECTED_SECONDS[row] * scale):
+                        steps[row]()
         for racer in self.racers:
             remove(self._place(racer, "restored"))
 
@@ -243,13 +250,11 @@ class Round:
         say(f"    {_phases(restored.phases)}")
 
     def _pushes(self) -> None:
-        from walpush import push_ready_segments  # noqa: PLC0415  # only where it is raced
-
+        self.pushes.server()
+        jobs = {"drservice": self.pushes.drservice, "pgbackrest": self.pushes.pgbackrest}
         for racer in self.racers:
-            pushed = push_ready_segments(racer, self.cluster, segments=self.cluster.size.segments)
-            self.results.add(
-                self.store, "push", racer.name, pushed.cost, segments_per_second=pushed.segments_per_second
-            )
+            os.sync()
+            self.results.add(self.store, "push", racer.name, None, **jobs[racer.name](self.bucket))
 
 
 def _phases(phases: Mapping[str, float]) -> str:
@@ -280,9 +285,11 @@ def race(arguments: argparse.Namespace, size: Size, work: Path) -> dict[str, obj
     per_round = sum(_EXPECTED_SECONDS[row] for chosen in rows.values() for row in chosen)
     clock = Clock(expected=(_CLUSTER_SECONDS + per_round * arguments.rounds) * scale)
     cluster = Cluster(work / "cluster", size)
+    pushes = PushRace(work / "push", size.segments, program)
     versions: dict[str, str] = {}
     with ExitStack() as stack:
         with clock.step("make the cluster", _CLUSTER_SECONDS * scale):
+            stack.callback(pushes.close)
             stack.callback(cluster.stop)
             cluster.make()
         source_bytes = cluster.source_bytes()
@@ -294,7 +301,15 @@ def race(arguments: argparse.Namespace, size: Size, work: Path) -> dict[str, obj
                     cluster.own(base, mode=0o755)
                     bucket = inner.enter_context(bucket_server(base)) if store == "s3" else None
                     racers = make_racers(base, cluster, bucket, program)[:: -1 if number % 2 else 1]
-                    one = Round(store=store, base=base, cluster=cluster, racers=racers, results=results)
+                    one = Round(
+                        store=store,
+                        base=base,
+                        cluster=cluster,
+                        racers=racers,
+                        bucket=bucket,
+                        pushes=pushes,
+                        results=results,
+                    )
                     one.run(rows[store], clock, scale)
                     versions = {racer.name: racer.version() for racer in racers}
                 remove(base)
@@ -342,7 +357,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--small", action="store_true", help="a cluster of a tenth, to try it")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=[row for row in ROWS if _is_ready(row)])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--stores", nargs="+", choices=STORES, default=list(STORES))
     parser.add_argument("--peers", type=Path, default=_cache_folder(), help="where fetched peers are kept")
     parser.add_argument("--work", type=Path, help="where to work (default: a temporary folder)")
@@ -370,10 +385,6 @@ def main() -> None:
         arguments.output.write_text(f"{text}\n")
     if not result["quiet"] and not arguments.anyway:
         raise SystemExit("others used the processors meanwhile: this is no result")
-
-
-def _is_ready(row: str) -> bool:
-    return row != "push" or Path(__file__).with_name("walpush.py").exists()
 
 
 if __name__ == "__main__":

@@ -6,9 +6,12 @@ All encrypt, compress with zstd level 1, work with two processes and verify page
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -62,9 +65,39 @@ class Drservice:
 
     @property
     def archive_command(self) -> str:
-        """Return what PostgreSQL runs for each segment."""
-        words = " ".join(f"{name}={value}" for name, value in self.environment.items())
-        return f"env {words} {self.program} --config {self.config} wal push --service erp %p"
+        """Return what PostgreSQL runs for each segment: the client that ``drservice check`` recommends."""
+        client = ROOT / "drservice" / "walclient" / "push.py"
+        return f"{sys.executable} -I -S {client} --config {self.config} --service erp --socket {self._socket} %p"
+
+    @property
+    def _socket(self) -> Path:
+        return self.base / "state" / "run" / "wal-erp-database.sock"
+
+    @contextmanager
+    def helping(self) -> Iterator[None]:
+        """Run the helper that uploads WAL, as the server's user, for the block."""
+        with (self.base / "helper.log").open("wb") as log:
+            process = subprocess.Popen(
+                [self.program, "--config", str(self.config), "wal", "helper", "erp"],
+                env={**os.environ, **self.environment},
+                cwd=self.base,
+                user=self.cluster.user,
+                group=self.cluster.user,
+                extra_groups=None if self.cluster.user is None else [],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            deadline = time.monotonic() + 60
+            while not self._socket.exists():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"no helper:\n{(self.base / 'helper.log').read_text()}")
+                time.sleep(0.02)
+            yield
+        finally:
+            process.terminate()
+            process.wait()
 
     def prepare(self) -> None:
         """Make keys, configuration and repository."""
@@ -117,7 +150,8 @@ services:
     def push(self, segments: Sequence[Path]) -> None:
         """Archive segments that were held, while nobody is timed."""
         for segment in segments:
-            self._quietly(*self._command("wal", "push", "--service", "erp", str(segment)))
+            command = [str(segment) if word == "%p" else word for word in self.archive_command.split()]
+            quietly(command, user=self.cluster.user, folder=self.base)
 
     def stored(self) -> Path:
         """Return where backups lie, and nothing else of size but WAL."""
@@ -160,47 +194,16 @@ class PgBackRest:
         self.cluster.own(self.base)
         for name in ("repo", "log", "lock", "spool"):
             self.cluster.own(self.base / name)
-        lines = [
-            "[global]",
-            f"cmd={self.program}",
-            "repo1-cipher-type=aes-256-cbc",
-            f"repo1-cipher-pass={PASSPHRASE}",
-            "repo1-bundle=y",
-            "repo1-block=y",
-            "repo1-retention-full=99",
-            "compress-type=zst",
-            "compress-level=1",
-            "process-max=2",
-            "start-fast=y",
-            f"log-path={self.base}/log",
-            "log-level-file=off",
-            "log-level-console=warn",
-            f"lock-path={self.base}/lock",
-            f"spool-path={self.base}/spool",
-            *(self._bucket_lines() if self.bucket else [f"repo1-path={self.base}/repo"]),
-            "[global:archive-get]",
-            "archive-async=y",
-            "[main]",
-            f"pg1-path={self.cluster.data}",
-            f"pg1-socket-path={self.cluster.sock}",
-            "pg1-user=postgres",
-        ]
-        self.config.write_text("\n".join(lines) + "\n")
+        text = pgbackrest_configuration(
+            self.base, self.program, data=self.cluster.data, sock=self.cluster.sock, bucket=self.bucket
+        )
+        self.config.write_text(text)
         self._quietly("stanza-create")
 
-    def _bucket_lines(self) -> list[str]:
-        assert self.bucket is not None
-        return [
-            "repo1-type=s3",
-            "repo1-path=/pgbackrest",
-            f"repo1-s3-bucket={self.bucket.name}",
-            f"repo1-s3-endpoint={self.bucket.address}",
-            "repo1-s3-region=us-east-1",
-            "repo1-s3-uri-style=path",
-            f"repo1-s3-key={self.bucket.key}",
-            f"repo1-s3-key-secret={self.bucket.secret}",
-            f"repo1-storage-ca-file={self.bucket.certificate}",
-        ]
+    @contextmanager
+    def helping(self) -> Iterator[None]:
+        """Run nothing: it starts what it needs by itself."""
+        yield
 
     def backup(self, *, full: bool) -> Backup:
         """Take a full or incremental backup."""
@@ -264,6 +267,53 @@ class PgBackRest:
 
     def _command(self, command: str, *options: str) -> list[str]:
         return [str(self.program), f"--config={self.config}", "--stanza=main", command, *options]
+
+
+def pgbackrest_configuration(
+    base: Path, program: Path, *, data: Path, sock: Path, bucket: Bucket | None, asynchronous: bool = False
+) -> str:
+    """Return a configuration file: everything that makes it fast is on; ``asynchronous``: WAL is pushed ahead."""
+    if bucket is None:
+        place = [f"repo1-path={base}/repo"]
+    else:
+        place = [
+            "repo1-type=s3",
+            f"repo1-path=/{base.name}",
+            f"repo1-s3-bucket={bucket.name}",
+            f"repo1-s3-endpoint={bucket.address}",
+            "repo1-s3-region=us-east-1",
+            "repo1-s3-uri-style=path",
+            f"repo1-s3-key={bucket.key}",
+            f"repo1-s3-key-secret={bucket.secret}",
+            f"repo1-storage-ca-file={bucket.certificate}",
+        ]
+    lines = [
+        "[global]",
+        f"cmd={program}",
+        "repo1-cipher-type=aes-256-cbc",
+        f"repo1-cipher-pass={PASSPHRASE}",
+        "repo1-bundle=y",
+        "repo1-block=y",
+        "repo1-retention-full=99",
+        "compress-type=zst",
+        "compress-level=1",
+        "process-max=2",
+        "start-fast=y",
+        f"log-path={base}/log",
+        "log-level-file=off",
+        "log-level-console=warn",
+        f"lock-path={base}/lock",
+        f"spool-path={base}/spool",
+        *place,
+        *(["[global:archive-push]", "archive-async=y"] if asynchronous else []),
+        "[global:archive-get]",
+        "archive-async=y",
+        "[main]",
+        f"pg1-path={data}",
+        f"pg1-socket-path={sock}",
+        "pg1-user=postgres",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 Racer = Drservice | PgBackRest

@@ -36,8 +36,8 @@ class Line:
     theirs_range: tuple[float, float]
     ours_bytes: int | None
     theirs_bytes: int | None
-    ours_memory: int
-    theirs_memory: int
+    ours_memory: int | None
+    theirs_memory: int | None
     unit: str
     more_is_better: bool
 
@@ -102,10 +102,10 @@ def _line(
         theirs=theirs[key],
         ours_range=ranges[OURS],
         theirs_range=ranges[PEER],
-        ours_bytes=int(ours["median_stored_bytes"]) if has_bytes else None,
-        theirs_bytes=int(theirs["median_stored_bytes"]) if has_bytes else None,
-        ours_memory=int(ours["median_largest_process_bytes"]),
-        theirs_memory=int(theirs["median_largest_process_bytes"]),
+        ours_bytes=_whole(ours["median_stored_bytes"] if has_bytes else None),
+        theirs_bytes=_whole(theirs["median_stored_bytes"] if has_bytes else None),
+        ours_memory=_whole(ours.get("median_largest_process_bytes")),
+        theirs_memory=_whole(theirs.get("median_largest_process_bytes")),
         unit=wanted.unit,
         more_is_better=wanted.more_is_better,
     )
@@ -126,7 +126,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _table_row(line: Line) -> str:
-    stored = "" if line.ours_bytes is None or line.theirs_bytes is None else _pair(line.ours_bytes, line.theirs_bytes)
+    stored = _pair(line.ours_bytes, line.theirs_bytes)
     memory = _pair(line.ours_memory, line.theirs_memory)
     ours = _with_range(line.ours, line.ours_range, line.unit)
     theirs = _with_range(line.theirs, line.theirs_range, line.unit)
@@ -142,7 +142,13 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _pair(ours: int, theirs: int) -> str:
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _pair(ours: int | None, theirs: int | None) -> str:
+    if ours is None or theirs is None:
+        return ""
     return f"{ours / 1e6:.0f} / {theirs / 1e6:.0f} MB"
 
 
