@@ -22,6 +22,7 @@ from drservice.components.postgres.placing import (
 )
 from drservice.components.postgres.recovery import ARCHIVING, RecoveryLog, TargetAction
 from drservice.components.postgres.server import PostgresPrograms, find_programs
+from drservice.components.postgres.supplying import configuration_of, supply_configuration
 from drservice.components.postgres.withholding import (
     CONTROL_NAME,
     place_control,
@@ -126,10 +127,32 @@ def _run(context: RestoreContext, request: RestoreRequest, phases: Phases) -> Re
         raise
     if request.afterwards is Afterwards.STOP:
         environment.destroy()
+    _hand_over_configuration(context, request, planned)
     if request.purpose != "mutation" and request.database is None:
         _remember(context, request, planned, result)
     context.progress.done()
     return result
+
+
+def _hand_over_configuration(context: RestoreContext, request: RestoreRequest, planned: Planned) -> None:
+    """Put the origin's configuration beside the data; only now, so that nothing that ran in isolation could use it.
+
+    What cannot be handed over is told and does not undo a recovery that was proven.
+    """
+    directory, record = request.cluster_directory, planned.resolved.plan.snapshot
+    if directory is None or request.database is not None:
+        return  # nobody takes such a copy into production
+    try:
+        configuration = configuration_of(context.repository.reader(planned.scope, record.id))
+        if configuration is None:
+            return
+        account = processes.server_account(directory)
+        folder = supply_configuration(configuration, directory, snapshot=record.id, account=account)
+    except DrError as error:
+        context.progress.note(f"WARNING: the configuration of the origin is not handed over: {error.message}")
+        return
+    lacking = f"; {len(configuration.missing)} are missing" if configuration.missing else ""
+    context.progress.note(f"configuration of the origin: {len(configuration.files)} files in {folder}{lacking}")
 
 
 def _require_action(request: RestoreRequest) -> None:
@@ -248,7 +271,7 @@ def _recover(
         context.progress.step("prove the target")
         reached = prove(environment, log, feeder, planned.resolved, action=request.action, promotes_to=promotes_to)
         settled = side.settle() if side is not None else None
-        placed_spaces = spaces.settle(programs, kept=request.into is not None)
+        placed_spaces = spaces.settle(programs, kept=request.cluster_directory is not None)
         if request.action is TargetAction.PAUSE:
             feeder.leave_answers()
         else:

@@ -84,15 +84,6 @@ class ClusterFacts:
         """The major version."""
         return self.server_version // 10000
 
-    @property
-    def configuration_outside(self) -> tuple[str, ...]:
-        """Configuration files that are not in the data directory (Debian's habit), as far as known."""
-        if self.data_directory is None:
-            return ()
-        inside = self.data_directory.rstrip("/") + "/"
-        files = (self.config_file, self.hba_file, self.ident_file)
-        return tuple(path for path in files if path and not path.startswith(inside))
-
 
 def cluster_facts(session: Session) -> ClusterFacts:
     """Ask the server everything a backup has to know before it begins.

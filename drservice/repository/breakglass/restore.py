@@ -753,6 +753,29 @@ def place_label(attachments: Fields, into: Path) -> None:
         file.write(attachments["backup_label"])
 
 
+def place_configuration(attachments: Fields, snapshot: Snapshot, into: Path) -> None:
+    """Write configuration that lay outside the data folder to where no server reads it, and say what is there (§7)."""
+    if "configuration" not in attachments:
+        return
+    with reading("the configuration of the origin"):
+        fields = unpack(attachments["configuration"])
+        demand(fields["v"] == 1, f"has version {fields['v']}")
+        base = into / "configuration"
+        base = into / f"configuration-{snapshot.id}" if os.path.lexists(base) else base
+        base.mkdir(mode=0o700)
+        for item in fields["files"]:
+            path = os.fsdecode(item["p"])
+            plain = path[:1] == "/" and path[1:2] not in ("", "/") and posixpath.normpath(path) == path
+            demand(plain and "\0" not in path, f"has a path that is none: {shown(item['p'])}")
+            place = base / path[1:]
+            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with new_file(place) as file:
+                file.write(item["c"])
+            say(f"Configuration: {shown(item['p'])} ({item['r']}, mode {item['m']:04o}) is in {base}")
+        for path, reason in fields["missing"] + fields["left_out"]:
+            say(f"Configuration NOT in the snapshot: {shown(path)} ({reason})")
+
+
 def place_wal(component: Component, snapshot: Snapshot, into: Path) -> None:
     """Write all WAL from the snapshot's start on, of all timelines, and refuse gaps by name."""
     about = snapshot.header["postgres"]
@@ -829,6 +852,10 @@ def restore(component: Component, arguments: argparse.Namespace) -> int:
     sync_folder(into)
     say(f"Restored {len(entries)} entries of {component.prefix}, snapshot {snapshot.id}, into {into}")
     if cluster:
+        try:
+            place_configuration(secret["attachments"], snapshot, into)
+        except (Problem, OSError) as error:
+            say(f"ATTENTION: {error}. The cluster itself is whole.")
         explain_tablespaces(entries, secret["attachments"], into)
         explain_cluster(snapshot, secret, into, wal_into)
     else:

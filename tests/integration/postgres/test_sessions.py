@@ -133,7 +133,6 @@ def test_facts_are_the_servers(server: Cluster) -> None:
         assert facts.major == control.major
         assert facts.timeline == 1
         assert facts.data_directory == str(server.data)
-        assert facts.configuration_outside == ()
         assert facts.wal_segment_bytes == control.wal_segment_bytes == 1 << 20
         assert facts.block_bytes == control.block_bytes
         assert facts.data_checksums
