@@ -1,7 +1,7 @@
 """The row of archived WAL: 200 segments that are ready, given to each program by PostgreSQL's own archiver.
 
-The server of :mod:`walpush` has the same segments ready again and again. drservice works as ``check`` recommends (helper
-and small client), pgBackRest asynchronously with two processes; both answer only for what is durable.
+The server of :mod:`walpush` has the same segments ready again and again. drservice works as ``check`` recommends, with
+helper and small client, pgBackRest asynchronously with two processes; both answer only for what is durable.
 """
 
 from __future__ import annotations
