@@ -248,6 +248,22 @@ def test_a_file_that_is_written_while_it_is_read_is_not_archived(
     assert calls == 1
 
 
+def test_a_file_that_is_archived_otherwise_while_it_is_read_is_left_alone(
+    world: HelperWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From then on PostgreSQL may use the file again, under another name and with other content."""
+    path = world.segment(1)
+    real = os.readv
+
+    def done_meanwhile(file: int, buffers: list[memoryview]) -> int:
+        if ReadyFolder(world.data).is_ready(path.name):
+            world.done(path)
+        return real(file, buffers)
+
+    monkeypatch.setattr(os, "readv", done_meanwhile)
+    assert ReadyFolder(world.data).read(path.name, bytearray()) is None
+
+
 def test_a_link_in_pg_wal_is_not_followed(world: HelperWorld, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.write_bytes(segment_content(1))
