@@ -11,6 +11,7 @@ from drservice.settings.loading import load
 
 Refuse = Callable[[str | bytes], list[str]]
 HEAD = "version: 1\nrepository: {url: 'file:///srv/repository'}\n"
+BUCKET = "version: 1\nrepository:\n  url: 's3://bucket/p?region=x'\n  store:\n"
 ERP = HEAD + "services:\n  erp:\n"
 DATABASE = ERP + "    components:\n      database:\n        kind: postgres\n"
 
@@ -22,6 +23,48 @@ MISTAKES = {
         "3:24",
         "node.throttled_rate",
         "expected 1MB/s to 10GB/s",
+    ),
+    "a lock on a directory": (
+        "version: 1\nrepository: {url: 'file:///srv/repository', lock: {mode: compliance, days: 30}}\n",
+        "2:51",
+        "repository.lock",
+        "a directory has none of this",
+    ),
+    "an anchor's directory reached like a bucket": (
+        HEAD + "evidence: {anchors: [{name: x, url: 'file:///a', store: {retry_for: 5m}}]}\n",
+        "3:57",
+        "evidence.anchors[0].store",
+        "a directory has none of this",
+    ),
+    "a class that must be thawed": (
+        BUCKET + "    storage_class: {packs: GLACIER}\n",
+        "5:28",
+        "repository.store.storage_class.packs",
+        "a restore cannot wait; expected a class that is read at once",
+    ),
+    "a class that is none": (
+        BUCKET + "    storage_class: {wal: standard}\n",
+        "5:26",
+        "repository.store.storage_class.wal",
+        "in capitals",
+    ),
+    "an account as a number": (
+        BUCKET + "    expected_bucket_owner: 111122223333\n",
+        "5:28",
+        "repository.store.expected_bucket_owner",
+        "an account in quotes",
+    ),
+    "certificates named twice": (
+        BUCKET.replace("region=x", "region=x&ca=/a.pem") + "    ca: /b.pem\n",
+        "5:9",
+        "repository.store.ca",
+        "expected one of the two",
+    ),
+    "a patience beyond reason": (
+        BUCKET + "    read_timeout: 2h\n",
+        "5:19",
+        "repository.store.read_timeout",
+        "expected from 1s to 15m",
     ),
     "a service on two hosts": (
         DATABASE
@@ -329,7 +372,13 @@ MISTAKES = {
         "version: 1\nrepository:\n  url: file:///r\n  recipients: [ssh-ed25519 AAAA]\n",
         "4:16",
         "repository.recipients[0]",
-        "only age X25519",
+        "expected a public SSH key",
+    ),
+    "hardware recipient": (
+        "version: 1\nrepository:\n  url: file:///r\n  recipients: [age1yubikey1qqq]\n",
+        "4:16",
+        "repository.recipients[0]",
+        "only recipients of X25519",
     ),
     "short signer": (
         "version: 1\nrepository:\n  url: file:///r\n  signers: {db1: {key: 'ed25519:AAAA'}}\n",
