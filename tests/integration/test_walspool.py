@@ -88,6 +88,13 @@ def test_what_follows_is_ready_and_served_and_the_spool_follows_and_is_bounded(w
     assert not world.folder.exists()
 
 
+def test_what_postgresql_is_past_is_removed_although_nobody_took_it(world: World) -> None:
+    with world.prefetching(1):
+        wait_for(lambda: world.entries() == [name_of(2), name_of(3), name_of(4)], "three segments")
+        spool.note_asked(str(world.folder), name_of(4))
+        wait_for(lambda: world.entries() == [name_of(5), name_of(6)], "those behind it, and no others")
+
+
 def test_a_segment_on_its_way_is_waited_for(world: World) -> None:
     free = threading.Event()
 
