@@ -42,20 +42,38 @@ def resolve(reference: str) -> Secret:
         SecretError: for a literal, an unknown scheme, or a source that cannot be read. The message names
             the reference, never the value.
     """
+    content = resolve_bytes(reference)
+    try:
+        return Secret(content.decode("utf-8").strip())
+    except UnicodeDecodeError as error:
+        raise SecretError(f"what {_shown(reference)} leads to is no text") from error
+
+
+def resolve_bytes(reference: str) -> bytes:
+    """Resolve a secret reference to its bytes as they are; hand them on at once and never show them.
+
+    Raises:
+        SecretError: as :func:`resolve`.
+    """
     scheme, colon, rest = reference.partition(":")
     if not colon or scheme not in {"file", "env", "command"}:
         raise SecretError("a secret must be a reference, not a literal")
     if scheme == "env":
-        value = os.environ.get(rest)
+        value = os.environb.get(os.fsencode(rest))
         if value is None:
             raise SecretError(f"the environment variable {rest} is not set")
-        return Secret(value)
+        return value
     if scheme == "file":
         try:
-            return Secret(Path(rest).read_text(encoding="utf-8").strip())
-        except (OSError, UnicodeDecodeError) as error:
+            return Path(rest).read_bytes()
+        except OSError as error:
             raise SecretError(f"cannot read the secret file {rest}: {error}") from error
     result = processes.run(shlex.split(rest), timeout_seconds=30)
     if result.status != 0:
-        raise SecretError(f"the command of {reference.split(maxsplit=1)[0]} ... ended with status {result.status}")
-    return Secret(result.stdout.decode("utf-8").strip())
+        raise SecretError(f"the command of {_shown(reference)} ended with status {result.status}")
+    return result.stdout
+
+
+def _shown(reference: str) -> str:
+    """Return a reference without what a command is given."""
+    return f"{reference.split(maxsplit=1)[0]} ..." if reference.startswith("command:") else reference

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import click
 
 from drservice.cli.formatting import format_table
 from drservice.cli.invocation import Invocation
+from drservice.clock import to_iso
 from drservice.errors import ExitStatus, NoIdentityError, UsageError
 from drservice.model.evidence import KeyRole
 from drservice.operations.enroll import enroll_key
-from drservice.operations.keys import check_identities, list_keys
+from drservice.operations.keys import Rewrapped, check_identities, list_keys, rewrap_keys
 from drservice.repository.envelope import fingerprint
 from drservice.settings.scalars import parse_signer_key
 from drservice.wiring.data_plane import open_data_plane
@@ -48,19 +51,17 @@ def list_all(invocation: Invocation, service: str | None) -> None:
 def check(invocation: Invocation, service: str | None) -> ExitStatus:
     """Check keys."""
     estate = invocation.load().estate
-    references = estate.repository.identities
-    if not references:
+    if not estate.repository.identities:
         raise NoIdentityError("no identity is configured here, so nothing can be proved")
     with open_data_plane(estate) as plane:
         checks = [
-            item
-            for chosen in estate.selected(service)
-            for item in check_identities(plane.repository, references, chosen.name)
+            item for chosen in estate.selected(service) for item in check_identities(plane.repository, chosen.name)
         ]
     document = {
         "checks": [
             {
                 "service": item.service,
+                "identity": item.identity,
                 "recipient": item.recipient,
                 "key": item.key_id,
                 "state": "ok" if item.opened else "failed",
@@ -69,9 +70,66 @@ def check(invocation: Invocation, service: str | None) -> ExitStatus:
             for item in checks
         ]
     }
-    lines = [f"{'ok    ' if i.opened else 'FAILED'} {i.service}: {i.recipient} {i.detail}" for i in checks]
+    lines = [
+        f"{'ok    ' if i.opened else 'FAILED'} {i.service}: {i.identity} ({i.recipient or 'no recipient'}) {i.detail}"
+        for i in checks
+    ]
     invocation.output.result("keys-check", document, lines)
     return ExitStatus.OK if checks and all(item.opened for item in checks) else ExitStatus.INTEGRITY
+
+
+@click.command(help="Wrap existing data keys for the recipients that are configured now and cannot open them yet.")
+@click.argument("service", required=False)
+@click.option("--dry-run", is_flag=True, help="open the keys and say what would be wrapped; write nothing")
+@click.pass_obj
+def rewrap(invocation: Invocation, service: str | None, *, dry_run: bool) -> ExitStatus:
+    """Wrap keys again."""
+    estate = invocation.load().estate
+    with open_data_plane(estate) as plane, invocation.progress() as progress:
+        done = [
+            rewrap_keys(plane.repository, chosen, clock=plane.clock, progress=progress, dry_run=dry_run)
+            for chosen in estate.selected(service)
+        ]
+    document = {
+        "dry_run": dry_run,
+        "recipients": list(estate.repository.recipients),
+        "services": [
+            {
+                "service": item.service,
+                "keys": item.keys,
+                "wrapped": list(item.wrapped),
+                "unopened": [{"key": key, "reason": reason} for key, reason in item.unopened],
+                "wal_with_own_key": {
+                    "count": item.wal.count,
+                    "oldest": to_iso(item.wal.oldest) if item.wal.oldest else None,
+                    "newest": to_iso(item.wal.newest) if item.wal.newest else None,
+                },
+                "points_with_own_key": item.points,
+            }
+            for item in done
+        ],
+    }
+    lines = [line for item in done for line in _rewrapped_lines(item, dry_run=dry_run)]
+    lines.append("A recipient that was taken out of the settings keeps what it could open: this revokes nothing.")
+    invocation.output.result("keys-rewrap", document, [*lines, "next: drservice keys list"])
+    return ExitStatus.PARTIAL if any(item.unopened for item in done) else ExitStatus.OK
+
+
+def _rewrapped_lines(item: Rewrapped, *, dry_run: bool) -> Iterator[str]:
+    verb = "would be wrapped" if dry_run else "wrapped"
+    ready = item.keys - len(item.wrapped) - len(item.unopened)
+    yield f"{item.service}: {item.keys} data keys; {len(item.wrapped)} {verb}, {ready} had every recipient already"
+    yield from (f"  NOT OPENED: {key}: {reason}" for key, reason in item.unopened)
+    if item.wal.count:
+        assert item.wal.oldest is not None
+        assert item.wal.newest is not None
+        yield (
+            f"  {item.wal.count} WAL files carry a key of their own, which only the recipients of their day open"
+            f" (received {to_iso(item.wal.oldest)} to {to_iso(item.wal.newest)}):"
+            " keep an identity of that day as long as they are kept"
+        )
+    if item.points:
+        yield f"  {item.points} recovery points do, too; no restore needs what is sealed in them"
 
 
 @click.command(help="Put on record that HOST signs with PUBLIC_KEY (ed25519:...) from now on.")

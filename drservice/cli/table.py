@@ -52,6 +52,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("keys enroll", "drservice.cli.keys:enroll", "put the key of another host on record"),
     Entry("keys list", "drservice.cli.keys:list_all", "data keys and who can open them"),
     Entry("keys check", "drservice.cli.keys:check", "prove that each identity opens a recent key"),
+    Entry("keys rewrap", "drservice.cli.keys:rewrap", "wrap existing data keys for the recipients of today"),
     Entry("web", "drservice.cli.web:web", "serve pages and API from this machine"),
     Entry("account add", "drservice.cli.account:add", "add somebody who may use pages and API"),
     Entry("account list", "drservice.cli.account:list_accounts", "who may use pages and API"),

@@ -54,6 +54,8 @@ class RepositorySettings:
     recipients: tuple[str, ...] = ()
     identities: tuple[str, ...] = ()
     """Secret references; empty on hosts that only write."""
+    identity_passphrase: str | None = None
+    """Secret reference to the passphrase of protected identity files; ``None``: a terminal is asked."""
     signers: tuple[SignerSettings, ...] = ()
     bytes_per_second: int | None = None
     """What is moved to and from the store at most; set for the process of a throttled run only."""

@@ -116,11 +116,12 @@ def _check_keys(context: HealthContext, services: Sequence[Service], checklist: 
         return
     with checklist.asking("identity"):
         for service in services:
-            for item in check_identities(context.repository, settings.identities, service.name):
-                if item.opened or item.key_id is None:
-                    checklist.ok("identity", f"{service.name}: {item.recipient[:16]}... {item.detail}")
+            for item in check_identities(context.repository, service.name):
+                if item.opened or (item.key_id is None and item.recipient is not None):
+                    checklist.ok("identity", f"{service.name}: {str(item.recipient)[:16]}... {item.detail}")
                 else:
-                    checklist.fail("identity", f"{service.name}: {item.detail}", "Configure the right identity.")
+                    told = f"{service.name}: {item.identity} {item.detail}"
+                    checklist.fail("identity", told, "Configure the right identity, or drservice keys rewrap.")
 
 
 def _check_recovery_tools(context: HealthContext, checklist: Checklist) -> None:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 
 from drservice.canonical import Json
-from drservice.errors import DrError
+from drservice.clock import Clock
+from drservice.errors import (
+    DamagedObjectError,
+    DrError,
+    FormatError,
+    KeyProblemError,
+    MissingObjectError,
+    NoIdentityError,
+)
+from drservice.model.estate import Service
 from drservice.model.ids import KeyId, ServiceName, is_ulid
+from drservice.operations.progress import Progress
 from drservice.repository import layout
-from drservice.repository.envelope import read_object
-from drservice.repository.keys import Identities
+from drservice.repository.envelope import HostKey, read_object
+from drservice.repository.keys import DataKey, Identities
 from drservice.repository.repository import Repository
+
+_READERS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +45,37 @@ class KeyCheck:
     """Whether one identity opens the newest data key of a service."""
 
     service: ServiceName
-    recipient: str
+    identity: str
+    """The reference it was loaded from."""
+    recipient: str | None
+    """Whom it opens for; ``None`` if it cannot be loaded."""
     key_id: KeyId | None
     opened: bool
     detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnKeys:
+    """WAL files that carry their key themselves, by when the store received them."""
+
+    count: int
+    oldest: datetime | None
+    newest: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewrapped:
+    """What became of the data keys of a service."""
+
+    service: ServiceName
+    keys: int
+    wrapped: tuple[KeyId, ...]
+    """Which lacked a recipient of today and have it now (or would have)."""
+    unopened: tuple[tuple[KeyId, str], ...]
+    """Which lack one and cannot be opened here, with the reason."""
+    wal: OwnKeys
+    points: int
+    """Recovery points: each carries its key itself; nothing that a restore needs is in one alone."""
 
 
 def list_keys(repository: Repository, service: ServiceName) -> list[KeyFacts]:
@@ -44,17 +85,14 @@ def list_keys(repository: Repository, service: ServiceName) -> list[KeyFacts]:
         FormatError, UnknownSignerError, BadSignatureError, DamagedObjectError: one cannot be believed.
     """
     found: list[KeyFacts] = []
-    for info in repository.store.list(layout.data_key_prefix(service)):
-        parts = info.key.split("/")
-        if len(parts) != 4 or not is_ulid(parts[2]):
-            continue
-        header, _ = _read(repository, info.key)
+    for object_key in _key_objects(repository, service):
+        header, _ = _read(repository, object_key)
         recipients = header.get("recipients")
         found.append(
             KeyFacts(
                 service=service,
                 key_id=KeyId(str(header.get("key_id"))),
-                object_key=info.key,
+                object_key=object_key,
                 created_at=str(header.get("created_at")),
                 host=str(header.get("host")),
                 recipients=tuple(str(item) for item in recipients) if isinstance(recipients, list) else (),
@@ -63,35 +101,49 @@ def list_keys(repository: Repository, service: ServiceName) -> list[KeyFacts]:
     return found
 
 
-def check_identities(repository: Repository, references: tuple[str, ...], service: ServiceName) -> list[KeyCheck]:
-    """Try each identity on the newest data key of a service. Could not try is not a pass.
+def check_identities(repository: Repository, service: ServiceName) -> list[KeyCheck]:
+    """Try each identity that is configured here on the newest data key of a service. Could not try is not a pass.
 
-    Raises:
-        SecretError, KeyProblemError: an identity reference cannot be loaded.
+    One that cannot be loaded is a failed check by its name, and the others are tried all the same.
     """
     keys = list_keys(repository, service)
+    newest = max((key.key_id for key in keys), default=None)
+    wrappings = [key for key in keys if key.key_id == newest]
     checks: list[KeyCheck] = []
-    for reference in references:
-        identities = Identities.load([reference])
-        for recipient in identities.recipients:
-            if not keys:
-                checks.append(
-                    KeyCheck(
-                        service=service,
-                        recipient=recipient,
-                        key_id=None,
-                        opened=False,
-                        detail="there is no data key yet; take a backup first",
-                    )
+    for reference, identities in repository.keyring.identities.each():
+        try:
+            recipients = identities.recipients
+        except DrError as error:
+            checks.append(
+                KeyCheck(
+                    service=service,
+                    identity=reference,
+                    recipient=None,
+                    key_id=newest,
+                    opened=False,
+                    detail=f"cannot be used: {error.message}",
                 )
-                continue
-            newest = max(key.key_id for key in keys)
-            checks.append(_try(repository, identities, recipient, [k for k in keys if k.key_id == newest]))
+            )
+            continue
+        for recipient in recipients:
+            alone = identities.only(recipient)
+            opened, detail = _try(repository, alone, wrappings)
+            checks.append(
+                KeyCheck(
+                    service=service,
+                    identity=reference,
+                    recipient=recipient,
+                    key_id=newest,
+                    opened=opened,
+                    detail=detail,
+                )
+            )
     return checks
 
 
-def _try(repository: Repository, identities: Identities, recipient: str, wrappings: list[KeyFacts]) -> KeyCheck:
-    detail = ""
+def _try(repository: Repository, identities: Identities, wrappings: list[KeyFacts]) -> tuple[bool, str]:
+    """Return whether one identity opens a data key by any of its wrappings, and what to say."""
+    detail = "there is no data key yet; take a backup first"
     for wrapping in wrappings:
         _, body = _read(repository, wrapping.object_key)
         try:
@@ -99,11 +151,90 @@ def _try(repository: Repository, identities: Identities, recipient: str, wrappin
         except DrError as error:
             detail = error.message
         else:
-            return KeyCheck(
-                service=wrapping.service, recipient=recipient, key_id=wrapping.key_id, opened=True, detail="opens it"
-            )
-    first = wrappings[0]
-    return KeyCheck(service=first.service, recipient=recipient, key_id=first.key_id, opened=False, detail=detail)
+            return True, "opens it"
+    return False, detail
+
+
+def rewrap_keys(
+    repository: Repository, service: Service, *, clock: Clock, progress: Progress, dry_run: bool
+) -> Rewrapped:
+    """Wrap every data key of a service for the recipients of today that none of its wrappings names.
+
+    Each missing wrapping is one more object beside the others, signed by this host; nothing is changed or removed, so a
+    run that was cut off is just run again. A recipient that is not configured any more keeps what it could open.
+
+    Args:
+        repository: with an identity that opens the keys.
+        service: whose keys.
+        clock: dates the wrappings.
+        progress: hears of keys, then of WAL files.
+        dry_run: open every key that lacks a recipient and write nothing.
+
+    Raises:
+        NoIdentityError: no identity is configured here.
+        SecretError, KeyProblemError: none can be loaded, or this host may not sign.
+        ObjectStoreError: the store did not answer; what was written stays.
+    """
+    keyring = repository.keyring
+    if not keyring.identities.configured:
+        raise NoIdentityError("a data key is opened before it is wrapped again, and no identity is configured here")
+    keyring.identities.recipients  # noqa: B018 - what cannot be loaded ends this here, and is no failed key
+    signer = repository.host_key
+    today = frozenset(repository.recipients)
+    ids = sorted({KeyId(key.split("/")[2]) for key in _key_objects(repository, service.name)})
+    wrapped: list[KeyId] = []
+    unopened: list[tuple[KeyId, str]] = []
+    progress.step(f"keys of {service.name}", total_items=len(ids))
+    for key_id in ids:
+        if not today <= keyring.recipients_of(key_id, service=service.name):
+            try:
+                secret = keyring.secret(key_id, service=service.name)
+            except (KeyProblemError, FormatError, DamagedObjectError, MissingObjectError) as error:
+                unopened.append((key_id, error.message))
+            else:
+                if not dry_run:
+                    _wrap_again(repository, service.name, DataKey(id=key_id, secret=secret), signer, clock)
+                wrapped.append(key_id)
+        progress.advance(1)
+    return Rewrapped(
+        service=service.name,
+        keys=len(ids),
+        wrapped=tuple(wrapped),
+        unopened=tuple(unopened),
+        wal=_with_own_keys(repository, service, progress),
+        points=sum(1 for _ in repository.store.list(layout.point_prefix(service.name))),
+    )
+
+
+def _wrap_again(repository: Repository, service: ServiceName, key: DataKey, signer: HostKey, clock: Clock) -> None:
+    """Store a wrapping for all recipients of today, and look whether it is one that others believe."""
+    repository.keyring.publish(key, service=service, recipients=repository.recipients, signer=signer, now=clock.now())
+    missing = frozenset(repository.recipients) - repository.keyring.recipients_of(key.id, service=service)
+    if missing:
+        raise DamagedObjectError(f"data key {key.id} was wrapped again, and the store does not show it")
+
+
+def _with_own_keys(repository: Repository, service: Service, progress: Progress) -> OwnKeys:
+    """Count the WAL files whose key is in their own header: nobody can be added to them."""
+    found: list[datetime] = []
+    for component in service.databases():
+        archive = repository.wal(repository.scope(service.name, component.name))
+        files = [item for system_id in archive.system_ids() for item in archive.listing(system_id)]
+        progress.step(f"WAL files of {service.name}/{component.name}", total_items=len(files))
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="heads") as pool:
+            for item, own in zip(files, pool.map(archive.carries_key, files), strict=True):
+                progress.advance(1)
+                if own:
+                    found.append(item.modified_at)
+    progress.done()
+    return OwnKeys(count=len(found), oldest=min(found, default=None), newest=max(found, default=None))
+
+
+def _key_objects(repository: Repository, service: ServiceName) -> Iterator[str]:
+    for info in repository.store.list(layout.data_key_prefix(service)):
+        parts = info.key.split("/")
+        if len(parts) == 4 and is_ulid(parts[2]):
+            yield info.key
 
 
 def _read(repository: Repository, key: str) -> tuple[Mapping[str, Json], bytes | memoryview]:

@@ -14,7 +14,7 @@ from datetime import datetime
 import pyrage
 
 from drservice.canonical import Json
-from drservice.credentials import resolve
+from drservice.credentials import resolve_bytes
 from drservice.errors import (
     ConfigurationError,
     DamagedObjectError,
@@ -24,12 +24,20 @@ from drservice.errors import (
     MissingObjectError,
     NoIdentityError,
     ObjectNotFoundError,
+    SecretError,
     WrongIdentityError,
 )
 from drservice.model.ids import KeyId, RepositoryId, ServiceName, make_ulid
 from drservice.objectstore.interface import ObjectStore
 from drservice.repository import layout
 from drservice.repository.envelope import Envelope, HostKey, Trust, read_object, write_envelope
+from drservice.repository.recipients import (
+    AskPassphrase,
+    LoadedIdentity,
+    no_passphrase,
+    parse_recipient,
+    read_identities,
+)
 
 DATA_KEY_BYTES = 32
 
@@ -57,13 +65,7 @@ def wrap(secret: bytes, recipients: Sequence[str]) -> bytes:
         raise ConfigurationError(
             "no recipients are configured", hint="Set repository.recipients; `drservice init` makes a pair."
         )
-    parsed = []
-    for recipient in recipients:
-        try:
-            parsed.append(pyrage.x25519.Recipient.from_str(recipient))
-        except pyrage.RecipientError as error:
-            raise ConfigurationError(f"{recipient} is no age recipient") from error
-    wrapped: bytes = pyrage.encrypt(secret, parsed)
+    wrapped: bytes = pyrage.encrypt(secret, [parse_recipient(recipient) for recipient in recipients])
     return wrapped
 
 
@@ -77,25 +79,38 @@ class Identities:
     """The age identities configured here. Without any, nothing can be read.
 
     They are loaded when something is to be read for the first time: a WAL push runs as PostgreSQL's user, who must not
-    need the identity file to write.
+    need the identity file to write. Of several, one that cannot be loaded does not keep the others from reading.
     """
 
-    def __init__(self, references: Iterable[str] = ()) -> None:
+    def __init__(self, references: Iterable[str] = (), *, passphrase: AskPassphrase = no_passphrase) -> None:
         self._references = tuple(references)
-        self._items: list[object] | None = None
-        self._recipients: list[str] = []
+        self._passphrase = passphrase
+        self._items: list[LoadedIdentity] | None = None
+        self._problems: list[DrError] = []
 
     @classmethod
-    def load(cls, references: Iterable[str]) -> Identities:
+    def load(cls, references: Iterable[str], *, passphrase: AskPassphrase = no_passphrase) -> Identities:
         """Load identities from secret references now; a file may hold several, with comments.
 
         Raises:
             SecretError: a reference cannot be resolved.
             KeyProblemError: the content is no age identity.
         """
-        made = cls(references)
+        made = cls(references, passphrase=passphrase)
         made._loaded()
+        if made._problems:
+            raise made._problems[0]
         return made
+
+    def each(self) -> tuple[tuple[str, Identities], ...]:
+        """Return every reference with its identities alone, not loaded yet."""
+        return tuple((item, Identities([item], passphrase=self._passphrase)) for item in self._references)
+
+    def only(self, recipient: str) -> Identities:
+        """Return those of these that open for a recipient."""
+        chosen = Identities(self._references, passphrase=self._passphrase)
+        chosen._items = [item for item in self._loaded() if item.recipient == recipient]
+        return chosen
 
     @property
     def configured(self) -> bool:
@@ -107,10 +122,9 @@ class Identities:
         """The recipients these identities open for.
 
         Raises:
-            SecretError, KeyProblemError: they cannot be loaded.
+            SecretError, KeyProblemError: none of them can be loaded.
         """
-        self._loaded()
-        return tuple(self._recipients)
+        return tuple(item.recipient for item in self._loaded())
 
     def unwrap(self, wrapped: bytes | memoryview, what: str) -> bytes:
         """Open a wrapped data key.
@@ -119,46 +133,39 @@ class Identities:
             NoIdentityError: no identity here.
             WrongIdentityError: none of them opens it.
             FormatError: it opens, but is no data key.
-            SecretError, KeyProblemError: they cannot be loaded.
+            SecretError, KeyProblemError: none of them can be loaded.
         """
-        items = self._loaded()
+        items = [item.identity for item in self._loaded()]
         if not items:
             raise NoIdentityError(f"{what} can only be read with an identity, and none is configured here")
         try:
             secret: bytes = pyrage.decrypt(bytes(wrapped), items)
         except pyrage.DecryptError as error:
-            raise WrongIdentityError(f"none of the {len(items)} identities here opens {what}") from error
+            others = "".join(f"; not tried: {problem.message}" for problem in self._problems)
+            raise WrongIdentityError(f"none of the {len(items)} identities here opens {what}{others}") from error
         if len(secret) != DATA_KEY_BYTES:
             raise FormatError(f"{what} holds {len(secret)} bytes instead of a 32-byte data key")
         return secret
 
-    def _loaded(self) -> list[object]:
+    def _loaded(self) -> list[LoadedIdentity]:
+        """Return what can be loaded; a problem counts only if nothing can."""
         if self._items is None:
-            items: list[object] = []
+            items: list[LoadedIdentity] = []
+            self._problems.clear()
             for reference in self._references:
-                items.extend(self._load_one(reference))
+                try:
+                    items += read_identities(resolve_bytes(reference), _told(reference), self._passphrase)
+                except (SecretError, KeyProblemError) as error:
+                    self._problems.append(error)
+            if self._problems and not items:
+                raise self._problems[0]
             self._items = items
         return self._items
 
-    def _load_one(self, reference: str) -> list[object]:
-        lines = [
-            line.strip()
-            for line in resolve(reference).reveal().splitlines()
-            if line.strip() and not line.startswith("#")
-        ]
-        if not lines:
-            raise KeyProblemError(f"{reference} holds no age identity")
-        found: list[object] = []
-        for line in lines:
-            try:
-                identity = pyrage.x25519.Identity.from_str(line)
-            except pyrage.IdentityError as error:
-                raise KeyProblemError(
-                    f"{reference} holds a line that is no age identity (AGE-SECRET-KEY-1...)"
-                ) from error
-            found.append(identity)
-            self._recipients.append(str(identity.to_public()))
-        return found
+
+def _told(reference: str) -> str:
+    """Return how messages call a reference: a command without what it is given."""
+    return f"{reference.split(maxsplit=1)[0]} ..." if reference.startswith("command:") else reference
 
 
 @dataclass(slots=True)

@@ -211,6 +211,11 @@ class Repository:
             )
         )
 
+    @property
+    def recipients(self) -> tuple[str, ...]:
+        """Who can read what is written from here."""
+        return self._recipients
+
     def points(self, service: ServiceName) -> PointArchive:
         """Return the recovery points of a service."""
         return PointArchive(

@@ -319,6 +319,20 @@ class WalArchive:
             problem = problem or DamagedObjectError(cut)
         raise problem or SegmentAbsentError(f"{name.name} is not in the archive")
 
+    def carries_key(self, archived: ArchivedFile) -> bool:
+        """Tell whether a file that a listing showed was sealed with a key of its own, which travels in its header.
+
+        One small read, also on a versioned store: it is for counting, and what cannot be believed counts as its own.
+
+        Raises:
+            ObjectStoreError: the store did not answer.
+        """
+        try:
+            envelope = self._read_head(archived.key, archived.stored_bytes)
+        except (*_UNUSABLE, ObjectNotFoundError):
+            return True
+        return "key_id" not in envelope.header
+
     def _first_good(self, archived: ArchivedFile, read: Callable[[str], WalFacts]) -> WalFacts:
         problem: DrError | None = None
         for key in self._candidates(archived.key.split(_REPAIRED, maxsplit=1)[0]):
@@ -332,12 +346,14 @@ class WalArchive:
         if self._store.capabilities.versioned:
             return self._whole_facts(key, archived)  # the oldest valid version is the object, so all are read
         size = archived.stored_bytes if key == archived.key else self._store.stat(key).stored_bytes
-        head = self._store.read(key, length=min(size, HEAD_READ_BYTES))
+        return _facts(self._read_head(key, size))
+
+    def _read_head(self, key: str, stored_bytes: int) -> Envelope:
+        head = self._store.read(key, length=min(stored_bytes, HEAD_READ_BYTES))
         extent = header_extent(head, key)
         if extent > len(head):
             head = self._store.read(key, length=extent)
-        envelope = read_envelope(head, trust=self._trust, repository=self._scope.repository, key=key, kind="wal")
-        return _facts(envelope)
+        return read_envelope(head, trust=self._trust, repository=self._scope.repository, key=key, kind="wal")
 
     def _whole_facts(self, key: str, archived: ArchivedFile) -> WalFacts:
         name = WalFileName.parse(archived.name)

@@ -108,6 +108,7 @@ def _repository(repository: schema.Repository) -> RepositorySettings:
         url=repository.url,
         recipients=tuple(repository.recipients),
         identities=tuple(repository.identity),
+        identity_passphrase=repository.identity_passphrase,
         signers=tuple(
             SignerSettings(
                 name=name,

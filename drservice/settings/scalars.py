@@ -28,6 +28,9 @@ _UNITS = {
 }
 _DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h|d|w)")
 _PERIOD = re.compile(r"([0-9]{1,5})(h|d|w|mo|y)")
+_SSH_FIELDS = frozenset({("ssh-ed25519", 2), ("ssh-rsa", 3)})
+"""Kind of key, and how many fields it has with its name (RFC 8709, RFC 4253 section 6.6)."""
+_RSA_BYTES = 256
 _BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 _RECIPIENT = re.compile(rf"age1[{_BECH32}]{{58}}")
 _ORIGIN = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?")
@@ -97,16 +100,42 @@ def check_reference(text: str) -> str:
 
 
 def check_recipient(text: str) -> str:
-    """Accept an age X25519 recipient; its checksum is compared, so a mistyped letter is found here."""
+    """Accept an age recipient, X25519 or SSH, in its one spelling; a mistyped letter is found here."""
     if text.upper().startswith("AGE-SECRET-KEY-"):
         raise ValueError("this is a secret identity; a recipient begins with age1 (`age-keygen -y` prints it)")
-    if text.startswith(("ssh-", "age1tag", "age1yubikey")) or text == "scrypt":
-        raise ValueError("only age X25519 recipients (age1...) are supported by this version")
+    if text.startswith(("age1tag", "age1yubikey", "age1pq")) or text == "scrypt":
+        raise ValueError(
+            "only X25519 (age1...) and SSH (ssh-ed25519, ssh-rsa) recipients are supported by this version"
+        )
+    if text.startswith("ssh-"):
+        return _check_ssh(text)
     if not _RECIPIENT.fullmatch(text) or not _bech32_holds(text):
         raise ValueError(
             "expected an age recipient: age1 and 58 letters and digits with a valid checksum, as `age-keygen` prints it"
         )
     return text
+
+
+def _check_ssh(text: str) -> str:
+    """Accept a public key as ``ssh-keygen`` writes it; the comment is dropped, because recipients are compared."""
+    kind, _, rest = text.partition(" ")
+    encoded = rest.split()[0] if rest.split() else ""
+    try:
+        blob = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        blob = b""
+    fields = []
+    while len(blob) >= 4:
+        length = int.from_bytes(blob[:4])
+        fields.append(blob[4 : 4 + length])
+        blob = blob[4 + length :] if len(blob) >= 4 + length else b"?"
+    lengths = [len(field) for field in fields[1:]]
+    whole = not blob and bool(fields) and fields[0] == kind.encode()
+    if not whole or (kind, len(fields)) not in _SSH_FIELDS or (kind == "ssh-ed25519" and lengths != [32]):
+        raise ValueError("expected a public SSH key (ssh-ed25519 or ssh-rsa) as `ssh-keygen` writes it, in one line")
+    if kind == "ssh-rsa" and lengths[1] < _RSA_BYTES:
+        raise ValueError("an RSA key for age has at least 2048 bits")
+    return f"{kind} {encoded}"
 
 
 def _bech32_holds(text: str) -> bool:

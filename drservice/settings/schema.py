@@ -82,7 +82,12 @@ SecretReference: TypeAlias = Annotated[
 Recipient: TypeAlias = Annotated[
     str,
     AfterValidator(scalars.check_recipient),
-    WithJsonSchema({"type": "string", "pattern": "^age1[02-9ac-hj-np-z]{58}$"}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": "^(age1[02-9ac-hj-np-z]{58}$|ssh-(ed25519|rsa) [A-Za-z0-9+/]+={0,2}( |$))",
+        }
+    ),
 ]
 SignerKey: TypeAlias = Annotated[
     str,
@@ -221,11 +226,15 @@ class Repository(_Closed):
         description="s3://BUCKET/PREFIX?region=REGION (&endpoint=https://... for other stores) or file:///PATH"
     )
     recipients: list[Recipient] = Field(
-        default=[], description="age recipients: who can read what is written (recovery site, sealed escrow)"
+        default=[], description="age or SSH recipients: who can read what is written (recovery site, sealed escrow)"
     )
     identity: References = Field(
         default=[],
         description="secret identities as references, one or a list; only on hosts that restore",
+    )
+    identity_passphrase: SecretReference | None = Field(
+        default=None,
+        description="passphrase of identity files made with `age -p`; without it a terminal is asked",
     )
     signers: dict[Name, Signer] = Field(default={}, description="hosts whose objects are believed, by name")
     lock: Lock | None = Field(

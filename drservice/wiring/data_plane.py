@@ -15,6 +15,7 @@ from drservice.repository.hostkey import load_host_key
 from drservice.repository.keys import Identities
 from drservice.repository.repository import Repository, open_repository
 from drservice.wiring.opener import StoreOpener
+from drservice.wiring.passphrases import passphrase_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,9 @@ def open_data_plane(estate: Estate, *, clock: Clock | None = None) -> Iterator[D
                 open_store=opener,
                 signers=estate.repository.signers,
                 host_key=load_host_key(estate.state_dir),
-                identities=Identities(estate.repository.identities),
+                identities=Identities(
+                    estate.repository.identities, passphrase=passphrase_of(estate.repository.identity_passphrase)
+                ),
                 recipients=estate.repository.recipients,
                 clock=chosen,
             ),

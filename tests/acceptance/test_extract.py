@@ -129,6 +129,7 @@ def test_one_database_comes_back_as_it_was_and_little_else_is_fetched(told: Side
     assert told.estate.json("info", "erp")["services"][0]["verified_at"] is None, "one database proves no snapshot"
 
 
+@pytest.mark.long
 def test_a_page_that_should_be_there_and_is_not_fails_a_side_restore(
     told: SideHistory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

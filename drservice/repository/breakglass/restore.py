@@ -275,10 +275,12 @@ def open_record(key: bytes, kind: bytes, piece: Piece, stored: bytes) -> bytes:
 
 
 class Repository:
-    """A repository in a local folder, the signers that are believed and the identity that opens it."""
+    """A repository in a local folder, the signers that are believed and the identities that open it."""
 
-    def __init__(self, folder: Path, trust: list[str], identity: str | None, age: str) -> None:
-        self.folder, self.identity, self.age, self.lock = folder, identity, age, threading.Lock()
+    def __init__(self, folder: Path, trust: list[str], identities: list[str], age: str) -> None:
+        self.folder, self.identities, self.age, self.lock = folder, identities, age, threading.Lock()
+        self.unlocked: dict[str, bytes | None] = {}
+        self.unlocking = threading.Lock()
         self.data_keys: dict[tuple[str, str], bytes] = {}
         with reading("drservice-repository.json"):
             fields = parse_json((folder / "drservice-repository.json").read_bytes())
@@ -344,14 +346,40 @@ class Repository:
 
     def unwrap(self, wrapped: bytes) -> bytes:
         """Let the program age open a wrapped data key."""
-        demand(self.identity is not None, "this needs --identity FILE, the age identity from your escrow")
+        demand(bool(self.identities), "this needs --identity FILE, the age identity from your escrow")
         demand(shutil.which(self.age) is not None, f"the program {self.age} is not installed")
-        argv = [self.age, "--decrypt", "-i", str(self.identity)]
-        result = subprocess.run(argv, input=wrapped, capture_output=True, check=False)
+        argv, pipes = [self.age, "--decrypt"], []
+        for path in self.identities:
+            secret = self.unlock(path)
+            if secret is not None:
+                reader, writer = os.pipe()
+                pipes.append(reader)
+                with os.fdopen(writer, "wb") as file:
+                    file.write(secret)
+            argv += ["-i", path if secret is None else f"/dev/fd/{pipes[-1]}"]
+        try:
+            result = subprocess.run(argv, input=wrapped, capture_output=True, check=False, pass_fds=pipes)
+        finally:
+            for reader in pipes:
+                os.close(reader)
         told = result.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
         demand(result.returncode == 0, f"the identity does not open the data key ({told})")
         demand(len(result.stdout) == 32, "holds no data key")
         return result.stdout
+
+    def unlock(self, path: str) -> bytes | None:
+        """Return what is inside an identity file made with `age -p`, asked for once; None for any other identity."""
+        with self.unlocking:
+            if path not in self.unlocked:
+                with reading(path):
+                    begin = Path(path).read_bytes()[:64]
+                locked = begin.startswith((b"age-encryption.org/", b"-----BEGIN AGE ENCRYPTED FILE-----"))
+                if locked:
+                    result = subprocess.run([self.age, "--decrypt", path], stdout=subprocess.PIPE, check=False)
+                    demand(result.returncode == 0, f"{path} was not opened: wrong passphrase, or no terminal to ask on")
+                    demand(len(result.stdout) <= 1 << 15, f"{path} holds more than identities")
+                self.unlocked[path] = result.stdout if locked else None
+            return self.unlocked[path]
 
     def data_key(self, service: str, key_id: str) -> bytes:
         """Return a data key (§4): any wrapping that passes its checks and opens will do."""
@@ -1022,7 +1050,8 @@ def arguments_of(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", required=True, type=Path, help="the repository as a local folder")
-    parser.add_argument("--identity", help="file with the age identity (not needed for list)")
+    told = "file with an age identity, or an SSH private key; may be repeated (not needed for list)"
+    parser.add_argument("--identity", action="append", default=[], help=told)
     parser.add_argument("--trust", action="append", default=[], help="ed25519:HEX, a signer to believe; repeatable")
     parser.add_argument("--age", default="age", help="the program age, or rage")
     commands = parser.add_subparsers(dest="command", required=True)

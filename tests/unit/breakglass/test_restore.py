@@ -175,7 +175,7 @@ def test_a_flipped_bit_in_a_pack_is_found(
 def test_a_record_is_authenticated_even_in_a_pack_with_a_fitting_name(commit: Callable[..., Scene]) -> None:
     scene = commit()
     component = restore.Component(
-        restore.Repository(scene.writer.folder, [], str(scene.base / "identity"), "age"), "erp", "database"
+        restore.Repository(scene.writer.folder, [], [str(scene.base / "identity")], "age"), "erp", "database"
     )
     [name] = [name for kind, name in scene.writer.packs if kind == b"d"]
     [piece] = component.footer(b"d", name)
@@ -258,7 +258,7 @@ def test_packs_of_another_component_do_not_open(scene: Scene, writer: Writer) ->
     place.parent.mkdir(exist_ok=True)
     shutil.copy(writer.folder / other.pack_path(b"d", stolen), place)
     component = restore.Component(
-        restore.Repository(writer.folder, [], str(scene.base / "identity"), "age"), "erp", "database"
+        restore.Repository(writer.folder, [], [str(scene.base / "identity")], "age"), "erp", "database"
     )
     with pytest.raises(restore.Problem, match="not sealed for this component"):
         component.footer(b"d", stolen)
@@ -352,7 +352,7 @@ def test_each_zstd_gives_the_promised_length_and_no_more(variant: Callable[[byte
 
 
 def test_a_sealed_body_opens_only_in_its_place_and_with_its_key(scene: Scene) -> None:
-    component = restore.Component(restore.Repository(scene.writer.folder, [], None, "age"), "erp", "database")
+    component = restore.Component(restore.Repository(scene.writer.folder, [], [], "age"), "erp", "database")
     body = scene.writer.seal("wal/1/00000001/x", b"plain")
     assert component.unseal(scene.writer.data_key, "wal/1/00000001/x", body) == b"plain"
     for key, context in ((scene.writer.data_key, "wal/1/00000001/y"), (bytes(32), "wal/1/00000001/x")):

@@ -378,7 +378,7 @@ MISTAKES = {
         "version: 1\nrepository:\n  url: file:///r\n  recipients: [age1yubikey1qqq]\n",
         "4:16",
         "repository.recipients[0]",
-        "only recipients of X25519",
+        "only X25519 (age1...) and SSH",
     ),
     "short signer": (
         "version: 1\nrepository:\n  url: file:///r\n  signers: {db1: {key: 'ed25519:AAAA'}}\n",
