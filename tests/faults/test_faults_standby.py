@@ -9,9 +9,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from drservice.components.postgres.connection import connect
 from drservice.components.postgres.controlfile import read_control_file
+from drservice.components.postgres.facts import cluster_facts
+from drservice.environments.sandbox import open_sandbox
 from drservice.errors import (
     CaptureError,
     ExitStatus,
@@ -23,6 +27,9 @@ from drservice.errors import (
 )
 from drservice.model.estate import CaptureMethod
 from drservice.operations.backup import BackupResult
+from drservice.operations.checklist import Checklist, CheckState
+from drservice.operations.healthsource import asking_primary
+from drservice.operations.restorerequest import Afterwards
 from tests.doubles.cluster import Cluster, ClusterMaker
 from tests.faults.world import Site, at_time, end_of, insert, make_cluster, site_of
 
@@ -178,6 +185,88 @@ def test_t5_a_standby_promoted_in_mid_backup_leaves_no_snapshot(
         standby.kill9()
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("fault", ["none", "promoted"])
+def test_t5_a_role_that_may_replicate_and_nothing_else_backs_up_a_standby(
+    maker: ClusterMaker, pair: Pair, tmp_path: Path, fault: str
+) -> None:
+    """Without SQL the server's archives are read one by one, as for tablespaces."""
+    standby = make_standby(maker, pair.primary)
+    try:
+        site = site_of(standby, pair.spool, tmp_path / "site")
+        site.method, site.dsn, site.primary_dsn = (
+            CaptureMethod.PG_BASEBACKUP,
+            standby.dsn("nowhere"),
+            pair.primary.dsn(),
+        )
+        site.create()
+        if fault == "promoted":
+            with pytest.raises(StandbyPromotedError):
+                site.backup(progress=Meddling(action=lambda: standby.sql("select pg_promote()")))
+            site.require_sound(snapshots=0)
+        else:
+            site.backup()
+            instant = pair.insert()
+            known = pair.last
+            pair.insert()
+            archive_all(pair, site)
+            assert site.restored_ids(at_time(instant)) == list(range(1, known + 1))
+    finally:
+        standby.kill9()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", METHODS)
+def test_t5_a_standby_that_archives_itself_is_backed_up_on_an_idle_primary(
+    maker: ClusterMaker, pair: Pair, tmp_path: Path, method: CaptureMethod
+) -> None:
+    """With archive_mode = always the server waits for the last segment, which only the primary can end."""
+    standby = make_standby(maker, pair.primary)
+    try:
+        command = f"cp %p {pair.spool}/.always-%f && mv {pair.spool}/.always-%f {pair.spool}/%f"
+        standby.configure(archive_mode="always", archive_command=f"'{command}'")
+        standby.restart()
+        pair.insert()
+        pair.primary.sql("checkpoint")
+        catch_up(pair.primary, standby)
+        site = site_of(standby, pair.spool, tmp_path / "site")
+        site.method, site.primary_dsn, site.archive_wait = method, pair.primary.dsn(), timedelta(seconds=40)
+        site.create()
+        site.backup()
+        site.require_sound(snapshots=1)
+    finally:
+        standby.kill9()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", METHODS)
+def test_t5_a_backup_of_a_standby_under_pgbench_has_every_acknowledged_commit(
+    pair: Pair, tmp_path: Path, method: CaptureMethod
+) -> None:
+    site = pair.site(tmp_path / "site", method)
+    pair.primary.pgbench_init(scale=2)
+    bench = threading.Thread(target=lambda: pair.primary.pgbench(seconds=8))
+    bench.start()
+    time.sleep(2)
+    record = site.backup().record
+    bench.join()
+    sums = "select count(*), sum(delta), (select sum(abalance) from pgbench_accounts) from pgbench_history"
+    instant, expected = pair.insert(), pair.primary.sql(sums)
+    pair.insert()
+    archive_all(pair, site)
+    result = site.restore(at_time(instant), afterwards=Afterwards.LEAVE_RUNNING)
+    try:
+        with psycopg.connect(result.environment.dsn, autocommit=True) as connection:
+            assert connection.execute(sums.encode()).fetchall() == expected
+            assert expected[0][1] == expected[0][2]
+            connection.execute("create extension amcheck")
+            query = "select count(bt_index_check(oid, true)) from pg_class where relkind = 'i' and relname ~ '^pgbench'"
+            assert connection.execute(query).fetchall() == [(3,)]
+    finally:
+        open_sandbox(result.environment.path).destroy()
+    assert record.postgres.bad_pages == 0
+
+
 @pytest.mark.parametrize("method", ONE_LONG)
 def test_t5_a_standby_that_restarts_in_mid_backup_leaves_no_snapshot_and_the_next_run_succeeds(
     pair: Pair, tmp_path: Path, method: CaptureMethod
@@ -277,6 +366,30 @@ def test_t5_a_primary_dsn_that_leads_elsewhere_is_refused_before_anything_is_rea
         site.backup()
     assert site.objects("/packs/") == []
     other.kill9()
+
+
+def test_check_tells_what_a_standby_needs_of_its_primary(pair: Pair, tmp_path: Path) -> None:
+    site = pair.site(tmp_path / "site", CaptureMethod.LOCAL)
+    with connect(site.dsn) as session:
+        facts = cluster_facts(session)
+    assert facts.in_recovery
+
+    def answer(primary_dsn: str | None) -> tuple[CheckState, str]:
+        site.primary_dsn = primary_dsn
+        checklist = Checklist()
+        with asking_primary(site.component, facts, "erp/database", checklist) as primary:
+            assert (primary is None) == (primary_dsn is None or "standby" in checklist.results[0].detail)
+        (result,) = checklist.results
+        return result.state, f"{result.detail} {result.remedy}"
+
+    state, told = answer(None)
+    assert (state, "archive_timeout" in told) == (CheckState.WARNING, True)
+    state, told = answer(pair.standby.dsn())
+    assert (state, "primary_dsn leads to a standby" in told) == (CheckState.FAILED, True)
+    assert answer(pair.primary.dsn())[0] is CheckState.OK
+    pair.primary.sql("create role onlooker login")
+    state, told = answer(pair.primary.dsn(user="onlooker"))
+    assert (state, "GRANT EXECUTE ON FUNCTION pg_switch_wal() TO onlooker;" in told) == (CheckState.WARNING, True)
 
 
 def test_t15_what_was_cached_of_the_primary_says_nothing_of_its_standby(pair: Pair, tmp_path: Path) -> None:

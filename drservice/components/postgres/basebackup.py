@@ -176,10 +176,16 @@ def _take_streams(
         served = frozenset(space.oid for space in backup.begin("drservice", checkpoint=checkpoint))
         for oid in served:
             writer.add_directory(f"{TABLESPACES}/{oid}".encode(), 0o700)
-        for space, archive in backup.archives():
-            stream = TarStream(archive, is_terminated=backup.is_terminated)
-            below = f"{TABLESPACES}/{space.oid}/".encode() if space is not None else b""
-            _take(stream, writer, progress, closing, found=found, below=below, served=served)
+        try:
+            for space, archive in backup.archives():
+                stream = TarStream(archive, is_terminated=backup.is_terminated)
+                below = f"{TABLESPACES}/{space.oid}/".encode() if space is not None else b""
+                _take(stream, writer, progress, closing, found=found, below=below, served=served)
+        except CaptureError as error:
+            refusal = backup.refusal()
+            if refusal is None:
+                raise
+            raise refusal from error  # the server's own words say more than "the stream ended early"
         found.manifest = backup.finish()
     if found.locations:
         found.attachments[MAP_NAME] = write_map(found.locations)

@@ -130,6 +130,11 @@ class BaseBackup:
             raise CaptureError("the server did not say that its base backup is complete")
         return bytes(self._manifest)
 
+    def refusal(self) -> CaptureError | PostgresError | None:
+        """Return why the server broke an archive off, ``None`` if it did not."""
+        end = self._next_result()
+        return _refused(end) if end is not None and end.status == pq.ExecStatus.FATAL_ERROR else None
+
     def bad_pages(self) -> list[tuple[bytes, int]]:
         """Return (path in the data directory, block) of the damaged pages that the server named."""
         found: list[tuple[bytes, int]] = []

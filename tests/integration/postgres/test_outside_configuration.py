@@ -119,7 +119,8 @@ def test_t11_the_break_glass_script_brings_the_configuration_out_too(debian: Deb
     site.backup()
     into = tmp_path / "by-hand"
     script = site.repository_dir / "restore.py"
-    argv = [sys.executable, script, "--repository", site.repository_dir, "--identity", site.identity_file]
+    argv: list[str | Path] = [sys.executable, script, "--repository", site.repository_dir]
+    argv += ["--identity", site.identity_file]
     done = processes.run([*argv, "restore", "--service", "erp", "--into", into], timeout_seconds=120)
     assert done.status == 0, done.stderr.decode() + done.stdout.decode()
     for path, content in debian.expected().items():
