@@ -22,7 +22,7 @@ import pytest
 from drservice.errors import DrError
 from drservice.model.recovery import Target, TargetKind
 from drservice.model.snapshot import SnapshotRecord
-from tests.doubles.cluster import ClusterMaker
+from tests.doubles.cluster import Cluster, ClusterMaker
 from tests.doubles.estate import Pusher, TempEstate
 from tests.doubles.s3server import MotoBehaviour, MotoBuckets, S3Server, moto_server, rclone_server
 from tests.property.history import SCHEMA, Load, Log, Oracle, State, random_targets
@@ -65,8 +65,13 @@ def store(kind: str, folder: Path) -> Iterator[S3Server | None]:
         yield server
 
 
-def write_history(clusters: ClusterMaker, server: S3Server | None, *, method: str, checksums: bool, seed: int) -> Story:
-    """Write a history with snapshots in the middle of the load, and archive all of its WAL."""
+def write_history(
+    clusters: ClusterMaker, server: S3Server | None, *, method: str, checksums: bool, seed: int, spaces: bool = False
+) -> Story:
+    """Write a history with snapshots in the middle of the load, and archive all of its WAL.
+
+    With ``spaces`` the rows live in tablespaces, which are made, moved to and dropped between the snapshots.
+    """
     cluster = clusters.make(
         checksums=checksums, wal_segment_mb=1, settings={"max_prepared_transactions": "10", "archive_mode": "on"}
     )
@@ -74,6 +79,9 @@ def write_history(clusters: ClusterMaker, server: S3Server | None, *, method: st
     estate = TempEstate.over(cluster, url=url, method=method)
     estate.initialise()
     cluster.start()
+    if spaces:
+        make_space(clusters, cluster, "first")
+        cluster.sql("alter database postgres set default_tablespace = first")
     cluster.sql(SCHEMA)
     keep = cluster.root / "plain-wal"
     keep.mkdir()
@@ -84,6 +92,13 @@ def write_history(clusters: ClusterMaker, server: S3Server | None, *, method: st
             time.sleep(0.3)
             for turn in range(3):
                 snapshots.append(estate.backup().record)
+                if spaces:
+                    make_space(clusters, cluster, f"turn_{turn}")
+                    cluster.sql(f"alter index bulk_xid_idx set tablespace turn_{turn}")
+                    cluster.sql(f"create table in_{turn} tablespace turn_{turn} as select generate_series(1, 2000) i")
+                    if turn:
+                        cluster.sql(f"drop table in_{turn - 1}")
+                        cluster.sql(f"drop tablespace turn_{turn - 1}")
                 time.sleep(0.4)
                 cluster.sql(f"select pg_create_restore_point('point-{turn}a')")
                 cluster.sql("checkpoint" if turn % 2 else "select pg_switch_wal()")
@@ -107,6 +122,10 @@ def write_history(clusters: ClusterMaker, server: S3Server | None, *, method: st
     )
 
 
+def make_space(clusters: ClusterMaker, cluster: Cluster, name: str) -> None:
+    cluster.sql(f"create tablespace {name} location '{clusters.folder(name)}'")
+
+
 def check(story: Story, targets: list[Target]) -> None:
     """Restore to each target and compare."""
     with story.estate.plane() as plane:
@@ -122,11 +141,14 @@ def check(story: Story, targets: list[Target]) -> None:
             assert found == expected, where
 
 
-def run(clusters: ClusterMaker, folder: Path, *, method: str, kind: str, checksums: str, count: int) -> None:
+def run(
+    clusters: ClusterMaker, folder: Path, *, method: str, kind: str, checksums: str, count: int, spaces: bool = False
+) -> None:
     seed = int(os.environ.get("DRSERVICE_SEED") or secrets.randbits(32))
     print(f"to repeat: DRSERVICE_SEED={seed}")  # noqa: T201 - shown with a failure
     with store(kind, folder) as server:
-        story = write_history(clusters, server, method=method, checksums=checksums == "checksums", seed=seed)
+        with_checksums = checksums == "checksums"
+        story = write_history(clusters, server, method=method, checksums=with_checksums, seed=seed, spaces=spaces)
         try:
             first = story.snapshots[0]
             chosen = random_targets(
@@ -143,7 +165,7 @@ def run(clusters: ClusterMaker, folder: Path, *, method: str, kind: str, checksu
             check(story, [*chosen, Target(kind=TargetKind.TIME, time=quiet), Target(kind=TargetKind.LATEST)])
             used = {record.method for record in story.snapshots}
             assert used == {method}
-            assert {record.postgres.data_checksums for record in story.snapshots} == {checksums == "checksums"}
+            assert {record.postgres.data_checksums for record in story.snapshots} == {with_checksums}
         finally:
             story.estate.close()
 
@@ -162,3 +184,12 @@ def test_forty_random_instants_of_every_configuration_come_back(
     clusters: ClusterMaker, tmp_path: Path, method: str, kind: str, checksums: str
 ) -> None:
     run(clusters, tmp_path, method=method, kind=kind, checksums=checksums, count=42)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("method", METHODS)
+def test_t10_random_instants_of_a_history_in_tablespaces_that_come_and_go_come_back(
+    clusters: ClusterMaker, tmp_path: Path, method: str
+) -> None:
+    run(clusters, tmp_path, method=method, kind="directory", checksums="checksums", count=12, spaces=True)
