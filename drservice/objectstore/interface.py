@@ -47,6 +47,8 @@ class Capabilities:
     writable: bool
     warnings: tuple[str, ...] = ()
     """Sentences for ``check`` and ``info``; empty for a store without weaknesses."""
+    distant: bool = False
+    """Each request costs the latency of a network: several at once are worth their memory."""
     lock: LockSettings | None = None
     """How every object is locked when it is stored; ``None``: not at all."""
 

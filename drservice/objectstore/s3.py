@@ -14,7 +14,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from drservice.objectstore.s3locks import extend
 
 _LOCK_PATIENCE_SECONDS = 300.0
 _LOCK_STRIPES = 256
+_KNOWN_VERSIONS = 1 << 12
 
 
 class S3Store:
@@ -60,10 +63,11 @@ class S3Store:
         clock: Clock | None = None,
     ) -> None:
         self._location = location
-        self._capabilities = capabilities
+        self._capabilities = replace(capabilities, distant=True)
         self._lock_folder = lock_folder
         self._clock = clock or SystemClock()
         self._base = location.base
+        self._oldest_ids: OrderedDict[str, str] = OrderedDict()
         self.client = S3Client(location, clock=self._clock)
 
     @property
@@ -110,13 +114,13 @@ class S3Store:
         if offset < 0 or (length is not None and length < 0):
             raise ValueError(f"no range begins at {offset} with length {length}")
         if self._capabilities.create_mode is CreateMode.FIRST_VERSION_WINS:
-            return self._get(key, offset=offset, length=length, version=self._oldest(key)["VersionId"])
+            return self._get_oldest(key, offset=offset, length=length)
         try:
             return self._get(key, offset=offset, length=length, version=None)
         except ObjectNotFoundError:
             if not self._capabilities.versioned:
                 raise
-            return self._get(key, offset=offset, length=length, version=self._oldest(key)["VersionId"])
+            return self._get_oldest(key, offset=offset, length=length)
 
     def stat(self, key: str) -> ObjectInfo:
         """Return size and store time of an object (of its oldest version on a versioned bucket).
@@ -351,6 +355,18 @@ class S3Store:
             return self.client.call("put_object", f"create {key} ({size_of(content)} bytes)", **arguments)
 
     # --- reading ----------------------------------------------------------------------------------------
+
+    def _get_oldest(self, key: str, *, offset: int, length: int | None) -> bytes:
+        """Read from the oldest version; which one it is, is listed once: nothing can come to lie below it."""
+        known = self._oldest_ids.get(key)
+        if known is not None:
+            with contextlib.suppress(ObjectNotFoundError):  # deleted since: whatever is the oldest now
+                return self._get(key, offset=offset, length=length, version=known)
+        version = self._oldest_ids[key] = str(self._oldest(key)["VersionId"])
+        while len(self._oldest_ids) > _KNOWN_VERSIONS:
+            with contextlib.suppress(KeyError):  # another thread was quicker
+                self._oldest_ids.popitem(last=False)
+        return self._get(key, offset=offset, length=length, version=version)
 
     def _get(self, key: str, *, offset: int, length: int | None, version: str | None) -> bytes:
         if length == 0 or (offset and length is None):

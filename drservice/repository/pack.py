@@ -45,7 +45,7 @@ _MAX_RECORDS = 1 << 20
 _FULL_RECORDS = 1 << 15
 """A pack of tiny records is full as well: what refers to it waits in memory until it has a name."""
 _UPLOADS = {DATA_KIND: 2, NODE_KIND: 4}
-"""Packs under way at once per sink: with as many workers as usual 4 to 8 per pool, within the memory of a worker."""
+"""Packs under way at once to a distant store: with as many workers as usual 4 to 8 per pool, within their memory."""
 _KIND_NAMES = {DATA_KIND: ("data", "packs"), NODE_KIND: ("nodes", "nodes")}
 
 
@@ -158,7 +158,9 @@ class PackSink:
         self._store = store
         self._target = target
         self._compressor = Compressor(target.level)
-        self._uploads = Pipeline(width=_UPLOADS[target.kind], on_done=on_closed, name="pack-upload")
+        self._uploads = Pipeline(
+            width=_UPLOADS[target.kind] if store.capabilities.distant else 1, on_done=on_closed, name="pack-upload"
+        )
         self._next_token = 0
         self._pack: _OpenPack | None = None
         self._spare: list[bytearray] = []

@@ -54,6 +54,9 @@ _PIECE_BYTES = 24 << 20
 _BATCH_PIECES = 3
 """Pieces per batch: all but the first are fetched, and compared, while the one before is written."""
 _MERGE_GAP_BYTES = 256 << 10
+_SPAN_BYTES = 8 << 20
+_READERS = 4
+"""A distant store gives each request its latency and a share of its speed only: parts of a pack are fetched at once."""
 _OPEN_FILES = 128
 _HEAD_BYTES = 104
 _NO_PACK = b""
@@ -173,6 +176,7 @@ class FetchWorker:
         self._looked_at = _OpenFiles(self._root, os.O_RDONLY, spec.account)  # by the other thread only
         self._buffer = memoryview(bytearray(1 << 16))
         self._ahead = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch-ahead")
+        self._readers = ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="fetch-span")
 
     def work(self, tasks: Sequence[PackFetch], /) -> FetchReply:
         """Place a batch; what is next is compared and fetched meanwhile."""
@@ -195,6 +199,7 @@ class FetchWorker:
     def close(self) -> None:
         """Close files and connections."""
         self._ahead.shutdown(wait=True, cancel_futures=True)
+        self._readers.shutdown(wait=True, cancel_futures=True)
         self._files.close()
         self._looked_at.close()
         os.close(self._root)
@@ -239,12 +244,16 @@ class FetchWorker:
     def _fetch(self, prepared: _Prepared) -> None:
         pack = prepared.task.pack
         prepared.spans.clear()
-        for group in _merge(prepared.wanted):
+        spans: list[tuple[int, int, list[Item]]] = []
+        for group in _merge(prepared.wanted, most=_SPAN_BYTES if self._store.capabilities.distant else None):
             begin = group[0][2].offset
             end = max(row.offset + row.stored_length for _, _, row in group)
-            if begin <= _MERGE_GAP_BYTES and prepared.key is None:
+            if begin <= _MERGE_GAP_BYTES and not spans:
                 begin = 0  # with the head, from which the key is derived
-            data = memoryview(self._packs.read(pack, begin, end - begin))
+            spans.append((begin, end - begin, group))
+        reads = self._readers.map(lambda span: self._packs.read(pack, span[0], span[1]), spans)
+        for (begin, _, group), read in zip(spans, reads, strict=True):
+            data = memoryview(read)
             prepared.fetched_bytes += len(data)
             if prepared.key is None:
                 prepared.key = self._packs.record_key(pack, data[:_HEAD_BYTES] if begin == 0 else None)
@@ -553,12 +562,13 @@ def _unpack_items(items: bytes) -> Iterator[Item]:
         yield number, offset, ChunkRow(*ROW.unpack_from(items, position + _PLACE.size))
 
 
-def _merge(items: Sequence[Item]) -> Iterator[list[Item]]:
+def _merge(items: Sequence[Item], *, most: int | None = None) -> Iterator[list[Item]]:
     group: list[Item] = []
     end = 0
     for item in items:
         row = item[2]
-        if group and row.offset > end + _MERGE_GAP_BYTES:
+        is_long = most is not None and group and row.offset - group[0][2].offset >= most
+        if group and (is_long or row.offset > end + _MERGE_GAP_BYTES):
             yield group
             group = []
         group.append(item)

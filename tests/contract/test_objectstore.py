@@ -238,6 +238,16 @@ def test_more_keys_than_a_page_holds_are_listed_completely(subject: Subject) -> 
     assert keys_of(subject.store, "p/3/") == [key for key in expected if key.startswith("p/3/")]
 
 
+def test_what_is_created_again_behind_a_deletion_is_what_is_read(subject: Subject) -> None:
+    for body in (b"first", b"second", b"third"):
+        subject.store.create("k", body)
+        assert subject.store.read("k") == body
+        assert subject.store.read("k", offset=1, length=3) == body[1:4]
+        subject.store.delete("k")
+        with pytest.raises(ObjectNotFoundError):
+            subject.store.read("k")
+
+
 def test_delete_removes_one_object_and_forgives_absence(subject: Subject) -> None:
     subject.store.create("a/1", b"x")
     subject.store.create("a/12", b"y")

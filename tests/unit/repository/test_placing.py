@@ -239,6 +239,13 @@ def row(offset: int, length: int) -> tuple[int, int, ChunkRow]:
     return 0, 0, ChunkRow(b"c" * 32, 0, 0, offset, length, length - 16, 0)
 
 
+def test_a_distant_store_is_asked_for_parts_that_are_not_too_long() -> None:
+    items = [row(number * 60, 60) for number in range(5)]
+    offsets = [[item[2].offset for item in group] for group in placing._merge(items, most=100)]
+    assert offsets == [[0, 60], [120, 180], [240]]
+    assert len(list(placing._merge(items))) == 1
+
+
 def test_ranges_that_lie_close_are_read_together() -> None:
     gap = placing._MERGE_GAP_BYTES
     items = [row(104, 100), row(204, 100), row(304 + gap, 100), row(405 + 2 * gap, 100)]
