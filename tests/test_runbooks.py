@@ -280,6 +280,10 @@ def test_point_in_time_restore(plants: Callable[[], Plant]) -> None:
     plant.sql("drop table stock_move")
     (plant.filestore / lost).unlink()
 
+    def crash(_: Walk) -> None:
+        plant.sql("update account_move_line set note = 'the last commit' where id = 2")
+        plant.cluster.kill9()
+
     played = walk(
         "point-in-time-restore",
         plant,
@@ -290,15 +294,22 @@ def test_point_in_time_restore(plants: Callable[[], Plant]) -> None:
             "PRODUCTION_DOCUMENTS": str(plant.filestore),
             "DOCUMENTS_ACCOUNT": (plant.filestore / lost).parent.owner(),
         },
-        people={"choose-instant": lambda walk: walk.blanks.update(TARGET=to_iso(instant))},
+        people={
+            "agree-to-go-back": lambda walk: walk.blanks.update(COMPONENT="database", IN_PLACE_TARGET="latest"),
+            "choose-instant": lambda walk: walk.blanks.update(TARGET=to_iso(instant)),
+            "stop-production": crash,
+            "start-production": lambda _: plant.cluster.start(),
+        },
     )
     finish(played)
 
     assert " 81\n" in played.outputs["compare"]
     assert "1 documents put back" in played.outputs["put-documents-back"]
+    assert "salvaged before: " in played.outputs["go-back"]
     after = plant.sql("select * from account_move_line order by id")
     assert [row[:4] for row in after] == [row[:4] for row in before]
     assert after[0][4] == "worked on since", "work that was done since the mistake stays"
+    assert after[1][4] == "the last commit", "and what was committed right before the crash"
     assert plant.sql("select * from stock_move order by id") == moves
     plant.sql("insert into stock_move (state, product_qty) values ('done', 1)")
     assert (plant.filestore / lost).read_bytes() == content
