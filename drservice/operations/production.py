@@ -36,12 +36,16 @@ class References:
         return tuple(told)
 
 
-def endpoints_of(dsn: str) -> tuple[Endpoint, ...]:
-    """Return where a dsn leads: what a recovered copy must never reach.
+def endpoints_of(*dsns: str) -> tuple[Endpoint, ...]:
+    """Return where dsns lead, each place once: what a recovered copy must never reach.
 
     Raises:
-        PostgresError: the dsn cannot be parsed.
+        PostgresError: a dsn cannot be parsed.
     """
+    return tuple(dict.fromkeys(endpoint for dsn in dsns for endpoint in _endpoints(dsn)))
+
+
+def _endpoints(dsn: str) -> tuple[Endpoint, ...]:
     parameters = connection_parameters(dsn, "drservice")
     hosts = [*_words(parameters.get("host")), *_words(parameters.get("hostaddr"))] or [_DEFAULT_SOCKET]
     ports = _words(parameters.get("port")) or [_DEFAULT_PORT]

@@ -236,7 +236,7 @@ def _recover(
 ) -> RestoreResult:
     record = planned.resolved.plan.snapshot
     context.progress.step("isolation self-test")
-    probes = environment.self_test(production=endpoints_of(request.component.dsn))
+    probes = environment.self_test(production=endpoints_of(request.component.dsn, request.component.production_dsn))
     require_isolated(probes)
     programs = find_programs(record.postgres.server_version)
     phases.end("start")
