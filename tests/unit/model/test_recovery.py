@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -16,13 +17,14 @@ from drservice.model.recovery import (
     TargetKind,
     WalInventory,
     choose_plan,
+    describe_timelines,
     gaps_of,
     holder_of,
     reachable_windows,
     windows_of,
 )
 from drservice.model.snapshot import SnapshotRecord, SnapshotState
-from drservice.model.wal import HistoryEntry, Lsn, Timeline
+from drservice.model.wal import HistoryEntry, Lsn, Timeline, segment_name
 from tests.doubles.repositories import SYSTEM_ID, facts
 
 SIZE = 1 << 20
@@ -372,3 +374,53 @@ def test_a_missing_first_segment_of_the_present_timeline_is_a_gap_if_later_ones_
     with pytest.raises(WalGapError, match="000000020000000000000005"):
         choose_plan(LATEST, [MONDAY], holed)
     assert choose_plan(to_lsn(5.25), [MONDAY], holed).reach.end == at(5.5)
+
+
+# --- the last segment, as far as it was written ---------------------------------------------------------------
+
+
+def with_partials(inventory: WalInventory, partials: dict[int, set[int]]) -> WalInventory:
+    return replace(inventory, partials={Timeline(line): frozenset(held) for line, held in partials.items()})
+
+
+def test_wal_goes_on_into_a_partial_segment_that_follows_without_a_hole() -> None:
+    plan = choose_plan(LATEST, [MONDAY], with_partials(archive(2, 3, 4), {1: {5}}))
+    assert (plan.reach.segments, plan.reach.end, plan.reach.gap) == (4, at(6), None)
+    assert plan.reach.partial == f"{segment_name(Timeline(1), 5, SIZE)}.partial"
+
+
+@pytest.mark.parametrize(
+    ("inventory", "partials"),
+    [
+        (archive(2, 3, 4, 5), {1: {5}}),
+        (archive(2, 3, 4), {1: {6}}),
+        (archive(2, 3, 4), {2: {5}}),
+        (BRANCHED, {1: {5}}),
+    ],
+    ids=["a whole one is there", "a hole lies before it", "another timeline's", "its timeline was left"],
+)
+def test_a_partial_segment_that_is_not_the_end_of_the_way_is_not_taken(
+    inventory: WalInventory, partials: dict[int, set[int]]
+) -> None:
+    plan = choose_plan(LATEST, [MONDAY], with_partials(inventory, partials))
+    assert plan.reach.partial is None
+    assert plan.reach == choose_plan(LATEST, [MONDAY], inventory).reach
+
+
+def test_a_partial_segment_never_bridges_a_gap() -> None:
+    with pytest.raises(WalGapError):
+        choose_plan(LATEST, [MONDAY], with_partials(archive(2, 3, 4, 6), {1: {5, 7}}))
+
+
+def test_the_way_over_a_branch_and_the_timelines_are_told_in_words() -> None:
+    plan = choose_plan(LATEST, [MONDAY], BRANCHED)
+    assert f"the way leads along timeline 1 up to {at(5.5)}, then 2" in plan.reasons
+    assert describe_timelines(BRANCHED) == [f"1 to {at(7)}", f"2 branched off 1 at {at(5.5)} to {at(9)}"]
+    lost = archive(*range(2, 7), also={3: [7]}, branches={2: [(1, 5.5)]})
+    assert describe_timelines(lost)[1:] == [
+        f"2 branched off 1 at {at(5.5)} without WAL of its own",
+        f"3 has no history file to {at(8)}",
+    ]
+    with pytest.raises(TargetOutsideWindowError, match="along timeline 7") as refused:
+        choose_plan(to_lsn(6.5, timeline=7), [MONDAY], BRANCHED)
+    assert f"2 branched off 1 at {at(5.5)}" in refused.value.hint

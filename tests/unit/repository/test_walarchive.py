@@ -346,3 +346,33 @@ def test_a_file_whose_days_key_is_gone_is_never_success_and_is_stored_again_besi
         site.put_wal(NAME, SEGMENT)
     assert site.fetch_wal(NAME) == SEGMENT
     assert site.put_wal(NAME, SEGMENT) is PutOutcome.ALREADY_THERE
+
+
+# --- partial segments -------------------------------------------------------------------------------------------
+
+
+def put_partial(site: Site, data: bytes) -> PutOutcome:
+    archive = site.repository().wal(site.scope)
+    name = WalFileName.parse(f"{NAME}.partial")
+    return archive.put_partial(name, data, system_id=SYSTEM_ID, last_write=site.clock.now())
+
+
+def test_of_a_partial_segment_the_one_that_was_written_furthest_is_read(site: Site) -> None:
+    written = [SEGMENT[: 1 << 10].ljust(len(SEGMENT), b"\0"), SEGMENT]
+    assert [put_partial(site, data) for data in written] == [PutOutcome.STORED, PutOutcome.STORED]
+    assert put_partial(site, SEGMENT) is PutOutcome.ALREADY_THERE
+    assert site.fetch_wal(f"{NAME}.partial") == SEGMENT
+    first, second = site.keys("s/")
+    assert (first, second.startswith(f"{KEY}.partial.r")) == (f"{KEY}.partial", True)
+    assert [item.name for item in listed(site)] == [f"{NAME}.partial"]
+
+
+def test_a_damaged_newer_partial_segment_leaves_the_older_one(site: Site) -> None:
+    put_partial(site, SEGMENT)
+    put_partial(site, noise(1 << 20))
+    newer = site.keys("s/")[1]
+    site.store.delete(newer)
+    site.store.create(newer, [b"no envelope"])
+    assert site.fetch_wal(f"{NAME}.partial") == SEGMENT
+    assert put_partial(site, noise(1 << 20)) is PutOutcome.STORED
+    assert site.fetch_wal(f"{NAME}.partial") == noise(1 << 20)
