@@ -101,13 +101,16 @@ def require_owner(store: S3Store) -> None:
         client.call("head_bucket", "open the bucket of a stranger", ExpectedBucketOwner=stranger)
     except StoreDeniedError:
         return  # the header is looked at, and with the right account the bucket has been opened
+    untold = StoreDeniedError(
+        f"{store.description} passes over expected_bucket_owner and does not tell who owns the bucket",
+        hint="Allow s3:GetBucketAcl, or take expected_bucket_owner out: this store cannot keep the promise.",
+    )
     try:
         found = client.call("get_bucket_acl", "ask for the owner").get("Owner", {}).get("ID")
     except StoreDeniedError as error:
-        raise StoreDeniedError(
-            f"{store.description} passes over expected_bucket_owner and does not tell who owns the bucket",
-            hint="Allow s3:GetBucketAcl, or take expected_bucket_owner out: this store cannot keep the promise.",
-        ) from error
+        raise untold from error
+    if not found:
+        raise untold
     if found != owner:
         raise StoreDeniedError(
             f"the bucket of {store.description} belongs to {found}, not to {owner}",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from drservice.errors import ObjectExistsError, ObjectStoreError, StoreDeniedError, StoreUnreachableError
+from drservice.model.storing import LockMode, LockSettings, StoreSettings
 from drservice.objectstore import probing
 from drservice.objectstore.interface import CreateMode
 from drservice.objectstore.opening import PROBE_MAX_AGE, open_store, open_store_readonly
@@ -158,4 +159,20 @@ def test_the_newer_checksums_work_too(tmp_path: Path) -> None:
         assert store.read("k") == b"abcdef"
         with pytest.raises(ObjectExistsError):
             store.create("k", b"")
+        store.close()
+
+
+def test_a_store_that_does_not_tell_who_owns_a_bucket_is_refused_when_an_owner_is_expected(tmp_path: Path) -> None:
+    with rclone_server(tmp_path / "buckets") as server, server.credentials():
+        with pytest.raises(StoreDeniedError, match="does not tell who owns the bucket"):
+            open_store(server.url_for("b", "p"), lock_dir=tmp_path, settings=StoreSettings(bucket_owner="anybody"))
+        store = open_store(
+            server.url_for("b", "p"),
+            lock_dir=tmp_path,
+            settings=StoreSettings(lock=LockSettings(mode=LockMode.COMPLIANCE, days=3)),
+        )
+        assert store.capabilities.lock is None
+        with pytest.raises(StoreDeniedError) as caught:
+            store.create("k", b"unlocked")
+        assert "the bucket has none" in caught.value.hint
         store.close()
