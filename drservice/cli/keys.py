@@ -126,7 +126,7 @@ def _rewrapped_lines(item: Rewrapped, *, dry_run: bool) -> Iterator[str]:
         yield (
             f"  {item.wal.count} WAL files carry a key of their own, which only the recipients of their day open"
             f" (received {to_iso(item.wal.oldest)} to {to_iso(item.wal.newest)}):"
-            " keep an identity of that day as long as they are kept"
+            " keep an identity of that day as long as they are kept, no snapshot of theirs is restored without"
         )
     if item.points:
         yield f"  {item.points} recovery points do, too; no restore needs what is sealed in them"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from tests.doubles.agefiles import protected
 from tests.doubles.repositories import Site, noise
 
 ROOT = Path(__file__).parents[3]
+HOW_TO = ROOT / "docs" / "how-to" / "recipients.md"
 BREAKGLASS = ROOT / "drservice" / "repository" / "breakglass" / "restore.py"
 pytestmark = pytest.mark.skipif(not shutil.which("age") or not shutil.which("ssh-keygen"), reason="needs both programs")
 
@@ -179,6 +181,23 @@ def test_breakglass_asks_once_for_a_protected_identity_and_takes_several(keeper:
     wrong = on_a_terminal(keeper.breakglass(locked), "wrong\n")
     assert wrong.status != 0
     assert b"wrong passphrase" in wrong.stdout
+
+
+@pytest.mark.long
+def test_the_commands_of_the_how_to_add_a_recipient(keeper: Keeper) -> None:
+    secret, recipient = make_identity()
+    (keeper.base / "new").write_text(secret + "\n")
+    keeper.configure(recipient, identity=[f"file:{keeper.base}/identity", f"file:{keeper.base}/new"])
+    program = keeper.base / "drservice"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m drservice --config {keeper.config} "$@"\n')
+    program.chmod(0o755)
+    environment = processes.clean_environment({"PATH": f"{keeper.base}:/usr/bin:/bin", "HOME": str(keeper.base)})
+    blocks = re.findall(r"```sh\n(.*?)\n```", HOW_TO.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        done = processes.run(["sh", "-e", "-c", block], environment=environment, timeout_seconds=60)
+        assert done.status == 0, f"{block}\n{done.stdout.decode()}\n{done.stderr.decode()}"
+    assert b"revokes nothing" in processes.run([program, "keys", "rewrap"], environment=environment).stdout
 
 
 @pytest.mark.long
