@@ -13,6 +13,7 @@ from pathlib import Path
 
 from drservice.clock import Clock
 from drservice.errors import BusyError, StoreDeniedError
+from drservice.processes import make_folder
 
 _POLL_SECONDS = 0.02
 
@@ -29,7 +30,7 @@ def host_lock(path: Path, *, clock: Clock, patience_seconds: float) -> Iterator[
         BusyError: another holder kept it longer than ``patience_seconds``.
     """
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        make_folder(path.parent)  # made by root it belongs to whom the folder above belongs to, who locks there too
         file = _open(path)
     except OSError as error:
         raise StoreDeniedError(
