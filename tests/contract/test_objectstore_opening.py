@@ -164,10 +164,11 @@ def test_the_newer_checksums_work_too(tmp_path: Path) -> None:
 
 def test_a_store_that_does_not_tell_who_owns_a_bucket_is_refused_when_an_owner_is_expected(tmp_path: Path) -> None:
     with rclone_server(tmp_path / "buckets") as server, server.credentials():
+        url = server.url_for(bucket_name(), "p")
         with pytest.raises(StoreDeniedError, match="does not tell who owns the bucket"):
-            open_store(server.url_for("b", "p"), lock_dir=tmp_path, settings=StoreSettings(bucket_owner="anybody"))
+            open_store(url, lock_dir=tmp_path, settings=StoreSettings(bucket_owner="anybody"))
         store = open_store(
-            server.url_for("b", "p"),
+            url,
             lock_dir=tmp_path,
             settings=StoreSettings(lock=LockSettings(mode=LockMode.COMPLIANCE, days=3)),
         )
