@@ -42,7 +42,10 @@ _ABSENT = ".absent"
 _REFUSED = ".refused"
 
 _SCRIPT = r"""# Asks the feeder outside for one WAL file and waits:
-# 0 = it is placed, 44 = proven absent, 127 = anything else.
+# 0 = it is placed, 44 = proven absent, 127 = anything else. Each program that is started here is paid for by every
+# segment: the shell does by itself what it can.
+LC_ALL=C
+export LC_ALL
 folder=@FOLDER@
 stale=@STALE@
 name=$1
@@ -62,26 +65,28 @@ feeder_is_silent() {
 }
 
 test $# -eq 2 || refuse 'wants a name and a destination'
+h='[0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F]'
 case $name in
-  *[!0-9A-Za-z.]*) refuse 'no name of a WAL file' ;;
+  $h$h$h | $h.history | $h$h$h.partial | $h$h$h.$h.backup) ;;
+  *) refuse 'no name of a WAL file' ;;
 esac
-expr "$name" : '[0-9A-F]\{24\}$' >/dev/null ||
-  expr "$name" : '[0-9A-F]\{8\}\.history$' >/dev/null ||
-  expr "$name" : '[0-9A-F]\{24\}\.partial$' >/dev/null ||
-  expr "$name" : '[0-9A-F]\{24\}\.[0-9A-F]\{8\}\.backup$' >/dev/null ||
-  refuse 'no name of a WAL file'
 
 # An answer to an earlier question is no answer to this one; a served file stays good.
-rm -f "$folder/$name.absent" "$folder/$name.refused" || refuse 'cannot clear old answers'
-touch "$folder/$name.want" || refuse 'cannot ask'
+for answer in absent refused; do
+  if test -e "$folder/$name.$answer" || test -L "$folder/$name.$answer"; then
+    rm -f "$folder/$name.$answer" || refuse 'cannot clear old answers'
+  fi
+done
+printf '' >"$folder/$name.want" || refuse 'cannot ask'
 
 polls=0
 while :; do
   if test -f "$folder/$name"; then
     cp "$folder/$name" "$destination" || refuse 'cannot copy'
-    there=$(stat -c %s "$folder/$name") || refuse 'cannot measure'
-    here=$(stat -c %s "$destination") || refuse 'cannot measure the copy'
-    test "$there" = "$here" || refuse "copied $here of $there bytes"
+    sizes=$(stat -c %s "$folder/$name" "$destination") || refuse 'cannot measure'
+    # shellcheck disable=SC2086  # two numbers
+    set -- $sizes
+    test "$1" = "$2" || refuse "copied $2 of $1 bytes"
     exit 0
   fi
   if test -f "$folder/$name.refused"; then
@@ -90,7 +95,7 @@ while :; do
   if test -f "$folder/$name.absent" || test -f "$folder/@COMPLETE@"; then
     exit 44
   fi
-  if test $((polls % 50)) -eq 0 && feeder_is_silent; then
+  if test $((polls % 50)) -eq 10 && feeder_is_silent; then
     sleep 2
     if feeder_is_silent; then
       refuse "the feeder has been silent for more than $stale s"

@@ -1,7 +1,8 @@
 """The feeder: answers, from outside, every WAL file that the server in an isolated environment asks for.
 
-It serves exactly what the plan names, reads ahead, and says "absent" only where the plan's complete listing proved
-it. Any error becomes a refusal (status 127 inside): PostgreSQL stops and never takes it for the end of WAL.
+It serves exactly what the plan names and says "absent" only where the plan's complete listing proved it. The next
+segments lie in the exchange folder before they are asked for, so that the server does not wait. Any error becomes a
+refusal (status 127 inside): PostgreSQL stops and never takes it for the end of WAL.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from drservice.operations.locate import plan_segments
 from drservice.operations.progress import Progress
 from drservice.repository.walarchive import WalArchive
 
-_AHEAD = 6
+_AHEAD = 8
 _AHEAD_BYTES = 256 << 20
+_FETCHERS = 3
+"""Each holds one segment, as it is stored and as it is."""
 _KEEP = 32
-_POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.01
 _BEAT_SECONDS = 1.0
 
 
@@ -60,8 +63,8 @@ class Feeder:
         self._system_id: SystemId = inventory.system_id
         self._names = plan_segments(plan, inventory)
         self._index = {name: position for position, name in enumerate(self._names)}
-        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="wal-fetch")
-        self._ahead: dict[str, Future[bytes]] = {}
+        self._pool = ThreadPoolExecutor(max_workers=_FETCHERS, thread_name_prefix="wal-fetch")
+        self._ahead: dict[str, Future[None]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="wal-feeder", daemon=True)
         self._heart = threading.Thread(target=self._beat, name="wal-feeder-heart", daemon=True)
@@ -121,28 +124,28 @@ class Feeder:
     def _answer(self, name: str) -> None:
         self.state.names.append(name)
         try:
-            data = self._get(WalFileName.parse(name))
+            self._provide(WalFileName.parse(name))
         except SegmentAbsentError:
             self._exchange.absent(name)
         except DrError as error:
             self.state.problem = self.state.problem or error
             self._exchange.refuse(name, f"{error.code}: {error.message}")
         else:
-            self._exchange.serve(name, data)
             self.state.served += 1
             self._after(name)
 
-    def _get(self, name: WalFileName) -> bytes:
-        if name.kind is WalFileKind.HISTORY:
-            return self._history(name)
-        if name.kind is not WalFileKind.SEGMENT:
-            raise SegmentAbsentError(f"{name.name} is not part of the plan")
+    def _provide(self, name: WalFileName) -> None:
+        """Have a file in the exchange folder."""
         position = self._index.get(name.name)
         if position is not None:
             self._read_ahead(position)
-            return self._take(name.name)
-        self._judge_absence(name)
-        raise SegmentAbsentError(f"{name.name} is not part of the plan")
+            self._await(name.name)
+        elif name.kind is WalFileKind.HISTORY:
+            self._exchange.serve(name.name, self._history(name))
+        else:
+            if name.kind is WalFileKind.SEGMENT:
+                self._judge_absence(name)
+            raise SegmentAbsentError(f"{name.name} is not part of the plan")
 
     def _history(self, name: WalFileName) -> bytes:
         """Return a history; for a timeline that is taken, as far as is known, something that only says so.
@@ -175,26 +178,30 @@ class Feeder:
                 raise WalGapError(f"{name.name} lies in a gap: {self._plan.reach.gap.describe()}")
             self.state.asked_past_end = True
 
-    def _take(self, name: str) -> bytes:
+    def _await(self, name: str) -> None:
+        """Wait for a segment of the plan that is on its way; one that was served stays good, whoever asks again."""
         future = self._ahead.pop(name, None)
         try:
-            return future.result() if future is not None else self._fetch(name)
+            if future is not None:
+                future.result()
+            if not self._exchange.has(name):
+                self._bring(name)
         except SegmentAbsentError as error:
             # It was listed when the plan was made: now it is a hole, never the end.
             raise RecoveryError(
                 f"{name} vanished from the archive during the restore", hint="Is somebody deleting WAL? Try again."
             ) from error
 
-    def _fetch(self, name: str) -> bytes:
+    def _bring(self, name: str) -> None:
         partial = self._plan.reach.partial
         stored = partial if partial is not None and partial.removesuffix(".partial") == name else name
-        return self._archive.fetch(WalFileName.parse(stored), system_id=self._system_id)
+        self._exchange.serve(name, self._archive.fetch(WalFileName.parse(stored), system_id=self._system_id))
 
     def _read_ahead(self, position: int) -> None:
         ahead = max(1, min(_AHEAD, _AHEAD_BYTES // self._inventory.segment_bytes))
         for name in self._names[position : position + ahead]:
             if name not in self._ahead and not self._exchange.has(name):
-                self._ahead[name] = self._pool.submit(self._fetch, name)
+                self._ahead[name] = self._pool.submit(self._bring, name)
 
     def _after(self, name: str) -> None:
         position = self._index.get(name)

@@ -7,6 +7,7 @@ reached the target, its rows say which documents belong to it, and exactly those
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from drservice import processes
@@ -46,10 +47,11 @@ from drservice.operations.measured import Measured, remember
 from drservice.operations.phases import Phases
 from drservice.operations.production import database_in, endpoints_of
 from drservice.operations.replay import Reached, await_connection, await_recovery, prove, start_server
+from drservice.operations.replaymemory import buffers_option
 from drservice.operations.restoreplan import plan_restore
 from drservice.operations.restorerequest import Afterwards, Planned, RestoreContext, RestoreRequest, RestoreResult
-from drservice.operations.selection import SIDE_OPTIONS, SideServer
-from drservice.operations.tablespaces import Tablespaces
+from drservice.operations.selection import SIDE_OPTIONS, SideRestore, SideServer
+from drservice.operations.tablespaces import RestoredTablespace, Tablespaces
 from drservice.operations.timelines import choose_timeline
 from drservice.repository.placing import Placed
 
@@ -241,12 +243,54 @@ def _recover(
     programs = find_programs(record.postgres.server_version)
     phases.end("start")
     account = processes.server_account(None) if onto is None else onto.account
-    try:
-        control, placed, stripped, spaces = _place(context, request, planned, environment, phases, account, onto)
-    except DrError as error:
-        if error.exit_status is not ExitStatus.INTEGRITY:
-            raise
-        raise offering_another(error, planned.resolved, planned.records, planned.archived.inventory) from error
+    control, placed, stripped, spaces = _place(context, request, planned, environment, phases, account, onto)
+    recovered = _replay_and_prove(context, request, planned, environment, programs, control, phases, spaces)
+    phases.end("check")
+    files = _restore_files(context, request, environment, _instant(planned, recovered.reached), phases)
+    side = recovered.side
+    return RestoreResult(
+        planned=planned,
+        reached=recovered.reached,
+        phases=dict(phases.seconds),
+        rto_seconds=phases.total(),
+        environment=environment.describe(),
+        kept=request.afterwards is Afterwards.LEAVE_RUNNING,
+        into=request.into,
+        isolation=probes,
+        restored_bytes=planned.placed_bytes,
+        fetched_bytes=placed.fetched_bytes,
+        wal_segments=recovered.wal_segments,
+        stripped_settings=stripped,
+        programs=programs,
+        data_checksums=record.postgres.data_checksums,
+        database=side.database if side is not None else database_in(request.component.dsn),
+        files=files,
+        side=side,
+        tablespaces=recovered.tablespaces,
+        action=request.action,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recovered:
+    """What the replay brought."""
+
+    reached: Reached
+    wal_segments: int
+    side: SideRestore | None
+    tablespaces: tuple[RestoredTablespace, ...]
+
+
+def _replay_and_prove(
+    context: RestoreContext,
+    request: RestoreRequest,
+    planned: Planned,
+    environment: Environment,
+    programs: PostgresPrograms,
+    control: ControlFile,
+    phases: Phases,
+    spaces: Tablespaces,
+) -> _Recovered:
     promotes_to = choose_timeline(context, request, planned)
     segments = plan_segments(planned.resolved.plan, planned.archived.inventory)
     side = SideServer(environment, planned.selected.selection) if planned.selected is not None else None
@@ -276,29 +320,7 @@ def _recover(
             feeder.leave_answers()
         else:
             exchange.clear()
-    phases.end("check")
-    files = _restore_files(context, request, environment, _instant(planned, reached), phases)
-    return RestoreResult(
-        planned=planned,
-        reached=reached,
-        phases=dict(phases.seconds),
-        rto_seconds=phases.total(),
-        environment=environment.describe(),
-        kept=request.afterwards is Afterwards.LEAVE_RUNNING,
-        into=request.into,
-        isolation=probes,
-        restored_bytes=planned.placed_bytes,
-        fetched_bytes=placed.fetched_bytes,
-        wal_segments=feeder.state.served,
-        stripped_settings=stripped,
-        programs=programs,
-        data_checksums=record.postgres.data_checksums,
-        database=settled.database if settled is not None else database_in(request.component.dsn),
-        files=files,
-        side=settled,
-        tablespaces=placed_spaces,
-        action=request.action,
-    )
+    return _Recovered(reached=reached, wal_segments=feeder.state.served, side=settled, tablespaces=placed_spaces)
 
 
 def _replay(
@@ -316,7 +338,7 @@ def _replay(
     extra = SIDE_OPTIONS if side is not None else ()
 
     def start() -> None:
-        options = (*extra, *spaces.options(programs))
+        options = (buffers_option(request.limits), *extra, *spaces.options(programs))
         start_server(environment, programs, control, planned.resolved, action=request.action, extra=options)
 
     def wait() -> RecoveryLog:
@@ -333,6 +355,23 @@ def _replay(
 
 
 def _place(
+    context: RestoreContext,
+    request: RestoreRequest,
+    planned: Planned,
+    environment: Environment,
+    phases: Phases,
+    account: processes.Account | None,
+    onto: Existing | None,
+) -> tuple[ControlFile, Placed, tuple[str, ...], Tablespaces]:
+    try:
+        return _place_cluster(context, request, planned, environment, phases, account, onto)
+    except DrError as error:
+        if error.exit_status is not ExitStatus.INTEGRITY:
+            raise
+        raise offering_another(error, planned.resolved, planned.records, planned.archived.inventory) from error
+
+
+def _place_cluster(
     context: RestoreContext,
     request: RestoreRequest,
     planned: Planned,

@@ -172,13 +172,14 @@ def test_a_short_copy_is_127(fetch: Fetch, feeder: Exchange, tmp_path: Path) -> 
     assert "10 of 1000" in output
 
 
-@pytest.mark.parametrize("missing", ["cp", "stat", "touch", "expr"])
+@pytest.mark.parametrize("missing", ["cp", "stat", "sleep"])
 def test_a_missing_program_is_127(fetch: Fetch, feeder: Exchange, tmp_path: Path, missing: str) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name in {"cp", "stat", "touch", "expr", "rm", "date", "sleep", "cat", "sh"} - {missing}:
+    for name in {"cp", "stat", "rm", "date", "sleep", "cat", "sh"} - {missing}:
         (programs / name).symlink_to(f"/usr/bin/{name}")
-    feeder.serve(SEGMENT, b"x")
+    if missing != "sleep":  # which is needed only to wait
+        feeder.serve(SEGMENT, b"x")
     assert ended(fetch.start(path=str(programs)))[0] == 127
 
 
