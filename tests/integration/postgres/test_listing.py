@@ -216,6 +216,7 @@ def test_t10_a_link_that_does_not_lead_straight_to_a_folder_of_the_servers_is_re
     with pytest.raises(CaptureError if planted == "unmounted" else UnsupportedClusterError) as caught:
         listing_of(cluster.data)
     assert "16385" in caught.value.message
+    assert ("is a link itself" in caught.value.message) is (planted == "link")
     assert caught.value.hint
 
 

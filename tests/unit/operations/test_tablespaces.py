@@ -135,7 +135,7 @@ def test_a_server_that_ends_for_another_reason_is_not_started_again(place: Place
 
 
 def test_a_location_that_was_provided_and_is_asked_for_again_ends_the_restore(place: Place) -> None:
-    with pytest.raises(ReplayError):
+    with pytest.raises(ReplayError, match=r"ended during recovery\Z"):
         run(spaces_of(place), place, died("/disk/new"), died("/disk/new"))
 
 

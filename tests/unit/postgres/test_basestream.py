@@ -194,7 +194,10 @@ def test_t14_damaged_pages_are_named_by_their_place_in_the_data_directory() -> N
         (old(Result(FATAL, message_primary=b"the standby was promoted during online backup")), StandbyPromotedError),
         (Server(150004, Result(FATAL, message_primary=b"too many WAL senders")), CaptureError),
         (Server(150004, START, SPACES, Result(OK)), CaptureError),
-        (Server(150004, START, SPACES, Result(COPY), [b"n99.tar\0/x\0"]), CaptureError),
+        (
+            Server(150004, START, SPACES, Result(COPY), [b"n99.tar\0/x\0", b"d" + FAR + END], STOP, Result(OK)),
+            CaptureError,
+        ),
         (Server(150004, START, SPACES, Result(COPY), [b"?"]), CaptureError),
         (Server(140004, START, SPACES, Result(COPY), [FAR[:600]]), CaptureError),
         (Server(140004, START, SPACES, Result(COPY), [FAR], Result(FATAL)), CaptureError),
