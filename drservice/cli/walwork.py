@@ -79,7 +79,14 @@ def _taken(estate: Estate, service: str | None, system_id: str, name: str, desti
     chosen, component = _component(estate, service)
     root = str(spool_path(estate.state_dir, chosen.name, component.name))
     config = str(estate.source.absolute())
-    return not spool.take(spool=root, system_id=system_id, config=config, name=name, destination=str(destination))
+    return not spool.take(
+        spool=root,
+        system_id=system_id,
+        config=config,
+        name=name,
+        destination=str(destination),
+        patience_seconds=0.0,  # the client has had it already
+    )
 
 
 def _start_prefetching(

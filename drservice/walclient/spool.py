@@ -35,15 +35,31 @@ def about(config: os.stat_result) -> bytes:
     return f"{protocol.VERSION}\n{protocol.configuration(config)}\n".encode()
 
 
-def take(*, spool: str, system_id: str, config: str, name: str, destination: str) -> str:
+def take(
+    *,
+    spool: str,
+    system_id: str,
+    config: str,
+    name: str,
+    destination: str,
+    patience_seconds: float = _PATIENCE_SECONDS,
+) -> str:
     """Move a segment out of the spool to ``destination``: ``""`` if that is done, else why not.
 
     The destination is written whole or not at all.
+
+    Args:
+        spool: of the component.
+        system_id: of the cluster.
+        config: the configuration file that the slow way would read.
+        name: of the segment.
+        destination: where PostgreSQL wants it.
+        patience_seconds: for one that is on its way.
     """
     try:
         folder = folder_of(spool, system_id, os.stat("."))  # noqa: PTH116 - pathlib takes 10 ms to import
         _require_alive(folder, config)
-        entry = _wait_for(folder, name)
+        entry = _wait_for(folder, name, patience_seconds)
         if not entry:
             return f"{name} was not fetched ahead"
         _place(f"{folder}/{entry}", entry.rpartition(".")[2], destination)
@@ -92,15 +108,15 @@ def _require_alive(folder: str, config: str) -> None:
         raise ValueError("what was fetched ahead is of another configuration")
 
 
-def _wait_for(folder: str, name: str) -> str:
+def _wait_for(folder: str, name: str, patience_seconds: float) -> str:
     """Return the entry of a name; one that is on its way is waited for."""
-    deadline = monotonic() + _PATIENCE_SECONDS
+    deadline = monotonic() + patience_seconds
     while True:
         entries = os.listdir(folder)  # noqa: PTH208 - as above
         for entry in entries:
             if entry.startswith(f"{name}.") and entry != f"{name}{PART}":
                 return entry
-        if f"{name}{PART}" not in entries or monotonic() > deadline:
+        if f"{name}{PART}" not in entries or monotonic() >= deadline:
             return ""
         sleep(0.005)
 

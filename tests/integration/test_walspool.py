@@ -108,6 +108,13 @@ def test_a_segment_on_its_way_is_waited_for(world: World) -> None:
         assert world.take(2) == ""
 
 
+def test_a_process_that_hangs_is_waited_for_for_seconds_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool.take, "__kwdefaults__", {"patience_seconds": 0.1})
+    with own_spool(world.folder, spool.about(world.config.stat())):
+        (world.folder / f"{name_of(2)}.part").touch()
+        assert "not fetched ahead" in world.take(2)
+
+
 def test_what_was_fetched_for_somebody_else_is_not_there(world: World, tmp_path: Path) -> None:
     """Another cluster, another configuration, another server on this host."""
     with world.prefetching(1):
@@ -150,11 +157,11 @@ def test_a_spool_on_another_file_system_is_copied_from(world: World, monkeypatch
     """The copy is checked, too, and a damaged one leaves nothing behind."""
     with world.prefetching(1):
         wait_for(lambda: len(world.entries()) == 3, "three segments")
-        entry = spool._wait_for(str(world.folder), name_of(2))
+        entry = spool._wait_for(str(world.folder), name_of(2), 0.0)
         devices = iter((1, 2))
         monkeypatch.setattr(spool, "_device", lambda _: next(devices))
         spool._place(f"{world.folder}/{entry}", entry.rpartition(".")[2], "RECOVERYXLOG")
-        entry, devices = spool._wait_for(str(world.folder), name_of(3)), iter((1, 2))
+        entry, devices = spool._wait_for(str(world.folder), name_of(3), 0.0), iter((1, 2))
         with pytest.raises(ValueError, match="damaged"):
             spool._place(f"{world.folder}/{entry}", "0" * 64, "other")
     assert Path("RECOVERYXLOG").read_bytes() == segment_content(2)
