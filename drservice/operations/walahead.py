@@ -2,9 +2,11 @@
 
 PostgreSQL's archiver asks for one file at a time and waits; meanwhile the files behind it are ready as well. Threads
 take them in PostgreSQL's own order (compression, encryption and hashing run side by side), through the same checks as
-``wal push``. Memory is a buffer of one segment and its sealed copy for each thread. A store that is away is asked again
-later and later; PostgreSQL keeps its WAL. Nothing is remembered on disk: what was archived by an earlier process is
-compared with the store once more.
+``wal push``. That is done while the archiver asks: whoever pauses archive_command pauses this as well.
+
+Memory is a buffer of one segment and its sealed copy for each thread. A store that is away is asked again later and
+later; PostgreSQL keeps its WAL. Nothing is remembered on disk: what was archived by an earlier process is compared with
+the store once more.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from drservice.repository.walarchive import PutOutcome, WalArchive
 
 _LOOK_SECONDS = 1.0
 """Between looks at what is ready, unless somebody asks: the archiver asks as soon as there is something."""
+_ASKING_SECONDS = 5.0
+"""How long a question is taken for the sign of an archiver at work."""
 _AGAIN_SECONDS = 30.0
 """Until a file that cannot be archived is tried again unasked."""
 _FIRST_PAUSE_SECONDS = 1.0
@@ -95,6 +99,7 @@ class Ahead:
         self._ready: Sequence[str] = ()
         self._looked_at = float("-inf")
         self._asked: list[str] = []
+        self._asked_at = float("-inf")
         self._running: set[str] = set()
         self._outcomes: dict[str, Outcome] = {}
         self._ended = 0
@@ -147,6 +152,7 @@ class Ahead:
             begin = self._ended
         while True:
             with self._changed:
+                self._asked_at = self._clock.monotonic()
                 outcome = self._outcomes.get(name)
                 if outcome is not None and outcome.durable is not None:
                     if (outcome.durable.identity, outcome.durable.head) == (identity, head):
@@ -218,7 +224,7 @@ class Ahead:
             name = self._asked.pop(0)
             if name not in self._running:
                 return name
-        for name in self._ready:
+        for name in self._ready if now - self._asked_at < _ASKING_SECONDS else ():
             outcome = self._outcomes.get(name)
             if name not in self._running and (outcome is None or (outcome.durable is None and outcome.again_at <= now)):
                 return name

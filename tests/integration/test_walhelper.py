@@ -15,6 +15,7 @@ import pytest
 
 from drservice.errors import BusyError, ConfigurationError, StoreUnreachableError, WalError
 from drservice.model.ids import SystemId
+from drservice.operations import walahead
 from drservice.operations.walready import ReadyFolder
 from drservice.operations.walsocket import helper_state
 from drservice.repository import layout
@@ -44,6 +45,21 @@ def test_what_is_ready_is_archived_ahead_and_answered_at_once(world: HelperWorld
         assert [world.ask(path) for path in paths] == [""] * 5
         assert time.monotonic() - begin < 0.5
     assert [world.archived(path) for path in paths] == [path.read_bytes() for path in paths]
+
+
+def test_nothing_is_archived_before_somebody_asks_or_long_after(
+    world: HelperWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever pauses archive_command wants nothing to be archived."""
+    paths = [world.segment(number) for number in range(1, 4)]
+    with world.helper() as running:
+        wait_for(lambda: running.ahead.state().ready == 3, "the helper to look")
+        time.sleep(0.1)
+        assert world.archived_names() == []
+        monkeypatch.setattr(walahead, "_ASKING_SECONDS", 0.0)
+        assert world.ask(paths[1]) == ""
+        time.sleep(0.1)
+        assert world.archived_names() == [paths[1].name]
 
 
 def test_one_key_of_the_day_is_stored_before_what_it_seals_and_nothing_is_listed_for_a_segment(
@@ -302,7 +318,7 @@ def test_a_user_who_is_not_believed_gets_no_answer(world: HelperWorld) -> None:
     path = world.segment(1)
     with world.helper(believed={12345}):
         assert world.ask(path) != ""
-    assert world.archived_names() in ([], [path.name])  # ahead, and unasked
+    assert world.archived_names() == []
 
 
 def test_a_socket_of_a_user_who_is_not_believed_is_not_asked(
@@ -363,6 +379,7 @@ def test_a_store_that_is_away_is_asked_later_and_clients_are_sent_the_slow_way_a
         assert time.monotonic() - begin < 0.5
         assert running.ahead.state().ready == 29
         away.clear()
+        wait_for(lambda: world.ask(path) == "", "the helper to try again")
         wait_for(lambda: len(world.archived_names()) == 29, "everything to be archived", timeout_seconds=20)
 
 
@@ -437,5 +454,6 @@ def test_memory_is_bounded_by_what_is_on_its_way(world: HelperWorld) -> None:
     for number in range(1, 21):
         world.segment(number)
     with world.helper(store=SlowStore(world.site.store, wait=count), in_flight=3):
+        assert world.ask(world.wal / name_of(1)) == ""
         wait_for(lambda: len(world.archived_names()) == 20, "all to be archived")
     assert 1 < most[0] <= 3
