@@ -10,6 +10,7 @@ import click
 
 from drservice.cli.formatting import connect_line, format_bytes, format_seconds
 from drservice.cli.invocation import Invocation
+from drservice.cli.restorechoices import require_compatible, require_plain
 from drservice.cli.restoreinplace import outcome_lines, preview_lines, require_confirmed
 from drservice.cli.restoreshutdown import recovery_settings, shutdown_lines
 from drservice.cli.tablespaces import parse_tablespaces, tablespace_lines
@@ -90,25 +91,23 @@ def restore(
     dry_run: bool,
 ) -> ExitStatus:
     """Restore a service."""
-    if in_place and (into is not None or delta or tablespaces):
-        raise UsageError("--in-place says where: it takes neither --into nor --delta nor --tablespace")
-    if confirm is not None and not in_place:
-        raise UsageError("--confirm belongs to --in-place, which alone writes over something")
-    if delta and into is None:
-        raise UsageError("--delta says what --into DIR may be")
-    if database is not None and (delta or in_place or action != TargetAction.PROMOTE.value):
-        raise UsageError("--database restores beside production: without --delta, --in-place, --action")
+    given = {
+        "--into": into is not None,
+        "--delta": delta,
+        "--tablespace": bool(tablespaces),
+        "--in-place": in_place,
+        "--confirm": confirm is not None,
+        "--database": database is not None,
+        "--action": action != TargetAction.PROMOTE.value,
+    }
+    require_compatible(frozenset(option for option, is_given in given.items() if is_given))
     mapping = parse_tablespaces(tablespaces)
     target = parse_target(to=to, lsn=lsn, xid=xid, name=name, snapshot=snapshot, timeline=timeline)
     estate = invocation.load().estate
     chosen = estate.service(service)
     only = chosen.component(component) if component is not None else None
     if isinstance(only, FilesSettings):
-        if delta or in_place or mapping or action != TargetAction.PROMOTE.value:
-            raise UsageError(
-                "a folder of files is restored into a new directory:"
-                " without --delta, --in-place, --tablespace, --action"
-            )
+        require_plain(frozenset(option for option, is_given in given.items() if is_given))
         return _folder(invocation, chosen, only, target, into, start=start, dry_run=dry_run)
     request = RestoreRequest(
         service=chosen,
@@ -124,6 +123,12 @@ def restore(
         without=frozenset(SnapshotId(item) for item in without),
         database=database,
     )
+    return _cluster(invocation, request, confirm=confirm, dry_run=dry_run)
+
+
+def _cluster(invocation: Invocation, request: RestoreRequest, *, confirm: str | None, dry_run: bool) -> ExitStatus:
+    """Restore a cluster and what follows it, or show what that would be."""
+    estate = invocation.load().estate
     with open_data_plane(estate) as plane, open_evidence(plane) as evidence, invocation.progress() as progress:
         context = RestoreContext(
             repository=plane.repository, state_dir=estate.state_dir, clock=plane.clock, progress=progress
@@ -132,11 +137,11 @@ def restore(
             document, lines = _preview(context, request)
             invocation.output.result("restore-plan", document, lines)
             return ExitStatus.OK
-        if in_place:
+        if request.in_place:
             require_confirmed(invocation, context, request, confirm)
         result = restore_service(context, evidence, request)
     config = invocation.configuration_path()
-    document = restore_document(result, service)
+    document = restore_document(result, request.service.name)
     if result.action is TargetAction.SHUTDOWN:
         document["recovery_settings"] = dict(recovery_settings(result, config))
     invocation.output.result("restore", document, _result_lines(result, config))

@@ -40,7 +40,7 @@ from drservice.operations.salvage import salvage
 from drservice.operations.wal import push_wal
 from drservice.wiring.data_plane import DataPlane
 from tests.doubles.cluster import Cluster, ClusterMaker
-from tests.doubles.estate import Pusher, TempEstate
+from tests.doubles.estate import Pusher, TempEstate, wait_for
 from tests.doubles.stores import Fault, FaultyStore
 
 LATEST = Target(kind=TargetKind.LATEST)
@@ -114,8 +114,8 @@ def crash_with_orders(estate: TempEstate, *, segments: int = 2) -> list[int]:
     with Orders(estate, 1000) as orders:
         for _ in range(segments):
             estate.cluster.switch_wal()
-        while len(orders.acknowledged) < 200:
-            pass
+        enough = len(orders.acknowledged) + 100
+        wait_for(lambda: len(orders.acknowledged) >= enough, "orders in the last segment")
         estate.cluster.kill9()
     return orders.acknowledged
 
