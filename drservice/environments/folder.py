@@ -104,8 +104,8 @@ def read_description(root: Path) -> Description:
             data=Path(value["data"]),
             owns_data=value["owns_data"],
             folders={name: Path(path) for name, path in value["folders"].items()},
-            shared=tuple(map(Path, value["shared"])),
-            links=dict(value["links"]),
+            shared=tuple(map(Path, value.get("shared", ()))),  # those of an earlier version have none
+            links=dict(value.get("links", {})),
             sock=Path(value["sock"]),
             account=Account(**value["account"]) if value["account"] else None,
             limits=Limits(**value["limits"]),
@@ -179,6 +179,9 @@ def share(root: Path, about: Description, *, folders: Sequence[Path], links: Map
         _require_place(str(folder), made=False)
     for path in links:
         _require_place(path, made=True)
+        for other in (*about.links, *map(str, (*about.shared, *folders))):
+            if path != other and (f"{path}/".startswith(f"{other}/") or f"{other}/".startswith(f"{path}/")):
+                raise EnvironmentFailedError(f"{path} and {other} cannot both be provided: one lies in the other")
     shared = tuple(dict.fromkeys((*about.shared, *folders)))
     changed = replace(about, shared=shared, links={**about.links, **links})
     try:

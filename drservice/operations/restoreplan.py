@@ -45,7 +45,7 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
     if request.database is not None or request.tablespaces:
         reader = context.repository.reader(scope, resolved.plan.snapshot.id)
         selected = select_files(reader, request.database) if request.database is not None else None
-        moved = choose(reader, request.tablespaces, target=request.cluster_directory)
+        moved = choose(reader, request.tablespaces, target=request.into or request.cluster_directory)
     return Planned(
         resolved=resolved,
         archived=archived,

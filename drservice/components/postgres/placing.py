@@ -69,8 +69,7 @@ def place_cluster(
 ) -> tuple[ControlFile, Placed]:
     """Restore a cluster's files into ``target``: new or empty, or with ``onto`` a data directory of the same cluster.
 
-    With ``wanted`` the content of the other files is left out: they are zeros at their full size, because replay must
-    find them.
+    With ``wanted`` the content of other files is left out: they are zeros at full size, because replay must find them.
 
     Onto an existing directory only what differs is fetched and written (a delta restore). First ``pg_control`` is set
     aside, durably: from then on no server starts there until :func:`finish_cluster` has put the new one in place, and
@@ -87,11 +86,10 @@ def place_cluster(
         ServerRunningError: a server was started on it meanwhile; nothing was written.
         DamagedObjectError, MissingObjectError, RecoveryError: the directory is incomplete and has no ``pg_control``.
     """
-    if onto is None:
-        require_empty(target)
     if tablespaces:
         require_room(reader, target if onto is None else None, tablespaces)
     if onto is None:
+        require_empty(target)
         make_target(target, account)
     place = partial(
         place_files,
@@ -114,15 +112,19 @@ def place_cluster(
     if raw is None:
         raise FormatError(f"snapshot {reader.record.id} has no pg_control")
     for item in tablespaces:
-        make_target(item.folder, account)
-        placed = _with(placed, _place_inside(place, reader, item, wanted))
+        placed = _with(placed, _place_inside(place, reader, item, wanted, account))
     return parse_control(raw), placed
 
 
 def _place_inside(
-    place: Callable[..., Placed], reader: SnapshotReader, item: Moved, wanted: Callable[[bytes], bool] | None
+    place: Callable[..., Placed],
+    reader: SnapshotReader,
+    item: Moved,
+    wanted: Callable[[bytes], bool] | None,
+    account: Account | None,
 ) -> Placed:
     """Place a tablespace into the folder that was named for it, durably."""
+    make_target(item.folder, account)
     inside = InsideOf(oid=item.oid)
     part = place(
         reader.seen_through(inside),

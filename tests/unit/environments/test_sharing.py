@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -58,3 +59,19 @@ def test_a_folder_that_is_there_can_be_shared_also_below_usr(path: str, fits: bo
     else:
         with pytest.raises(EnvironmentFailedError):
             share(tmp_path, about(tmp_path), folders=[Path(path)], links={})
+
+
+@pytest.mark.parametrize("path", ["/disk/a/deeper", "/disk", "/disk/x/deeper"])
+def test_a_link_inside_or_around_something_that_is_provided_is_refused(path: str, tmp_path: Path) -> None:
+    there = share(tmp_path, about(tmp_path), folders=[Path("/disk/a")], links={"/disk/x": "/disk/a"})
+    with pytest.raises(EnvironmentFailedError, match="one lies in the other"):
+        share(tmp_path, there, folders=[], links={path: "/env/data/z"})
+    share(tmp_path, there, folders=[], links={"/disk/ab": "/env/data/z"})
+
+
+def test_the_description_of_an_environment_made_before_anything_could_be_shared_is_read(tmp_path: Path) -> None:
+    share(tmp_path, about(tmp_path), folders=[], links={})
+    old = json.loads((tmp_path / "environment.json").read_text())
+    del old["shared"], old["links"]
+    (tmp_path / "environment.json").write_text(json.dumps(old))
+    assert read_description(tmp_path) == about(tmp_path)
