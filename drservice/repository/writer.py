@@ -20,7 +20,7 @@ from typing import Self
 
 from drservice.clock import Clock
 from drservice.errors import BusyError, CaptureError, MissingObjectError
-from drservice.model.ids import ComponentName, KeyId, ServiceName, SnapshotId, make_ulid
+from drservice.model.ids import ComponentName, KeyId, ServiceName, SnapshotId, make_ulid, ulid_time
 from drservice.model.snapshot import FilesFacts, PostgresFacts, SnapshotRecord
 from drservice.objectstore.interface import ObjectStore
 from drservice.processes import make_folder, open_private
@@ -104,6 +104,7 @@ class SnapshotWriter:
         self._streams = 0
         self.reused_files = 0
         self._published = False
+        self._ready: Pool[Sequence[RangeTask], WorkerReply] | None = None
         try:
             self._cache = SnapshotCache.open(self._cache_path, identity=self._identity)
             self._begin(now)
@@ -152,6 +153,8 @@ class SnapshotWriter:
         self._release()
 
     def _release(self) -> None:
+        if self._ready is not None:
+            self._ready.close()
         if self._cache is not None:
             self._cache.close()
         os.close(self._lock)
@@ -161,6 +164,16 @@ class SnapshotWriter:
     def previous_meta(self) -> Mapping[str, str]:
         """Return what the last snapshot's cache says about its source (empty without one)."""
         return self._cache.meta() if self._cache is not None else {}
+
+    def previous_at(self) -> datetime | None:
+        """Return when the last snapshot was begun, by the clock of this host; ``None`` without one."""
+        known = self.previous_meta().get("snapshot")
+        return ulid_time(known) if known else None
+
+    def make_ready(self, expected_bytes: int) -> None:
+        """Start worker processes now if about so much will be read: they load while a checkpoint is waited for."""
+        if self._ready is None and self._is_worth_a_pool(expected_bytes):
+            self._ready = self._pool()
 
     def add_directory(self, path: bytes, mode: int) -> None:
         """Record a directory."""
@@ -196,17 +209,21 @@ class SnapshotWriter:
             tasks.extend(ranges)
         if not tasks:
             return
-        spec = self._worker_spec()
-        make = partial(CaptureWorker, spec)
         batches = plan_batches(tasks)
-        if sum(task.length for task in tasks) < _INLINE_BYTES or self._context.workers < 2:
-            self._absorb(intake, run_inline(make, batches), progress)
+        if not self._is_worth_a_pool(sum(task.length for task in tasks)):
+            self._absorb(intake, run_inline(partial(CaptureWorker, self._worker_spec()), batches), progress)
             return
-        pool: Pool[Sequence[RangeTask], WorkerReply] = Pool(make, self._context.workers)
+        pool, self._ready = self._ready or self._pool(), None
         try:
             self._absorb(intake, pool.run(batches), progress)
         finally:
             pool.close()
+
+    def _is_worth_a_pool(self, expected_bytes: int) -> bool:
+        return expected_bytes >= _INLINE_BYTES and self._context.workers > 1
+
+    def _pool(self) -> Pool[Sequence[RangeTask], WorkerReply]:
+        return Pool(partial(CaptureWorker, self._worker_spec()), self._context.workers)
 
     def capture_folders(
         self, root: Root, folders: Iterable[ListedFolder], *, rule: ChangeRule, hashed: bool, progress: ByteProgress
@@ -440,9 +457,7 @@ class SnapshotWriter:
             key_ids={self._pack_keys[name][0] for name, _ in old},
         )
 
-    def _publish(
-        self, usage: PackUsage, facts: CommitFacts, header_sha256: str, locks: Mapping[str, str]
-    ) -> None:
+    def _publish(self, usage: PackUsage, facts: CommitFacts, header_sha256: str, locks: Mapping[str, str]) -> None:
         for kind, names in (("packs", usage.data), ("nodes", usage.nodes)):
             for name in names:
                 key_id, stored = self._pack_keys[name]

@@ -107,12 +107,15 @@ def capture_local(
             be read.
         UnsupportedClusterError: a tablespace's link does not lead straight to a folder of the server's.
     """
-    _require_cluster(read_control(lambda: _read_control_bytes(data_directory))[0], system_id, data_directory)
+    control, _ = read_control(lambda: _read_control_bytes(data_directory))
+    _require_cluster(control, system_id, data_directory)
+    own = version_directory(control, server_version)
+    writer.make_ready(_likely_bytes(_list(data_directory, own), writer.previous_at()))
     started_at = clock.now()
     start = session.start("drservice", checkpoint=checkpoint)
     control, _ = read_control(lambda: _read_control_bytes(data_directory))
     require_checkpoint_of_start(control, start=start.lsn, timeline=start.timeline)
-    listing = _list(data_directory, version_directory(control, server_version))
+    listing = _list(data_directory, own)
     for directory in listing.directories:
         writer.add_directory(os.fsencode(directory.path), directory.mode)
     sources = _sources(listing, data_directory, control, clock)
@@ -139,6 +142,12 @@ def capture_local(
         from_standby=start.from_standby,
         source=source_of(data_directory),
     )
+
+
+def _likely_bytes(listing: ClusterListing, since: datetime | None) -> int:
+    """Return about how much will have to be read: what was written since the last snapshot was begun."""
+    begin_ns = 0 if since is None else int(since.timestamp() * 1e9)
+    return sum(item.identity.size for item in listing.files if item.identity.mtime_ns >= begin_ns)
 
 
 def _capture_control(writer: SnapshotWriter, data_directory: Path, system_id: SystemId) -> ControlFile:

@@ -29,6 +29,7 @@ CAPTURED: Any = SimpleNamespace(
     timeline=Timeline(1),
     start_lsn=Lsn(2 * MIB + 40),
     stop_lsn=Lsn(3 * MIB + 300),
+    from_standby=False,
 )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from drservice.errors import BusyError, RecoveryError, WorkerDiedError
-from drservice.model.ids import SnapshotId
+from drservice.model.ids import SnapshotId, ulid_time
 from drservice.objectstore.opening import open_store, open_store_readonly
 from drservice.repository.changes import ChangeRule
 from drservice.repository.target import sync_folder
@@ -106,6 +106,35 @@ def test_a_killed_worker_fails_the_run_and_leaves_no_snapshot(site: Site, tmp_pa
     assert site.repository().snapshots(site.scope).records == ()
     record = site.capture()
     assert site.restore(record.id, tmp_path / "out") == content_of(site.source)
+
+
+def test_workers_that_were_made_ready_do_the_work_and_end_with_a_run_that_had_none(site: Site, tmp_path: Path) -> None:
+    site.workers = 2
+    site.write({"base/1": noise(30 * MIB)})
+    with site.writing() as writer:
+        writer.make_ready(1 * MIB)
+        assert workers() == [], "no process is started for little"
+        writer.make_ready(30 * MIB)
+        ready = workers()
+        assert len(ready) == 2
+        assert writer.previous_at() is None
+    assert workers() == [], "nothing was read, and nobody is left waiting"
+    seen: set[int] = set()
+
+    class Look(Heard):
+        def advance(self, amount: int, /) -> None:
+            seen.update(workers())
+            super().advance(amount)
+
+    with site.writing() as writer:
+        writer.make_ready(30 * MIB)
+        ready = workers()
+        writer.capture_files(site.files(), rule=ChangeRule.READ_ALL, progress=Look())
+        assert seen == set(ready), "those and no others"
+        record = site.commit(writer)
+    assert site.restore(record.id, tmp_path / "out") == content_of(site.source)
+    with site.writing() as writer:
+        assert writer.previous_at() == ulid_time(record.id)
 
 
 def test_a_worker_that_died_idle_is_noticed_when_it_is_asked_to_flush(site: Site) -> None:
