@@ -78,8 +78,7 @@ def place_cluster(
     saves it before. A link in the place of a folder (``pg_wal`` on another disk) is removed and what it leads to is
     left as it is; links below ``pg_tblspc`` likewise.
 
-    Extra tablespaces lie inside ``target``, below ``pg_tblspc``, but for those in ``tablespaces``, which have folders
-    of their own (new or empty) and a link there.
+    Extra tablespaces lie below ``pg_tblspc``, those in ``tablespaces`` in folders of their own (new or empty).
 
     Raises:
         TargetDirectoryError: it is not empty, or not the directory that was examined; nothing was written.
