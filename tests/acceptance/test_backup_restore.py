@@ -382,7 +382,7 @@ def test_a_cluster_on_a_later_timeline_whose_history_was_never_archived_is_resto
 
 
 def test_a_copy_that_was_not_proven_does_not_start(estate: TempEstate, monkeypatch: pytest.MonkeyPatch) -> None:
-    def disbelieve(*_: object) -> None:
+    def disbelieve(*_: object, **__: object) -> None:
         raise ProofError("not what was planned")
 
     monkeypatch.setattr(restoring, "prove", disbelieve)
@@ -413,8 +413,14 @@ def test_a_missing_history_is_no_end_while_its_timeline_is_archived(estate: Temp
     estate.json("backup", "erp")
     target = estate.root / "RECOVERYHISTORY"
     fetch = ("wal", "fetch", "--service", "erp")
-    # Nothing of timeline 2 is there, so its history is proven absent; timeline 1 is there, its history is not.
-    estate.refusal(*fetch, "00000002.history", target, status=44)
-    refused = estate.refusal(*fetch, "00000001.history", target, status=127)
+    # Nothing of timeline 2 is there: its history is proven absent. The first timeline never has one, and a server that
+    # promotes from it asks for it.
+    for name in ("00000002.history", "00000001.history"):
+        estate.refusal(*fetch, name, target, status=44)
+    [first] = list(estate.repository.glob("s/erp/database/wal/*/00000001"))
+    later = first.with_name("00000002")
+    later.mkdir()
+    (later / "000000020000000000000009").write_bytes(b"what it is does not matter: it is there")
+    refused = estate.refusal(*fetch, "00000002.history", target, status=127)
     assert "missing although" in refused["message"]
     assert not target.exists()
