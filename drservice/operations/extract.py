@@ -295,7 +295,7 @@ class _Dumping:
     def _write(self, contents: Contents, output: OutputFile) -> None:
         progress = self._context.progress
         progress.step("dump", total_bytes=contents.total_bytes)
-        sizes = {item.table.text: item.bytes_on_disk for item in contents.tables}
+        sizes = {item.table.told: item.bytes_on_disk for item in contents.tables}
 
         def hear(line: str) -> None:
             self._heard.append(line)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +26,7 @@ from drservice.operations import selection
 from drservice.operations.restore import run_restore
 from tests.doubles.cluster import Cluster, ClusterMaker, hand_over
 from tests.doubles.estate import TempEstate
-from tests.doubles.sidehistory import BIG_ROWS, LARGE, SMALL, SideHistory
+from tests.doubles.sidehistory import BIG_ROWS, HOSTILE, LARGE, SMALL, SideHistory
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "one-table.md"
 EXTRACT = {
@@ -236,6 +238,7 @@ def test_an_extract_loads_unprivileged_elsewhere_and_equals_the_instant(told: Si
     assert set(document["left_out"]) == {LARGE, "third"}
     assert sorted(document["tables"]) == [
         "public.Lines of orders", "public.customers", "public.orders", "public.parts_2025", "sales.orders",
+        'sales.x"\n\\! touch hostile\n\\copy',
     ]  # fmt: skip
     assert output.stat().st_mode & 0o777 == 0o600
     assert document["output"]["sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()
@@ -244,6 +247,7 @@ def test_an_extract_loads_unprivileged_elsewhere_and_equals_the_instant(told: Si
     load(elsewhere, "whole", document["load_command"])
     assert orders_in(elsewhere, "whole") == told.orders
     assert orders_in(elsewhere, "whole", '"Lines of orders"') == told.lines
+    assert elsewhere.sql(f"select * from {HOSTILE}", database="whole") == [(7,)]
     record = told.estate.json("evidence", "list")["records"][0]
     shown = told.estate.json("evidence", "show", str(record["record"]))
     assert f"extract of database {SMALL}" in str(shown)
@@ -317,6 +321,7 @@ def test_plain_sql_is_written_by_a_safe_program_or_on_demand_only(told: SideHist
     assert output.read_text().rstrip().splitlines()[-1].startswith(("--", "\\unrestrict"))
     load(elsewhere, "plainly", document["load_command"])
     assert orders_in(elsewhere, "plainly") == told.orders
+    assert elsewhere.sql(f"select * from {HOSTILE}", database="plainly") == [(7,)]
 
 
 def test_what_is_there_is_not_overwritten_and_what_is_unknown_is_named(told: SideHistory) -> None:
@@ -330,6 +335,43 @@ def test_what_is_there_is_not_overwritten_and_what_is_unknown_is_named(told: Sid
     bad = refused(told, told.whole, "--database", SMALL, "--table", "orders", "--output", told.into("never.dump"))
     assert bad["code"] == "DR100"
     assert not told.into("never.dump").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("variant", ["checksums", "no full pages"])
+def test_replay_passes_over_what_is_left_out_with_checksums_and_without_page_images(
+    template_cache: Path, variant: str
+) -> None:
+    maker = ClusterMaker(cache=template_cache)
+    try:
+        pages = "off" if variant == "no full pages" else "on"
+        history = SideHistory.over(maker, checksums=variant == "checksums", full_page_writes=pages)
+        with Side(history, history.whole, SMALL) as result:
+            assert asked(result, SMALL, "select * from orders t order by t::text") == history.orders
+            passed = result.side.pages_passed_over
+            assert passed > 1000 if pages == "off" else passed < 1000, "with checksums a vacuum brings page images"
+        history.estate.close()
+    finally:
+        maker.close()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", ["fetch and place ...", "replay WAL ...", "prove the target ..."])
+def test_an_extract_that_is_told_to_end_leaves_nothing_and_says_so(told: SideHistory, stage: str) -> None:
+    output = told.into("ended.dump")
+    words = ("extract", "erp", "--to", to_iso(told.whole), "--database", SMALL, "--output", str(output))
+    argv = [sys.executable, "-m", "drservice", "--config", str(told.estate.config), *words]
+    process = processes.start(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    with process.stderr:
+        assert any(stage.encode() in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+    assert process.wait(60) == 130
+    assert told.estate.environments() == []
+    assert not [path for path in output.parent.iterdir() if "ended.dump" in path.name]
+    record = told.estate.json("evidence", "list")["records"][0]
+    assert (record["kind"], record["outcome"]) == ("restore", "failed")
 
 
 @pytest.mark.long

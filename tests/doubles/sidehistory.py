@@ -18,6 +18,8 @@ from tests.doubles.estate import Pusher, TempEstate, as_user
 SMALL = "plant"
 LARGE = "warehouse"
 BIG_ROWS = 60_000
+HOSTILE = 'sales."x""\n\\! touch hostile\n\\copy"'
+"""A table whose name would be commands if somebody wrote it down as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +43,10 @@ class SideHistory:
         return self.estate.cluster
 
     @classmethod
-    def over(cls, maker: ClusterMaker) -> Self:
+    def over(cls, maker: ClusterMaker, *, checksums: bool = False, full_page_writes: str = "on") -> Self:
         """Make it; the server has ended when this returns."""
-        cluster = maker.make(checksums=False, wal_segment_mb=1, settings={"autovacuum": "off"})
+        settings = {"autovacuum": "off", "full_page_writes": full_page_writes}
+        cluster = maker.make(checksums=checksums, wal_segment_mb=1, settings=settings)
         estate = TempEstate.over(cluster)
         estate.json("init", account=as_user("postgres"))
         cluster.configure(archive_mode="on", archive_command="''")
@@ -95,6 +98,7 @@ def _fill(cluster: Cluster) -> None:
         " create table parts (id int, at date) partition by range (at);"
         " create table parts_2025 partition of parts for values from ('2025-01-01') to ('2026-01-01');"
         " create schema sales; create table sales.orders (id int);"
+        f" create table {HOSTILE} (id int); insert into {HOSTILE} values (7);"
         " insert into customers select i, 'customer ' || i from generate_series(1, 20) i;"
         " insert into orders (customer, note) select 1 + i % 20, 'order ' || i from generate_series(1, 500) i;"
         " insert into parts values (1, '2025-06-01');"

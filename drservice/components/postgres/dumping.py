@@ -8,7 +8,7 @@ SQL at all is decided from the table of known problems.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -21,7 +21,7 @@ _PLAIN_PROBLEMS = frozenset({"CVE-2025-8714", "CVE-2025-8715", "CVE-2026-18408"}
 """What whoever loads a plain dump is exposed to."""
 _SOCKET = ("--host=/env/sock", "--port=5432", "--username=postgres", "--no-password")
 _NAME_PART = re.compile(r'"((?:[^"]|"")+)"|([^."]+)')
-_DUMPING = re.compile(r'pg_dump: dumping contents of table "(.*)"\Z')
+_DUMPING = re.compile(r'pg_dump: dumping contents of table "(.*)\Z')
 _DATA_ENTRY = re.compile(r"\d+; 0 (\d+) TABLE DATA ")
 _ENTRY = re.compile(r"\d+; \d+ \d+ ")
 _COMPLETE = b"-- PostgreSQL database dump complete"
@@ -45,6 +45,11 @@ class TableName:
     def text(self) -> str:
         """The two parts as people read them."""
         return f"{self.schema}.{self.name}"
+
+    @property
+    def told(self) -> str:
+        """What is left of it in a line of ``pg_dump``, in quotes: a name may have line breaks, and end in a quote."""
+        return self.text.partition("\n")[0].rstrip('"')
 
     @property
     def pattern(self) -> str:
@@ -226,9 +231,9 @@ def _lacks(session: Session, tables: Sequence[int]) -> list[str]:
 
 
 def table_begun(line: str) -> str | None:
-    """Return which table (``schema.table``) a line of ``pg_dump --verbose`` says it now reads, if it says so."""
+    """Return which table a line of ``pg_dump --verbose`` says it now reads, if it says so (:attr:`TableName.told`)."""
     match = _DUMPING.match(line)
-    return match[1] if match else None
+    return match[1].rstrip('"') if match else None
 
 
 def entries_of(listing: str) -> tuple[int, frozenset[int]]:
@@ -245,8 +250,8 @@ def missing_tables(contents: Contents, there: Iterable[int]) -> tuple[str, ...]:
 
 def begun_tables(contents: Contents, begun: Iterable[str]) -> frozenset[int]:
     """Return the OIDs of the tables that ``pg_dump`` said it read."""
-    by_name: Mapping[str, int] = {item.table.text: item.oid for item in contents.tables}
-    return frozenset(by_name[name] for name in begun if name in by_name)
+    names = frozenset(begun)
+    return frozenset(item.oid for item in contents.tables if item.table.told in names)
 
 
 def is_complete_sql(tail: bytes) -> bool:

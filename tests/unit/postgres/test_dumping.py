@@ -93,6 +93,8 @@ def test_a_listing_is_counted_and_tables_without_rows_in_it_are_missed() -> None
 def test_what_pg_dump_says_tells_which_table_it_reads() -> None:
     assert table_begun('pg_dump: dumping contents of table "public.Lines of orders"') == "public.Lines of orders"
     assert table_begun("pg_dump: reading schemas") is None
+    odd = TableName(schema="public", name='x"\ny')
+    assert table_begun('pg_dump: dumping contents of table "public.x"') == odd.told == "public.x"
     assert begun_tables(BOTH, ["public.orders", "public.other"]) == {16402}
     assert BOTH.total_bytes == 105
 
