@@ -108,6 +108,15 @@ def test_a_killed_worker_fails_the_run_and_leaves_no_snapshot(site: Site, tmp_pa
     assert site.restore(record.id, tmp_path / "out") == content_of(site.source)
 
 
+def both_workers() -> list[int]:
+    """Return the pids of both workers, as soon as both have become what they are to be (fork, then exec)."""
+    deadline = time.monotonic() + 30
+    while len(found := workers()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
 def test_workers_that_were_made_ready_do_the_work_and_end_with_a_run_that_had_none(site: Site, tmp_path: Path) -> None:
     site.workers = 2
     site.write({"base/1": noise(30 * MIB)})
@@ -115,8 +124,7 @@ def test_workers_that_were_made_ready_do_the_work_and_end_with_a_run_that_had_no
         writer.make_ready(1 * MIB)
         assert workers() == [], "no process is started for little"
         writer.make_ready(30 * MIB)
-        ready = workers()
-        assert len(ready) == 2
+        both_workers()
         assert writer.previous_at() is None
     assert workers() == [], "nothing was read, and nobody is left waiting"
     seen: set[int] = set()
@@ -128,7 +136,7 @@ def test_workers_that_were_made_ready_do_the_work_and_end_with_a_run_that_had_no
 
     with site.writing() as writer:
         writer.make_ready(30 * MIB)
-        ready = workers()
+        ready = both_workers()
         writer.capture_files(site.files(), rule=ChangeRule.READ_ALL, progress=Look())
         assert seen == set(ready), "those and no others"
         record = site.commit(writer)
