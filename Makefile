@@ -84,8 +84,9 @@ check: setup $(STAMPS)/tests ## lint, types, layers, fast tests
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -q -n 2 tests/unit tests/test_architecture.py
 
-bench: setup ## time backup and restore of a pgbench cluster (SCALE=130 is about 2 GB)
-	$(BIN)/python benchmarks/main_job.py --scale $(or $(SCALE),130)
+bench: setup ## race the main job against pgBackRest, which it fetches from Debian (ROUNDS=2: a quarter of an hour)
+	$(BIN)/python benchmarks/race.py --rounds $(or $(ROUNDS),2) --output benchmarks/results/race.json $(ARGS)
+	$(BIN)/python benchmarks/report.py
 
 bench-files: setup ## race the filestore against restic and borg, which it fetches from Debian
 	$(BIN)/python benchmarks/filestore.py --rounds $(or $(ROUNDS),3) --output benchmarks/results/filestore.json

@@ -43,7 +43,7 @@ from pathlib import Path
 from racecluster import REFERENCE, SMALL, Cluster, Size, remove, warm
 from racepeers import Bucket, bucket_server, fetch_pgbackrest, machine
 from racepush import PushRace
-from racers import Backup, Drservice, PgBackRest, Racer, Restored, stored_bytes
+from racers import Backup, Drservice, PgBackRest, Racer, Restored, stored
 from racewatch import Cost, busy_share
 
 ROWS = ("full", "unchanged", "restore", "delta", "incremental", "pitr", "push")
@@ -161,7 +161,7 @@ class Round:
     results: Results
     held: list[Path] = field(default_factory=list)
     first: dict[str, Backup] = field(default_factory=dict)
-    stored: dict[str, int] = field(default_factory=dict)
+    stored: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def run(self, rows: Sequence[str], clock: Clock, scale: float) -> None:
         """Do the rows asked for, in the order that they need."""
@@ -195,9 +195,11 @@ class Round:
             self.cluster.settle()
             self.cluster.warm()
             backup = racer.backup(full=row == "full")
-            total = stored_bytes(racer)
-            added, self.stored[racer.name] = total - self.stored.get(racer.name, 0), total
-            self.results.add(self.store, row, racer.name, backup.cost, stored_bytes=added)
+            size, objects = stored(racer)
+            known_size, known_objects = self.stored.get(racer.name, (0, 0))
+            self.stored[racer.name] = size, objects
+            added = {"stored_bytes": size - known_size, "stored_objects": objects - known_objects}
+            self.results.add(self.store, row, racer.name, backup.cost, **added)
             if backup.phases:
                 say(f"    {_phases(backup.phases)}")
             self.first.setdefault(racer.name, backup)

@@ -19,7 +19,7 @@ from pathlib import Path
 from racewatch import quietly
 
 BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-SEGMENT_BYTES = 16 << 20
+_PATIENCE_SECONDS = 240
 _ORDERS = """
 create table orders (id bigserial, customer int, placed timestamptz, state text, amount numeric(12,2), note text);
 insert into orders (customer, placed, state, amount, note)
@@ -143,10 +143,10 @@ class Cluster:
         self._await(lambda: not any(path.suffix == ".ready" for path in status.iterdir()), "the archiver")
 
     def _await(self, is_done: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         while not is_done():
             if time.monotonic() > deadline:
-                raise SystemExit(f"waited ten minutes for {what}; see {self.base}/server.log")
+                raise SystemExit(f"waited {_PATIENCE_SECONDS} s for {what}; see {self.base}/server.log")
             time.sleep(0.02)
 
     def take_held(self) -> list[Path]:

@@ -15,9 +15,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from racewatch import quietly
 
 SUITE = "trixie"
@@ -104,14 +109,7 @@ def bucket_server(folder: Path) -> Iterator[Bucket]:
     root = folder / "buckets"
     (root / "race").mkdir(parents=True)
     certificate, private = folder / "server.crt", folder / "server.key"
-    quietly(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
-            *("-keyout", str(private), "-out", str(certificate)),
-        ],
-        folder=folder,
-    )
+    _make_certificate(certificate, private)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -148,6 +146,26 @@ def bucket_server(folder: Path) -> Iterator[Bucket]:
     finally:
         process.terminate()
         process.wait()
+
+
+def _make_certificate(certificate: Path, private: Path) -> None:
+    """Make a key and a certificate of this machine for two days."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(issuer_name=name, subject_name=name, public_key=key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=2))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
 
 
 def _await_server(port: int, certificate: Path, process: subprocess.Popen[bytes]) -> None:

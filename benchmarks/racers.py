@@ -334,7 +334,8 @@ def _await_writable(dsn: str) -> None:
         time.sleep(0.02)
 
 
-def stored_bytes(racer: Racer) -> int:
-    """Return how much a repository holds without WAL."""
+def stored(racer: Racer) -> tuple[int, int]:
+    """Return how many bytes and objects a repository holds without WAL; each object of a bucket was a request."""
     files = (path for path in racer.stored().rglob("*") if path.is_file())
-    return sum(path.stat().st_size for path in files if not racer.is_wal(path))
+    sizes = [path.stat().st_size for path in files if not racer.is_wal(path)]
+    return sum(sizes), len(sizes)

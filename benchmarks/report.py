@@ -250,7 +250,10 @@ def main() -> None:
     if not result["quiet"]:
         raise SystemExit(f"{arguments.result} is no result: others used the processors; run the race again")
     CHART.write_text(chart(result))
-    README.write_text(readme_with(README.read_text(), table(result)))
+    try:
+        README.write_text(readme_with(README.read_text(), table(result)))
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":
