@@ -24,7 +24,7 @@ from drservice.components.postgres.controlfile import (
 from drservice.components.postgres.layout import TABLESPACES, ClusterListing, FileRule, ListedFile, list_cluster
 from drservice.components.postgres.pages import PageChecker
 from drservice.components.postgres.recovery import parse_backup_label
-from drservice.components.postgres.standby import Watched, standby_end
+from drservice.components.postgres.standby import Watched, require_role, standby_end
 from drservice.components.postgres.tablespaces import oid_of, version_directory
 from drservice.errors import CaptureError
 from drservice.model.ids import SystemId
@@ -114,6 +114,7 @@ def capture_local(
     started_at = clock.now()
     start = session.start("drservice", checkpoint=checkpoint)
     control, _ = read_control(lambda: _read_control_bytes(data_directory))
+    require_role(control, start)
     require_checkpoint_of_start(control, start=start.lsn, timeline=start.timeline)
     listing = _list(data_directory, own)
     for directory in listing.directories:

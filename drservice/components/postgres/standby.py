@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from drservice.clock import Clock
-from drservice.components.postgres.backupsession import BackupSession
+from drservice.components.postgres.backupsession import BackupSession, BackupStart
 from drservice.components.postgres.connection import connect
 from drservice.components.postgres.controlfile import ClusterState, ControlFile, WalLevel
 from drservice.components.postgres.facts import cluster_facts, switch_wal
@@ -67,6 +67,21 @@ def standby_end(control: ControlFile, *, start: Lsn, timeline: Timeline) -> Lsn:
             f" {control.checkpoint} (start {start}): it is not of this backup"
         )
     return control.min_recovery_point
+
+
+def require_role(control: ControlFile, start: BackupStart) -> None:
+    """Refuse the directory of a standby under a primary's backup, and the other way round.
+
+    Raises:
+        CaptureError: dsn and data_directory are of different servers of one cluster.
+    """
+    is_standbys = control.state in {ClusterState.IN_ARCHIVE_RECOVERY, ClusterState.SHUT_DOWN_IN_RECOVERY}
+    if is_standbys != start.from_standby:
+        server, directory = ("a standby", "a primary's") if start.from_standby else ("a primary", "a standby's")
+        raise CaptureError(
+            f"dsn leads to {server}, but data_directory is {directory}",
+            hint="Both must be of one server: `SHOW data_directory` on the server tells its own.",
+        )
 
 
 @dataclass(slots=True, kw_only=True)
