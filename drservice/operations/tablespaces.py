@@ -28,7 +28,7 @@ from drservice.components.postgres.tablespaces import MAP_NAME, Moved, choose_fo
 from drservice.environments.interface import Environment
 from drservice.errors import DrError, ProofError, RecoveryError, ReplayError
 from drservice.processes import Account, files_as
-from drservice.repository.bulk import open_below
+from drservice.repository.descent import open_below
 from drservice.repository.reader import SnapshotReader
 from drservice.repository.skeleton import remove_tree
 

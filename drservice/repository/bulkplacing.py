@@ -18,11 +18,10 @@ from functools import partial
 from itertools import islice
 
 from drservice.errors import CaptureError, DamagedObjectError, RecoveryError
-from drservice.model.estate import SignerSettings
 from drservice.objectstore.interface import ObjectStore
 from drservice.processes import Account
-from drservice.repository.bulk import Folders, Root
 from drservice.repository.chunktable import ChunkRow, ChunkTable
+from drservice.repository.descent import Folders, Root
 from drservice.repository.envelope import Trust
 from drservice.repository.keys import Identities, Keyring
 from drservice.repository.nodes import Entry
@@ -48,7 +47,6 @@ _SPARSE_BYTES = 64 << 20
 """Smaller files are not looked into for holes."""
 _WORTH_A_SPAN = 0.5
 """Share of a span that must be wanted for it to be fetched with one request."""
-_NOBODY: tuple[SignerSettings, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +123,7 @@ class PlacingWorker:
 
     def __init__(self, spec: PlacingSpec, _name: str) -> None:
         self._store = spec.open_store()
-        keyring = Keyring(self._store, spec.scope.repository, Trust(_NOBODY), Identities())
+        keyring = Keyring(self._store, spec.scope.repository, Trust(()), Identities())
         keyring.adopt(spec.secrets)
         self._packs = PackOpener(self._store, scope=spec.scope, keyring=keyring)
         self._account = spec.account

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -24,9 +25,11 @@ from drservice.errors import (
     KeyProblemError,
     UnknownSignerError,
 )
-from drservice.model.estate import SignerSettings
 from drservice.model.ids import RepositoryId, ServiceName
 from drservice.repository import layout
+
+if TYPE_CHECKING:  # the settings take a worker process a quarter of its start
+    from drservice.model.estate import SignerSettings
 
 MAGIC = b"DRS1"
 _CONTEXT = b"drservice envelope v1\n"

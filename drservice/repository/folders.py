@@ -22,12 +22,12 @@ from drservice.repository.bulk import (
     FileResult,
     FileState,
     FolderTask,
-    Root,
 )
 from drservice.repository.cache import SnapshotCache, StagedCache
 from drservice.repository.capture import WorkerSpec, file_clock_ns
 from drservice.repository.changes import ChangeRule
 from drservice.repository.chunktable import INLINE_CHUNKS, ChunkTable
+from drservice.repository.descent import Root
 from drservice.repository.marks import MarkJudge, is_not_its_name, make_mark
 from drservice.repository.nodes import Entry, EntryKind, FileIdentity, decode_entry, encode_entry
 from drservice.repository.pool import Pool, run_inline

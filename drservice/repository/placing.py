@@ -26,11 +26,10 @@ from typing import Protocol
 from blake3 import blake3
 
 from drservice.errors import CaptureError, DrError, RecoveryError
-from drservice.model.estate import SignerSettings
 from drservice.objectstore.interface import ObjectStore
 from drservice.processes import Account, files_as
-from drservice.repository.bulk import Folders, Root
 from drservice.repository.chunktable import ROW, ChunkRow
+from drservice.repository.descent import Folders, Root
 from drservice.repository.envelope import Trust
 from drservice.repository.keys import Identities, Keyring
 from drservice.repository.nodes import Entry, EntryKind
@@ -43,8 +42,8 @@ from drservice.repository.target import require_space, write_error
 _PLACE = struct.Struct(">IQ")
 _ITEM = _PLACE.size + ROW.size
 _FIRST_ROWS = 1 << 12
-_ROUND_ROWS = 1 << 18
-"""Chunks planned at once (16 GiB of data at 64 KiB): bounds memory at any size. The first round is small, so that
+_ROUND_ROWS = 1 << 17
+"""Chunks planned at once (8 GiB of data at 64 KiB): bounds memory at any size. The first round is small, so that
 workers begin soon, and each is four times the one before: the more is planned together, the fewer packs are asked for
 twice.
 """
@@ -162,7 +161,7 @@ class FetchWorker:
 
     def __init__(self, spec: FetchSpec, _name: str) -> None:
         self._store = spec.open_store()
-        keyring = Keyring(self._store, spec.scope.repository, Trust(_NOBODY), Identities())
+        keyring = Keyring(self._store, spec.scope.repository, Trust(()), Identities())
         keyring.adopt(spec.secrets)
         self._packs = PackOpener(self._store, scope=spec.scope, keyring=keyring)
         self._account = spec.account
@@ -360,7 +359,6 @@ class _OpenFiles:
         self._folders.close()
 
 
-_NOBODY: tuple[SignerSettings, ...] = ()
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _ZEROS = bytes(1 << 20)
 

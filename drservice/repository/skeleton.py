@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drservice.errors import RecoveryError
-from drservice.repository.bulk import Folders
+from drservice.repository.descent import Folders
 from drservice.repository.nodes import Entry, EntryKind
 from drservice.repository.target import write_error
 

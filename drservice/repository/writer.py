@@ -25,10 +25,10 @@ from drservice.model.snapshot import FilesFacts, PostgresFacts, SnapshotRecord
 from drservice.objectstore.interface import ObjectStore
 from drservice.processes import make_folder, open_private
 from drservice.repository import layout
-from drservice.repository.bulk import Root
 from drservice.repository.cache import SnapshotCache, StagedCache
 from drservice.repository.capture import CaptureWorker, RangeTask, WorkerReply, WorkerSpec
 from drservice.repository.changes import ChangeRule, is_due_for_reading, is_unchanged
+from drservice.repository.descent import Root
 from drservice.repository.envelope import HostKey
 from drservice.repository.folders import ByteProgress, FilesOutcome, FolderIntake, IntakeParts, ListedFolder
 from drservice.repository.holds import condemned_packs, place_hold

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from drservice.errors import ConfigurationError, RecoveryError, TargetDirectoryError
 from drservice.processes import Account, open_folder
-from drservice.repository.bulk import Folders, Root
+from drservice.repository.descent import Folders, Root
 from drservice.repository.target import free_bytes, require_space, sync_opened, write_error
 
 _FOLDER_MODE = 0o755

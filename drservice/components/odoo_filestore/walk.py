@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from drservice.components.odoo_filestore.names import CHECKLIST, is_document_file, is_document_folder
 from drservice.errors import DocumentsUnreadableError
 from drservice.model.estate import FilesKind
-from drservice.repository.bulk import GONE, Root, open_below
+from drservice.repository.descent import GONE, Root, open_below
 from drservice.repository.folders import ListedFile, ListedFolder
 from drservice.repository.marks import look_of
 from drservice.repository.nodes import RESTORE_MARKER

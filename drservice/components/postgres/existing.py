@@ -24,7 +24,7 @@ from drservice.errors import (
 )
 from drservice.model.ids import SystemId
 from drservice.processes import Account, files_as, server_account
-from drservice.repository.bulk import open_below
+from drservice.repository.descent import open_below
 from drservice.repository.nodes import RESTORE_MARKER
 from drservice.repository.target import write_error
 

@@ -23,7 +23,7 @@ from drservice.errors import FormatError, RecoveryError, TargetDirectoryError
 from drservice.model.wal import Timeline
 from drservice.objectstore.interface import ObjectStore
 from drservice.processes import Account, files_as
-from drservice.repository.bulk import open_below
+from drservice.repository.descent import open_below
 from drservice.repository.nodes import RESTORE_MARKER
 from drservice.repository.placing import Onto, Placed, PlacingProgress, place_files
 from drservice.repository.reader import SnapshotReader

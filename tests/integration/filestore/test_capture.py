@@ -15,8 +15,8 @@ import pytest
 from drservice.errors import DocumentsUnreadableError
 from drservice.model.estate import FilesKind
 from drservice.model.snapshot import SnapshotState
-from drservice.repository.bulk import Root
 from drservice.repository.changes import ChangeRule
+from drservice.repository.descent import Root
 from drservice.repository.folders import FilesOutcome, ListedFile, ListedFolder
 from drservice.repository.marks import NO_LOOK
 from tests.doubles.filestores import Filestore, settle, tree
