@@ -11,12 +11,14 @@ import pytest
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.s3.models import FakeKey, s3_backends
 
+from drservice.clock import Clock
 from drservice.errors import ExitStatus, StoreDeniedError, StoreThrottledError
 from drservice.model.storing import NO_SETTINGS, LockMode, LockSettings, ObjectKind, StoreSettings
 from drservice.objectstore.interface import Capabilities, CreateMode, ObjectStore
 from drservice.objectstore.opening import _s3_location, open_store, open_store_readonly
 from drservice.objectstore.retrying import RetryBudget, RetryingStore
 from drservice.objectstore.s3 import S3Store
+from tests.doubles.clock import ManualClock
 from tests.doubles.repositories import Site, noise
 from tests.doubles.s3server import MotoBehaviour, MotoBuckets, S3Server, moto_server
 from tests.faults.faultproxy import Behaviour, FaultProxy, fault_proxy
@@ -58,12 +60,13 @@ class Bucket:
         self._opened.append(store)
         return store
 
-    def open(self, settings: StoreSettings, *, budget: RetryBudget = BUDGET) -> ObjectStore:
+    def open(self, settings: StoreSettings, *, budget: RetryBudget = BUDGET, clock: Clock | None = None) -> ObjectStore:
         """Open the bucket as a probe would, which is claimed above all in tests/contract, without its seconds."""
         capabilities = Capabilities(
             create_mode=CreateMode.CONDITIONAL, versioned=True, writable=True, lock=settings.lock
         )
-        store = S3Store(_s3_location(self.url, settings), capabilities=capabilities, lock_folder=self.folder / "run")
+        location = _s3_location(self.url, settings)
+        store = S3Store(location, capabilities=capabilities, lock_folder=self.folder / "run", clock=clock)
         self._opened.append(RetryingStore(store, budget=budget))
         return self._opened[-1]
 
@@ -117,6 +120,15 @@ def test_every_object_is_stored_with_its_lock_and_its_storage_class(bucket: Buck
         expected = {"packs": "STANDARD_IA", "snapshots": "ONEZONE_IA"}.get(kind, "STANDARD")
         assert version.storage_class == expected, version.name
     assert {"packs", "nodes", "snapshots", "keys", "drservice-repository.json"} <= kinds
+
+
+def test_a_host_whose_clock_is_years_behind_locks_as_long_as_any_other(bucket: Bucket) -> None:
+    behind = ManualClock(datetime(2020, 1, 1, tzinfo=UTC))
+    bucket.open(TEN_DAYS, clock=behind).create("k", b"body")
+    behind.pass_seconds(86_400)
+    ends = [datetime.fromisoformat(str(version.lock_until)) for version in bucket.versions()]
+    assert len(ends) == 1
+    assert ends[0] >= datetime.now(UTC) + timedelta(days=10) - timedelta(minutes=5)
 
 
 def test_a_host_without_the_right_to_extend_locks_says_so_before_it_commits(bucket: Bucket, proxy: FaultProxy) -> None:
