@@ -53,6 +53,7 @@ class RangeTask:
 
     number: int
     path: str
+    """Absolute, without links on the way."""
     offset: int
     length: int
     chunk_bytes: int
@@ -204,6 +205,7 @@ class CaptureWorker:
         except OSError as error:
             raise CaptureError(f"cannot read {task.path}: {error.strerror}") from error
         try:
+            require_straight(descriptor, task.path)
             return self._read_open(task, descriptor)
         except OSError as error:
             raise CaptureError(f"reading {task.path} failed: {error.strerror}") from error
@@ -243,6 +245,24 @@ class CaptureWorker:
             plain_bytes=done,
             identity=identity,
             bad_offsets=tuple(bad),
+        )
+
+
+def require_straight(descriptor: int, path: str) -> None:
+    """Refuse an open file that was reached through a link, which ``O_NOFOLLOW`` notices in the last step only.
+
+    Who reads as root what a database's user owns would else read whatever that user had a folder exchanged for. A file
+    may be renamed or deleted meanwhile; its folder stays the same.
+
+    Raises:
+        CaptureError: it lies in another folder than its path, which has no links in it, says.
+        OSError: the system does not say where it lies.
+    """
+    real = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - for every file that is read
+    if real.rpartition("/")[0] != path.rpartition("/")[0]:
+        raise CaptureError(
+            f"{path} leads to {real}: a folder on the way is a link now",
+            hint="Somebody exchanged it while it was read. Look who writes there; nothing of it was stored.",
         )
 
 

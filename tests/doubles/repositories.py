@@ -178,7 +178,7 @@ class Site:
             info = path.lstat()
             yield SourceFile(
                 path=os.fsencode(path.relative_to(self.source)),
-                absolute=str(path),
+                absolute=str(path.parent.resolve() / path.name),
                 mode=info.st_mode & 0o777,
                 size=info.st_size,
                 chunk_bytes=self.chunk_bytes,

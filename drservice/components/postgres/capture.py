@@ -117,15 +117,7 @@ def capture_local(
     require_role(control, start)
     require_checkpoint_of_start(control, start=start.lsn, timeline=start.timeline)
     listing = _list(data_directory, own)
-    for directory in listing.directories:
-        writer.add_directory(os.fsencode(directory.path), directory.mode)
-    sources = _sources(listing, data_directory, control, clock)
-    same_life = _is_same_life(writer.previous_meta(), control, source_of(data_directory))
-    watched = Watched(session=session, clock=clock, progress=progress)
-    for rule, group in _by_rule(sources, listing, data_directory, same_life=same_life):
-        writer.capture_files(group, rule=rule, progress=watched)
-    session.check_alive()
-    _recapture_lost(writer, sources, watched)
+    _take(session, writer, listing, data_directory, control, clock, progress)
     control = _capture_control(writer, data_directory, system_id)
     stop = session.stop()
     return Captured(
@@ -143,6 +135,27 @@ def capture_local(
         from_standby=start.from_standby,
         source=source_of(data_directory),
     )
+
+
+def _take(
+    session: BackupSession,
+    writer: SnapshotWriter,
+    listing: ClusterListing,
+    data_directory: Path,
+    control: ControlFile,
+    clock: Clock,
+    progress: ByteProgress,
+) -> None:
+    """Take everything that was listed but ``pg_control``."""
+    for directory in listing.directories:
+        writer.add_directory(os.fsencode(directory.path), directory.mode)
+    sources = _sources(listing, data_directory, control, clock)
+    same_life = _is_same_life(writer.previous_meta(), control, source_of(data_directory))
+    watched = Watched(session=session, clock=clock, progress=progress)
+    for rule, group in _by_rule(sources, listing, data_directory, same_life=same_life):
+        writer.capture_files(group, rule=rule, progress=watched)
+    session.check_alive()
+    _recapture_lost(writer, sources, watched)
 
 
 def _likely_bytes(listing: ClusterListing, since: datetime | None) -> int:
@@ -215,11 +228,12 @@ def _list(data_directory: Path, own: str) -> ClusterListing:
 def _sources(listing: ClusterListing, root: Path, control: ControlFile, clock: Clock) -> list[SourceFile]:
     chunk_bytes = LARGE_CHUNK_BYTES if listing.total_bytes >= LARGE_CLUSTER_BYTES else CHUNK_BYTES
     listed_ns = int(clock.now().timestamp() * 1e9)
-    places = {str(item.oid): item.target for item in listing.tablespaces if not item.in_place}
+    places = {str(item.oid): _straight(item.target) for item in listing.tablespaces if not item.in_place}
+    top = os.path.realpath(root)
     return [
         SourceFile(
             path=os.fsencode(item.path),
-            absolute=_absolute(item.path, root, places),
+            absolute=_absolute(item.path, top, places),
             mode=item.mode,
             size=item.identity.size,
             chunk_bytes=chunk_bytes,
@@ -237,7 +251,13 @@ def _sources(listing: ClusterListing, root: Path, control: ControlFile, clock: C
     ]
 
 
-def _absolute(path: str, root: Path, places: Mapping[str, str]) -> str:
+def _straight(location: str) -> str:
+    """Return a location without links on the way to it; it was none itself, and what it became is not followed."""
+    folder, name = os.path.split(location.rstrip("/"))
+    return os.path.join(os.path.realpath(folder), name)  # noqa: PTH118 - text that is compared byte for byte
+
+
+def _absolute(path: str, root: str, places: Mapping[str, str]) -> str:
     """Return where a file is read: in a tablespace not by the link, which may be exchanged at any moment."""
     top, _, rest = path.partition("/")
     if top == TABLESPACES and places:

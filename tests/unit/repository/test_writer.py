@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ from drservice.model.snapshot import SnapshotRecord, SnapshotState
 from drservice.objectstore.interface import ObjectInfo
 from drservice.objectstore.memory import MemoryStore
 from drservice.repository import changes
-from drservice.repository.capture import PageCheck
+from drservice.repository.capture import PageCheck, require_straight
 from drservice.repository.changes import ChangeRule
 from drservice.repository.holds import condemn, condemned_packs
 from drservice.repository.intake import SourceFile
@@ -223,6 +224,31 @@ def test_a_file_that_vanished_since_it_was_listed_is_left_out_and_counted(
         assert writer.vanished == 1
     del files["base/1/text"]
     assert site.restore(record.id, tmp_path / "out") == files
+
+
+def test_a_folder_that_was_exchanged_for_a_link_since_it_was_listed_is_not_read(
+    site: Site, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    assert "base/1/text" in files
+    with site.writing() as writer:
+        listed = site.files()
+        (site.source / "base/1").rename(tmp_path / "secrets")
+        (site.source / "base/1").symlink_to(tmp_path / "secrets")
+        with pytest.raises(CaptureError, match="a folder on the way is a link now"):
+            writer.capture_files(listed, rule=ChangeRule.READ_ALL, progress=Heard())
+
+
+def test_a_file_that_is_renamed_or_deleted_while_it_is_open_still_lies_in_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "base" / "5"
+    folder.mkdir(parents=True)
+    path = folder / "1"
+    path.write_bytes(b"x")
+    with path.open("rb") as file:
+        require_straight(file.fileno(), str(path))
+        path.rename(folder / "other")
+        require_straight(file.fileno(), str(path))
+        shutil.rmtree(folder)
+        require_straight(file.fileno(), str(path))
 
 
 def test_a_file_that_was_cut_off_since_it_was_listed_has_what_was_there(
