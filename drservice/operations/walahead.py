@@ -129,12 +129,13 @@ class Ahead:
         return not any(thread.is_alive() for thread in self._threads)
 
     def state(self) -> AheadState:
-        """Return what is ready and not yet known to be durable, and what is wrong."""
+        """Return what is ready and not yet known to be durable, and what is wrong as long as something waits."""
         with self._changed:
             durable = {name for name, outcome in self._outcomes.items() if outcome.durable is not None}
             problems = [outcome.problem for outcome in self._outcomes.values() if outcome.problem]
             waiting = sum(name not in durable for name in self._ready)
-            return AheadState(ready=waiting, durable=len(durable), problem=self._problem or next(iter(problems), ""))
+            problem = self._problem or next(iter(problems), "")
+            return AheadState(ready=waiting, durable=len(durable), problem=problem if waiting else "")
 
     def archived(self, name: str, *, identity: str, head: str, waiting: Callable[[], None]) -> Durable:
         """Return once this very file is durable; at once if it is already.
@@ -196,11 +197,11 @@ class Ahead:
         with self._changed:
             while not self._is_over:
                 now = self._clock.monotonic()
+                if now - self._looked_at >= _LOOK_SECONDS:
+                    self._look(now)
                 if now < self._paused_until:
                     self._changed.wait(min(_LOOK_SECONDS, self._paused_until - now))
                     continue
-                if now - self._looked_at >= _LOOK_SECONDS:
-                    self._look(now)
                 name = self._next(now)
                 if name is not None:
                     self._running.add(name)

@@ -115,6 +115,9 @@ def test_a_key_that_cannot_be_stored_lets_nothing_be_sealed_with_it(world: Helpe
     with world.helper(store=SlowStore(world.site.store, wait=refuse)) as running:
         assert "away" in world.ask(path)
         assert "away" in running.ahead.state().problem
+        world.done(path)  # in another way
+        wait_for(lambda: running.ahead.state().ready == 0, "the helper to look")
+        assert running.ahead.state().problem == ""
     assert list(world.site.store.list("s/")) == []
 
 
