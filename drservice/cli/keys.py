@@ -71,7 +71,7 @@ def check(invocation: Invocation, service: str | None) -> ExitStatus:
         ]
     }
     lines = [
-        f"{'ok    ' if i.opened else 'FAILED'} {i.service}: {i.identity} ({i.recipient or 'no recipient'}) {i.detail}"
+        f"{'ok    ' if i.opened else 'FAILED'} {i.service}: {i.recipient or 'an identity'} {i.detail} ({i.identity})"
         for i in checks
     ]
     invocation.output.result("keys-check", document, lines)
