@@ -25,7 +25,7 @@ from drservice.model.recovery import Target, TargetKind
 from drservice.operations import selection
 from drservice.operations.restore import run_restore
 from tests.doubles.cluster import Cluster, ClusterMaker, hand_over
-from tests.doubles.estate import TempEstate
+from tests.doubles.estate import Pusher, TempEstate
 from tests.doubles.sidehistory import BIG_ROWS, HOSTILE, LARGE, SMALL, SideHistory
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "one-table.md"
@@ -351,6 +351,38 @@ def test_replay_passes_over_what_is_left_out_with_checksums_and_without_page_ima
             passed = result.side.pages_passed_over
             assert passed > 1000 if pages == "off" else passed < 1000, "with checksums a vacuum brings page images"
         history.estate.close()
+    finally:
+        maker.close()
+
+
+@pytest.mark.long
+def test_databases_in_tablespaces_are_brought_back_and_left_out_alike(template_cache: Path) -> None:
+    maker = ClusterMaker(cache=template_cache)
+    try:
+        cluster = maker.make(checksums=False, wal_segment_mb=1, settings={"autovacuum": "off"})
+        estate = TempEstate.over(cluster)
+        estate.initialise()
+        cluster.configure(archive_mode="on", archive_command="''")
+        cluster.start()
+        cluster.sql(f"create tablespace space location '{maker.folder('space')}'")
+        for name in ("inside", "beside"):
+            cluster.sql(f"create database {name} tablespace space")
+            cluster.sql("create table t as select generate_series(1, 50000) i", database=name)
+        cluster.sql("checkpoint")
+        with Pusher(estate) as pusher:
+            estate.backup()
+            cluster.sql("vacuum t", database="beside")
+            cluster.sql("insert into t values (0)", database="inside")
+            pusher.drain(cluster.switch_wal())
+        cluster.stop()
+        request = replace(estate.request(Target(kind=TargetKind.LATEST)), database="inside")
+        with estate.plane() as plane:
+            result = run_restore(estate.restore_context(plane), request)
+        assert asked(result, "inside", "select count(*) from t") == [(50_001,)]
+        assert result.side is not None
+        assert result.side.left_out == ("beside",)
+        assert result.side.pages_passed_over > 100
+        estate.close()
     finally:
         maker.close()
 
