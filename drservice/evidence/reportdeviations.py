@@ -168,7 +168,11 @@ def _of_obligation(obligation: Obligation) -> Iterator[Deviation]:
 
 def _of_restore(restore: RestoreEntry) -> Iterator[Deviation]:
     if restore.outcome is not RestoreOutcome.RESTORED:
-        text = f"{restore.outcome.value}: {_told(restore.restoration.error) or 'see its documents'}"
+        restoration = restore.restoration
+        asked = restoration.target.requested if restoration.target is not None else None
+        # Without documents it is partial because a part was asked for, and the target says which.
+        known = "see its documents" if restoration.documents is not None else f"as asked for: {asked}"
+        text = f"{restore.outcome.value}: {_told(restoration.error) or known}"
         gravity = Gravity.CRITICAL if restore.outcome is RestoreOutcome.FAILED else Gravity.WARNING
         yield _make(DeviationKind.RESTORE, restore.stamp, text, gravity=gravity)
     yield from _of_documents(restore.stamp, restore.restoration.documents)

@@ -384,6 +384,20 @@ def test_a_restore_that_did_not_bring_everything_is_told(outcome: str, gravity: 
     assert [(d.kind, d.gravity) for d in only_erp(story).deviations] == [(DeviationKind.RESTORE, gravity)]
 
 
+def test_a_restore_of_one_database_is_told_with_what_was_asked_for() -> None:
+    story = one_drill()
+    target: dict[str, Json] = {
+        "requested": "latest (only database plant)",
+        "kind": "latest",
+        "reached_time": None,
+        "reached_lsn": "0/1",
+        "timeline": 2,
+    }
+    story.restore(at(20), "erp", outcome="partial", documents=None, target=target)
+    (told,) = only_erp(story).deviations
+    assert told.text == "partial: as asked for: latest (only database plant)"
+
+
 def test_failed_probes_and_rejections_are_told() -> None:
     story = one_drill()
     results: list[Json] = [{"name": "delete refused", "passed": False, "detail": "deleted"}]
