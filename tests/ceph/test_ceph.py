@@ -138,14 +138,13 @@ def test_a_bucket_without_locks_opens_for_reading_when_locks_are_configured(
         store.close()
 
 
-def test_the_owner_of_a_bucket_is_compared_though_the_gateway_passes_over_the_header(
-    ceph: Ceph, tmp_path: Path
-) -> None:
+def test_a_bucket_of_another_owner_is_refused_by_the_gateway_or_by_its_access_list(ceph: Ceph, tmp_path: Path) -> None:
+    """18.2.7 passes over the header that names the owner, 20.2.4 refuses."""
     server = ceph.server(Buckets.PLAIN)
     url = server.url_for(new_bucket(), "p")
     with server.credentials():
         open_store(url, lock_dir=tmp_path / "right", settings=StoreSettings(bucket_owner="owner")).close()
-        with pytest.raises(StoreDeniedError, match="belongs to owner, not to stranger"):
+        with pytest.raises(StoreDeniedError, match=r"belongs to owner, not to stranger|does not belong to stranger"):
             open_store(url, lock_dir=tmp_path / "wrong", settings=StoreSettings(bucket_owner="stranger"))
 
 
@@ -232,5 +231,8 @@ def test_backup_archiving_and_restore_by_the_command_line(ceph: Ceph, cluster: C
             estate.close()
         assert found == (102, 102)
         assert estate.json("verify", "erp")
+        lines = json.loads(estate.run("check", "erp", "--json").stdout)["checks"]
+        proof = [item for item in lines if item["name"] == "store refuses what it must"]
+        assert [item["state"] for item in proof] == ["ok"], proof
     if buckets is Buckets.LOCKING:
         assert {key.split("/")[1] for key in unlocked_versions(ceph, bucket)} <= {"hold", "probe"}
