@@ -36,6 +36,8 @@ _AREA = "pg_tblspc.drservice"
 """Folder of the data directory in which new tablespaces lie until the target is reached."""
 _MOST_PROVIDED = 256
 _NEEDED = re.compile(r'WAL redo at [0-9A-F]+/[0-9A-F]+ for Tablespace/CREATE: (\d{1,10}) "(.*?)"$', re.MULTILINE)
+_ABSENT = re.compile(r'FATAL:  directory "(/.*?)" does not exist$', re.MULTILINE)
+"""All that a server says with ``log_error_verbosity = terse``: the OID is not known."""
 _UNEXPECTED = re.compile(r'PANIC:  unexpected directory entry "(\d{1,10})" found in pg_tblspc/?')
 _IN_PLACE_SETTING = "allow_in_place_tablespaces"
 _FIRST_MINORS = {13: 8, 14: 5}
@@ -82,8 +84,8 @@ class Tablespaces:
     """Whose rights are used in the data directory."""
     moved: tuple[Moved, ...]
     locations: dict[int, str]
-    _provided: dict[str, int] = field(default_factory=dict)
-    """Production's path -> the OID whose folder stands for it."""
+    _provided: dict[str, Moved | str] = field(default_factory=dict)
+    """Production's path -> what stands for it: one of ``moved``, or a folder in ``_AREA``."""
     _let_in_place: set[str] = field(default_factory=set)
 
     @classmethod
@@ -132,33 +134,35 @@ class Tablespaces:
         if in_place is not None and in_place[1] not in self._let_in_place:
             self._let_in_place.add(in_place[1])
             return True  # created in place by the WAL: the next start allows it
-        needed = _NEEDED.search(tail)
-        if needed is None:
+        needed, absent = _NEEDED.search(tail), _ABSENT.search(tail)
+        if needed is None and absent is None:
             return False
-        oid, location = int(needed[1]), needed[2]
+        oid, location = (int(needed[1]), needed[2]) if needed else (None, absent[1] if absent else "")
         if location in self._provided or not location.startswith("/") or len(self._provided) >= _MOST_PROVIDED:
             return False
         try:
             self._make(oid, location)
         except DrError as error:
             raise ReplayError(
-                f"{problem.message}: the WAL creates tablespace {oid} at {location}, and {error.message}",
+                f"{problem.message}: the WAL creates a tablespace at {location}, and {error.message}",
                 hint="Restore to an instant before that, or with an identical path free for it.",
             ) from error
         return True
 
-    def _make(self, oid: int, location: str) -> None:
-        folder = next((item.folder for item in self.moved if item.oid == oid), None)
-        if folder is not None:
-            self.environment.share([], links={location: str(folder)})
-        else:
-            self.environment.share([], links={location: f"/env/data/{_AREA}/{oid}"})
-            with self._inside() as (root, spaces):
-                with suppress(FileExistsError):
-                    os.mkdir(_AREA, 0o700, dir_fd=root)
-                with open_below(root, _AREA.encode()) as area:
-                    self._set_aside(str(oid), location, spaces, area)
-        self._provided[location] = oid
+    def _make(self, oid: int | None, location: str) -> None:
+        own = next((item for item in self.moved if oid == item.oid or location == item.location), None)
+        if own is not None:
+            self.environment.share([], links={location: str(own.folder)})
+            self._provided[location] = own
+            return
+        name = str(oid) if oid is not None else f"new-{len(self._provided)}"
+        self.environment.share([], links={location: f"/env/data/{_AREA}/{name}"})
+        with self._inside() as (root, spaces):
+            with suppress(FileExistsError):
+                os.mkdir(_AREA, 0o700, dir_fd=root)
+            with open_below(root, _AREA.encode()) as area:
+                self._set_aside(name, location, spaces, area)
+        self._provided[location] = name
 
     def _set_aside(self, name: str, location: str, spaces: int, area: int) -> None:
         """Make the folder of a tablespace, or take the one in ``pg_tblspc``, in whose place recovery makes a link."""
@@ -199,12 +203,11 @@ class Tablespaces:
         except OSError as error:
             raise ProofError(f"{TABLESPACES}/{name} is neither a link nor a folder") from error
         provided = self._provided.get(target)
-        folders = {item.oid: item for item in self.moved}
-        if provided is not None and provided not in folders:
+        if isinstance(provided, str):
             with open_below(root, _AREA.encode()) as area:
-                _exchange(spaces, name, area, str(provided))
+                _exchange(spaces, name, area, provided)
             return RestoredTablespace(oid=oid, location=target, path=inside, in_place=True)
-        own = next((item for item in self.moved if str(item.folder) == target or item.oid == provided), None)
+        own = provided or next((item for item in self.moved if target == str(item.folder)), None)
         if own is None:
             raise ProofError(
                 f"the recovered server has {TABLESPACES}/{name} lead to {target}, which is no place of this restore",
@@ -214,7 +217,8 @@ class Tablespaces:
             fresh = f"drservice.{name}"
             os.symlink(own.folder, fresh, dir_fd=spaces)
             os.rename(fresh, name, src_dir_fd=spaces, dst_dir_fd=spaces)
-        return RestoredTablespace(oid=oid, location=own.location, path=own.folder, in_place=False)
+        location = own.location or (target if provided is not None else "")
+        return RestoredTablespace(oid=oid, location=location, path=own.folder, in_place=False)
 
     @contextmanager
     def _inside(self) -> Iterator[tuple[int, int]]:

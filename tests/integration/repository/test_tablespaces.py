@@ -353,3 +353,14 @@ def test_t10_a_delta_restore_follows_no_link_that_an_earlier_restore_mapped(spac
     kept.start()
     assert set(spaces.restored_rows(kept.dsn()).values()) == {ROWS}
     kept.stop()
+
+
+@pytest.mark.long
+def test_t10_one_database_comes_back_although_the_wal_creates_tablespaces(spaces: Spaces) -> None:
+    result = restore(spaces, LATEST, database="postgres")
+    try:
+        assert result.side is not None
+        assert set(spaces.restored_rows(result.environment.dsn).values()) == {ROWS}
+        assert len(result.tablespaces) == 5
+    finally:
+        open_sandbox(result.environment.path).destroy()

@@ -95,6 +95,19 @@ def test_t10_a_location_that_the_server_names_is_provided_and_recovery_goes_on(p
     assert "allow_in_place_tablespaces = 'on'" in (place.data / "postgresql.auto.conf").read_text()
 
 
+def test_t10_a_server_that_says_no_more_than_the_path_is_understood(place: Place) -> None:
+    """With ``log_error_verbosity = terse``, as of a restore of one database, no line names the OID."""
+    terse = 'LOG:  starting PostgreSQL 15.4\n[5] FATAL:  directory "/disk/new" does not exist\n'
+    spaces = spaces_of(place)
+    run(spaces, place, terse)
+    assert place.links == {"/disk/new": "/env/data/pg_tblspc.drservice/new-0"}
+    (place.data / "pg_tblspc.drservice" / "new-0" / "PG_15_1").mkdir()
+    (place.data / "pg_tblspc" / "16390").symlink_to("/disk/new")
+    [found] = spaces.settle(V15, kept=False)
+    assert (found.oid, found.location, found.in_place) == (16390, "/disk/new", True)
+    assert (place.data / "pg_tblspc" / "16390" / "PG_15_1").is_dir()
+
+
 def test_t10_a_tablespace_created_while_the_snapshot_was_taken_keeps_what_was_placed(place: Place) -> None:
     (place.data / "pg_tblspc" / "16390" / "PG_15_1").mkdir(parents=True)
     spaces = spaces_of(place)
@@ -107,15 +120,18 @@ def test_t10_a_tablespace_created_while_the_snapshot_was_taken_keeps_what_was_pl
     assert not (place.data / "postgresql.auto.conf").exists()
 
 
-def test_t10_a_mapped_tablespace_that_is_created_again_stays_where_it_was_mapped(place: Place, tmp_path: Path) -> None:
+@pytest.mark.parametrize("known", ["/disk/new", ""], ids=["in the map", "created after the map"])
+def test_t10_a_mapped_tablespace_that_is_created_again_stays_where_it_was_mapped(
+    place: Place, tmp_path: Path, known: str
+) -> None:
     folder = tmp_path / "mapped"
     folder.mkdir()
-    spaces = spaces_of(place, Moved(oid=16390, location="/disk/new", folder=folder))
+    spaces = spaces_of(place, Moved(oid=16390, location=known, folder=folder))
     run(spaces, place, died("/disk/new"))
     assert place.links == {"/disk/new": str(folder)}
     (place.data / "pg_tblspc" / "16390").symlink_to("/disk/new")
     [found] = spaces.settle(V15, kept=True)
-    assert (found.path, found.in_place) == (folder, False)
+    assert (found.path, found.in_place, found.location) == (folder, False, "/disk/new")
     assert (place.data / "pg_tblspc" / "16390").readlink() == folder
 
 
@@ -140,7 +156,7 @@ def test_a_location_that_was_provided_and_is_asked_for_again_ends_the_restore(pl
 
 
 def test_a_location_that_cannot_be_provided_is_named(place: Place) -> None:
-    with pytest.raises(ReplayError, match="tablespace 16390 at /usr/x") as caught:
+    with pytest.raises(ReplayError, match="a tablespace at /usr/x") as caught:
         run(spaces_of(place), place, died("/usr/x"))
     assert caught.value.hint
 
