@@ -82,6 +82,8 @@ def spaces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spaces]:
     estate = TempEstate.over(cluster)
     estate.initialise()
     cluster.configure(archive_mode="on", archive_command="''", max_wal_size="'32MB'")
+    # Production writes nothing by itself: what changed at its locations was changed by a restore.
+    cluster.configure(autovacuum="off", checkpoint_timeout="'1h'", bgwriter_lru_maxpages="0")
     cluster.start()
     place = maker.folder("locations")
     for name in ("far", "gone", "late", "twice"):
@@ -120,6 +122,7 @@ def spaces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spaces]:
         cluster.sql("create database elsewhere tablespace far strategy file_copy")
         made.oids = oids_of(cluster)
         pusher.drain(cluster.switch_wal())
+        cluster.sql("checkpoint")
     yield made
     estate.close()
     maker.close()
