@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -408,85 +408,90 @@ def place_files(
             with no more rights than that account has.
         workers: processes to use.
         progress: hears of written bytes, and of those that were right.
-        wanted: tells by its path whether a file's content is; the others are made at their size and are one hole, of
-            which nothing is fetched. ``None``: all are. Not together with ``onto``.
+        wanted: tells by its path whether a file's content is; the others are one hole. Not together with ``onto``.
         onto: the folder holds something; it is made to hold the snapshot and nothing else.
         begin: called once everything was checked and before anything is changed; may refuse by raising.
 
     Raises:
-        DamagedObjectError, MissingObjectError: naming what cannot be restored; the folder is incomplete.
-        RecoveryError: the folder cannot be written.
+        DamagedObjectError, MissingObjectError, RecoveryError: naming what cannot be read or written; it is incomplete.
     """
+    if onto is not None and wanted is not None:
+        raise ValueError("what is left out of a folder that holds something would stay as it is there")
     entries = list(reader.entries())
     files = [entry for entry in entries if entry.kind is EntryKind.FILE and (wanted is None or wanted(entry.path))]
     made = [entry for entry in entries if entry.path not in hold_back]
-    if onto is not None and wanted is not None:
-        raise ValueError("what is left out of a folder that holds something would stay as it is there")
-    descriptor = _open_root(root)
-    try:
-        found = EMPTY
-        if onto is not None:
-            names = {entry.path: entry for entry in made}
-            with files_as(account):
-                found = survey(descriptor, names, owner=_owner(account), left_alone=onto.left_alone)
+    with _opened(root) as top:
+        found = EMPTY if onto is None else _survey(top, made, onto, account)
         require_space(root, sum(entry.size for entry in files) - found.kept_bytes - found.freed_bytes)
         held = {entry.path: reader.read_file(entry) for entry in files if entry.path in hold_back}
         begin()
-        facts = os.fstat(descriptor)
-        spec = FetchSpec(
-            open_store=open_store,
-            scope=scope,
-            secrets=secrets,
-            root=Root(str(root), facts.st_dev, facts.st_ino),
-            account=account,
-        )
+        spec = FetchSpec(open_store=open_store, scope=scope, secrets=secrets, root=_known(root, top), account=account)
         filled = [entry for entry in files if entry.path not in hold_back]
-        batches = _batches(reader, _rounds(reader, filled, found, progress))
-        small = workers < 2 or sum(entry.size for entry in filled) < _INLINE_BYTES
-        with _running(partial(FetchWorker, spec), 1 if small else workers) as run:
-            with files_as(account):
-                shaped = shape(descriptor, made, found, owner=_owner(account))
+        with _shaped_and_running(top, made, found, spec, _count(filled, workers)) as run:
             done = FetchReply()
-            for _, reply in run(batches):
+            for _, reply in run(_batches(reader, _rounds(reader, filled, found, progress))):
                 done = done.plus(reply)
                 progress.advance(reply.written_bytes + reply.kept_bytes)
-        with files_as(account):
-            set_late_modes(descriptor, shaped.late_modes)
-    finally:
-        os.close(descriptor)
     return Placed(
         files=len(files),
-        directories=shaped.directories,
-        written_bytes=done.written_bytes,
-        fetched_bytes=done.fetched_bytes,
+        directories=sum(entry.kind is EntryKind.DIRECTORY for entry in made),
         held_back=held,
-        kept_bytes=done.kept_bytes,
         removed=len(found.unwanted),
         replaced=found.replaced,
+        **asdict(done),
     )
+
+
+def _known(path: Path, descriptor: int) -> Root:
+    facts = os.fstat(descriptor)
+    return Root(str(path), facts.st_dev, facts.st_ino)
+
+
+def _count(files: Sequence[Entry], workers: int) -> int:
+    """Return how many workers are worth their start."""
+    return 1 if sum(entry.size for entry in files) < _INLINE_BYTES else workers
+
+
+def _survey(root: int, entries: Sequence[Entry], onto: Onto, account: Account | None) -> Survey:
+    names = {entry.path: entry for entry in entries}
+    with files_as(account):
+        return survey(root, names, owner=_owner(account), left_alone=onto.left_alone)
 
 
 Run = Callable[[Iterator[Sequence[PackFetch]]], Iterator[tuple[int, FetchReply]]]
 
 
 @contextmanager
-def _running(make: Callable[[str], FetchWorker], workers: int) -> Iterator[Run]:
-    """Start workers, which takes them a moment, before there is work; one is this process."""
-    if workers < 2:
-        yield partial(run_inline, make)
-        return
-    pool: Pool[Sequence[PackFetch], FetchReply] = Pool(make, workers)
+def _shaped_and_running(
+    root: int, entries: Sequence[Entry], found: Survey, spec: FetchSpec, workers: int
+) -> Iterator[Run]:
+    """Bring an open folder into shape while workers start; at the end set the modes that would have been in their way.
+
+    One worker is this process.
+    """
+    make = partial(FetchWorker, spec)
+    pool: Pool[Sequence[PackFetch], FetchReply] | None = None if workers < 2 else Pool(make, workers)
     try:
-        yield pool.run
+        with files_as(spec.account):
+            late = shape(root, entries, found, owner=_owner(spec.account))
+        yield partial(run_inline, make) if pool is None else pool.run
     finally:
-        pool.close()
+        if pool is not None:
+            pool.close()
+    with files_as(spec.account):
+        set_late_modes(root, late)
 
 
-def _open_root(root: Path) -> int:
+@contextmanager
+def _opened(root: Path) -> Iterator[int]:
     try:
-        return os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise write_error(os.fsencode(root), error) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 Groups = dict[bytes, tuple[dict[bytes, int], bytearray]]

@@ -51,14 +51,6 @@ class Survey:
 EMPTY = Survey()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shaped:
-    """What was made, and which modes have to wait until everything is written: their owner may not write."""
-
-    directories: int
-    late_modes: tuple[tuple[bytes, int], ...]
-
-
 def is_plain(facts: os.stat_result, owner: int) -> bool:
     """Tell whether a file may be written in place: nobody else's, and nobody else has a name for it."""
     return stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and facts.st_uid == owner
@@ -198,14 +190,16 @@ def _freed(folders: Folders, path: bytes, facts: os.stat_result, device: int) ->
 # --- changing -----------------------------------------------------------------------------------------------
 
 
-def shape(root: int, entries: Sequence[Entry], found: Survey, *, owner: int) -> Shaped:
+def shape(root: int, entries: Sequence[Entry], found: Survey, *, owner: int) -> tuple[tuple[bytes, int], ...]:
     """Remove what goes, and make folders, links, and files at their size; what is kept gets size and mode.
+
+    Returns:
+        Which modes have to wait until everything is written, because with them its owner could not.
 
     Raises:
         RecoveryError: naming what cannot be made or removed.
     """
     folders = Folders(root)
-    directories = 0
     late: list[tuple[bytes, int]] = []
     try:
         for path in (*found.unwanted, *found.replaced):
@@ -215,16 +209,15 @@ def shape(root: int, entries: Sequence[Entry], found: Survey, *, owner: int) -> 
                 _make(folders, entry, keep=entry.path in found.kept, owner=owner)
             except OSError as error:
                 raise write_error(entry.path, error) from error
-            directories += entry.kind is EntryKind.DIRECTORY
             if entry.kind is not EntryKind.LINK and entry.mode & 0o777 != _writable(entry):
                 late.append((entry.path, entry.mode & 0o777))
     finally:
         folders.close()
-    return Shaped(directories=directories, late_modes=tuple(reversed(late)))
+    return tuple(reversed(late))
 
 
 def set_late_modes(root: int, modes: Sequence[tuple[bytes, int]]) -> None:
-    """Set the modes that had to wait, what lies in a folder before the folder.
+    """Set the modes that :func:`shape` returned, what lies in a folder before the folder.
 
     Raises:
         RecoveryError: naming what cannot be changed.
