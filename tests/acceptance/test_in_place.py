@@ -101,3 +101,21 @@ def test_killed_while_it_replays_the_same_command_ends_what_was_left_and_complet
     assert done["in_place"]["set_aside"] == []
     assert orders(estate) == [1, 2]
     assert not list(Path(estate.state / "in-place").iterdir())
+
+
+@pytest.mark.long
+def test_a_person_looks_at_a_paused_server_and_promotes_it(estate: TempEstate) -> None:
+    taken = estate.json("info", "erp")["services"][0]["snapshots"][-1]
+    snapshot = taken.get("snapshot") or taken["id"]
+    words = ("restore", "erp", "--snapshot", snapshot, "--start", "--action", "pause")
+    shown = estate.run(*words).stdout.decode()
+    found = re.search(r"^promote: drservice environment promote (\S+) ", shown, re.MULTILINE)
+    assert found is not None, shown
+    try:
+        promoted = estate.json("environment", "promote", found[1])
+        assert promoted["timeline"] > 1
+        refused = estate.refusal("environment", "promote", found[1], status=2)
+        assert "not paused" in refused["message"]
+        assert estate.refusal("environment", "promote", "nothing", status=2)["code"] == "DR103"
+    finally:
+        estate.json("environment", "destroy", found[1])
