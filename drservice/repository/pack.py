@@ -39,7 +39,9 @@ DATA_KIND = b"d"
 NODE_KIND = b"n"
 DATA_PACK_BYTES = 32 << 20
 NODE_PACK_BYTES = 4 << 20
-_SLACK_BYTES = 1 << 20
+_FIRST_BYTES = 1 << 20
+_GROWTH_BYTES = 8 << 20
+"""A buffer begins small, doubles, and then grows by so much: most packs of a run without changes are tiny."""
 _PADDING = bytes(5)
 _MAX_RECORDS = 1 << 20
 _FULL_RECORDS = 1 << 15
@@ -135,7 +137,7 @@ class _OpenPack:
     def _make_room(self, amount: int) -> None:
         lacking = self._end + amount - len(self.buffer)
         if lacking > 0:
-            self.buffer += bytes(lacking)
+            self.buffer += bytes(max(lacking, min(len(self.buffer), _GROWTH_BYTES)))
 
     def finish(self) -> tuple[memoryview, bytes]:
         """Append footer and trailer; return the whole object and the record table."""
@@ -173,7 +175,7 @@ class PackSink:
             ObjectStoreError: an earlier pack could not be stored.
         """
         if self._pack is None:
-            buffer = self._spare.pop() if self._spare else bytearray(self._target.pack_bytes + _SLACK_BYTES)
+            buffer = self._spare.pop() if self._spare else bytearray(_FIRST_BYTES)
             self._pack = _OpenPack(self._target, self._next_token, self._compressor, buffer)
             self._next_token += 1
         place = self._pack.add(chunk_id, plain)

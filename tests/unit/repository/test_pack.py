@@ -133,6 +133,20 @@ def test_a_buffer_that_is_used_again_leaves_nothing_of_the_pack_before_it() -> N
     assert len(packing.sink._spare) <= 2, "memory is two packs at most"
 
 
+def test_a_pack_takes_memory_as_it_grows_and_not_before() -> None:
+    packing = Packing(MemoryStore(), pack_bytes=32 << 20)
+    packing.add(b"pg_control is all that changed")
+    assert packing.sink._pack is not None
+    assert len(packing.sink._pack.buffer) == 1 << 20
+    plains = [b"pg_control is all that changed", noise(3 << 20, 1), noise(12 << 20, 2)]
+    for plain in plains[1:]:
+        packing.add(plain)
+    packing.sink.flush()
+    packing.sink.close()
+    name = packing.closed[0].name.hex()
+    assert opened(packing.store.read(f"s/erp/db/packs/{name[:2]}/{name}")) == plains
+
+
 def test_a_pack_of_tiny_records_is_full_before_its_bytes_are() -> None:
     packing = Packing(MemoryStore(), pack_bytes=32 << 20)
     for number in range((1 << 15) + 1):
