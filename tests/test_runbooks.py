@@ -156,7 +156,9 @@ def test_links_of_a_runbook_lead_somewhere(name: str) -> None:
     text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)]+)\)", text)
     mentioned = re.findall(r"\b([a-z-]+\.md)\b", text)
-    assert all((FOLDER / target).exists() or (ROOT / "docs" / target).exists() for target in [*links, *mentioned])
+    places = (FOLDER, ROOT / "docs", ROOT / "docs/how-to")
+    lost = [target for target in [*links, *mentioned] if not any((place / target).exists() for place in places)]
+    assert lost == []
 
 
 def test_the_index_explains_every_key_of_a_step() -> None:
@@ -455,12 +457,13 @@ def test_host_loss(calm: Plant) -> None:
         finish(machine.played)
         question = "select * from account_move_line order by id"
         assert machine.ask(question) == calm.sql(question)
-        assert machine.ask("select last_archived_wal like '00000002%' from pg_stat_archiver") == [(True,)]
+        # On a timeline of its own: the drill of the same runbook has taken a number before.
+        assert machine.ask("select last_archived_wal > '00000002' from pg_stat_archiver") == [(True,)]
     finally:
         machine.stop(calm)
     assert placed(machine.folder / "filestore") == placed(calm.filestore)
     assert f"{len(calm.acknowledged)} documents in place" in machine.played.outputs["documents"]
-    assert "timeline 2" in machine.played.outputs["first-backup"]
+    assert re.search(r"timeline [2-9]\b", machine.played.outputs["first-backup"])
 
 
 def archived(repository: Path) -> set[str]:

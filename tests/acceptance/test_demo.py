@@ -297,7 +297,7 @@ def test_an_ordinary_user_can_keep_the_recovered_database_and_destroy_it_later()
     [
         (signal.SIGINT, "00:40", ()),
         pytest.param(signal.SIGTERM, "$ drservice rebuild", (), marks=pytest.mark.long),
-        (signal.SIGTERM, "- replay WAL", ("--short",)),
+        pytest.param(signal.SIGTERM, "- replay WAL", ("--short",), marks=pytest.mark.long),
         (signal.SIGINT, "5. A drill", ("--short",)),
         pytest.param(signal.SIGTERM, "7. The recovery", ("--short",), marks=pytest.mark.long),
     ],
@@ -352,6 +352,7 @@ def test_a_damaged_repository_fails_the_demo(component: str) -> None:
     assert_nothing_left(folder)
 
 
+@pytest.mark.long
 def test_a_drill_that_does_not_pass_fails_the_demo_although_everything_comes_back() -> None:
     process = start_demo("--short", "--json")
     told: list[str] = []

@@ -108,6 +108,8 @@ def pair(maker: ClusterMaker) -> Iterator[Pair]:
     primary, spool = make_cluster(maker)
     primary.sql("create table orders(id int primary key, at timestamptz default clock_timestamp())")
     primary.sql("create table filler as select i, repeat('x', 500) t from generate_series(1, 12000) i")
+    primary.sql("alter system set wal_keep_size = '256MB'")  # or a busy machine lets a slow standby lose its way
+    primary.sql("select pg_reload_conf()")
     standby = make_standby(maker, primary)
     yield Pair(primary=primary, standby=standby, spool=spool)
     standby.kill9()

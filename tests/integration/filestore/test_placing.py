@@ -253,7 +253,7 @@ def test_room_for_what_is_wanted_is_enough_where_the_whole_snapshot_has_none(
     wanted = list(documents)[:3]
     needed = sum(len(documents[name]) for name in wanted)
     for free, fits in ((needed, True), (needed - 1, False)):
-        for module in ("drservice.repository.placing", "drservice.components.odoo_filestore.staging"):
+        for module in ("drservice.repository.target", "drservice.components.odoo_filestore.staging"):
             monkeypatch.setattr(f"{module}.free_bytes", lambda _root, free=free: free)
         if fits:
             assert filestore.place([record.id], tmp_path / "out", wanted).placed == 3
