@@ -85,9 +85,17 @@ def _translate(error: Exception | KeyboardInterrupt) -> DrError:
         return error
     if isinstance(error, StoppedError):
         return InterruptedRunError(str(error))
-    if isinstance(error, KeyboardInterrupt | click.Abort):
+    if isinstance(error, KeyboardInterrupt | click.Abort) or _was_interrupted(error):
         return InterruptedRunError("interrupted")
     return DrError(f"internal error: {type(error).__name__}: {error}")
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    """Tell whether what went wrong went wrong while an interrupted program unwound: a library in mid-call may object."""
+    cause = error.__context__
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__context__
+    return cause is not None
 
 
 def _told(error: DrError, invocation: Invocation) -> int:
