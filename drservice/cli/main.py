@@ -91,7 +91,7 @@ def _translate(error: Exception | KeyboardInterrupt) -> DrError:
 
 
 def _was_interrupted(error: BaseException) -> bool:
-    """Tell whether what went wrong went wrong while an interrupted program unwound: a library in mid-call may object."""
+    """Tell whether it went wrong while an interrupted program unwound: a library in mid-call may object to that."""
     cause = error.__context__
     while cause is not None and not isinstance(cause, KeyboardInterrupt):
         cause = cause.__context__
