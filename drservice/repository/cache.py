@@ -34,7 +34,8 @@ create table nodes (id blob primary key, ref blob, leaf blob, usage blob) withou
 create table packs (name blob primary key, kind text not null, key_id text not null, stored integer not null)
   without rowid;
 """
-_FORMAT = "2"
+_FORMAT = "3"
+"""Version 2 remembered files with damaged pages as unchanged."""
 _TUNING = "pragma page_size = 16384; pragma cache_size = -32768;"
 """Measured: taking over 40,000 entries is a tenth faster than with SQLite's pages of 4 KiB and cache of 2 MB."""
 

@@ -190,6 +190,12 @@ class FileAssembly:
         return sorted(offset for result in self.results.values() for offset in result.bad_offsets)
 
     def _identity(self) -> FileIdentity | None:
+        """Return what tells that the file did not change; ``None`` for one that must be read each time.
+
+        A file with damaged pages is one of them: taken over unread, its damage would be in a snapshot that is silent.
+        """
+        if any(result.bad_offsets for result in self.results.values()):
+            return None
         identities = [result.identity for result in self.results.values() if result.identity is not None]
         if len(identities) != self.tasks:
             return None

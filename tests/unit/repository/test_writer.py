@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from drservice.clock import Clock
+from drservice.components.postgres.pages import PageChecker
 from drservice.errors import (
     BusyError,
     CaptureError,
@@ -196,6 +198,22 @@ def test_damaged_pages_make_a_snapshot_degraded(site: Site, files: dict[str, byt
     reader = site.repository().reader(site.scope, record.id)
     assert reader.secret.bad_pages == ((b"base/1/1259", 7),)
     assert files
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_damaged_file_that_does_not_change_is_read_and_reported_each_time(site: Site) -> None:
+    site.write({"base/5/16385": b"\x07" * 8192 * 3, "base/5/16386": bytes(8192)})
+    check = PageChecker(first_block=0, block_bytes=8192)
+    found = []
+    for rule in (ChangeRule.READ_ALL, ChangeRule.IDENTITY, ChangeRule.IDENTITY):
+        with site.writing() as writer:
+            sources = [replace(source, check=check) for source in site.files()]
+            writer.capture_files(sources, rule=rule, progress=Heard())
+            bad = writer.bad_pages()
+            state = site.commit(writer, bad_pages=bad).state
+            found.append((state, [offset for _, offset in bad], writer.reused_files))
+    offsets = [0, 8192, 16384]
+    assert found == [(SnapshotState.DEGRADED, offsets, reused) for reused in (0, 1, 1)]
 
 
 # --- a source that moves ------------------------------------------------------------------------------------
