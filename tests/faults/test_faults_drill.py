@@ -165,8 +165,12 @@ def test_two_drills_at_once_end_both_and_do_not_disturb_each_other(plant: Plant,
     argv = [*PROGRAM, "--config", str(plant.estate.config), "drill", "erp", "--plan", "random", "--json"]
     both = [subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     ids: set[str] = set()
-    while any(drill.poll() is None for drill in both):
-        ids.update(path.name for path in environments_dir(plant).iterdir() if not path.name.startswith("."))
+    try:
+        while any(drill.poll() is None for drill in both):
+            ids.update(about.id for about in environments(plant))
+    finally:
+        for drill in both:
+            drill.wait(timeout=120)  # they share the plant with the other tests: whatever happens here, they end first
     for drill in both:
         told, problems = drill.communicate()
         assert drill.returncode == 0, problems.decode()
