@@ -15,7 +15,7 @@ SOURCES := $(if $(CLOSED),$(shell find drservice -type f -not -path '*/__pycache
 STAMPS := $(VENV)/.stamps
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo demo-web test test-browser test-docker test-ceph test-long screenshots check bench bench-files bench-proof bench-load bench-web fuzz chaos lock compose-config format clean
+.PHONY: help setup demo demo-web test test-browser test-docker test-ceph test-long screenshots check bench bench-files bench-proof bench-load bench-crash bench-web fuzz chaos lock compose-config format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -102,6 +102,9 @@ fuzz: setup ## send every operation of the API what its description allows and f
 
 bench-load: setup ## live through a day of 200 services with three nodes and count every slot (HOURS=24)
 	$(BIN)/python benchmarks/load.py --hours $(or $(HOURS),24) --output benchmarks/results/load.json
+
+bench-crash: setup $(STAMPS)/tests ## destroy a host under load, 45 times, and count which promised commits are lost (a quarter of an hour)
+	$(BIN)/python benchmarks/crash.py --output benchmarks/results/crash.json $(ARGS)
 
 chaos: setup ## kill -9 processes at random moments under load and write docs/chaos.md (KILLS=100 SEED=7)
 	$(BIN)/python benchmarks/chaos.py --kills $(or $(KILLS),100) $(if $(SEED),--seed $(SEED)) --output docs/chaos.md

@@ -66,6 +66,8 @@ class TempEstate:
     """What the program needs in its environment (credentials of an S3 server)."""
     repository_settings: Mapping[str, Any] = field(default_factory=dict)
     """More of ``repository`` in the configuration, such as ``lock``; written by :meth:`write_configuration`."""
+    wal_settings: Mapping[str, Any] = field(default_factory=dict)
+    """More of the component's ``wal``, such as ``mode``; written by :meth:`write_configuration`."""
 
     @classmethod
     def over(
@@ -140,7 +142,7 @@ class TempEstate:
             "dsn": server.dsn(),
             "data_directory": str(server.data),
             "method": self.method,
-            "wal": {"mode": "archive", "archive_wait": f"{self.archive_wait_seconds}s"},
+            "wal": {"mode": "archive", "archive_wait": f"{self.archive_wait_seconds}s", **self.wal_settings},
         }
         document = {
             "version": 1,

@@ -10,6 +10,7 @@ import http.client
 import re
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -59,6 +60,8 @@ class FaultProxy:
     """The access key of the request that is being judged."""
     owner: str = ""
     """The account that the request expects to own the bucket."""
+    pause_seconds: dict[str, float] = field(default_factory=dict)
+    """How long a request of a method waits before it is passed on; requests wait side by side."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def judge(self, method: str, path: str, *, signed_by: str, owner: str) -> Behaviour:
@@ -107,6 +110,7 @@ def fault_proxy(upstream: str) -> Iterator[FaultProxy]:  # noqa: C901 - the hand
             if behaviour in _REFUSALS:
                 self._refuse(behaviour)
                 return
+            time.sleep(proxy.pause_seconds.get(self.command, 0.0))
             status, headers, answer = self._forward(body)
             if behaviour is Behaviour.LOSE_REPLY:
                 self._hang_up()
