@@ -105,6 +105,7 @@ bench-load: setup ## live through a day of 200 services with three nodes and cou
 
 bench-crash: setup $(STAMPS)/tests ## destroy a host under load, 45 times, and count which promised commits are lost (a quarter of an hour)
 	$(BIN)/python benchmarks/crash.py --output benchmarks/results/crash.json $(ARGS)
+	$(BIN)/python benchmarks/crashreport.py
 
 chaos: setup ## kill -9 processes at random moments under load and write docs/chaos.md (KILLS=100 SEED=7)
 	$(BIN)/python benchmarks/chaos.py --kills $(or $(KILLS),100) $(if $(SEED),--seed $(SEED)) --output docs/chaos.md

@@ -165,17 +165,20 @@ def _conditions(result: Mapping[str, Any]) -> str:
     )
 
 
-def readme_with(text: str, part: str) -> str:
-    """Return the README with its table replaced.
+def readme_with(text: str, part: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
+    """Return the README with its table replaced, which stands between two markers.
 
     Raises:
         ValueError: the markers are not there.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = markers
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"README.md has no place for the table: put these two lines where it belongs:\n{BEGIN}\n{END}")
-    return f"{before}{BEGIN}\n{part}\n{END}{after}"
+        raise ValueError(
+            f"README.md has no place for the table: put these two lines where it belongs:\n{first}\n{last}"
+        )
+    return f"{before}{first}\n{part}\n{last}{after}"
 
 
 # --- The chart ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,64 @@
+"""Turns the result of the crash benchmark into the README's table, so that it is never typed by hand.
+
+python benchmarks/crashreport.py       (reads benchmarks/results/crash.json, writes README.md)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from report import README, ROOT, readme_with
+
+RESULT = ROOT / "benchmarks/results/crash.json"
+MARKERS = ("<!-- crash: begin, written by benchmarks/crashreport.py -->", "<!-- crash: end -->")
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return the README's table."""
+    rows = [
+        "| WAL goes | crashes | commits promised | lost | the oldest lost, before the crash | recovered in |",
+        "|---|---:|---:|---:|---|---:|",
+        *(_row(row) for row in result["rows"]),
+    ]
+    conditions = (
+        f"Measured {result['made_at'][:10]} with seed {result['seed']}: server, shipping, store, writers and recovery"
+        " share two cores and one disk. `make bench-crash` repeats it; [how it is measured](benchmarks/crash.py)."
+    )
+    return "\n".join([*rows, "", conditions])
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    promised = f"{row['promised']:,} ({row['commits_per_second']:.0f}/s)"
+    age = (
+        f"p50 {_seconds(row['lost_seconds_p50'])}, most {_seconds(row['lost_seconds_most'])}" if row["lost"] else "none"
+    )
+    return (
+        f"| {row['title']} | {row['repetitions']} | {promised} | {row['lost']:,} | {age} |"
+        f" {row['restore_seconds']:.1f} s |"
+    )
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
+
+
+def main() -> None:
+    """Write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--print", action="store_true", dest="only_print", help="show the table and write nothing")
+    arguments = parser.parse_args()
+    part = table(json.loads(RESULT.read_text()))
+    if arguments.only_print:
+        print(part)
+        return
+    try:
+        README.write_text(readme_with(README.read_text(), part, MARKERS))
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()
