@@ -1,8 +1,8 @@
 """Holes in the archived WAL of a cluster, and what each of them costs: pure.
 
 A hole is WAL that is missing between the start of the oldest kept snapshot and the newest archived segment of a
-timeline, along the path that leads to it. It matters by what it takes away: a snapshot that cannot become consistent, or
-the roll forward of those before it. What lies behind it is reached only from a snapshot that begins there.
+timeline, along the path that leads to it. It matters by what it takes away: a snapshot that cannot become consistent,
+or the roll forward of those before it. What lies behind it is reached only from a snapshot that begins there.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ MOST_BYTES = 1 << 30
 """No segment is longer (``initdb --wal-segsize``)."""
 _SETTLED_SECONDS = 0.05
 """A file system's times move in ticks of up to 10 ms: two changes in one tick look like none."""
-_READY = ".ready"
+_READY, _DONE = ".ready", ".done"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,22 +59,36 @@ class ReadyFolder:
         Raises:
             WalError: the folder cannot be read.
         """
+        return self._marked(_READY)
+
+    def done(self) -> list[str]:
+        """Return what PostgreSQL has finished and does not offer (any more), in the same order.
+
+        It was archived, or was never to be: a standby marks so whatever it receives unless its ``archive_mode`` is
+        ``always``, and nothing archives that when the standby becomes the primary (trap T21).
+
+        Raises:
+            WalError: the folder cannot be read.
+        """
+        return self._marked(_DONE)
+
+    def _marked(self, mark: str) -> list[str]:
         try:
             found = os.listdir(self._wal / "archive_status")  # noqa: PTH208 - names are all that is wanted, of thousands
         except OSError as error:
             raise WalError(
                 f"cannot list {self._wal / 'archive_status'}: {error.strerror}",
-                hint="Run the helper on the database's host, as the owner of the data directory or as root.",
+                hint="Run drservice on the database's host, as the owner of the data directory or as root.",
             ) from error
-        ready: list[tuple[bool, str]] = []
+        marked: list[tuple[bool, str]] = []
         for entry in found:
-            if entry.endswith(_READY):
+            if entry.endswith(mark):
                 try:
-                    name = WalFileName.parse(entry.removesuffix(_READY))
+                    name = WalFileName.parse(entry.removesuffix(mark))
                 except ValueError:
                     continue  # not PostgreSQL's
-                ready.append((name.kind is not WalFileKind.HISTORY, name.name))
-        return [name for _, name in sorted(ready)]
+                marked.append((name.kind is not WalFileKind.HISTORY, name.name))
+        return [name for _, name in sorted(marked)]
 
     def is_ready(self, name: str) -> bool:
         """Tell whether PostgreSQL waits for this file to be archived."""
@@ -88,6 +102,16 @@ class ReadyFolder:
         """
         if not self.is_ready(name):
             return None
+        read = self.read_any(name, buffer)
+        # Archived in another way it may have been re-used before it was opened.
+        return read if self.is_ready(name) else None
+
+    def read_any(self, name: str, buffer: bytearray) -> ReadyFile:
+        """Read a file into ``buffer`` whatever its mark is: PostgreSQL may re-use it meanwhile, so judge its pages.
+
+        Raises:
+            WalError: as :meth:`read`.
+        """
         try:
             file = os.open(self.path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
@@ -100,8 +124,6 @@ class ReadyFolder:
             raise WalError(f"cannot read {self.path(name)}: {error.strerror}") from error
         if changed:
             raise WalError(f"{name} changed while it was read", hint="It is read again; PostgreSQL still has it.")
-        if not self.is_ready(name):
-            return None  # archived in another way: it may have been re-used before it was opened
         return ReadyFile(
             identity=protocol.identity(facts),
             head=bytes(buffer[: min(size, protocol.HEAD_BYTES)]).hex(),

@@ -376,10 +376,17 @@ class WalArchive:
             raise MissingObjectError(f"data key {key_id} of {envelope.text('key')} is not in the repository")
         self._stored_keys.add(key_id)
 
-    def listing(self, system_id: SystemId) -> Iterator[ArchivedFile]:
-        """Yield every archived file of one cluster, by key. Complete or raises; repaired copies count once."""
+    def listing(self, system_id: SystemId, *, after: WalFileName | None = None) -> Iterator[ArchivedFile]:
+        """Yield every archived file of one cluster, by key. Complete or raises; repaired copies count once.
+
+        Args:
+            system_id: of the cluster.
+            after: only what comes behind this name: later files of its timeline, and all of later timelines.
+        """
         stem, seen = "", set[str]()
-        for info in self._store.list(layout.wal_prefix(self._scope.service, self._scope.component, system_id)):
+        begin = "" if after is None else f"{self._key(system_id, after.timeline, after.name)}~"
+        prefix = layout.wal_prefix(self._scope.service, self._scope.component, system_id)
+        for info in self._store.list(prefix, start_after=begin):
             name = info.key.rsplit("/", 1)[-1].split(_REPAIRED, 1)[0]
             try:
                 parsed = WalFileName.parse(name)

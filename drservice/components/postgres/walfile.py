@@ -152,6 +152,31 @@ def _check_segment(name: WalFileName, head: bytes, length: int, expected_system_
     )
 
 
+def require_every_page(facts: SegmentFacts, data: bytes | memoryview) -> None:
+    """Check that each page of a segment is of its own position: none is left of a file that was re-used.
+
+    Where the server switched to the next segment early, the pages behind are empty, and stay so to the end. Whether an
+    empty end was ever written over is for the caller to know: a segment in use looks the same.
+
+    Raises:
+        ForeignSegmentError: naming the first page that is not.
+    """
+    (magic,) = struct.unpack_from("<H", data, 0)
+    empty = bytes(facts.wal_block_bytes)
+    ends_at: int | None = None
+    for offset in range(0, facts.segment_bytes, facts.wal_block_bytes):
+        page_magic, _, timeline, address = struct.unpack_from("<HHIQ", data, offset)
+        position = facts.begin + offset
+        if (page_magic, address) == (magic, position.value) and ends_at is None and 0 < timeline <= facts.timeline:
+            continue
+        if data[offset : offset + facts.wal_block_bytes] != empty:
+            raise ForeignSegmentError(
+                f"{facts.name.name}: its page at {position} is of position {Lsn(address)}, timeline {timeline}",
+                hint="A segment that was re-used before it was written to its end, or one that is damaged.",
+            )
+        ends_at = offset if ends_at is None else ends_at
+
+
 def require_ancestry(facts: SegmentFacts, entries: tuple[HistoryEntry, ...]) -> None:
     """Check that a first page of an older timeline is where the history says the timeline begins.
 
