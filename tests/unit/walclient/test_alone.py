@@ -40,7 +40,7 @@ def test_a_push_loads_nothing_that_is_slow_to_load(tmp_path: Path) -> None:
         [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True, env={}, timeout=30
     )
     loaded = {name.split(".")[0] for name in done.stdout.split()}
-    assert loaded & SLOW == set()
+    assert loaded & {*SLOW, "os", "struct"} == set(), "a quarter of the time that the client takes"
     assert [name for name in done.stdout.split() if name.startswith("drservice")] == [
         "drservice",
         "drservice.walclient",
