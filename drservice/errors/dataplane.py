@@ -411,3 +411,51 @@ class StandbyPromotedError(CaptureError):
 
     code = "DR712"
     hint = "Nothing is visible. See where dsn leads now, and back up again from the new primary or another standby."
+
+
+class StreamError(PostgresError):
+    """The server does not stream its WAL."""
+
+    code = "DR730"
+    hint = "Look at PostgreSQL's log; what is not streamed waits on the server as long as the slot keeps it."
+
+
+class SlotBusyError(StreamError):
+    """Another receiver uses the replication slot."""
+
+    code = "DR731"
+    exit_status = ExitStatus.BUSY
+    hint = (
+        "One receiver is enough: stop the other one (pg_stat_replication shows it), or let it be; this one takes over"
+        " when it is gone."
+    )
+
+
+class SlotLostError(StreamError):
+    """The replication slot is gone, and WAL with it that nobody else has."""
+
+    code = "DR732"
+    exit_status = ExitStatus.INTEGRITY
+    hint = (
+        "Take a new snapshot now (`drservice backup`): instants in the hole cannot be reached. Raise"
+        " max_slot_wal_keep_size so that the slot outlasts an absence of the store."
+    )
+
+
+class WalRemovedError(StreamError):
+    """The server has no longer the WAL that was asked for."""
+
+    code = "DR733"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "Take a new snapshot: instants in the hole cannot be reached."
+
+
+class WrongTimelineError(StreamError):
+    """The server is on an older timeline than the repository knows: it is not the primary any more."""
+
+    code = "DR734"
+    exit_status = ExitStatus.INTEGRITY
+    hint = (
+        "Point dsn (or primary_dsn) at the present primary. If this server is to go on in its place, restart it with"
+        " standby.signal and promote it: it then begins a timeline of its own."
+    )

@@ -67,6 +67,12 @@ class WalSettings:
     """How the WAL of a cluster is shipped."""
 
     mode: WalMode = WalMode.ARCHIVE
+    interval: timedelta = timedelta(milliseconds=250)
+    """How long new WAL that is streamed may wait for more of it."""
+    idle_interval: timedelta = timedelta(seconds=60)
+    """The same for WAL that an idle server writes."""
+    synchronous: bool = False
+    """Commits wait for the repository: nothing waits for more."""
     archive_wait: timedelta = timedelta(minutes=5)
     """How long a backup waits for its WAL to be in the store."""
 

@@ -53,9 +53,6 @@ from drservice.settings import scalars, schema
 NOT_ACTED_ON = (
     "repository.copies",
     "services.*.depends_on",
-    "services.*.components.*.wal.interval",
-    "services.*.components.*.wal.idle_interval",
-    "services.*.components.*.wal.synchronous",
     "dependencies",
     "drills.*.runbook",
     "access",
@@ -86,10 +83,12 @@ def notices(configuration: schema.Configuration, estate: Estate) -> tuple[str, .
     told = [_component_notice(path, entry) for path, entry in _foreign_components(configuration)]
     for service_name, service in configuration.services.items():
         for name, component in service.components.items():
-            if isinstance(component, schema.PostgresComponent) and component.wal.mode != "archive":
+            if not isinstance(component, schema.PostgresComponent):
+                continue
+            if component.wal.synchronous and component.wal.mode == "archive":
                 told.append(
-                    f"services.{service_name}.components.{name}.wal.mode is {component.wal.mode}: this version does"
-                    " not stream WAL; only what archive_command pushes is protected"
+                    f"services.{service_name}.components.{name}.wal.synchronous has no effect: with mode archive no"
+                    " commit waits for the repository"
                 )
     for pattern in NOT_ACTED_ON:
         told += [
@@ -309,7 +308,13 @@ def _postgres(name: str, component: schema.PostgresComponent) -> PostgresSetting
         primary_dsn=component.primary_dsn,
         data_directory=pathlib.Path(directory) if directory is not None else None,
         method=CaptureMethod(component.method),
-        wal=WalSettings(mode=WalMode(component.wal.mode), archive_wait=component.wal.archive_wait),
+        wal=WalSettings(
+            mode=WalMode(component.wal.mode),
+            interval=component.wal.interval,
+            idle_interval=component.wal.idle_interval,
+            synchronous=component.wal.synchronous,
+            archive_wait=component.wal.archive_wait,
+        ),
         node=component.node,
         workers=component.workers,
         compression_level=component.compression_level,

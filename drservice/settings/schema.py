@@ -100,6 +100,8 @@ AbsolutePath: TypeAlias = Annotated[
 ConnectTimeout: TypeAlias = Annotated[Duration, AfterValidator(scalars.duration_between("1s", "5m"))]
 ReadTimeout: TypeAlias = Annotated[Duration, AfterValidator(scalars.duration_between("1s", "15m"))]
 RetryTime: TypeAlias = Annotated[Duration, AfterValidator(scalars.duration_between("1s", "1h"))]
+WalInterval: TypeAlias = Annotated[Duration, AfterValidator(scalars.duration_between("20ms", "1m"))]
+IdleInterval: TypeAlias = Annotated[Duration, AfterValidator(scalars.duration_between("1s", "1h"))]
 StorageClass: TypeAlias = Annotated[
     str,
     AfterValidator(scalars.check_storage_class),
@@ -258,9 +260,19 @@ class Wal(_Closed):
     mode: Literal["archive", "stream", "both"] = Field(
         default="archive", description="archive_command, streaming replication, or both"
     )
-    interval: Duration = Field(default="250ms", validate_default=True, description="longest wait of new WAL")
-    idle_interval: Duration = Field(default="60s", validate_default=True, description="the same while nothing happens")
-    synchronous: bool = Field(default=False, description="commits wait until their WAL is in the repository")
+    interval: WalInterval = Field(
+        default="250ms",
+        validate_default=True,
+        description="how long new WAL may wait for more of it before it is stored (20ms to 1m)",
+    )
+    idle_interval: IdleInterval = Field(
+        default="60s", validate_default=True, description="the same for WAL that an idle server writes (1s to 1h)"
+    )
+    synchronous: bool = Field(
+        default=False,
+        description="nothing waits for more: for servers that name the receiver in synchronous_standby_names, so that"
+        " a commit is acknowledged only when it is in the repository",
+    )
     archive_wait: Duration = Field(
         default="5m", validate_default=True, description="how long a backup waits for its WAL to be in the repository"
     )

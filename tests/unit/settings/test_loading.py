@@ -21,6 +21,7 @@ from drservice.model.estate import (
     NotifyPlace,
     Schedules,
     WalMode,
+    WalSettings,
     WebSettings,
 )
 from drservice.settings import scalars
@@ -176,13 +177,26 @@ def test_what_is_declared_but_not_acted_on_is_told(write: Write) -> None:
     told = {notice.split()[0] for notice in notices}
     assert told == {
         *(f"services.erp.components.{name}" for name in ("configuration", "queue")),
-        *(f"services.erp.components.database.wal.{name}" for name in ("mode", "interval", "idle_interval")),
-        "services.erp.components.database.wal.synchronous",
         "services.erp.depends_on",
         "drills.erp-quarterly.runbook",
         *("repository.copies", "dependencies", "access"),
     }
     assert any("queue (redis) is declared but not protected" in notice for notice in notices)
+
+
+def test_how_wal_is_streamed_is_read_and_synchronous_without_a_stream_is_told(write: Write) -> None:
+    loaded = load(write(WHOLE.replace("250ms, idle_interval: 60s, synchronous: false", "100ms, synchronous: true")))
+    assert loaded.estate.service("erp").database().wal == WalSettings(
+        mode=WalMode.STREAM,
+        interval=timedelta(milliseconds=100),
+        idle_interval=timedelta(minutes=1),
+        synchronous=True,
+    )
+    assert not any("synchronous" in notice for notice in loaded.notices)
+    archive = WHOLE.replace(
+        "mode: stream, interval: 250ms, idle_interval: 60s, synchronous: false", "synchronous: true"
+    )
+    assert any(".wal.synchronous has no effect" in notice for notice in load(write(archive)).notices)
 
 
 def test_a_drill_schedule_that_starts_nothing_is_told(write: Write) -> None:
