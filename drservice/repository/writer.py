@@ -183,6 +183,10 @@ class SnapshotWriter:
         """Record a symbolic link."""
         self._staged.put_entry(path, encode_entry(Entry(path=path, kind=EntryKind.LINK, mode=mode, target=target)))
 
+    def has_entry(self, path: bytes) -> bool:
+        """Tell whether this snapshot has a file, folder or link of that name so far."""
+        return next(iter(self._staged.entries(path, path + b"\0")), None) is not None
+
     def add_bytes(self, path: bytes, mode: int, content: bytes) -> None:
         """Capture a small file that is already in memory (at most one chunk of 64 KiB)."""
         source = _memory_source(path, mode, content)

@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -22,14 +22,15 @@ from typing import IO
 from drservice import processes
 from drservice.clock import Clock
 from drservice.components.postgres.backupsession import CheckpointSpeed, promoted
-from drservice.components.postgres.basestream import BaseBackup, open_base_backup
+from drservice.components.postgres.basestream import BaseBackup, audible, open_base_backup
 from drservice.components.postgres.capture import CHUNK_BYTES, Captured
 from drservice.components.postgres.connection import connect
 from drservice.components.postgres.controlfile import CONTROL_PATH, ControlFile, parse_control, poisoned_copy
-from drservice.components.postgres.layout import TABLESPACES
+from drservice.components.postgres.layout import TABLESPACES, LeftOut, require_state_inside
 from drservice.components.postgres.recovery import parse_backup_label
 from drservice.components.postgres.replication import SystemIdentity
 from drservice.components.postgres.server import require_tool
+from drservice.components.postgres.servernotices import FileNotice, read_notice
 from drservice.components.postgres.silence import WatchedPipe
 from drservice.components.postgres.standby import standby_end
 from drservice.components.postgres.tablespaces import MAP_NAME, oid_of, write_map
@@ -47,7 +48,6 @@ from drservice.repository.nodes import FileIdentity
 from drservice.repository.writer import SnapshotWriter
 
 _PASSED_ON = re.compile(r"(?:PG[A-Z]+|HOME|USER)\Z")
-_BAD_PAGE = re.compile(r'checksum verification failed in file "(?:\./)?([^"]+)", block (\d+)')
 _LIMIT_BYTES = 1 << 30
 _NOBODY = FileIdentity(device=0, inode=0, modified_ns=0, changed_ns=0, read_began_ns=0)
 
@@ -90,25 +90,26 @@ def capture_basebackup(
     Raises:
         WalTimeoutError: the stream paused for longer.
         CaptureError: the program failed or the stream is not whole.
+        UnsupportedClusterError: the server does not send part of the cluster's own state.
         PostgresError, PostgresUnreachableError: the server refused or was not reached.
     """
     started_at = clock.now()
     found = _Found()
     if _may_have_tablespaces(dsn):
         backup = open_base_backup(dsn, silence_seconds=silence_seconds)
-        bad = _take_streams(backup, writer, found, checkpoint=checkpoint, progress=progress, closing=closing)
+        notices = _take_streams(backup, writer, found, checkpoint=checkpoint, progress=progress, closing=closing)
     else:
         process = _start(identity.server_version // 10000, dsn, checkpoint)
         pipe = WatchedPipe(
             _stdout(process), limit_seconds=silence_seconds, clock=clock, end=lambda: processes.kill_group(process)
         )
         try:
-            bad = _take_output(process, pipe, writer, found, progress=progress, closing=closing)
+            notices = _take_output(process, pipe, writer, found, progress=progress, closing=closing)
         except CaptureError as error:
             if pipe.fell_silent:
                 raise _silence(silence_seconds) from error
             raise
-    return _conclude(found, writer, identity, started_at=started_at, clock=clock, bad_pages=bad)
+    return _conclude(found, writer, identity, started_at=started_at, clock=clock, notices=notices)
 
 
 def _stdout(process: subprocess.Popen[bytes]) -> IO[bytes]:
@@ -124,8 +125,8 @@ def _take_output(
     *,
     progress: ByteProgress,
     closing: Callable[[], None],
-) -> list[tuple[bytes, int]]:
-    """Take what the program writes, to its end, and return the damaged pages it named."""
+) -> list[FileNotice]:
+    """Take what the program writes, to its end, and return what the server said about single files."""
     assert process.stderr is not None
     messages: list[bytes] = []
     listener = threading.Thread(target=messages.extend, args=(process.stderr,), daemon=True)
@@ -146,7 +147,7 @@ def _take_output(
         listener.join(60)
     finally:
         _end(process, listener)
-    return _bad_pages(b"".join(messages).decode("utf-8", "replace"), status)
+    return _notices(b"".join(messages).decode("utf-8", "replace"), status)
 
 
 def _may_have_tablespaces(dsn: str) -> bool:
@@ -170,8 +171,8 @@ def _take_streams(
     checkpoint: CheckpointSpeed,
     progress: ByteProgress,
     closing: Callable[[], None],
-) -> list[tuple[bytes, int]]:
-    """Take every archive the server sends and return the damaged pages it named."""
+) -> list[FileNotice]:
+    """Take every archive the server sends and return what it said about single files."""
     with backup:
         served = frozenset(space.oid for space in backup.begin("drservice", checkpoint=checkpoint))
         for oid in served:
@@ -189,7 +190,7 @@ def _take_streams(
         found.manifest = backup.finish()
     if found.locations:
         found.attachments[MAP_NAME] = write_map(found.locations)
-    return backup.bad_pages()
+    return backup.notices()
 
 
 def _end(process: subprocess.Popen[bytes], listener: threading.Thread) -> None:
@@ -206,18 +207,18 @@ def _silence(seconds: float) -> WalTimeoutError:
     return WalTimeoutError(f"the server was silent for {seconds:g} s: it waits for this backup's WAL to be archived")
 
 
-def _bad_pages(text: str, status: int) -> list[tuple[bytes, int]]:
-    """Return the damaged pages the server named; they alone excuse a status that is not 0."""
-    bad_pages = [(match[1].encode(), int(match[2])) for match in _BAD_PAGE.finditer(text)]
-    if status != 0 and not (bad_pages and "checksum error occurred" in text):
+def _notices(text: str, status: int) -> list[FileNotice]:
+    """Return what the server said about single files; damaged pages alone excuse a status that is not 0."""
+    found = [item for item in map(read_notice, text.splitlines()) if item is not None]
+    if status != 0 and not (any(item.block is not None for item in found) and "checksum error occurred" in text):
         raise _failure(text, None)
-    return bad_pages
+    return found
 
 
 def _start(major: int, dsn: str, checkpoint: CheckpointSpeed) -> subprocess.Popen[bytes]:
     argv: list[str | Path] = [
         require_tool("pg_basebackup", server=major).path("pg_basebackup"),
-        f"--dbname={dsn}",
+        f"--dbname={audible(dsn)}",
         "--pgdata=-",
         "--format=tar",
         "--wal-method=none",
@@ -280,7 +281,9 @@ def _take_member(
         if member.path:
             writer.add_directory(member.path, member.mode)
     elif member.kind is TarKind.LINK:
-        writer.add_link(member.path, member.mode, member.target)
+        path = os.fsdecode(member.path)
+        require_state_inside([LeftOut(path=path, reason=f"symbolic link to {os.fsdecode(member.target)}")])
+        raise CaptureError(f"the base backup has a link {path} where a server sends none")
     else:
         source = SourceFile(
             path=member.path,
@@ -306,13 +309,15 @@ def _conclude(
     *,
     started_at: datetime,
     clock: Clock,
-    bad_pages: list[tuple[bytes, int]],
+    notices: Sequence[FileNotice],
 ) -> Captured:
     label_raw = found.attachments.get("backup_label")
     if label_raw is None or found.control is None or found.manifest is None:
         raise CaptureError("the base backup lacks backup_label, pg_control or its manifest")
     if found.control.system_id != identity.system_id:
         raise CaptureError("the base backup is of another cluster than the one that was asked")
+    left_out = _not_sent(notices, writer)
+    require_state_inside(left_out)
     label = parse_backup_label(label_raw)
     timeline, start, stop = _wal_range(found.manifest)
     if start != label.start:
@@ -332,10 +337,20 @@ def _conclude(
         control=found.control,
         server_version=identity.server_version // 10000,
         attachments=found.attachments,
-        bad_pages=bad_pages,
-        notes=(),
+        bad_pages=[(os.fsencode(item.path), item.block) for item in notices if item.block is not None],
+        notes=tuple(f"left out: {item.path} ({item.reason})" for item in left_out),
         from_standby=label.from_standby,
     )
+
+
+def _not_sent(notices: Sequence[FileNotice], writer: SnapshotWriter) -> list[LeftOut]:
+    """Return what the server named and did not send: it skips links and special files with a warning."""
+    named = sorted({item.path for item in notices if item.block is None})
+    return [
+        LeftOut(path=path, reason="a link or special file, which the server does not send")
+        for path in named
+        if not writer.has_entry(os.fsencode(path))
+    ]
 
 
 def _wal_range(manifest: bytes) -> tuple[Timeline, Lsn, Lsn]:

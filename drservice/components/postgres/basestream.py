@@ -9,7 +9,7 @@ messages of a type each.
 
 from __future__ import annotations
 
-import re
+import os
 import select
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,15 +18,17 @@ from typing import Self
 
 import psycopg
 from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from drservice.components.postgres.backupsession import CheckpointSpeed, promoted
 from drservice.components.postgres.connection import connection_parameters, translate_connect_error
+from drservice.components.postgres.servernotices import FileNotice, read_notice
 from drservice.errors import CaptureError, PostgresError, PostgresUnreachableError, WalTimeoutError
 
 _ONE_COPY = 15
 _IN_PLACE_SERVED = 16
 _LIMIT_BYTES = 1 << 30
-_BAD_PAGE = re.compile(r'checksum verification failed in file "(?:\./)?(.+?)", block (\d+)')
+_AUDIBLE = "-c client_min_messages=warning"
 _DATA_CORRUPTED = "XX001"
 
 
@@ -124,7 +126,7 @@ class BaseBackup:
             end = self._next_result()
         if end is not None and end.status == pq.ExecStatus.FATAL_ERROR:
             sqlstate = end.error_field(pq.DiagnosticField.SQLSTATE) or b""
-            if sqlstate.decode() != _DATA_CORRUPTED or not self.bad_pages():
+            if sqlstate.decode() != _DATA_CORRUPTED or all(item.block is None for item in self.notices()):
                 raise _refused(end)
         elif end is None or end.status != pq.ExecStatus.COMMAND_OK:
             raise CaptureError("the server did not say that its base backup is complete")
@@ -135,16 +137,11 @@ class BaseBackup:
         end = self._next_result()
         return _refused(end) if end is not None and end.status == pq.ExecStatus.FATAL_ERROR else None
 
-    def bad_pages(self) -> list[tuple[bytes, int]]:
-        """Return (path in the data directory, block) of the damaged pages that the server named."""
-        found: list[tuple[bytes, int]] = []
-        for match in (_BAD_PAGE.search(text) for text in self._warnings):
-            if match is not None:
-                path = match[1]
-                for space in self._tablespaces:
-                    path = path.replace(f"{space.location}/", f"pg_tblspc/{space.oid}/", 1)
-                found.append((path.encode("utf-8", "surrogateescape"), int(match[2])))
-        return found
+    def notices(self) -> list[FileNotice]:
+        """Return what the server said about single files: damaged pages, and what it does not send."""
+        locations = {space.location: space.oid for space in self._tablespaces}
+        found = (read_notice(text, locations=locations) for text in self._warnings)
+        return [item for item in found if item is not None]
 
     # --- the two forms --------------------------------------------------------------------------------------
 
@@ -264,6 +261,15 @@ class Archive:
         return bytes(memoryview(buffer)[: self.readinto(memoryview(buffer))])
 
 
+def audible(dsn: str) -> str:
+    """Return the dsn with the server's warnings asked for: what it does not send it tells by them alone.
+
+    Any role may ask for them; ``client_min_messages`` of the server's configuration may say otherwise.
+    """
+    options = conninfo_to_dict(dsn).get("options") or os.environ.get("PGOPTIONS", "")
+    return make_conninfo(dsn, options=f"{options} {_AUDIBLE}".strip())
+
+
 def open_base_backup(dsn: str, *, silence_seconds: float) -> BaseBackup:
     """Connect for a base backup.
 
@@ -274,7 +280,7 @@ def open_base_backup(dsn: str, *, silence_seconds: float) -> BaseBackup:
     Raises:
         PostgresUnreachableError, PostgresError: no connection, or the role lacks REPLICATION.
     """
-    parameters = connection_parameters(dsn, "drservice backup") | {"replication": "true"}
+    parameters = connection_parameters(audible(dsn), "drservice backup") | {"replication": "true"}
     try:
         connection = psycopg.connect(**parameters, autocommit=True)
     except psycopg.OperationalError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -36,6 +36,23 @@ EMPTIED_DIRECTORIES = frozenset(
 
 KEPT_INSIDE_EMPTIED = frozenset({"pg_wal/archive_status", "pg_wal/summaries"})
 """Directories that a server expects below an emptied one."""
+
+_STATE = frozenset(
+    {
+        "PG_VERSION",
+        "base",
+        "global",
+        "pg_commit_ts",
+        "pg_logical",
+        "pg_multixact",
+        "pg_stat",
+        "pg_tblspc",
+        "pg_twophase",
+        "pg_xact",
+    }
+)
+"""Where a cluster's own state lies: what is not a plain file or folder there is not copied, and nothing replaces it."""
+_NAMED = 3
 
 _ROOT_SKIPPED = frozenset(
     {
@@ -178,7 +195,7 @@ class ClusterListing:
     skipped: tuple[LeftOut, ...]
     """What PostgreSQL rebuilds or must not find in a copy."""
     refused: tuple[LeftOut, ...]
-    """Links, sockets, pipes and devices that have no place in a cluster: shown to people."""
+    """Links, sockets, pipes and devices beside the cluster's own state: shown to people."""
 
     @property
     def total_bytes(self) -> int:
@@ -272,6 +289,23 @@ def unlogged_parts(files: list[ListedFile]) -> set[str]:
     }
 
 
+def require_state_inside(left_out: Iterable[LeftOut]) -> None:
+    """Refuse a cluster of whose own state something would be missing in a copy.
+
+    Raises:
+        UnsupportedClusterError: a link or special file lies where PostgreSQL keeps its state.
+    """
+    lost = sorted((item for item in left_out if item.path.partition("/")[0] in _STATE), key=lambda item: item.path)
+    if lost:
+        named = ", ".join(f"{item.path} ({item.reason})" for item in lost[:_NAMED])
+        more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+        raise UnsupportedClusterError(
+            f"{len(lost)} of the cluster's own files or folders would be missing in a snapshot: {named}{more}",
+            hint="Links are not followed inside a data directory. Stop the server and move what a link leads to into"
+            " its place, or remove what is none of PostgreSQL's; another disk is for tablespaces (CREATE TABLESPACE).",
+        )
+
+
 def list_cluster(data_directory: Path, *, version_directory: str) -> ClusterListing:
     """List what a copy of a (live) data directory and its tablespaces consists of.
 
@@ -285,7 +319,9 @@ def list_cluster(data_directory: Path, *, version_directory: str) -> ClusterList
 
     Raises:
         OSError: the directory cannot be read (permissions, not a directory); never for a vanished file.
-        UnsupportedClusterError, CaptureError: a tablespace's link does not lead straight to a folder of the server's.
+        UnsupportedClusterError: a tablespace's link does not lead straight to a folder of the server's, or the
+            cluster's own state lies behind other links.
+        CaptureError: a tablespace's folder lacks the server's own.
     """
     walk = _Walk(version_directory=version_directory)
     root = os.fspath(data_directory)
@@ -296,6 +332,7 @@ def list_cluster(data_directory: Path, *, version_directory: str) -> ClusterList
     for tablespace in walk.tablespaces:
         if not tablespace.in_place:
             _visit_location(data_directory, tablespace, owner, walk)
+    require_state_inside(walk.refused)
     _leave_out_locations(data_directory, walk)
     data = unlogged_parts(walk.files)
     walk.skipped.extend(LeftOut(path=path, reason="unlogged relation") for path in data)
@@ -368,6 +405,8 @@ def _visit_link(entry: os.DirEntry[str], path: str, walk: _Walk) -> None:
         for kept in sorted(KEPT_INSIDE_EMPTIED):
             if kept.startswith(f"{path}/") and Path(entry.path, kept[len(path) + 1 :]).is_dir():
                 walk.directories.append(ListedDirectory(path=kept, mode=0o700))
+    elif any(classify(path, is_directory=is_directory) is FileRule.SKIP for is_directory in (True, False)):
+        walk.skipped.append(LeftOut(path=path, reason="not part of a copy"))  # a pgsql_tmp on another disk, say
     else:
         walk.refused.append(LeftOut(path=path, reason=f"symbolic link to {target}"))
 

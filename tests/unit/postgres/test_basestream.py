@@ -11,6 +11,7 @@ from psycopg import pq
 
 from drservice.components.postgres.backupsession import CheckpointSpeed
 from drservice.components.postgres.basestream import BaseBackup
+from drservice.components.postgres.servernotices import FileNotice
 from drservice.components.postgres.tarstream import TarStream
 from drservice.errors import CaptureError, DrError, StandbyPromotedError, WalTimeoutError
 
@@ -180,9 +181,13 @@ def test_t14_damaged_pages_are_named_by_their_place_in_the_data_directory() -> N
     with opened(server) as backup:
         list(taken(backup))
         for path, block in (("./base/5/1259", 3), ("/disk/far/PG_15_1/5/16390", 7)):
-            server.notice_handler(notice(f'checksum verification failed in file "{path}", block {block}: calculated 1'))
+            text = f'checksum verification failed in file "{path}", block {block}: calculated 1 but expected 2'
+            server.notice_handler(notice(text))
         backup.finish()
-        assert backup.bad_pages() == [(b"base/5/1259", 3), (b"pg_tblspc/16385/PG_15_1/5/16390", 7)]
+        assert backup.notices() == [
+            FileNotice(path="base/5/1259", block=3),
+            FileNotice(path="pg_tblspc/16385/PG_15_1/5/16390", block=7),
+        ]
 
 
 @pytest.mark.parametrize(
