@@ -32,11 +32,13 @@ from drservice.model.estate import Estate
 from drservice.model.ids import is_name
 from drservice.model.runs import RunKind
 from drservice.model.timetable import host_of
+from drservice.node.companions import Companions
 from drservice.node.environments import EnvironmentTeller
 from drservice.node.projecting import Projector
 from drservice.node.scheduler import Missed, Scheduler
 from drservice.node.telling import Teller, notice_of_missed
-from drservice.node.walhelpers import WalHelpers
+from drservice.node.walhelpers import HELPING
+from drservice.node.walstreams import RECEIVING
 from drservice.node.watching import Watcher
 from drservice.node.witnessing import Witness
 from drservice.node.worker import Ended, Worker
@@ -233,7 +235,9 @@ class _Duties:
             database, host=name, folder=lambda: self._estate().state_dir / "environments", clock=clock
         )
         self.scheduler = Scheduler(database, estate=configuration.estate, clock=clock, missed=self._missed)
-        self.wal_helpers = WalHelpers(estate=self._estate, host=name, log_level=log_level)
+        self.companions = [
+            Companions(trade, estate=self._estate, host=name, log_level=log_level) for trade in (HELPING, RECEIVING)
+        ]
 
     def start(self) -> None:
         """Begin to take runs and to look at schedules."""
@@ -243,7 +247,8 @@ class _Duties:
         self.projector.start()
         self.witness.start()
         self.environments.start()
-        self.wal_helpers.start()
+        for companions in self.companions:
+            companions.start()
         self._messenger.start()
 
     def end(self) -> None:
@@ -255,7 +260,8 @@ class _Duties:
         self.worker.wait(_LAST_SECONDS)
         self.projector.stop()
         self.witness.stop()
-        self.wal_helpers.stop()
+        for companions in self.companions:
+            companions.stop()
 
     def turn(self, *, reload: bool) -> None:
         """Do what is due now.

@@ -24,7 +24,8 @@ import pytest
 from drservice import processes
 from drservice.components.postgres.controlfile import read_control_file
 from drservice.model.wal import WalFileName
-from drservice.node.walhelpers import WalHelpers
+from drservice.node.companions import Companions
+from drservice.node.walhelpers import HELPING
 from drservice.operations.healthwal import archive_lines, restore_line
 from drservice.operations.walsocket import helper_state, socket_path
 from drservice.operations.walspool import spool_path
@@ -241,9 +242,9 @@ def test_t16_t18_the_client_never_ends_with_more_than_125_nor_with_0_for_what_is
 
 
 @contextmanager
-def hosted(site: Site) -> Iterator[WalHelpers]:
+def hosted(site: Site) -> Iterator[Companions]:
     """Keep the helpers of a host for the block, as its node does."""
-    helpers = WalHelpers(estate=site.estate.estate, host="db1", log_level="info", first_seconds=0.0)
+    helpers = Companions(HELPING, estate=site.estate.estate, host="db1", log_level="info", first_seconds=0.0)
     helpers.start()
     try:
         wait_for(lambda: helper_state(site.socket) is not None, "the helper of the node")
@@ -274,7 +275,7 @@ def test_a_node_leaves_a_component_to_a_helper_that_is_there(site: Site) -> None
 
 def test_a_helper_ends_with_the_node_that_started_it_however_that_ends(site: Site) -> None:
     with hosted(site) as helpers:
-        [helper] = helpers._helpers.values()
+        [helper] = helpers._companions.values()
         assert helper.process is not None
         assert helper.process.stdin is not None
         helper.process.stdin.close()  # what becomes of it when a node is killed
