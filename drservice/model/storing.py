@@ -10,6 +10,8 @@ from pathlib import Path
 
 GENERATION = timedelta(days=10)
 """Locks end at multiples of this: what is used again is extended once per generation, not by every backup."""
+TAIL_LOCK = timedelta(hours=24)
+"""How long pieces of WAL are locked: whole segments take their place, and four a second are not kept for weeks."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 THAWING_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
@@ -53,6 +55,10 @@ class LockSettings:
         """Return until when an object is locked that is stored or extended now: the need, rounded up."""
         past = self.needed_until(now) - _EPOCH
         return _EPOCH + GENERATION * -(-past // GENERATION)
+
+    def end_for(self, key: str, now: datetime) -> datetime:
+        """Return until when the object under ``key`` is locked that is stored now."""
+        return now + TAIL_LOCK if _is_tail(key) else self.generation_end(now)
 
     def describe(self) -> str:
         """Say it in a few words."""
@@ -99,3 +105,11 @@ def kind_of(key: str) -> ObjectKind:
 def is_locked(key: str) -> bool:
     """Tell whether objects under this key are locked: all but probes, and holds, which go when their work ends."""
     return not key.startswith(("probe/", "hold/"))
+
+
+def _is_tail(key: str) -> bool:
+    match key.split("/"):
+        case ["s", _, _, "tail", *_]:
+            return True
+        case _:
+            return False

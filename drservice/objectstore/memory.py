@@ -66,7 +66,7 @@ class MemoryStore:
                 raise ObjectExistsError(f"{key} exists in memory")
             self._append(key, data)
             if (lock := self._capabilities.lock) is not None and is_locked(key):
-                self._locked_until[key] = lock.generation_end(self._clock.now())
+                self._locked_until[key] = lock.end_for(key, self._clock.now())
 
     def plant_version(self, key: str, body: bytes | None) -> None:
         """Do what another program with the bucket's credentials can do: add a version under any name.

@@ -344,7 +344,7 @@ class S3Store:
             arguments["StorageClass"] = storage_class
         if (lock := self._capabilities.lock) is not None and is_locked(key):
             arguments["ObjectLockMode"] = lock.mode.name
-            arguments["ObjectLockRetainUntilDate"] = lock.generation_end(self.client.recent_time())
+            arguments["ObjectLockRetainUntilDate"] = lock.end_for(key, self.client.recent_time())
         if self._location.checksum is Checksum.WHEN_REQUIRED or "ObjectLockMode" in arguments:
             arguments["ContentMD5"] = base64.b64encode(md5_of(content)).decode("ascii")
         arguments["Body"] = body if isinstance(body, (bytes, PausingBody)) else BodyReader(body)

@@ -86,6 +86,20 @@ class HostKey:
         raise TypeError("a signing key is not pickled")
 
 
+def require_signer(signer: HostKey | None) -> HostKey:
+    """Return the signing key of a host that has one.
+
+    Raises:
+        KeyProblemError: it has none and so cannot write.
+    """
+    if signer is None:
+        raise KeyProblemError(
+            "this host has no signing key and cannot archive",
+            hint="`drservice init` makes it; then add the line it prints to repository.signers.",
+        )
+    return signer
+
+
 class Trust:
     """The keys whose objects are believed, each for its services."""
 

@@ -66,6 +66,45 @@ def wal_key(service: ServiceName, component: ComponentName, system_id: SystemId,
     return f"{wal_prefix(service, component, system_id)}{timeline:08X}/{name}"
 
 
+def tail_prefix(
+    service: ServiceName, component: ComponentName, system_id: SystemId | None = None, timeline: Timeline | None = None
+) -> str:
+    """Return the prefix of all pieces of WAL of a component, of one cluster lineage, or of one timeline of that."""
+    return _streamed_prefix(service, component, "tail", system_id, timeline)
+
+
+def tail_key(service: ServiceName, component: ComponentName, system_id: SystemId, timeline: Timeline, name: str) -> str:
+    """Return the key of a piece of WAL."""
+    return f"{tail_prefix(service, component, system_id, timeline)}{name}"
+
+
+def clock_prefix(
+    service: ServiceName, component: ComponentName, system_id: SystemId | None = None, timeline: Timeline | None = None
+) -> str:
+    """Return the prefix of what the server's clock said, for a component, a cluster lineage, or a timeline of that."""
+    return _streamed_prefix(service, component, "clock", system_id, timeline)
+
+
+def clock_key(
+    service: ServiceName, component: ComponentName, system_id: SystemId, timeline: Timeline, name: str
+) -> str:
+    """Return the key of what the server's clock said during one segment."""
+    return f"{clock_prefix(service, component, system_id, timeline)}{name}"
+
+
+def _streamed_prefix(
+    service: ServiceName,
+    component: ComponentName,
+    kind: str,
+    system_id: SystemId | None,
+    timeline: Timeline | None,
+) -> str:
+    base = f"s/{service}/{component}/{kind}/"
+    if system_id is None:
+        return base
+    return f"{base}{system_id}/" if timeline is None else f"{base}{system_id}/{timeline:08X}/"
+
+
 def name_key(service: ServiceName, component: ComponentName, system_id: SystemId, name: str) -> str:
     """Return the key of a named restore point that was left."""
     return f"s/{service}/{component}/names/{system_id}/{name}"

@@ -31,6 +31,7 @@ from drservice.model.ids import (
 )
 from drservice.objectstore.interface import ObjectStore
 from drservice.repository import layout
+from drservice.repository.clocks import ClockArchive
 from drservice.repository.daykey import DayKeys
 from drservice.repository.envelope import HostKey, Trust
 from drservice.repository.keys import Identities, Keyring
@@ -43,6 +44,7 @@ from drservice.repository.snapshots import (
     list_snapshots,
     open_snapshot,
 )
+from drservice.repository.tail import TailArchive
 from drservice.repository.walarchive import WalArchive
 from drservice.repository.writer import SnapshotWriter, WriterContext
 
@@ -237,6 +239,21 @@ class Repository:
             recipients=self._recipients,
             clock=self._clock,
         )
+
+    def tail(self, scope: Scope) -> TailArchive:
+        """Return the pieces of WAL of a component; each call is a writer's run of its own."""
+        return TailArchive(
+            self.store,
+            scope=scope,
+            trust=self.trust,
+            keyring=self.keyring,
+            signer=self._host_key,
+            clock=self._clock,
+        )
+
+    def clocks(self, scope: Scope) -> ClockArchive:
+        """Return what the server's clock said, for a component."""
+        return ClockArchive(self.store, scope=scope, trust=self.trust, signer=self._host_key, clock=self._clock)
 
     def day_keys(self, service: ServiceName) -> DayKeys:
         """Return the keys of a process that ships WAL of a service day after day."""
