@@ -1,9 +1,10 @@
 """Locks of what a backup uses again: no snapshot is committed whose packs may be deleted before its own object.
 
-What is stored now is locked when it is stored. Packs of earlier runs, the keys that open them and the repository's own
-files are locked for longer where they fall short. Locks end at the ends of generations (``model.storing``), and the
-host remembers in its cache until when all packs of its last snapshot are locked, so this happens once per generation
-and costs nothing in between. Without the cache nothing is used again; without that memory everything is extended.
+What is stored now is locked when it is stored. That falls short for a run that crosses the end of a generation: then
+its own packs and key are locked for longer. So are packs of earlier runs, the keys that open them and the repository's
+own files where they fall short. Locks end at the ends of generations (``model.storing``), and the host remembers in its
+cache until when all packs of its last snapshot are locked, so this happens once per generation and costs nothing in
+between. Without the cache nothing is used again; without that memory everything is extended.
 """
 
 from __future__ import annotations
@@ -27,17 +28,21 @@ _REQUESTS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reused:
-    """What a snapshot uses of earlier runs.
+    """What a snapshot uses, by whose it is.
 
     Args:
         packs: keys of packs of the last snapshot.
         resumed: keys of packs that a killed run left: when they were stored is not known.
-        key_ids: data keys that open them.
+        key_ids: data keys that open these two.
+        own: keys of packs that this run stored.
+        own_key_id: the data key of this run.
     """
 
     packs: Sequence[str]
     resumed: Sequence[str]
     key_ids: Iterable[KeyId]
+    own: Sequence[str]
+    own_key_id: KeyId
 
 
 def extend_reused(
@@ -56,7 +61,7 @@ def extend_reused(
         reused: what is used again.
         service: whose.
         meta: what the cache of the last snapshot says.
-        began_at: when this run began, by the store's clock: nothing it stored is locked for less than from then on.
+        began_at: by the store's clock, before this run stored anything that is locked.
         now: by the store's clock.
 
     Raises:
@@ -67,16 +72,19 @@ def extend_reused(
     lock = store.capabilities.lock
     if lock is None:
         return {}
-    until = lock.generation_end(now)
+    until, of_this_run = lock.generation_end(now), lock.generation_end(began_at)
     known = _recall(meta, store, lock)
     is_short = known is None or known < lock.needed_until(now)
-    packs = [*(reused.packs if is_short else ()), *reused.resumed]
-    if packs:
-        _extend_all(store, [*packs, *_opening(store, service, reused.key_ids)], until)
+    old = [*(reused.packs if is_short else ()), *reused.resumed]
+    own = reused.own if of_this_run < until else ()
+    if old or own:
+        key_ids = {*(reused.key_ids if old else ()), *((reused.own_key_id,) if own else ())}
+        _extend_all(store, [*old, *own, *_opening(store, service, key_ids)], until)
+        of_this_run = until if own else of_this_run
+    if old or own or is_short:
         _extend_all(store, (layout.REPOSITORY_FILE,), until)
         for name in (layout.BREAKGLASS_TEXT, layout.BREAKGLASS_SCRIPT):
             _extend_if_there(store, name, until)
-    of_this_run = lock.generation_end(began_at)
     return {META: _remembered(lock, of_this_run if known is None or is_short else min(known, of_this_run), store)}
 
 

@@ -115,13 +115,14 @@ class SnapshotWriter:
     def _begin(self, now: datetime) -> None:
         context = self._context
         place_hold(context.store, context.signer, context.scope, purpose="backup", now=now, until=now + _HOLD)
+        # Asked before anything is stored that is locked, or it would seem to be locked for longer than it is.
+        self._began_at = context.store.server_time() if context.store.capabilities.lock is not None else now
         context.keyring.publish(
             self._key, service=self._scope.service, recipients=context.recipients, signer=context.signer, now=now
         )
         context.keyring.remember(self._key)
         self._resume = self._journal.begin()
         self._stored_bytes = 0
-        self._began_at = context.store.server_time() if context.store.capabilities.lock is not None else now
         self._resumed: set[bytes] = set()
         self._pack_keys: dict[bytes, tuple[KeyId, int]] = {}
         if self._cache is not None:
@@ -447,18 +448,19 @@ class SnapshotWriter:
         )
 
     def _reused(self, usage: PackUsage) -> Reused:
-        """Return what this snapshot uses that this run did not store."""
-        scope = self._scope
-        old = [
-            (name, layout.pack_key(scope.service, scope.component, kind, name.hex()))
+        """Return what this snapshot uses, by whose it is."""
+        scope, own_key = self._scope, self._key.id
+        used = [
+            (name, layout.pack_key(scope.service, scope.component, kind, name.hex()), self._pack_keys[name][0])
             for kind, names in (("packs", usage.data), ("nodes", usage.nodes))
             for name in names
-            if self._pack_keys[name][0] != self._key.id
         ]
         return Reused(
-            packs=[key for name, key in old if name not in self._resumed],
-            resumed=[key for name, key in old if name in self._resumed],
-            key_ids={self._pack_keys[name][0] for name, _ in old},
+            packs=[key for name, key, key_id in used if key_id != own_key and name not in self._resumed],
+            resumed=[key for name, key, key_id in used if key_id != own_key and name in self._resumed],
+            key_ids={key_id for _, _, key_id in used if key_id != own_key},
+            own=[key for _, key, key_id in used if key_id == own_key],
+            own_key_id=own_key,
         )
 
     def _publish(self, usage: PackUsage, facts: CommitFacts, header_sha256: str, locks: Mapping[str, str]) -> None:

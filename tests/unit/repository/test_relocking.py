@@ -10,6 +10,7 @@ import pytest
 
 from drservice.errors import StoreDeniedError
 from drservice.model.storing import LockMode, LockSettings
+from drservice.objectstore.interface import Body
 from drservice.objectstore.memory import MemoryStore
 from drservice.repository.changes import ChangeRule
 from tests.doubles.clock import ManualClock
@@ -111,6 +112,41 @@ def test_keys_and_the_repositorys_own_file_are_extended_with_the_packs(
     clock.pass_seconds(11 * DAY)
     kinds = extended(site, memory)
     assert set(kinds) - {"nodes"} == {"packs", "keys", "drservice-repository.json", "RESTORE.md", "restore.py"}
+
+
+def test_what_a_run_stored_before_the_end_of_a_generation_is_locked_as_long_as_its_snapshot(
+    site: Site, memory: MemoryStore, clock: ManualClock
+) -> None:
+    clock.jump(-(clock.now().timestamp() % (10 * DAY)) + 10 * DAY - 60)
+    before = LOCK.generation_end(clock.now())
+    with site.writing() as writer:
+        writer.capture_files(site.files(), rule=ChangeRule.READ_ALL, progress=Heard())
+        clock.pass_seconds(3 * DAY)
+        site.commit(writer)
+    assert LOCK.generation_end(clock.now()) > before, "no generation ended: nothing was tested"
+    assert shortest(site, memory) == LOCK.generation_end(clock.now())
+    assert not extended(site, memory), "and the next run knows it"
+
+
+def test_a_runs_key_is_no_younger_than_what_is_remembered_of_the_run(
+    site: Site, memory: MemoryStore, clock: ManualClock
+) -> None:
+    clock.jump(-(clock.now().timestamp() % (10 * DAY)) + 10 * DAY - 60)
+
+    class Slow(RecordingStore):
+        def create(self, key: str, body: Body) -> None:
+            super().create(key, body)
+            if key.startswith("keys/"):
+                clock.pass_seconds(DAY)
+
+    site.capture(store=Slow(memory))
+    assert shortest(site, memory) >= clock.now() + timedelta(days=30)
+
+
+def test_the_first_backup_locks_the_repositorys_own_files(site: Site, memory: MemoryStore, clock: ManualClock) -> None:
+    clock.pass_seconds(29 * DAY)
+    site.capture()
+    assert shortest(site, memory) >= clock.now() + timedelta(days=30)
 
 
 def test_a_host_that_may_not_extend_commits_nothing(site: Site, memory: MemoryStore, clock: ManualClock) -> None:
