@@ -63,6 +63,8 @@ class StreamState:
     pid: int
     updated_at: datetime
     """This host's clock."""
+    covered_lsn: Lsn | None = None
+    """Like ``durable_lsn``, and beyond it WAL that is known to be an idle server's, which may wait."""
     slot_status: str | None = None
     """``pg_replication_slots.wal_status``: reserved, extended, unreserved or lost."""
     safe_wal_bytes: int | None = None
@@ -70,10 +72,11 @@ class StreamState:
 
     @property
     def bytes_at_risk(self) -> int | None:
-        """WAL of the server that is not durable."""
-        if self.server_lsn is None or self.durable_lsn is None:
+        """WAL of the server that is neither durable nor known to be an idle server's."""
+        safe = self.durable_lsn if self.covered_lsn is None else self.covered_lsn
+        if self.server_lsn is None or safe is None:
             return None
-        return max(0, self.server_lsn.value - self.durable_lsn.value)
+        return max(0, self.server_lsn.value - safe.value)
 
     @property
     def seconds_at_risk(self) -> float | None:
@@ -218,6 +221,7 @@ def _from_document(found: Mapping[str, object]) -> StreamState:
         remedy=text("remedy"),
         pid=pid,
         updated_at=from_iso(given("updated_at")),
+        covered_lsn=lsn("covered_lsn"),
         slot_status=text("slot_status"),
         safe_wal_bytes=number("safe_wal_bytes"),
     )

@@ -141,7 +141,6 @@ class Collector:
     Args:
         timeline: the timeline.
         segment_bytes: size of a segment.
-        block_bytes: size of a WAL page.
         begin: where the stream begins: the begin of a segment.
         stored: up to here pieces that begin at ``begin`` are in the repository already.
         pacing: how long WAL may wait.
@@ -152,7 +151,6 @@ class Collector:
         *,
         timeline: Timeline,
         segment_bytes: int,
-        block_bytes: int,
         begin: Lsn,
         stored: Lsn,
         pacing: Pacing,
@@ -161,7 +159,6 @@ class Collector:
             raise ValueError(f"{begin} is not the begin of a segment of {segment_bytes} bytes")
         self.timeline = timeline
         self._segment_bytes = segment_bytes
-        self._block_bytes = block_bytes
         self._pacing = pacing
         self._interval = 0.0 if pacing.synchronous else pacing.interval.total_seconds()
         self._linger = 0.0 if pacing.synchronous else min(_LINGER_SECONDS, self._interval)
@@ -329,7 +326,7 @@ class Collector:
         if uncut <= 0 or uncut > _IDLE_BYTES:
             return uncut <= 0
         if self._idle_seen[0] != self._received:
-            idle = is_idle(segment.data, segment.cut, segment.filled, block_bytes=self._block_bytes)
+            idle = is_idle(segment.data, segment.cut, segment.filled)
             self._idle_seen = (self._received, idle)
         return self._idle_seen[1]
 

@@ -15,6 +15,8 @@ HEARTBEAT_PREFIX = "drservice"
 _RECORD = struct.Struct("<IIQBBxxI")
 _PAGE = struct.Struct("<HHIQI")
 _MESSAGE = struct.Struct("<IBxxxQQ")
+_BLOCK, _BLOCK_AT = struct.Struct("<I"), 36
+"""Size of a WAL page, in the first page of each segment."""
 _SHORT_PAGE, _LONG_PAGE = 24, 40
 _CONTINUES, _LONG = 0x0001, 0x0002
 _XLOG, _TRANSACTION, _STANDBY, _MESSAGES = 0, 1, 8, 21
@@ -24,17 +26,17 @@ _OPERATION, _COMMIT_OPERATION = 0xF0, 0x70
 _DATA_SHORT, _DATA_LONG = 255, 254
 
 
-def is_idle(segment: memoryview, begin: int, end: int, *, block_bytes: int) -> bool:
+def is_idle(segment: memoryview, begin: int, end: int) -> bool:
     """Tell whether the records in ``[begin, end)`` of a segment are all of an idle server.
 
     Args:
         segment: from its first byte to ``end`` at least.
         begin: where the WAL that was not sent yet begins.
         end: where the WAL that was received ends.
-        block_bytes: size of a WAL page.
     """
     try:
-        return _walk(segment[:end], begin, block_bytes)
+        (block_bytes,) = _BLOCK.unpack_from(segment, _BLOCK_AT)
+        return block_bytes >= _LONG_PAGE and _walk(segment[:end], begin, block_bytes)
     except (struct.error, IndexError):
         return False
 

@@ -44,6 +44,7 @@ STATE = StreamState(
     remedy=None,
     pid=42,
     updated_at=NOON,
+    covered_lsn=None,
     slot_status="reserved",
     safe_wal_bytes=1 << 30,
 )
@@ -119,4 +120,6 @@ def test_seconds_at_risk_are_the_servers_and_nothing_is_at_risk_once_all_is_dura
     assert (STATE.bytes_at_risk, STATE.seconds_at_risk) == (0x180, 0.12)
     done = replace(STATE, durable_lsn=STATE.server_lsn)
     assert (done.bytes_at_risk, done.seconds_at_risk) == (0, 0.0)
+    idle = replace(STATE, covered_lsn=STATE.server_lsn)
+    assert (idle.bytes_at_risk, idle.seconds_at_risk) == (0, 0.0)
     assert (UNKNOWN.bytes_at_risk, UNKNOWN.seconds_at_risk) == (None, None)

@@ -1,0 +1,130 @@
+"""What a receiver says of itself, gathered in one place and written down at most four times a second."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from drservice import telemetry
+from drservice.clock import Clock
+from drservice.errors import DrError, FormatError
+from drservice.model.ids import ComponentName, ServiceName
+from drservice.operations.streamstate import StreamPhase, StreamState, read_state, write_state
+
+_SPACING_SECONDS = 0.25
+_LONGEST_NAME = 63
+_REPLACED = re.compile(r"[^a-z0-9_]")
+
+
+def stream_name(service: ServiceName, component: ComponentName) -> str:
+    """Return what a component's slot is called, and its receiver in ``synchronous_standby_names``.
+
+    ``drservice_SERVICE_COMPONENT`` where that can name a slot and no other component could have the same.
+    """
+    plain = f"drservice_{service}_{component}"
+    name = _REPLACED.sub("_", plain)
+    if name == plain and len(name) <= _LONGEST_NAME and "_" not in f"{service}{component}":
+        return name
+    digest = hashlib.sha256(f"{service}/{component}".encode()).hexdigest()[:8]
+    return f"{name[: _LONGEST_NAME - len(digest) - 1]}_{digest}"
+
+
+class StreamBoard:
+    """The state of one receiver.
+
+    Args:
+        service: whose.
+        component: whose.
+        synchronous: as configured.
+        state_dir: where it is written down; what an earlier receiver knew is read from there.
+        clock: of this host.
+        observe: is told each state that is published.
+    """
+
+    def __init__(
+        self,
+        *,
+        service: ServiceName,
+        component: ComponentName,
+        synchronous: bool,
+        state_dir: Path,
+        clock: Clock,
+        observe: Callable[[StreamState], None],
+    ) -> None:
+        self._state_dir = state_dir
+        self._clock = clock
+        self._observe = observe
+        self._published_at = float("-inf")
+        self._is_unwritable = False
+        self.state = StreamState(
+            service=service,
+            component=component,
+            system_id=None,
+            timeline=None,
+            slot=stream_name(service, component),
+            state=StreamPhase.CONNECTING,
+            received_lsn=None,
+            durable_lsn=None,
+            server_lsn=None,
+            durable_server_time=None,
+            server_time=None,
+            synchronous=synchronous,
+            problem=None,
+            remedy=None,
+            pid=os.getpid(),
+            updated_at=clock.now(),
+        )
+        try:
+            before = read_state(state_dir, service, component)
+        except (FormatError, OSError) as error:
+            telemetry.warning("what the receiver knew before is unreadable", problem=str(error))
+            before = None
+        if before is not None:
+            self.state = replace(
+                before,
+                slot=self.state.slot,
+                state=self.state.state,
+                synchronous=synchronous,
+                problem=None,
+                remedy=None,
+                pid=self.state.pid,
+                updated_at=self.state.updated_at,
+            )
+
+    def say(self, phase: StreamPhase, problem: DrError | None) -> None:
+        """Take note of what the receiver does and what is wrong; a change is logged at once, and published next."""
+        message, remedy = (None, None) if problem is None else (problem.message, problem.hint)
+        before = self.state
+        self.state = replace(before, state=phase, problem=message, remedy=remedy)
+        if (before.state, before.remedy) == (phase, remedy):
+            return  # only the numbers in it changed
+        tell = telemetry.info if problem is None else telemetry.error
+        tell(
+            "wal receiver",
+            service=before.service,
+            component=before.component,
+            state=phase.value,
+            problem=message,
+            remedy=remedy,
+        )
+        self._published_at = float("-inf")
+
+    def publish(self) -> None:
+        """Write the state down and tell it, unless that was done a moment ago."""
+        now = self._clock.monotonic()
+        if now - self._published_at < _SPACING_SECONDS:
+            return
+        self._published_at = now
+        self.state = replace(self.state, updated_at=self._clock.now())
+        try:
+            write_state(self._state_dir, self.state)
+            self._is_unwritable = False
+        except OSError as error:
+            if not self._is_unwritable:  # the stream goes on: it does not live from this file
+                telemetry.error("the state of the receiver cannot be written", problem=str(error))
+            self._is_unwritable = True
+        self._observe(self.state)

@@ -1,0 +1,197 @@
+"""Puts what a receiver has collected: pieces, whole segments, histories, what is left of a timeline, clock pairs.
+
+Every segment is compared with its own first page before anything of it is stored, as ``wal push`` does (trap T17).
+Identical bytes that are there already are fine, so archive_command may run beside the receiver.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from drservice import telemetry
+from drservice.clock import Clock
+from drservice.components.postgres.walfile import HEAD_BYTES, check_wal_file
+from drservice.model.ids import SystemId
+from drservice.model.tail import ClockPair, covered_until
+from drservice.model.wal import Lsn, Timeline, WalFileKind, WalFileName, segment_begin, segment_name, segment_number
+from drservice.operations.walcollector import Job, JobKind, Segment
+from drservice.repository.clocks import MAX_PAIRS, ClockArchive
+from drservice.repository.daykey import DayKeys
+from drservice.repository.tail import TailArchive
+from drservice.repository.walarchive import PutOutcome, WalArchive
+
+_PAIR_SPACING = timedelta(seconds=1)
+_MOST_PAIRS = 20_000
+"""Hours of them are held: of a segment that fills slowly, or of those that are not here yet during a catch-up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """The clock pairs of one segment."""
+
+    timeline: Timeline
+    segment: int
+    pairs: tuple[ClockPair, ...]
+
+
+Upload = Job | Pairs
+
+
+class ClockPairs:
+    """Pairs of the server's time and the end of its WAL, about one a second, by the segment they lie in."""
+
+    def __init__(self) -> None:
+        self._pairs: deque[ClockPair] = deque()
+
+    def add(self, server_time: datetime, end: Lsn) -> None:
+        """Take a pair, unless the one before is of the same second or position, or the clock went back."""
+        last = self._pairs[-1] if self._pairs else None
+        if last is not None and (server_time - last.server_time < _PAIR_SPACING or end <= last.lsn):
+            return
+        self._pairs.append(ClockPair(server_time=server_time, lsn=end))
+        if len(self._pairs) > _MOST_PAIRS:
+            self._pairs = deque(list(self._pairs)[::2])  # every other second is narrow enough
+
+    def take(self, end: Lsn) -> tuple[ClockPair, ...]:
+        """Return and forget the pairs up to the end of a segment, no more than one object may hold."""
+        taken: list[ClockPair] = []
+        while self._pairs and self._pairs[0].lsn <= end:
+            taken.append(self._pairs.popleft())
+        return tuple(taken[:: -(-len(taken) // MAX_PAIRS) or 1])
+
+
+class Shipping:
+    """The way into the repository for the WAL of one cluster; safe for threads."""
+
+    def __init__(
+        self,
+        *,
+        archive: WalArchive,
+        tail: TailArchive,
+        clocks: ClockArchive,
+        day_keys: DayKeys,
+        system_id: SystemId,
+        segment_bytes: int,
+        clock: Clock,
+    ) -> None:
+        self._archive = archive
+        self._tail = tail
+        self._clocks = clocks
+        self._day_keys = day_keys
+        self._system_id = system_id
+        self._segment_bytes = segment_bytes
+        self._clock = clock
+
+    # --- writing --------------------------------------------------------------------------------------------
+
+    def put(self, upload: Upload) -> None:
+        """Store one upload; durable and verified on return.
+
+        Raises:
+            ForeignSegmentError: the segment is not what it should be; nothing was stored.
+            SegmentConflictError: other bytes are stored under its name.
+            DrError: not stored, or not known to be.
+        """
+        if isinstance(upload, Pairs):
+            self._clocks.put(
+                system_id=self._system_id,
+                timeline=upload.timeline,
+                segment=upload.segment,
+                segment_bytes=self._segment_bytes,
+                pairs=upload.pairs,
+            )
+            return
+        self._check(upload.segment)
+        if upload.kind is JobKind.PIECE:
+            self._tail.put(
+                upload.data,
+                system_id=self._system_id,
+                timeline=upload.segment.timeline,
+                start=Lsn(upload.begin),
+                server_time=upload.server_time,
+                segment_bytes=self._segment_bytes,
+                key=self._day_keys.today(),
+            )
+            return
+        outcome = self._archive.put(
+            WalFileName.parse(upload.segment.name),
+            upload.data,
+            system_id=self._system_id,
+            last_write=upload.server_time,
+            key=self._day_keys.today(),
+        )
+        telemetry.info("wal segment stored", name=upload.segment.name, outcome=outcome.value)
+
+    def put_partial(self, segment: Segment, *, last_write: datetime) -> PutOutcome:
+        """Store the last segment of a timeline that was left, as far as it was written."""
+        self._check(segment)
+        name = WalFileName.parse(f"{segment.name}.partial")
+        return self._archive.put_partial(name, segment.data, system_id=self._system_id, last_write=last_write)
+
+    def put_history(self, timeline: Timeline, content: bytes) -> PutOutcome:
+        """Store the history of a timeline, as the server has it.
+
+        Raises:
+            ForeignSegmentError: it is not one.
+        """
+        name = f"{timeline:08X}.history"
+        check_wal_file(name, content, len(content))
+        return self._archive.put(
+            WalFileName.parse(name),
+            content,
+            system_id=self._system_id,
+            last_write=self._clock.now(),
+            key=self._day_keys.today(),
+        )
+
+    def _check(self, segment: Segment) -> None:
+        head = bytes(segment.data[:HEAD_BYTES])
+        check_wal_file(segment.name, head, len(segment.data), expected_system_id=self._system_id)
+
+    # --- what is there --------------------------------------------------------------------------------------
+
+    def knows_timeline(self, timeline: Timeline) -> bool:
+        """Tell whether the history of a timeline is archived."""
+        return self._archive.exists(WalFileName.parse(f"{timeline:08X}.history"), system_id=self._system_id)
+
+    def stored_end(self, timeline: Timeline, begin: Lsn) -> Lsn:
+        """Return how far the segment that begins at ``begin`` is stored without a gap, as pieces or as a whole.
+
+        Raises:
+            ObjectStoreError: not known.
+        """
+        number = begin.segment_number(self._segment_bytes)
+        name = WalFileName.parse(segment_name(timeline, number, self._segment_bytes))
+        if self._archive.exists(name, system_id=self._system_id):
+            return begin + self._segment_bytes
+        pieces = self._tail.pieces(self._system_id, timeline, begin=begin, end=begin + self._segment_bytes)
+        return covered_until(begin, (item.piece for item in pieces))
+
+    def archived_end(self, timeline: Timeline) -> Lsn | None:
+        """Return where the WAL of a timeline ends in the repository; ``None``: there is none of it.
+
+        Lists the timeline: it is asked only when no slot says where to go on.
+
+        Raises:
+            ObjectStoreError: the listing is not complete.
+        """
+        after = None if timeline == 1 else WalFileName.parse(f"{timeline - 1:08X}{'F' * 16}")
+        newest = -1
+        for item in self._archive.listing(self._system_id, after=after):
+            if item.timeline > timeline:
+                break
+            if item.timeline == timeline and WalFileName.parse(item.name).kind is WalFileKind.SEGMENT:
+                newest = max(newest, segment_number(item.name, self._segment_bytes))
+        if newest < 0:
+            pieces = self._tail.pieces(self._system_id, timeline)
+            if not pieces:
+                return None
+            newest = min(item.piece.start for item in pieces).segment_number(self._segment_bytes) - 1
+        end = segment_begin(newest + 1, self._segment_bytes)
+        while True:
+            reached = self.stored_end(timeline, end)
+            if reached.value < end.value + self._segment_bytes:
+                return reached
+            end = reached

@@ -1,0 +1,531 @@
+"""The receiver: ships the WAL of one server as it is written, until it is told to stop.
+
+One thread reads the stream, answers keepalives and reports what is durable; a few others upload, so a store that stalls
+never makes the server believe that the receiver is gone (trap T23). Memory holds a bounded part of the stream; behind
+it nothing is read any more, and PostgreSQL keeps its WAL in the slot. Whatever ends a connection, what was received is
+stored before the next one begins, and that goes on from what is durable.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from drservice import telemetry
+from drservice.clock import Clock
+from drservice.components.postgres.replication import SystemIdentity
+from drservice.components.postgres.streaming import (
+    Keepalive,
+    ReplicationConnection,
+    StreamEnded,
+    TimelineEnded,
+    WalData,
+)
+from drservice.errors import BusyError, DrError, PostgresUnreachableError, StreamError, WalRemovedError
+from drservice.model.estate import PostgresSettings, WalMode
+from drservice.model.ids import ComponentName, ServiceName
+from drservice.model.wal import Lsn, segment_begin
+from drservice.operations.lineage import Lineage
+from drservice.operations.streamstate import StreamPhase, StreamState, lock_path
+from drservice.operations.walboard import StreamBoard
+from drservice.operations.walcollector import Collector, Job, JobKind, Pacing, Segment
+from drservice.operations.walresume import Begin, Resumption, store_history
+from drservice.operations.walshipping import ClockPairs, Pairs, Shipping, Upload
+from drservice.operations.waluploads import Uploads
+from drservice.operations.walwatch import SlotWatch, slot_problem
+from drservice.processes import make_folder, open_private
+from drservice.repository.repository import Repository
+
+IN_FLIGHT = 4
+_HELD_BYTES = 48 << 20
+"""Received and not durable: behind it the socket is not read. At least a segment and :data:`_BESIDE_BYTES`."""
+_BESIDE_BYTES = 32 << 20
+_TAKEN_BYTES = 4 << 20
+"""Read at one go before uploads and reports are looked after."""
+_LOOK_SECONDS = 0.25
+_STATUS_SECONDS = 10.0
+_ASK_SECONDS = 1.0
+"""A server that has said nothing for so long is asked: what is at risk is measured by its clock."""
+_SILENT_SECONDS = 30.0
+"""A server that does not answer for so long is given up: the network is cut, or its host is gone."""
+_STALLED_SECONDS = 5.0
+_DRAIN_SECONDS = 20.0
+"""How long a receiver that is to stop, or a server that goes down, waits for a store that does not take the WAL."""
+_LEAST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.5, 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamContext:
+    """Where WAL goes."""
+
+    service: ServiceName
+    repository: Repository
+    state_dir: Path
+    clock: Clock
+
+
+def stream_wal(
+    context: StreamContext,
+    component: PostgresSettings,
+    *,
+    stop: threading.Event,
+    observe: Callable[[StreamState], None] = lambda _: None,
+) -> None:
+    """Ship the WAL of a component until ``stop`` is set; what was received by then is stored first, if the store lets.
+
+    Whatever goes wrong is told (state file, ``observe``, log) with its remedy, and tried again later: PostgreSQL keeps
+    its WAL in the slot meanwhile. A crash anywhere loses nothing that the slot keeps.
+
+    Args:
+        context: where WAL goes.
+        component: whose WAL.
+        stop: ends it in order.
+        observe: is told the state, at most four times a second.
+
+    Raises:
+        BusyError: a receiver of this component runs on this host already.
+    """
+    with only_receiver(context.state_dir, context.service, component.name, clock=context.clock):
+        board = StreamBoard(
+            service=context.service,
+            component=component.name,
+            synchronous=component.wal.synchronous,
+            state_dir=context.state_dir,
+            clock=context.clock,
+            observe=observe,
+        )
+        _Receiver(context, component, board, stop).run()
+
+
+@contextmanager
+def only_receiver(state_dir: Path, service: ServiceName, component: ComponentName, *, clock: Clock) -> Iterator[None]:
+    """Be the only receiver of a component on this host while the block runs.
+
+    Raises:
+        BusyError: there is one.
+    """
+    path = lock_path(state_dir, service, component)
+    make_folder(path.parent)
+    file = open_private(path)
+    try:
+        deadline = clock.monotonic() + 1.0
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if clock.monotonic() >= deadline:  # somebody who only looks holds it for a moment
+                    raise BusyError(
+                        f"a WAL receiver of {service}/{component} is running already on this host",
+                        hint="One is enough: a node has one for each of its services, systemd may have another.",
+                    ) from error
+                clock.sleep(0.05)
+        yield
+    finally:
+        os.close(file)
+
+
+class _Receiver:
+    """Connects, again and again."""
+
+    def __init__(
+        self, context: StreamContext, component: PostgresSettings, board: StreamBoard, stop: threading.Event
+    ) -> None:
+        self._context = context
+        self._component = component
+        self._board = board
+        self._stop = stop
+        self._hole: DrError | None = None
+        self._pairs = ClockPairs()
+
+    def run(self) -> None:
+        """Receive until told to stop."""
+        pause = _LEAST_PAUSE_SECONDS
+        while not self._stop.is_set():
+            before = self._board.state.durable_lsn
+            try:
+                self._board.say(StreamPhase.CONNECTING, self._hole)
+                self._board.publish()
+                self._receive()
+            except PostgresUnreachableError as error:
+                self._board.say(StreamPhase.CONNECTING, error)
+            except DrError as error:
+                self._board.say(StreamPhase.FAILED, error)
+            if self._board.state.durable_lsn != before:
+                pause = _LEAST_PAUSE_SECONDS
+            self._rest(pause)
+            pause = min(pause * 2, _MOST_PAUSE_SECONDS)
+
+    def _rest(self, seconds: float) -> None:
+        clock = self._context.clock
+        deadline = clock.monotonic() + seconds
+        self._board.publish()
+        while (left := deadline - clock.monotonic()) > 0 and not self._stop.wait(min(1.0, left)):
+            self._board.publish()
+
+    def _receive(self) -> None:
+        context, component = self._context, self._component
+        scope = context.repository.scope(context.service, component.name)
+        slot = self._board.state.slot
+        with ReplicationConnection.open(component.production_dsn, application_name=slot) as connection:
+            identity = connection.identify()
+            Lineage(context.repository, scope, context.state_dir).require(identity.system_id)
+            shipping = Shipping(
+                archive=context.repository.wal(scope),
+                tail=context.repository.tail(scope),
+                clocks=context.repository.clocks(scope),
+                day_keys=context.repository.day_keys(context.service),
+                system_id=identity.system_id,
+                segment_bytes=identity.wal_segment_bytes,
+                clock=context.clock,
+            )
+            resume = Resumption(connection, identity, shipping, dsn=component.production_dsn, slot=slot).resume()
+            if self._board.state.system_id != identity.system_id:
+                self._board.state = replace(
+                    self._board.state, system_id=identity.system_id, durable_lsn=None, durable_server_time=None
+                )
+            with (
+                SlotWatch(component.production_dsn, slot, clock=context.clock) as watch,
+                Uploads(shipping.put, threads=IN_FLIGHT, clock=context.clock) as uploads,
+            ):
+                stream = _Stream(
+                    connection=connection,
+                    identity=identity,
+                    shipping=shipping,
+                    uploads=uploads,
+                    watch=watch,
+                    board=self._board,
+                    component=component,
+                    pairs=self._pairs,
+                    hole=self._hole,
+                    clock=context.clock,
+                    stop=self._stop,
+                )
+                try:
+                    stream.run(resume.begin)
+                except WalRemovedError:
+                    if resume.otherwise is None:
+                        raise
+                    self._hole = resume.hole()
+                    telemetry.error("wal is lost", problem=self._hole.message, remedy=self._hole.hint)
+
+
+class _Stream:
+    """One connection, from its first byte to whatever ends it."""
+
+    def __init__(
+        self,
+        *,
+        connection: ReplicationConnection,
+        identity: SystemIdentity,
+        shipping: Shipping,
+        uploads: Uploads[Upload],
+        watch: SlotWatch,
+        board: StreamBoard,
+        component: PostgresSettings,
+        pairs: ClockPairs,
+        hole: DrError | None,
+        clock: Clock,
+        stop: threading.Event,
+    ) -> None:
+        self._connection = connection
+        self._identity = identity
+        self._shipping = shipping
+        self._uploads = uploads
+        self._watch = watch
+        self._board = board
+        self._component = component
+        self._pairs = pairs
+        self._hole = hole
+        self._clock = clock
+        self._stop = stop
+        self._is_open = True
+        timeout = connection.sender_timeout_seconds()
+        self._status_seconds = _STATUS_SECONDS if timeout is None else min(_STATUS_SECONDS, timeout / 4)
+        self._bound_bytes = max(_HELD_BYTES, identity.wal_segment_bytes + _BESIDE_BYTES)
+        self._reported = (Lsn(0), float("-inf"))
+        self._asked_at = self._heard_at = clock.monotonic()
+        self._server_time: datetime | None = None
+        self._poll = select.poll()
+        self._poll.register(uploads, select.POLLIN)
+
+    def run(self, begin: Begin) -> None:
+        """Stream until the server or the receiver ends it.
+
+        Raises:
+            PostgresUnreachableError: the connection broke; everything that was received is stored.
+            DrError: it cannot go on like this.
+        """
+        while True:
+            collector = self._collector(begin)
+            ended = self._from(begin, collector)
+            if not isinstance(ended, TimelineEnded):
+                return
+            begin = self._next_timeline(collector, ended)
+
+    def _collector(self, begin: Begin) -> Collector:
+        return Collector(
+            timeline=begin.timeline,
+            segment_bytes=self._identity.wal_segment_bytes,
+            begin=begin.segment,
+            stored=begin.stored,
+            pacing=Pacing(
+                interval=self._component.wal.interval,
+                idle_interval=self._component.wal.idle_interval,
+                synchronous=self._component.wal.synchronous,
+            ),
+        )
+
+    def _from(self, begin: Begin, collector: Collector) -> TimelineEnded | StreamEnded | None:
+        """Stream one timeline; ``None``: the receiver is to stop. Nothing that was received is left unstored."""
+        self._connection.start(slot=self._board.state.slot, begin=begin.segment, timeline=begin.timeline)
+        telemetry.info("wal stream begins", timeline=begin.timeline, begin=str(begin.segment), stored=str(begin.stored))
+        self._board.state = replace(self._board.state, timeline=begin.timeline)
+        self._reported = (Lsn(0), float("-inf"))
+        self._heard_at = self._clock.monotonic()
+        try:
+            ended = self._follow(collector)
+        except PostgresUnreachableError:
+            self._close()
+            self._drain(collector)
+            raise
+        if ended is not None:
+            self._is_open = False  # no status belongs between two streams
+        self._drain(collector)
+        self._is_open = ended is None or isinstance(ended, TimelineEnded)
+        return ended
+
+    def _next_timeline(self, collector: Collector, ended: TimelineEnded) -> Begin:
+        """Close a timeline in the repository and return where the next one is streamed from (trap T24)."""
+        if self._stop.is_set():
+            raise PostgresUnreachableError("stopped between two timelines")
+        rest = collector.unfinished
+        if rest is not None:
+            self._put_clock(rest, Lsn(rest.begin + rest.filled))
+            if self._component.wal.mode is WalMode.STREAM:  # else archive_command brings the server's own
+                self._shipping.put_partial(rest, last_write=self._server_time or self._clock.now())
+        store_history(self._connection, self._shipping, ended.next_timeline)
+        telemetry.info("timeline ended", timeline=collector.timeline, next=ended.next_timeline, at=str(ended.begin))
+        size = self._identity.wal_segment_bytes
+        segment = segment_begin(ended.begin.segment_number(size), size)
+        stored = self._shipping.stored_end(ended.next_timeline, segment)
+        return Begin(timeline=ended.next_timeline, segment=segment, stored=stored)
+
+    # --- the loop -------------------------------------------------------------------------------------------
+
+    def _follow(self, collector: Collector) -> TimelineEnded | StreamEnded | None:
+        socket = self._connection.fileno()
+        while not self._stop.is_set():
+            self._look_after(collector)
+            is_reading = collector.held_bytes < self._bound_bytes
+            took = 0
+            if is_reading:
+                self._connection.fill()
+                took, ended = self._take(collector)
+                if ended is not None:
+                    return ended
+            self._require_life(collector, is_reading=is_reading)
+            if took == 0:
+                self._wait(collector, socket if is_reading else None)
+        return None
+
+    def _take(self, collector: Collector) -> tuple[int, TimelineEnded | StreamEnded | None]:
+        """Take what has arrived, up to a bound; returns the messages taken."""
+        count = size = 0
+        while size < _TAKEN_BYTES and (message := self._connection.receive()) is not None:
+            count += 1
+            if isinstance(message, TimelineEnded | StreamEnded):
+                return count, message
+            self._heard_at = now = self._clock.monotonic()
+            self._server_time = message.server_time
+            if isinstance(message, WalData):
+                size += len(message.data)
+                collector.add(
+                    message.start,
+                    message.data,
+                    server_end=message.server_end,
+                    server_time=message.server_time,
+                    now=now,
+                )
+            else:
+                collector.heard(message.server_end, server_time=message.server_time)
+                if message.wants_reply:
+                    self._report(collector, now, ask=False)
+            self._note(message)
+        return count, None
+
+    def _note(self, message: WalData | Keepalive) -> None:
+        self._pairs.add(message.server_time, message.server_end)
+        state = self._board.state
+        if state.server_lsn is None or message.server_end > state.server_lsn or state.timeline is None:
+            self._board.state = replace(state, server_lsn=message.server_end, server_time=message.server_time)
+        else:
+            self._board.state = replace(state, server_time=message.server_time)
+
+    def _look_after(self, collector: Collector) -> None:
+        """Take what was stored, hand out what is due, report, and say how it is."""
+        for finished in self._uploads.finished():
+            if finished.problem is not None:
+                self._failed(finished.item, finished.problem)
+            elif isinstance(finished.item, Job):
+                collector.acknowledge(finished.item)
+                if finished.item.kind is JobKind.SEGMENT:
+                    self._put_clock(finished.item.segment, Lsn(finished.item.end))
+        now = self._clock.monotonic()
+        while self._uploads.free > 0 and (job := collector.next_job(now)) is not None:
+            self._uploads.submit(job)
+        if self._is_open:
+            durable, at = self._reported
+            is_quiet = now - self._heard_at >= _ASK_SECONDS and now - self._asked_at >= _ASK_SECONDS
+            if collector.durable != durable or now - at >= self._status_seconds or is_quiet:
+                self._report(collector, now, ask=is_quiet)
+        self._say(collector, now)
+
+    def _failed(self, item: Upload, problem: DrError) -> None:
+        if isinstance(item, Pairs):
+            telemetry.warning("clock of a segment not stored", problem=problem.message)
+            return
+        raise problem
+
+    def _put_clock(self, segment: Segment, end: Lsn) -> None:
+        """Store what the server's clock said while a segment was written."""
+        pairs = tuple(pair for pair in self._pairs.take(end) if pair.lsn.value >= segment.begin)
+        if pairs:
+            number = segment.begin // len(segment.data)
+            self._uploads.submit(Pairs(timeline=segment.timeline, segment=number, pairs=pairs))
+
+    def _report(self, collector: Collector, now: float, *, ask: bool) -> None:
+        durable = collector.durable
+        self._connection.report(durable, now=self._clock.now(), ask=ask)
+        self._reported = (durable, now)
+        if ask:
+            self._asked_at = now
+
+    def _require_life(self, collector: Collector, *, is_reading: bool) -> None:
+        """Give up a server that is silent, and let one go that is going down and waits for a store that is away.
+
+        Raises:
+            PostgresUnreachableError: that is so.
+        """
+        now = self._clock.monotonic()
+        if not is_reading:
+            self._heard_at = now  # its words wait in the socket
+        if now - self._heard_at > _SILENT_SECONDS:
+            raise PostgresUnreachableError(
+                f"the server has been silent for {_SILENT_SECONDS:.0f} s",
+                hint="Its host is gone or the network between is cut. It keeps its WAL in the slot.",
+            )
+        if self._watch.down_seconds > _DRAIN_SECONDS and collector.oldest_age_seconds(now) > _DRAIN_SECONDS:
+            raise PostgresUnreachableError(
+                "the server goes down and was let go: what is not stored waits in its slot",
+                hint="Bring the repository back, then start the server.",
+            )
+
+    def _drain(self, collector: Collector) -> None:
+        """Store everything that was received; when the receiver is to stop, only as long as that may take."""
+        collector.drain()
+        deadline: float | None = None
+        while not collector.is_drained:
+            if self._stop.is_set():
+                deadline = deadline or self._clock.monotonic() + _DRAIN_SECONDS
+                if self._clock.monotonic() > deadline:
+                    telemetry.warning("stopped with WAL that is not stored; it waits in the slot")
+                    break
+            self._look_after(collector)
+            self._wait(collector, None)
+        self._look_after(collector)
+
+    def _wait(self, collector: Collector, socket: int | None) -> None:
+        """Wait until the server says something, an upload ends, a piece is due or it is time to look."""
+        seconds = _LOOK_SECONDS
+        due = collector.wait_seconds(self._clock.monotonic()) if self._uploads.free > 0 else None
+        if due is not None:
+            seconds = min(seconds, due)
+        if self._is_open:
+            seconds = min(seconds, self._status_seconds / 2)
+        if socket is not None:
+            self._poll.register(socket, select.POLLIN)
+        try:
+            self._poll.poll(max(1.0, seconds * 1000.0))
+        finally:
+            if socket is not None:
+                self._poll.unregister(socket)
+
+    def _close(self) -> None:
+        self._is_open = False
+        self._connection.close()
+
+    # --- what is said ---------------------------------------------------------------------------------------
+
+    def _say(self, collector: Collector, now: float) -> None:
+        facts = self._watch.facts
+        state = self._board.state
+        durable = collector.durable
+        self._board.state = replace(
+            state,
+            received_lsn=collector.received,
+            durable_lsn=durable,
+            covered_lsn=collector.covered,
+            server_lsn=max(state.server_lsn or Lsn(0), collector.received),
+            durable_server_time=collector.durable_server_time or state.durable_server_time,
+            slot_status=None
+            if facts is None or facts.slot is None or facts.slot.status is None
+            else facts.slot.status.value,
+            safe_wal_bytes=None if facts is None or facts.slot is None else facts.slot.safe_bytes,
+        )
+        is_stalled = collector.covered != collector.received and collector.oldest_age_seconds(now) > _STALLED_SECONDS
+        problem = self._problem(collector, is_stalled=is_stalled)
+        if self._is_open:
+            self._board.say(StreamPhase.STALLED if is_stalled else StreamPhase.STREAMING, problem)
+        self._board.publish()
+
+    def _problem(self, collector: Collector, *, is_stalled: bool) -> DrError | None:
+        """Return the worst that is wrong.
+
+        Raises:
+            StreamError: commits would wait for ever.
+        """
+        facts = self._watch.facts
+        backlog = self._board.state.bytes_at_risk or 0
+        if is_stalled:
+            cause = self._uploads.problem
+            age = collector.oldest_age_seconds(self._clock.monotonic())
+            return StreamError(
+                f"{backlog >> 20} MB of WAL are not stored, the oldest for {int(age // 5) * 5} s:"
+                f" {'the store is slow' if cause is None else cause.message}",
+                hint="PostgreSQL keeps its WAL meanwhile. "
+                + ("See how loaded the store and the network to it are." if cause is None else cause.hint),
+            )
+        if facts is None:
+            return self._hole
+        return slot_problem(facts, backlog_bytes=backlog) or self._hole or self._synchronous_problem()
+
+    def _synchronous_problem(self) -> DrError | None:
+        facts, name = self._watch.facts, self._board.state.slot
+        assert facts is not None, "asked only then"
+        if not self._component.wal.synchronous:
+            if not facts.is_synchronous:
+                return None
+            return StreamError(
+                f"commits of this server wait for the receiver ({name} is in synchronous_standby_names), and"
+                " wal.synchronous is false: each waits for wal.interval",
+                hint=f"Set wal.synchronous: true, or take {name} out of synchronous_standby_names and reload.",
+            )
+        if facts.synchronous_commit == "remote_apply":
+            raise StreamError(
+                "synchronous_commit = remote_apply waits for a standby that applies WAL; a receiver never does",
+                hint="Set synchronous_commit = on (or remote_write) and reload: commits would wait for ever.",
+            )
+        if facts.is_synchronous:
+            return None
+        return StreamError(
+            "no commit waits for the repository although wal.synchronous is true",
+            hint=f"Set synchronous_standby_names = '{name}' in postgresql.conf and reload.",
+        )

@@ -1,0 +1,115 @@
+"""Watches, over a session of its own, what the server keeps for a receiver and who waits for it.
+
+The stream itself does not say how near a slot is to being lost, or whether the server is going down. A watcher that
+cannot ask (a role that may only replicate) is no reason not to stream: it says so once.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Self
+
+from drservice import telemetry
+from drservice.clock import Clock
+from drservice.components.postgres.connection import Session, connect
+from drservice.components.postgres.slots import SlotStatus, WaitingFacts, waiting_facts
+from drservice.components.postgres.streaming import is_shutting_down
+from drservice.errors import DrError, PostgresUnreachableError, SlotLostError, StreamError
+
+_LOOK_SECONDS = 5.0
+_UNLIMITED_BYTES = 4 << 30
+"""Kept for a receiver on a server without ``max_slot_wal_keep_size`` before its disk is worried about."""
+
+
+class SlotWatch:
+    """Looks every few seconds, from entering to leaving; safe for threads."""
+
+    def __init__(self, dsn: str, name: str, *, clock: Clock, look_seconds: float = _LOOK_SECONDS) -> None:
+        self._dsn = dsn
+        self._name = name
+        self._clock = clock
+        self._look_seconds = look_seconds
+        self._over = threading.Event()
+        self._facts: WaitingFacts | None = None
+        self._down_since: float | None = None
+        self._is_told = False
+        self._thread = threading.Thread(target=self._run, name="wal-slot", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()  # it ends by itself: a server that does not answer must not hold the receiver up
+
+    @property
+    def facts(self) -> WaitingFacts | None:
+        """What the server said last; ``None``: nothing yet, or it may not be asked."""
+        return self._facts
+
+    @property
+    def down_seconds(self) -> float:
+        """Return for how long the server has been going down; 0 if it is not."""
+        since = self._down_since
+        return 0.0 if since is None else self._clock.monotonic() - since
+
+    def _run(self) -> None:
+        session: Session | None = None
+        while not self._over.is_set():
+            try:
+                session = session or connect(self._dsn, application_name=f"{self._name} watch")
+                self._facts = waiting_facts(session, self._name)
+                self._down_since = None
+            except DrError as error:
+                if session is not None:
+                    session.close()
+                session = None
+                self._heard(error)
+                if self._over.wait(1.0):
+                    break
+                continue
+            self._over.wait(self._look_seconds)
+        if session is not None:
+            session.close()
+
+    def _heard(self, error: DrError) -> None:
+        if is_shutting_down(error):
+            self._down_since = self._down_since or self._clock.monotonic()
+        elif not isinstance(error, PostgresUnreachableError) and not self._is_told:
+            self._is_told = True
+            telemetry.warning(
+                "the slot cannot be watched: how near it is to being lost is not known", problem=str(error)
+            )
+
+
+def slot_problem(facts: WaitingFacts, *, backlog_bytes: int) -> DrError | None:
+    """Return what is wrong with a slot, long before it is lost or the server's disk is full; ``None``: nothing.
+
+    Args:
+        facts: what the server said.
+        backlog_bytes: WAL that is not durable.
+    """
+    slot = facts.slot
+    if slot is None or slot.status is SlotStatus.LOST:
+        return SlotLostError("the replication slot is lost or was dropped while it was in use")
+    if slot.status is SlotStatus.UNRESERVED or (
+        facts.limit_bytes is not None
+        and slot.safe_bytes is not None
+        and backlog_bytes > 0
+        and slot.safe_bytes < facts.limit_bytes // 2
+    ):
+        left = "none" if slot.safe_bytes is None else f"{max(0, slot.safe_bytes) >> 20} MB"
+        return StreamError(
+            f"{backlog_bytes >> 20} MB of WAL wait on the server, and {left} more until the slot may be lost",
+            hint="Find out why the repository is slow or away. Raising max_slot_wal_keep_size (reload) gains time"
+            " as long as the disk has room.",
+        )
+    if facts.limit_bytes is None and backlog_bytes > _UNLIMITED_BYTES:
+        return StreamError(
+            f"{backlog_bytes >> 20} MB of WAL wait on the server, which has no limit for them but its disk",
+            hint="Find out why the repository is slow or away; set max_slot_wal_keep_size to what the disk can spare.",
+        )
+    return None
