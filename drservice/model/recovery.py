@@ -189,8 +189,26 @@ def planned_timeline(
     return f"{why}; --timeline {timeline} reaches the end of that branch"
 
 
-def measure_reach(snapshot: SnapshotRecord, inventory: WalInventory, timeline: Timeline) -> Reach:
-    """Follow the archived WAL from the start of a snapshot along a timeline until the first missing segment."""
+def _on_the_way(
+    snapshots: Iterable[SnapshotRecord], inventory: WalInventory, timeline: Timeline
+) -> list[SnapshotRecord]:
+    """Return the snapshots whose end lies on the path to a timeline.
+
+    The WAL of each was stored before it was: an archive that ends earlier has lost WAL, even if nothing behind it is
+    left to tell.
+    """
+    way = Target(kind=TargetKind.LATEST, timeline=timeline)
+    own = (item for item in snapshots if item.postgres.system_id == inventory.system_id)
+    return [item for item in own if timeline_for(item, inventory, way) == timeline]
+
+
+def measure_reach(
+    snapshot: SnapshotRecord, inventory: WalInventory, timeline: Timeline, *, written: Lsn | None = None
+) -> Reach:
+    """Follow the archived WAL from the start of a snapshot along a timeline until the first missing segment.
+
+    Where the archive ends before ``written``, a position that WAL is known to have reached, its end is a gap.
+    """
     size = inventory.segment_bytes
     path = inventory.path_to(timeline)
     first = snapshot.postgres.start_lsn.segment_number(size)
@@ -212,24 +230,28 @@ def measure_reach(snapshot: SnapshotRecord, inventory: WalInventory, timeline: T
         fork = limit_of(number, path, holder, size)
         number += 1
     missing = number if fork is None else number - 1  # the child's copy of the segment of the switch
+    partial = None
+    if fork is None and number > last and number >= first and _ends_in_partial(number, path, inventory):
+        partial = f"{segment_name(path[-1].timeline, number, size)}.partial"
+        number += 1
+        missing = number
+    end = fork if fork is not None else segment_begin(number, size)
+    is_cut = number <= last
+    if written is not None and end < written:
+        is_cut, last = True, max(last, (written.value - 1) // size)
     gap = None
-    if number <= last:
+    if is_cut:
         after = number
         while after <= last and holder_of(after, path, inventory) is None:
             after += 1
         owner = _owner(missing, path, size)
         gap = WalGap(
             timeline=owner,
-            begin=fork or segment_begin(missing, size),
+            begin=end,
             end=segment_begin(after, size),
             first_name=segment_name(owner, missing, size),
             segments=after - missing,
         )
-    partial = None
-    if fork is None and gap is None and number >= first and _ends_in_partial(number, path, inventory):
-        partial = f"{segment_name(path[-1].timeline, number, size)}.partial"
-        number += 1
-    end = fork if fork is not None else segment_begin(number, size)
     return Reach(path=path, end=end, segments=number - first, gap=gap, fork=fork, partial=partial)
 
 
@@ -289,18 +311,18 @@ def choose_plan(
 
     Raises:
         TargetOutsideWindowError: no snapshot reaches the target; says why for each, and what is reachable.
-        WalGapError: a hole lies between every usable snapshot and the target.
+        WalGapError: a hole lies between every usable snapshot and the target; before the latest position also one that
+            only a newer snapshot tells of.
         UsageError: ``xid`` or ``name`` without ``located``.
     """
     needed = _needed_position(target, located)
     considered: list[Considered] = []
     gaps: list[WalGap] = []
     known = list(snapshots)
-    present = present_timeline(known, inventory)
     candidates = sorted(known, key=lambda s: _newness(s, target), reverse=True)
     for wish in (SnapshotState.COMPLETE, SnapshotState.DEGRADED):
         for snapshot in (item for item in candidates if item.state is wish):
-            verdict = _try_snapshot(snapshot, target, needed, inventory, present)
+            verdict = _try_snapshot(snapshot, target, needed, inventory, known)
             if isinstance(verdict, RecoveryPlan):
                 return RecoveryPlan(
                     snapshot=snapshot,
@@ -334,15 +356,22 @@ def _needed_position(target: Target, located: Lsn | None) -> Lsn | None:
 
 
 def _try_snapshot(
-    snapshot: SnapshotRecord, target: Target, needed: Lsn | None, inventory: WalInventory, present: Timeline
+    snapshot: SnapshotRecord,
+    target: Target,
+    needed: Lsn | None,
+    inventory: WalInventory,
+    known: Sequence[SnapshotRecord],
 ) -> RecoveryPlan | tuple[str, WalGap | None]:
     unfit = _unfit(snapshot, target, needed, inventory)
     if unfit is not None:
         return unfit, None
-    timeline = planned_timeline(snapshot, inventory, target, present)
+    timeline = planned_timeline(snapshot, inventory, target, present_timeline(known, inventory))
     if isinstance(timeline, str):
         return timeline, None
-    reach = measure_reach(snapshot, inventory, timeline)
+    written = None
+    if target.kind is TargetKind.LATEST:
+        written = max(item.postgres.stop_lsn for item in _on_the_way(known, inventory, timeline))
+    reach = measure_reach(snapshot, inventory, timeline, written=written)
     short = _falls_short(snapshot, target, needed, reach)
     if short is not None:
         return short, reach.gap
@@ -417,8 +446,33 @@ def _refusal(
         hint += f" Timelines: {'; '.join(describe_timelines(inventory)) or 'none is archived'}."
     why = "; ".join(f"{item.snapshot}: {item.reason}" for item in considered[:5])
     if gaps:
+        if target.kind is TargetKind.LATEST:
+            hint += _around(target, snapshots, inventory)
         return WalGapError(f"{what}: {gaps[0].describe()}. {why}", hint=hint)
     return TargetOutsideWindowError(f"{what}. {why or 'There is no snapshot'}", hint=hint)
+
+
+def _around(target: Target, snapshots: Sequence[SnapshotRecord], inventory: WalInventory) -> str:
+    """Return how to get what lies on either side of a gap before the latest position: the next commands."""
+    service = snapshots[0].service
+    way = f" --timeline {target.timeline}" if target.timeline is not None else ""
+    before = ""
+    for snapshot in snapshots:
+        timeline = planned_timeline(snapshot, inventory, target, present_timeline(snapshots, inventory))
+        if snapshot.postgres.system_id != inventory.system_id or isinstance(timeline, str):
+            continue
+        reach = measure_reach(snapshot, inventory, timeline)
+        if reach.end < snapshot.postgres.stop_lsn:
+            continue
+        last = segment_begin((reach.end.value - 1) // inventory.segment_bytes, inventory.segment_bytes)
+        if reach.gap is None:
+            cut = [item for item in _on_the_way(snapshots, inventory, timeline) if item.postgres.stop_lsn > reach.end]
+            before = f"--to latest{way}" + "".join(f" --without-snapshot {item.id}" for item in cut)
+        else:
+            before = f"--lsn {last}{way}" if last >= snapshot.postgres.stop_lsn else f"--snapshot {snapshot.id}"
+        before = f" Before the gap: drservice restore {service} {before}."
+        break
+    return f"{before} Behind the gap nothing can be reached: take a backup now: drservice backup {service}."
 
 
 def describe_timelines(inventory: WalInventory) -> list[str]:

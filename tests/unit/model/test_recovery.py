@@ -231,6 +231,90 @@ def test_a_plan_that_stops_before_a_gap_says_so() -> None:
     assert any("nothing behind the gap" in reason for reason in plan.reasons)
 
 
+# --- a hole that only a newer snapshot tells of ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("held", "missing"),
+    [
+        (range(2, 7), "1 WAL segment(s) from 000000010000000000000007 on are missing (0/700000 to 0/800000)"),
+        (range(2, 6), "2 WAL segment(s) from 000000010000000000000006 on are missing (0/600000 to 0/800000)"),
+        ((2, 3, 4, 7), "2 WAL segment(s) from 000000010000000000000005 on are missing (0/500000 to 0/700000)"),
+    ],
+    ids=["its last segment", "all of it", "before it and its first"],
+)
+@pytest.mark.parametrize("state", ["complete", "degraded"])
+def test_the_latest_position_is_refused_where_the_newest_snapshots_own_wal_is_missing(
+    held: Iterable[int], missing: str, state: str
+) -> None:
+    newest = snapshot("NEWEST", 6.5, 7.5, minute=60, state=state)
+    with pytest.raises(WalGapError) as caught:
+        choose_plan(LATEST, [MONDAY, newest], archive(*held))
+    assert missing in caught.value.message
+    assert "MONDAY: its WAL does not lead to the latest position" in caught.value.message
+    assert "NEWEST: the WAL it needs to become consistent is not complete" in caught.value.message
+
+
+def test_a_hole_before_the_latest_position_is_told_with_the_next_command_on_either_side() -> None:
+    with pytest.raises(WalGapError) as caught:
+        choose_plan(LATEST, [MONDAY, TUESDAY], archive(*range(2, 7)))
+    window = f"Reachable: from 2026-01-01T12:00:00.000000Z ({at(3.5)}, snapshot MONDAY) to {at(7)}."
+    assert caught.value.hint == (
+        f"{window} Before the gap: drservice restore erp --to latest --without-snapshot TUESDAY."
+        " Behind the gap nothing can be reached: take a backup now: drservice backup erp."
+    )
+    assert choose_plan(LATEST, [MONDAY], archive(*range(2, 7))).snapshot is MONDAY, "the command that is named"
+
+
+@pytest.mark.parametrize(
+    ("held", "command"),
+    [((2, 3, 4, 5, 8), f"--lsn {at(5)}"), ((2, 3, 8), "--snapshot MONDAY")],
+    ids=["WAL follows", "nothing follows"],
+)
+def test_before_a_hole_in_the_middle_a_position_or_a_snapshot_is_named(held: tuple[int, ...], command: str) -> None:
+    with pytest.raises(WalGapError) as caught:
+        choose_plan(LATEST, [MONDAY], archive(*held))
+    assert f"Before the gap: drservice restore erp {command}." in caught.value.hint
+
+
+def test_where_no_snapshot_has_its_wal_no_command_is_named_but_a_new_backup() -> None:
+    with pytest.raises(WalGapError) as caught:
+        choose_plan(LATEST, [TUESDAY], archive(2, 3, 6))
+    assert "Reachable: nothing" in caught.value.hint
+    assert "Before the gap" not in caught.value.hint
+    assert "take a backup now: drservice backup erp" in caught.value.hint
+
+
+def test_a_snapshot_that_another_history_or_cluster_has_tells_nothing_about_the_latest_position() -> None:
+    left = snapshot("LEFT", 8.5, 9.5, minute=60)
+    foreign = snapshot("FOREIGN", 18.5, 19.5, minute=90, system="1111111111111111111")
+    present = archive(*range(2, 7), also={2: range(5, 8)}, branches={2: [(1, 5.5)]})
+    plan = choose_plan(LATEST, [MONDAY, left, foreign], present)
+    assert (plan.snapshot.id, plan.timeline, plan.reach.gap) == ("MONDAY", 2, None)
+    named = Target(kind=TargetKind.LATEST, timeline=Timeline(2))
+    assert choose_plan(named, [MONDAY, left], present).snapshot.id == "MONDAY"
+
+
+def test_a_snapshot_on_the_present_timeline_tells_of_wal_that_was_lost_from_the_switch_on() -> None:
+    two = snapshot("TWO", 5.6, 5.9, timeline=2, minute=60)
+    with pytest.raises(WalGapError, match=r"1 WAL segment\(s\) from 000000020000000000000005 on"):
+        choose_plan(LATEST, [MONDAY, two], FORKED)
+    named = Target(kind=TargetKind.LATEST, timeline=Timeline(1))
+    assert choose_plan(named, [MONDAY, two], FORKED).reach.end == at(9), "the branch that was left is whole"
+
+
+def test_a_snapshot_whose_last_segment_is_archived_as_a_partial_one_misses_nothing() -> None:
+    plan = choose_plan(LATEST, [MONDAY, TUESDAY], with_partials(archive(*range(2, 7)), {1: {7}}))
+    assert (plan.snapshot.id, plan.reach.gap) == ("TUESDAY", None)
+
+
+def test_instants_that_lie_before_a_lost_snapshot_are_reached_as_before() -> None:
+    holed = archive(*range(2, 7))
+    for target in (to_lsn(7), to_time(30)):
+        plan = choose_plan(target, [MONDAY, TUESDAY], holed)
+        assert (plan.snapshot.id, plan.reach.gap) == ("MONDAY", None)
+
+
 # --- timelines ----------------------------------------------------------------------------------------------
 
 
