@@ -16,6 +16,8 @@ SnapshotKey: TypeAlias = tuple[ComponentName, SnapshotId]
 _DAMAGE = {SnapshotState.COMPLETE: 0, SnapshotState.DEGRADED: 1, SnapshotState.PARTIAL: 2}
 BACKUP_HOLD = "backup"
 """A running backup relies on what it saw after its hold, and on nothing older but packs, which no retention deletes."""
+LONG_BACKUP_HOLD = "long backup"
+"""What follows it where a backup takes long: it began later than what the backup relies on, so it keeps everything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

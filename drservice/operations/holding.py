@@ -10,43 +10,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
-from drservice import telemetry
 from drservice.clock import Clock
 from drservice.errors import DrError
 from drservice.operations.progress import Progress
-from drservice.repository.holds import place_hold
+from drservice.repository.holds import HoldKeeper, let_go
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
 
 PURPOSE = "restore"
-LASTS = timedelta(hours=24)
 
 
 @contextmanager
 def held(repository: Repository, scope: Scope, *, clock: Clock, progress: Progress) -> Iterator[None]:
     """Keep retention from deleting anything of the service while the block runs, as far as this host can write."""
-    key = _place(repository, scope, clock, progress)
+    keeper = _place(repository, scope, clock, progress)
     try:
         yield
     finally:
-        if key is not None:
-            _let_go(repository, key)
+        if keeper is not None:
+            keeper.close()
+            let_go(repository.store, keeper.first)
 
 
-def _place(repository: Repository, scope: Scope, clock: Clock, progress: Progress) -> str | None:
-    now = clock.now()
+def _place(repository: Repository, scope: Scope, clock: Clock, progress: Progress) -> HoldKeeper | None:
     try:
-        return place_hold(repository.store, repository.host_key, scope, purpose=PURPOSE, now=now, until=now + LASTS)
+        return HoldKeeper(repository.store, repository.host_key, scope, purpose=PURPOSE, then=PURPOSE, clock=clock)
     except DrError as error:
         progress.note(f"retention cannot be told of this restore, do not run it meanwhile: {error.message}")
         return None
-
-
-def _let_go(repository: Repository, key: str) -> None:
-    """Remove a hold; one that cannot be removed (locked, no right to) ends by itself."""
-    try:
-        repository.store.delete(key)
-    except DrError as error:
-        telemetry.info("hold not removed", key=key, problem=error.message)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
+from drservice import telemetry
 from drservice.canonical import Json, canonical_bytes, parse_canonical
-from drservice.clock import from_iso, to_iso
+from drservice.clock import Clock, from_iso, to_iso
 from drservice.errors import DrError, FormatError, ObjectNotFoundError, StoreUnreachableError
 from drservice.model.ids import ComponentName, RepositoryId, ServiceName, make_ulid
 from drservice.model.retentionstock import Hold
@@ -19,6 +21,9 @@ from drservice.repository.records import Scope
 _PACK = re.compile("s/[^/]+/[^/]+/(?:packs|nodes)/[0-9a-f]{2}/[0-9a-f]{64}")
 LONGEST_HOLD = timedelta(hours=48)
 """However long a hold asks for: nobody stops deletion for ever with one object."""
+HOLD_LASTS = timedelta(hours=24)
+"""What running work asks for; see :class:`HoldKeeper`."""
+_LOOK_SECONDS = 60.0
 
 
 def place_hold(
@@ -39,6 +44,85 @@ def place_hold(
         ),
     )
     return key
+
+
+class HoldKeeper:
+    """Holds that follow each other for as long as work lasts, so that a killed one stops deletion for a day at most.
+
+    A thread looks once a minute, and places the next hold when half of the last one's time is over; one that cannot be
+    placed is tried again at the next look. The later ones go when the work ends; the first is the caller's to let go.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        signer: HostKey,
+        scope: Scope,
+        *,
+        purpose: str,
+        then: str,
+        clock: Clock,
+        look_seconds: float = _LOOK_SECONDS,
+    ) -> None:
+        """Place the first hold.
+
+        Args:
+            store: where.
+            signer: whose work it is.
+            scope: what it is about.
+            purpose: of the first hold.
+            then: purpose of the later ones: they begin later, so they may have to keep more.
+            clock: tells how long the work has lasted.
+            look_seconds: how often the thread looks.
+
+        Raises:
+            DrError: it cannot be placed.
+        """
+        self._store, self._signer, self._scope, self._clock = store, signer, scope, clock
+        self._then, self._look_seconds = then, look_seconds
+        self._later: list[str] = []
+        self.first = self._place(purpose)
+        """The key of the first hold."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hold", daemon=True)
+        self._thread.start()
+
+    def look(self) -> None:
+        """Place the next hold if it is time."""
+        waited = max(
+            self._clock.now() - self._placed_at, timedelta(seconds=self._clock.monotonic() - self._placed_monotonic)
+        )
+        if waited < HOLD_LASTS / 2:
+            return
+        try:
+            self._later.append(self._place(self._then))
+        except DrError as error:
+            telemetry.warning("hold not renewed", purpose=self._then, problem=error.message)
+
+    def close(self) -> None:
+        """Place no more, and remove the later ones; one that cannot be removed ends by itself."""
+        self._stop.set()
+        self._thread.join()
+        for key in self._later:
+            let_go(self._store, key)
+
+    def _place(self, purpose: str) -> str:
+        now, monotonic = self._clock.now(), self._clock.monotonic()
+        key = place_hold(self._store, self._signer, self._scope, purpose=purpose, now=now, until=now + HOLD_LASTS)
+        self._placed_at, self._placed_monotonic = now, monotonic
+        return key
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._look_seconds):
+            self.look()
+
+
+def let_go(store: ObjectStore, key: str) -> None:
+    """Remove a hold; one that cannot be removed (locked, no right to) ends by itself."""
+    try:
+        store.delete(key)
+    except DrError as error:
+        telemetry.info("hold not removed", key=key, problem=error.message)
 
 
 def live_holds(

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -21,6 +21,7 @@ from typing import Self
 from drservice.clock import Clock
 from drservice.errors import BusyError, CaptureError, MissingObjectError
 from drservice.model.ids import ComponentName, KeyId, ServiceName, SnapshotId, make_ulid, ulid_time
+from drservice.model.retentionstock import BACKUP_HOLD, LONG_BACKUP_HOLD
 from drservice.model.snapshot import FilesFacts, PostgresFacts, SnapshotRecord
 from drservice.objectstore.interface import ObjectStore
 from drservice.processes import make_folder, open_private
@@ -31,7 +32,7 @@ from drservice.repository.changes import ChangeRule, is_due_for_reading, is_unch
 from drservice.repository.descent import Root
 from drservice.repository.envelope import HostKey
 from drservice.repository.folders import ByteProgress, FilesOutcome, FolderIntake, IntakeParts, ListedFolder
-from drservice.repository.holds import condemned_packs, place_hold
+from drservice.repository.holds import HoldKeeper, condemned_packs
 from drservice.repository.intake import Intake, SourceFile, StreamCapture, plan_batches, plan_ranges
 from drservice.repository.journal import JournalFolder, ResumeIndex
 from drservice.repository.keys import Keyring, make_data_key
@@ -45,7 +46,6 @@ from drservice.repository.staging import FileAssembly, NodeSink, PackUsage, coll
 
 _INLINE_BYTES = 24 << 20
 """Below this, starting worker processes costs more than it saves."""
-_HOLD = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +105,7 @@ class SnapshotWriter:
         self.reused_files = 0
         self._published = False
         self._ready: Pool[Sequence[RangeTask], WorkerReply] | None = None
+        self._hold: HoldKeeper | None = None
         try:
             self._cache = SnapshotCache.open(self._cache_path, identity=self._identity)
             self._begin(now)
@@ -114,7 +115,14 @@ class SnapshotWriter:
 
     def _begin(self, now: datetime) -> None:
         context = self._context
-        place_hold(context.store, context.signer, context.scope, purpose="backup", now=now, until=now + _HOLD)
+        self._hold = HoldKeeper(
+            context.store,
+            context.signer,
+            context.scope,
+            purpose=BACKUP_HOLD,
+            then=LONG_BACKUP_HOLD,
+            clock=context.clock,
+        )
         # Asked before anything is stored that is locked, or it would seem to be locked for longer than it is.
         self._began_at = context.store.server_time() if context.store.capabilities.lock is not None else now
         context.keyring.publish(
@@ -158,6 +166,8 @@ class SnapshotWriter:
             self._ready.close()
         if self._cache is not None:
             self._cache.close()
+        if self._hold is not None:
+            self._hold.close()
         os.close(self._lock)
 
     # --- what goes in ---------------------------------------------------------------------------------------
