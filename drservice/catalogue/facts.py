@@ -20,6 +20,8 @@ from drservice.model.agenda import Agenda, PlanName, Results
 
 KNOWN_LATE = timedelta(minutes=10)
 """How late the catalogue may learn of WAL and documents that have arrived: what is at risk by less is no news."""
+STREAM_LATE = timedelta(seconds=30)
+"""The same for WAL that a receiver streams: its host tells every few seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +46,41 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamFacts:
+    """How the receiver of a cluster's WAL was when its host last told."""
+
+    state: str
+    is_synchronous: bool
+    durable_until: datetime | None
+    seconds_at_risk: float | None
+    slot_status: str | None
+    problem: str | None
+    remedy: str | None
+    told_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoleFacts:
+    """WAL of a cluster that is missing although snapshots need it."""
+
+    component: str
+    first_segment: str
+    segments: int
+    is_open: bool
+    cost: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceFacts:
     """What the catalogue knows of a service."""
 
     service: str
     point: NewestPoint | None = None
     reached: Mapping[str, datetime] = field(default_factory=dict)
-    """Per cluster the newest instant in its WAL."""
+    """Per cluster the newest instant that can be reached: in its archived WAL, or behind it in what is streamed."""
+    streams: Mapping[str, StreamFacts] = field(default_factory=dict)
+    """Per cluster that is streamed, its receiver."""
+    holes: tuple[HoleFacts, ...] = ()
     drill: Proof | None = None
     """The newest; drills that are meant to fail do not count."""
     passed_drill: Proof | None = None
@@ -62,6 +92,20 @@ class ServiceFacts:
     results: Results = field(default_factory=Results)
     """What its schedules are judged by."""
 
+    @property
+    def known_late(self) -> timedelta:
+        """How late this may be: what is at risk by less is no news."""
+        return STREAM_LATE if self.reached and self.reached.keys() <= self.streams.keys() else KNOWN_LATE
+
+    def seconds_at_risk(self, now: datetime) -> float | None:
+        """Return what the receivers say would be lost now; ``None`` unless each cluster has one that tells."""
+        streams = [self.streams.get(name) for name in self.reached]
+        if not streams or any(stream is None or now - stream.told_at > STREAM_LATE for stream in streams):
+            return None
+        seconds = [stream.seconds_at_risk for stream in streams if stream is not None]
+        known = [each for each in seconds if each is not None]
+        return max(known) if len(known) == len(seconds) else None
+
 
 def read_facts(session: Session, names: Sequence[str], agenda: Agenda) -> Mapping[str, ServiceFacts]:
     """Return what is known of each named service; ``agenda`` says which schedules there are."""
@@ -69,6 +113,15 @@ def read_facts(session: Session, names: Sequence[str], agenda: Agenda) -> Mappin
     reached: dict[str, dict[str, datetime]] = defaultdict(dict)
     for service, component, instant in session.execute(_REACHED, asked).all():
         reached[service][component] = instant
+    holes = _holes(session, asked)
+    streams = _streams(session, asked)
+    for service, found_streams in streams.items():
+        for component, stream in found_streams.items():
+            is_cut = any(hole.component == component and hole.is_open for hole in holes.get(service, ()))
+            archived = reached[service].get(component)
+            # What is streamed leads on from what is archived, and to nowhere without that or behind a hole.
+            if archived is not None and stream.durable_until is not None and not is_cut:
+                reached[service][component] = max(archived, stream.durable_until)
     counts = {(service, state): count for service, state, count in session.execute(_OPEN, asked).all()}
     done, since = _results(session, names, agenda)
     found = {}
@@ -80,6 +133,8 @@ def read_facts(session: Session, names: Sequence[str], agenda: Agenda) -> Mappin
             service=name,
             point=NewestPoint(id=point, created_at=created_at, state=state) if point is not None else None,
             reached=reached.get(name, {}),
+            streams=streams.get(name, {}),
+            holes=tuple(holes.get(name, ())),
             drill=drill,
             passed_drill=passed,
             restore=restored,
@@ -92,6 +147,22 @@ def read_facts(session: Session, names: Sequence[str], agenda: Agenda) -> Mappin
                 drilled_at=passed.recorded_at if passed is not None else None,
             ),
         )
+    return found
+
+
+def _streams(session: Session, asked: Mapping[str, list[str]]) -> Mapping[str, Mapping[str, StreamFacts]]:
+    found: dict[str, dict[str, StreamFacts]] = {}
+    for row in session.execute(_STREAMS, asked).mappings():
+        columns = {name: row[name] for name in StreamFacts.__dataclass_fields__}
+        found.setdefault(row["service"], {})[row["component"]] = StreamFacts(**columns)
+    return found
+
+
+def _holes(session: Session, asked: Mapping[str, list[str]]) -> Mapping[str, Sequence[HoleFacts]]:
+    found: dict[str, list[HoleFacts]] = {}
+    for row in session.execute(_HOLES, asked).mappings():
+        columns = {name: row[name] for name in HoleFacts.__dataclass_fields__}
+        found.setdefault(row["service"], []).append(HoleFacts(**columns))
     return found
 
 
@@ -162,6 +233,19 @@ _REACHED = text(
     """
     SELECT service, component, max(to_time) FROM wal_window
     WHERE service = ANY (CAST(:services AS text[])) AND to_time IS NOT NULL GROUP BY service, component
+    """
+)
+_STREAMS = text(
+    """
+    SELECT service, component, state, is_synchronous, durable_until, seconds_at_risk, slot_status, problem, remedy,
+           told_at
+    FROM wal_stream WHERE service = ANY (CAST(:services AS text[]))
+    """
+)
+_HOLES = text(
+    """
+    SELECT service, component, first_segment, segments, is_open, cost
+    FROM wal_hole WHERE service = ANY (CAST(:services AS text[])) ORDER BY service, component, timeline, from_lsn
     """
 )
 _OPEN = text(

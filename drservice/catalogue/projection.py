@@ -15,10 +15,11 @@ from sqlalchemy import CursorResult, Delete, Table, delete, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from drservice.catalogue.tables import Base, Document, Point, Record, Snapshot, WalWindow
+from drservice.catalogue.tables import Base, Document, Point, Record, Snapshot, WalHole, WalWindow
 from drservice.clock import to_iso
 from drservice.errors import DrError
 from drservice.evidence.ledger import Entry
+from drservice.model.continuity import Hole
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.points import PointMember, RecoveryPoint
 from drservice.model.snapshot import FilesFacts, SnapshotRecord
@@ -49,6 +50,8 @@ class ComponentContents:
     snapshots: tuple[SnapshotRecord, ...]
     windows: tuple[WindowInfo, ...]
     """Of a cluster; empty for files."""
+    holes: tuple[Hole, ...] = ()
+    """Of a cluster's WAL."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +79,7 @@ def project_service(session: Session, contents: ServiceContents) -> Pruned:
     for component in contents.components:
         project_snapshots(session, component.snapshots)
         project_windows(session, contents.name, component.name, component.windows)
+        project_holes(session, contents.name, component.name, component.holes)
         snapshots += _deleted(
             session,
             delete(Snapshot).where(
@@ -121,6 +125,26 @@ def project_windows(
         for item in windows
     ]
     _upsert(session, WalWindow, ("service", "component", "timeline", "from_lsn"), rows)
+
+
+def project_holes(session: Session, service: ServiceName, component: ComponentName, holes: Iterable[Hole]) -> None:
+    """Replace the holes in the WAL of a cluster."""
+    session.execute(delete(WalHole).where(WalHole.service == service, WalHole.component == component))
+    rows = [
+        {
+            "service": service,
+            "component": component,
+            "timeline": int(hole.timeline),
+            "from_lsn": hole.gap.begin.value,
+            "to_lsn": hole.gap.end.value,
+            "first_segment": hole.first_name,
+            "segments": len(hole.numbers),
+            "is_open": hole.is_open,
+            "cost": hole.cost,
+        }
+        for hole in holes
+    ]
+    _upsert(session, WalHole, ("service", "component", "timeline", "from_lsn"), rows)
 
 
 def project_records(session: Session, entries: Iterable[Entry]) -> None:

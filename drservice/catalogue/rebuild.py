@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 
 from sqlalchemy import func, select
@@ -27,6 +28,7 @@ from drservice.catalogue.tables import Record
 from drservice.errors import DrError, LedgerMissingError, ObjectStoreError, UnknownSignerError
 from drservice.evidence.authority import Authority
 from drservice.evidence.ledger import Entry, Ledger
+from drservice.model.continuity import Hole, holes_of
 from drservice.model.estate import PostgresSettings, Service
 from drservice.model.evidence import EvidenceKind
 from drservice.operations.info import WindowInfo, windows_with_times
@@ -38,6 +40,7 @@ from drservice.repository.snapshots import SnapshotListing
 
 _BATCH = 200
 _READERS = 8
+_ARRIVING = timedelta(minutes=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,15 +121,17 @@ def read_service(repository: Repository, service: Service) -> ServiceContents:
         scope = repository.scope(service.name, component.name)
         listing = repository.snapshots(scope)
         unreadable.update(listing.unreadable)
-        windows: tuple[WindowInfo, ...] = ()
+        wal = _Wal()
         if isinstance(component, PostgresSettings):
             try:
-                windows = _windows(repository, scope, listing)
+                wal = _wal(repository, scope, listing)
             except ObjectStoreError:
                 raise
             except DrError as error:
                 unreadable[f"s/{scope.service}/{scope.component}/wal"] = error
-        components.append(ComponentContents(name=component.name, snapshots=listing.records, windows=windows))
+        components.append(
+            ComponentContents(name=component.name, snapshots=listing.records, windows=wal.windows, holes=wal.holes)
+        )
     points = repository.points(service.name).listing()
     unreadable.update(points.unreadable)
     return ServiceContents(name=service.name, components=tuple(components), points=points.points, unreadable=unreadable)
@@ -159,11 +164,29 @@ def catch_up_records(database: Database, ledger: Ledger) -> int:
     return count
 
 
-def _windows(repository: Repository, scope: Scope, listing: SnapshotListing) -> tuple[WindowInfo, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wal:
+    """What a cluster's archive comes to."""
+
+    windows: tuple[WindowInfo, ...] = ()
+    holes: tuple[Hole, ...] = ()
+
+
+def _wal(repository: Repository, scope: Scope, listing: SnapshotListing) -> _Wal:
     newest = newest_lineage(listing.records)
     if newest is None:
-        return ()
-    return windows_with_times(repository, scope, archive_of(repository, newest), listing.records)
+        return _Wal()
+    archived = archive_of(repository, newest)
+    holes = holes_of(listing.records, archived.inventory)
+    if holes:
+        # Segments arrive out of order while several are on their way: what is behind a hole was there for a while.
+        settled = repository.store.server_time() - _ARRIVING
+        stored_at = archived.inventory.stored_at
+        holes = [hole for hole in holes if (at := stored_at.get(hole.follower)) is None or at <= settled]
+    return _Wal(
+        windows=windows_with_times(repository, scope, archived, listing.records),
+        holes=tuple(holes),
+    )
 
 
 def _rebuild_records(database: Database, ledger: Ledger, progress: Progress) -> tuple[int, int, list[Unreadable]]:

@@ -284,6 +284,49 @@ class WalWindow(Base):
     to_time: Mapped[datetime | None]
 
 
+class WalHole(Base):
+    """WAL of a cluster that is missing although snapshots need it (``model.continuity``)."""
+
+    __tablename__ = "wal_hole"
+
+    service: Mapped[str] = mapped_column(primary_key=True)
+    component: Mapped[str] = mapped_column(primary_key=True)
+    timeline: Mapped[int] = mapped_column(primary_key=True)
+    from_lsn: Mapped[int] = mapped_column(primary_key=True)
+    to_lsn: Mapped[int]
+    first_segment: Mapped[str]
+    segments: Mapped[int]
+    is_open: Mapped[bool]
+    """The latest position cannot be reached before there is a new snapshot."""
+    cost: Mapped[str]
+    """What it takes away, in words."""
+
+
+class WalStream(Base):
+    """How the receiver of a cluster's WAL was when its host last told (``operations.streamstate``)."""
+
+    __tablename__ = "wal_stream"
+
+    service: Mapped[str] = mapped_column(primary_key=True)
+    component: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    state: Mapped[str]
+    """connecting | streaming | stalled | failed | absent."""
+    is_synchronous: Mapped[bool]
+    timeline: Mapped[int | None]
+    durable_lsn: Mapped[int | None]
+    server_lsn: Mapped[int | None]
+    durable_until: Mapped[datetime | None]
+    """Nothing that was committed up to here is missing in the repository; by the server's clock."""
+    seconds_at_risk: Mapped[float | None]
+    bytes_at_risk: Mapped[int | None]
+    slot_status: Mapped[str | None]
+    safe_wal_bytes: Mapped[int | None]
+    problem: Mapped[str | None]
+    remedy: Mapped[str | None]
+    told_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
 class Record(Base):
     """A record of the ledger."""
 

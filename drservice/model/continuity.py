@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from drservice.model.ids import SnapshotId
-from drservice.model.recovery import Target, TargetKind, WalGap, WalInventory, present_timeline, timeline_for
+from drservice.model.reach import WalGap, WalInventory
+from drservice.model.recovery import Target, TargetKind, present_timeline, timeline_for
 from drservice.model.snapshot import SnapshotRecord
 from drservice.model.wal import Timeline, TimelineSpan, segment_begin, segment_name, segments_between
 
@@ -56,8 +57,9 @@ class Hole:
             segments=len(self.numbers),
         )
 
-    def describe(self) -> str:
-        """Return the hole and what it costs, in words."""
+    @property
+    def cost(self) -> str:
+        """What it takes away, in words."""
         costs = []
         if self.spoilt:
             costs.append(f"{_counted(self.spoilt)} cannot become consistent")
@@ -65,7 +67,11 @@ class Hole:
             costs.append(f"{_counted(self.cut)} cannot be rolled forward behind it")
         if self.is_open:
             costs.append("the latest position cannot be reached before there is a new snapshot")
-        return f"{self.gap.describe()}: {'; '.join(costs)}"
+        return "; ".join(costs)
+
+    def describe(self) -> str:
+        """Return the hole and what it costs, in words."""
+        return f"{self.gap.describe()}: {self.cost}"
 
 
 def holes_of(records: Iterable[SnapshotRecord], inventory: WalInventory) -> list[Hole]:

@@ -36,6 +36,7 @@ from drservice.node.companions import Companions
 from drservice.node.environments import EnvironmentTeller
 from drservice.node.projecting import Projector
 from drservice.node.scheduler import Missed, Scheduler
+from drservice.node.streamtelling import StreamTeller
 from drservice.node.telling import Teller, notice_of_missed
 from drservice.node.walhelpers import HELPING
 from drservice.node.walstreams import RECEIVING
@@ -235,6 +236,7 @@ class _Duties:
             database, host=name, folder=lambda: self._estate().state_dir / "environments", clock=clock
         )
         self.scheduler = Scheduler(database, estate=configuration.estate, clock=clock, missed=self._missed)
+        self.streams = StreamTeller(database, estate=self._estate, host=name)
         self.companions = [
             Companions(trade, estate=self._estate, host=name, log_level=log_level) for trade in (HELPING, RECEIVING)
         ]
@@ -249,6 +251,7 @@ class _Duties:
         self.environments.start()
         for companions in self.companions:
             companions.start()
+        self.streams.start()
         self._messenger.start()
 
     def end(self) -> None:
@@ -262,6 +265,7 @@ class _Duties:
         self.witness.stop()
         for companions in self.companions:
             companions.stop()
+        self.streams.stop()
 
     def turn(self, *, reload: bool) -> None:
         """Do what is due now.

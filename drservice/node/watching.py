@@ -23,13 +23,17 @@ from drservice.catalogue.breaches import (
 )
 from drservice.catalogue.database import Database
 from drservice.catalogue.duties import duty
-from drservice.catalogue.facts import KNOWN_LATE, ServiceFacts
+from drservice.catalogue.facts import KNOWN_LATE, HoleFacts, ServiceFacts, StreamFacts
 from drservice.catalogue.reading import Reading
 from drservice.catalogue.requests import Transaction
+from drservice.catalogue.runs import RunRequest
+from drservice.catalogue.walstreams import STREAMING
 from drservice.clock import to_iso
+from drservice.jobs.queue import Queue
 from drservice.model.agenda import Agenda, Overdue
 from drservice.model.estate import Estate, FilesKind, NotifyKind, Service
 from drservice.model.runs import RunKind
+from drservice.model.timetable import host_of
 from drservice.notify.interface import Notice, Severity
 from drservice.notify.outbox import Outbox
 
@@ -40,6 +44,8 @@ _MOST_AT_ONCE = 5
 """Notices of a kind in one look; more are one."""
 OVERDUE_TOLERANCE = timedelta(minutes=5)
 """Beyond the schedule's own grace: a result is put on record and projected after it was reached."""
+STREAM_PATIENCE = timedelta(minutes=1)
+"""A receiver that is restarted, or a store that is slow for a moment, is no news."""
 _COMMANDS = {
     RunKind.BACKUP: "drservice backup {service}",
     RunKind.VERIFY: "drservice verify {service}",
@@ -59,11 +65,21 @@ class Found:
     title: str
     body: str
     next_command: str
+    wants_backup: bool = False
+    """Only a new recovery point ends it."""
 
     @property
     def key(self) -> BreachKey:
         """Names it while it lasts."""
         return BreachKey(service=self.service, what=self.what)
+
+
+_MANY = {
+    NotifyKind.FAILURE: "failures of WAL",
+    NotifyKind.OBJECTIVE: "promises do not hold",
+    NotifyKind.OVERDUE: "results are overdue",
+}
+"""What more than a few breaches of a kind are called."""
 
 
 class Watcher:
@@ -72,6 +88,7 @@ class Watcher:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._reading = Reading(database)
+        self._queue = Queue(database)
         self._agenda: Agenda | None = None
 
     def look(self, estate: Estate, outbox: Outbox) -> int:
@@ -100,9 +117,11 @@ class Watcher:
             if known is None:
                 begin_breach(session, key, kind=breach.kind.value, title=breach.title, since=now)
                 begun.append(notice_of_breach(breach, since=now, number=1))
+                self._make_good(estate, breach, session)
             elif now - known.told_at >= _AGAIN:
                 tell_again(session, key, at=now)
                 again.append(notice_of_breach(breach, since=known.since, number=known.told + 1))
+                self._make_good(estate, breach, session)
         for key, known in before.items():
             if key not in found:
                 end_breach(session, key)
@@ -112,6 +131,16 @@ class Watcher:
             telemetry.warning("people are told", title=notice.title, service=notice.service)
             outbox.tell(notice, session=session)
         return len(notices)
+
+    def _make_good(self, estate: Estate, breach: Found, session: Transaction) -> None:
+        """Start the backup that ends a breach, where backups are this program's to start: it has their schedule."""
+        service = estate.service(breach.service)
+        if not breach.wants_backup or service.schedule.backup is None:
+            return
+        host = host_of(service, RunKind.BACKUP)
+        request = RunRequest(service=service.name, kind=RunKind.BACKUP, requested_by="continuity", host=host)
+        run = self._queue.enqueue(request, session=session)
+        telemetry.warning("a backup is started because WAL is missing", service=service.name, run=run)
 
 
 def breaches_of(
@@ -131,6 +160,11 @@ def breaches_of(
         now: by the catalogue's clock.
     """
     yield from _at_risk(service, facts, now)
+    for hole in facts.holes:
+        if hole.is_open:
+            yield _hole(service, hole)
+    for component, stream in facts.streams.items():
+        yield from _stream(service, component, stream, now)
     yield from _measured(service, facts)
     yield from _documents(service, documents, now)
     for item in agenda.overdue(service.name, facts.results, now - OVERDUE_TOLERANCE):
@@ -152,7 +186,7 @@ def _at_risk(service: Service, facts: ServiceFacts, now: datetime) -> Iterator[F
         )
         return
     until = min((facts.reached[name] for name in clusters), default=facts.point.created_at)
-    if now - until > promised + KNOWN_LATE:
+    if now - until > promised + facts.known_late:
         yield _objective(
             service,
             "rpo",
@@ -161,6 +195,49 @@ def _at_risk(service: Service, facts: ServiceFacts, now: datetime) -> Iterator[F
             if clusters
             else "There is no newer recovery point.",
         )
+
+
+def _hole(service: Service, hole: HoleFacts) -> Found:
+    starts = service.schedule.backup is not None
+    return Found(
+        service=service.name,
+        what=f"wal-hole:{hole.component}:{hole.first_segment}",
+        kind=NotifyKind.FAILURE,
+        severity=Severity.BUSINESS_CRITICAL,
+        title=f"{hole.component}: {hole.segments} WAL segment(s) from {hole.first_segment} on are missing: {hole.cost}",
+        body="No pg_wal that drservice looks after has them any more. "
+        + (
+            "A backup was put into the queue; it ends this." if starts else "A new backup ends this; none is scheduled."
+        ),
+        next_command=f"drservice backup {service.name}",
+        wants_backup=True,
+    )
+
+
+def _stream(service: Service, component: str, stream: StreamFacts, now: datetime) -> Iterator[Found]:
+    """Yield what is wrong with a receiver. One that commits wait for is told at once."""
+    is_silent = now - stream.told_at > STREAM_PATIENCE
+    is_lost = stream.slot_status in {"lost", "unreserved"}
+    if stream.state == STREAMING and not is_silent and not is_lost:
+        return
+    behind = stream.durable_until is None or now - stream.durable_until > STREAM_PATIENCE
+    if not (stream.is_synchronous or is_lost or behind):
+        return
+    why = stream.problem or (f"its host was silent since {_at(stream.told_at)}" if is_silent else "it does not run")
+    until = (
+        f"nothing later than {_at(stream.durable_until)} is safe" if stream.durable_until else "nothing of it is safe"
+    )
+    waits = " Commits wait for it: production may stand still." if stream.is_synchronous else ""
+    slot = f" The slot is {stream.slot_status}: the server may remove WAL that is nowhere else." if is_lost else ""
+    yield Found(
+        service=service.name,
+        what=f"wal-stream:{component}",
+        kind=NotifyKind.FAILURE,
+        severity=Severity.BUSINESS_CRITICAL if stream.is_synchronous or is_lost else Severity.TECHNICAL,
+        title=f"{component}: WAL is not streamed ({stream.state}): {why}",
+        body=f"{until}.{waits}{slot} {stream.remedy or ''}".rstrip(),
+        next_command=f"drservice check {service.name}",
+    )
 
 
 def _measured(service: Service, facts: ServiceFacts) -> Iterator[Found]:
@@ -266,7 +343,7 @@ def bundled(phase: str, notices: Sequence[Notice], now: datetime) -> Iterator[No
             yield from those
             continue
         critical = any(notice.severity is Severity.BUSINESS_CRITICAL for notice in those)
-        what = "promises do not hold" if kind is NotifyKind.OBJECTIVE else "results are overdue"
+        what = _MANY[kind]
         yield Notice(
             event=f"breaches:{kind.value}:{phase}{to_iso(now)}",
             kind=kind,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 
-from drservice.catalogue.facts import KNOWN_LATE, ServiceFacts
+from drservice.catalogue.facts import ServiceFacts
 from drservice.model.agenda import Agenda, Overdue
 from drservice.model.estate import PostgresSettings, Service
 
@@ -74,6 +74,9 @@ def standing_of(service: Service, facts: ServiceFacts, now: datetime, agenda: Ag
     """Judge a service; ``agenda`` is of the configuration that the service is of."""
     reachable = _reachable_until(service, facts)
     at_risk = max(now - reachable, timedelta(0)) if reachable is not None else None
+    streamed = facts.seconds_at_risk(now)
+    if at_risk is not None and streamed is not None:
+        at_risk = min(at_risk, timedelta(seconds=streamed))
     proof = _proof(facts)
     measured_rpo = _seconds(facts.drill.rpo_seconds if facts.drill else None)
     newest = max((item for item in (facts.drill, facts.restore) if item), key=lambda item: item.entry, default=None)
@@ -83,7 +86,7 @@ def standing_of(service: Service, facts: ServiceFacts, now: datetime, agenda: Ag
         share
         for share in (
             # What arrived in the last minutes may not be known here yet: that breaks no promise and strains none.
-            _share(max(at_risk - KNOWN_LATE, timedelta(0)) if at_risk is not None else None, promised.rpo),
+            _share(max(at_risk - facts.known_late, timedelta(0)) if at_risk is not None else None, promised.rpo),
             _share(measured_rpo, promised.rpo),
             _share(measured_rto, promised.rto),
         )
@@ -127,6 +130,11 @@ def _grounds(
         found.append((Condition.BROKEN, "a cluster has no WAL that follows a snapshot"))
     elif facts.point.state == "partial":
         found.append((Condition.BROKEN, "the newest recovery point is partial: something could not be read"))
+    found.extend(
+        (Condition.BROKEN, f"{hole.component}: WAL from {hole.first_segment} on is missing: {hole.cost}")
+        for hole in facts.holes
+        if hole.is_open
+    )
     found.extend(
         (Condition.UNPROTECTED, f"{item.name} ({item.kind}) is declared and not backed up")
         for item in service.unprotected

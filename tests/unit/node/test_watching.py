@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from drservice.catalogue.facts import KNOWN_LATE, NewestPoint, Proof, ServiceFacts
+from drservice.catalogue.facts import KNOWN_LATE, STREAM_LATE, HoleFacts, NewestPoint, Proof, ServiceFacts, StreamFacts
 from drservice.model.agenda import Agenda, Results
 from drservice.model.estate import (
     Estate,
@@ -23,7 +23,7 @@ from drservice.model.estate import (
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.retention import Period, RetentionPolicy
 from drservice.model.schedule import Cron
-from drservice.node.watching import OVERDUE_TOLERANCE, Found, breaches_of
+from drservice.node.watching import OVERDUE_TOLERANCE, STREAM_PATIENCE, Found, breaches_of
 from drservice.notify.interface import Severity
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
@@ -144,3 +144,67 @@ def test_what_is_overdue_is_told_after_grace_and_tolerance_retention_as_technica
         ("overdue:backup:", Severity.BUSINESS_CRITICAL),
         ("overdue:retention:", Severity.TECHNICAL),
     }
+
+
+# --- WAL --------------------------------------------------------------------------------------------------------
+
+HOLE = HoleFacts(component="database", first_segment="00000001000000000000000A", segments=2, is_open=True, cost="lost")
+STREAM = StreamFacts(
+    state="streaming",
+    is_synchronous=False,
+    durable_until=NOW - SECOND,
+    seconds_at_risk=0.2,
+    slot_status="reserved",
+    problem=None,
+    remedy=None,
+    told_at=NOW - SECOND,
+)
+
+
+def test_a_hole_that_no_snapshot_lies_behind_is_told_and_asks_for_a_backup() -> None:
+    (breach,) = found(replace(KEPT, holes=(HOLE,)))
+    assert (breach.kind, breach.severity, breach.wants_backup) == (
+        NotifyKind.FAILURE,
+        Severity.BUSINESS_CRITICAL,
+        True,
+    )
+    assert breach.next_command == "drservice backup erp"
+    assert "put into the queue" in breach.body
+    unscheduled = replace(SERVICE, schedule=Schedules())
+    (breach,) = found(replace(KEPT, holes=(HOLE,)), unscheduled)
+    assert "none is scheduled" in breach.body
+    assert found(replace(KEPT, holes=(replace(HOLE, is_open=False),))) == [], "a newer snapshot lies behind it"
+
+
+def streamed(**changes: object) -> list[Found]:
+    return found(replace(KEPT, streams={"database": replace(STREAM, **changes)}))  # type: ignore[arg-type]  # named by the test
+
+
+def test_a_receiver_that_works_is_not_told_of_and_one_that_fails_for_a_moment_neither() -> None:
+    assert streamed() == []
+    assert streamed(state="stalled", problem="the store is away") == []
+
+
+def test_a_receiver_that_does_not_get_on_is_told_with_its_own_remedy() -> None:
+    old = NOW - STREAM_PATIENCE - SECOND
+    (breach,) = streamed(state="stalled", problem="the store is away", remedy="Look at it.", durable_until=old)
+    assert (breach.severity, "the store is away" in breach.title) == (Severity.TECHNICAL, True)
+    assert "Look at it." in breach.body
+    (breach,) = streamed(told_at=old, durable_until=old)
+    assert "silent" in breach.title
+
+
+def test_commits_that_wait_and_a_slot_that_is_lost_are_told_at_once() -> None:
+    (breach,) = streamed(state="absent", is_synchronous=True)
+    assert breach.severity is Severity.BUSINESS_CRITICAL
+    assert "production may stand still" in breach.body
+    (breach,) = streamed(slot_status="lost")
+    assert breach.severity is Severity.BUSINESS_CRITICAL
+    assert "the server may remove WAL" in breach.body
+
+
+def test_work_at_risk_is_told_sooner_where_wal_is_streamed() -> None:
+    late = NOW - RPO - STREAM_LATE
+    facts = replace(KEPT, reached={"database": late - SECOND}, streams={"database": STREAM})
+    assert any(breach.what == "rpo" for breach in found(facts))
+    assert not any(breach.what == "rpo" for breach in found(replace(facts, reached={"database": late})))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from drservice.catalogue.facts import KNOWN_LATE, NewestPoint, Proof, ServiceFacts
+from drservice.catalogue.facts import KNOWN_LATE, STREAM_LATE, HoleFacts, NewestPoint, Proof, ServiceFacts, StreamFacts
 from drservice.catalogue.reading import PointInfo, WindowInfo
 from drservice.model.agenda import Agenda, Results
 from drservice.model.estate import (
@@ -178,3 +178,34 @@ def test_the_band_holds_only_what_every_cluster_has_and_shows_the_gaps() -> None
 def test_a_cluster_without_wal_leaves_no_band() -> None:
     assert band_of(["database", "second"], (window(HOUR, timedelta(0)),), (), NOW) is None
     assert band_of([], (), (), NOW) is None
+
+
+STREAM = StreamFacts(
+    state="streaming",
+    is_synchronous=False,
+    durable_until=NOW - timedelta(seconds=2),
+    seconds_at_risk=0.25,
+    slot_status="reserved",
+    problem=None,
+    remedy=None,
+    told_at=NOW - timedelta(seconds=2),
+)
+
+
+def test_seconds_at_risk_are_the_receivers_as_long_as_it_tells() -> None:
+    facts = replace(GOOD, reached={"database": NOW - timedelta(minutes=3)}, streams={"database": STREAM})
+    assert judged(SERVICE, facts).at_risk == timedelta(seconds=0.25)
+    silent = replace(facts, streams={"database": replace(STREAM, told_at=NOW - STREAM_LATE - timedelta(seconds=1))})
+    assert judged(SERVICE, silent).at_risk == timedelta(minutes=3)
+    unknown = replace(facts, streams={"database": replace(STREAM, seconds_at_risk=None)})
+    assert judged(SERVICE, unknown).at_risk == timedelta(minutes=3)
+    assert judged(SERVICE, unknown).condition is Condition.BROKEN, "no ten minutes of patience for what is told"
+    assert judged(SERVICE, replace(unknown, streams={})).condition is Condition.KEPT
+
+
+def test_an_open_hole_in_the_wal_breaks_the_promise_and_says_where() -> None:
+    hole = HoleFacts(component="database", first_segment="0A", segments=1, is_open=True, cost="it cuts")
+    standing = judged(SERVICE, replace(GOOD, holes=(hole,)))
+    assert standing.condition is Condition.BROKEN
+    assert standing.reasons[0] == "database: WAL from 0A on is missing: it cuts"
+    assert judged(SERVICE, replace(GOOD, holes=(replace(hole, is_open=False),))).condition is Condition.KEPT
