@@ -23,6 +23,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("backup", "drservice.cli.backup:backup", "take a recovery point now"),
     Entry("wal push", "drservice.cli.wal:push", "archive one WAL file (for archive_command)"),
     Entry("wal helper", "drservice.cli.wal:helper", "archive ahead in parallel what PostgreSQL has ready"),
+    Entry("wal stream", "drservice.cli.walstream:stream", "ship WAL as it is written, until stopped"),
     Entry("wal fetch", "drservice.cli.wal:fetch", "bring one WAL file back (for restore_command)"),
     Entry("wal prefetch", "drservice.cli.wal:prefetch", "fetch ahead of a server that replays (started by wal fetch)"),
     Entry("restore", "drservice.cli.restore:restore", "bring a service back to an instant, and prove it"),

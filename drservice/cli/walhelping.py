@@ -7,19 +7,22 @@ the slow way, which says so.
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from drservice import telemetry
 from drservice.cli.invocation import Invocation
+from drservice.cli.longrunning import (
+    ConfigurationWatcher,
+    Loaded,
+    end_with_parent,
+    ending_signals,
+    load_settled,
+    log_form,
+)
 from drservice.clock import SystemClock
 from drservice.components.postgres.controlfile import read_control_file
-from drservice.errors import ConfigurationError, UsageError
+from drservice.errors import UsageError
 from drservice.model.estate import Estate, PostgresSettings, Service
 from drservice.operations.lineage import Lineage
 from drservice.operations.walahead import Ahead
@@ -27,11 +30,8 @@ from drservice.operations.walhelper import HelperFacts, HelperServer, listening,
 from drservice.operations.walready import ReadyFolder
 from drservice.operations.walsocket import socket_path
 from drservice.processes import account_of
-from drservice.settings.loading import load
-from drservice.walclient import protocol
 from drservice.wiring.data_plane import open_data_plane
 
-_CONFIGURATION_SECONDS = 1.0
 _DRAIN_SECONDS = 30.0
 _MOST_BUFFER_BYTES = 256 << 20
 """For plain segments on their way; large segments are archived fewer at a time."""
@@ -46,17 +46,17 @@ def run_helper(invocation: Invocation, name: str, in_flight: int, *, with_parent
         DrError: repository or store cannot be opened.
     """
     if invocation.log_level == "warning":
-        telemetry.configure(level="info", libraries=True, form=_form())
+        telemetry.configure(level="info", libraries=True, form=log_form())
     path = invocation.configuration_path()
     end = threading.Event()
     if with_parent:
-        threading.Thread(target=_end_with_parent, args=(end,), name="parent", daemon=True).start()
-    with _signals(end):
-        loaded = _load(path)
+        threading.Thread(target=end_with_parent, args=(end,), name="parent", daemon=True).start()
+    with ending_signals(end):
+        loaded = load_settled(path)
         serving = _Announcement(invocation, name)
         while not end.is_set():
             renew = threading.Event()
-            watcher = _Watcher(path, loaded, end=end, renew=renew)
+            watcher = ConfigurationWatcher(path, loaded, end=end, renew=renew)
             watcher.start()
             _serve(serving, loaded, name, in_flight, renew)
             loaded = watcher.latest
@@ -80,69 +80,7 @@ class _Announcement:
         self._output.flush()
 
 
-class _Loaded:
-    """A configuration and which state of the file it was read from."""
-
-    def __init__(self, estate: Estate, stamp: str) -> None:
-        self.estate = estate
-        self.stamp = stamp
-
-
-def _load(path: Path) -> _Loaded:
-    """Read the configuration; what is written meanwhile is read again.
-
-    Raises:
-        ConfigurationError: it is invalid.
-    """
-    while True:
-        stamp = _stamp(path)
-        estate = load(path).estate
-        if stamp == _stamp(path):
-            return _Loaded(estate, stamp)
-
-
-def _stamp(path: Path) -> str:
-    try:
-        return protocol.configuration(path.stat())
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
-
-
-class _Watcher(threading.Thread):
-    """Ends a round of serving when the helper is to end, or another valid configuration is there."""
-
-    def __init__(self, path: Path, loaded: _Loaded, *, end: threading.Event, renew: threading.Event) -> None:
-        super().__init__(name="configuration", daemon=True)
-        self._path = path
-        self._end = end
-        self._renew = renew
-        self._refused = ""
-        self.latest = loaded
-
-    def run(self) -> None:
-        """Look until the round ends."""
-        while not self._end.wait(_CONFIGURATION_SECONDS):
-            try:
-                if _stamp(self._path) in {self.latest.stamp, self._refused}:
-                    continue
-                self.latest = _load(self._path)
-            except ConfigurationError as error:
-                telemetry.error("the configuration is refused, the one before stays", problem=error.message)
-                self._refused = _stamp_if_any(self._path)
-                continue
-            telemetry.info("a changed configuration is in force", file=str(self._path))
-            break
-        self._renew.set()
-
-
-def _stamp_if_any(path: Path) -> str:
-    try:
-        return _stamp(path)
-    except ConfigurationError:
-        return ""
-
-
-def _serve(serving: _Announcement, loaded: _Loaded, name: str, in_flight: int, renew: threading.Event) -> None:
+def _serve(serving: _Announcement, loaded: Loaded, name: str, in_flight: int, renew: threading.Event) -> None:
     """Serve one component with one configuration until ``renew`` is set."""
     estate = loaded.estate
     service, component = _component(estate, name)
@@ -180,33 +118,3 @@ def _component(estate: Estate, name: str) -> tuple[Service, PostgresSettings]:
     service_name, _, component = name.partition("/")
     service = estate.service(service_name)
     return service, service.database(component or None)
-
-
-def _end_with_parent(end: threading.Event) -> None:
-    """Wait for the end of standard input, which a parent that died has closed."""
-    while os.read(0, 4096):
-        pass
-    end.set()
-
-
-def _form() -> telemetry.Form:
-    return telemetry.Form.CONSOLE if sys.stderr.isatty() else telemetry.Form.JSON
-
-
-@contextmanager
-def _signals(end: threading.Event) -> Iterator[None]:
-    """Let SIGTERM and SIGINT end the helper in order; a second one ends it like any other command."""
-    numbers = (signal.SIGTERM, signal.SIGINT)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        end.set()
-        for again, handler in before.items():
-            signal.signal(again, handler)
-
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
