@@ -74,7 +74,8 @@ class Contents:
     """The tables to name to ``pg_dump``; none: the whole database."""
     tables: tuple[DumpedTable, ...]
     lacks: tuple[str, ...] = ()
-    """What the tables need and the dump does not have: it has to be there where they are loaded."""
+    """What the tables need and the dump does not have: it has to be there where they are loaded. And rows that no backup
+    has: recovery empties unlogged tables, and those of foreign tables lie elsewhere."""
 
     @property
     def total_bytes(self) -> int:
@@ -134,13 +135,14 @@ def whole_database(session: Session) -> Contents:
         PostgresError: the server cannot be asked.
     """
     rows = session.rows(
-        "select c.oid::bigint, n.nspname::text, c.relname::text, pg_table_size(c.oid)"
+        "select c.oid::bigint, n.nspname::text, c.relname::text, pg_table_size(c.oid), c.relpersistence::text"
         " from pg_class c join pg_namespace n on n.oid = c.relnamespace"
         " where c.relkind = 'r' and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'"
         " and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid"
         " and d.deptype = 'e') order by 2, 3"
     )
-    return Contents(patterns=(), tables=tuple(_table(row) for row in rows))
+    tables = tuple(_table(row[:4]) for row in rows)
+    return Contents(patterns=(), tables=tables, lacks=_emptied(tables, [row[4] for row in rows]))
 
 
 def only_tables(session: Session, names: Sequence[TableName]) -> Contents:
@@ -155,16 +157,28 @@ def only_tables(session: Session, names: Sequence[TableName]) -> Contents:
     rows = session.rows(
         "with recursive family as (select unnest(%s::oid[]) as oid"
         " union select i.inhrelid from pg_inherits i join family f on f.oid = i.inhparent)"
-        " select c.oid::bigint, n.nspname::text, c.relname::text, pg_table_size(c.oid), c.relkind::text"
-        " from family f join pg_class c on c.oid = f.oid join pg_namespace n on n.oid = c.relnamespace order by 2, 3",
+        " select c.oid::bigint, n.nspname::text, c.relname::text, pg_table_size(c.oid), c.relkind::text,"
+        " c.relpersistence::text from family f join pg_class c on c.oid = f.oid"
+        " join pg_namespace n on n.oid = c.relnamespace order by 2, 3",
         (roots,),
     )
-    family = [TableName(schema=str(schema), name=str(name)) for _, schema, name, _, _ in rows]
-    tables = tuple(_table(row[:4]) for row in rows if row[4] == "r")
+    family = [TableName(schema=str(schema), name=str(name)) for _, schema, name, *_ in rows]
+    plain = [row for row in rows if row[4] == "r"]
+    tables = tuple(_table(row[:4]) for row in plain)
+    emptied = _emptied(tables, [row[5] for row in plain])
     foreign = [table.text for table, row in zip(family, rows, strict=True) if row[4] == "f"]
     lacks = [f"rows of the foreign table {name}" for name in foreign]
     return Contents(
-        patterns=tuple(family), tables=tables, lacks=(*lacks, *_lacks(session, [int(row[0]) for row in rows]))
+        patterns=tuple(family), tables=tables, lacks=(*emptied, *lacks, *_lacks(session, [int(row[0]) for row in rows]))
+    )
+
+
+def _emptied(tables: Sequence[DumpedTable], persistence: Sequence[object]) -> tuple[str, ...]:
+    """Name the unlogged tables: no WAL has their rows, and recovery empties them."""
+    return tuple(
+        f"rows of the unlogged table {item.table.text}"
+        for item, kind in zip(tables, persistence, strict=True)
+        if kind == "u"
     )
 
 
