@@ -191,14 +191,29 @@ NEEDLESS = {"boto3", "botocore", "numpy", "rich"}
 
 def loaded(*words: str) -> set[str]:
     """Return the top-level packages that a command loads."""
+    return {module.split(".")[0] for module in loaded_modules(*words)}
+
+
+def loaded_modules(*words: str) -> set[str]:
+    """Return the modules that a command loads."""
     argv = [sys.executable, "-X", "importtime", "-m", "drservice", *words]
     result = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("import time:")]
-    return {line.rpartition("|")[2].strip().split(".")[0] for line in lines}
+    return {line.rpartition("|")[2].strip() for line in lines}
 
 
 def test_fetching_wal_loads_no_database_and_no_cloud() -> None:
     packages = loaded("wal", "fetch", "--help")
     assert "drservice" in packages
     assert packages & (HEAVY | NEEDLESS) == set()
+
+
+def test_a_backup_loads_neither_what_another_method_needs_nor_restores() -> None:
+    modules = loaded_modules("backup", "--help")
+    assert "drservice.components.postgres.capture" in modules
+    assert {module.split(".")[0] for module in modules} & (HEAVY | NEEDLESS | {"jsonschema"}) == set()
+    postgres, operations = "drservice.components.postgres", "drservice.operations"
+    needless = {f"{postgres}.{name}" for name in ("basebackup", "basestream", "placing")}
+    needless |= {f"{operations}.{name}" for name in ("restore", "replay", "drill", "verify", "walahead")}
+    assert modules & needless == set()

@@ -10,7 +10,6 @@ from pathlib import Path
 from drservice import telemetry
 from drservice.clock import Clock
 from drservice.components.postgres.backupsession import BackupSession, CheckpointSpeed
-from drservice.components.postgres.basebackup import capture_basebackup
 from drservice.components.postgres.capture import Captured, capture_local
 from drservice.components.postgres.configuration import ATTACHMENT, encode_configuration
 from drservice.components.postgres.connection import connect
@@ -154,6 +153,8 @@ def choose_method(component: PostgresSettings) -> CaptureMethod:
 
 def _capture(context: BackupContext, component: PostgresSettings, writer: SnapshotWriter, lineage: Lineage) -> Captured:
     if choose_method(component) is CaptureMethod.PG_BASEBACKUP:
+        from drservice.components.postgres.basebackup import capture_basebackup  # noqa: PLC0415 - only this method does
+
         identity = identify_system(component.dsn, application_name="drservice backup")
         require_supported(identity.server_version // 10000)
         lineage.require(identity.system_id)

@@ -19,8 +19,10 @@ from drservice.walclient import protocol
 
 MOST_BYTES = 1 << 30
 """No segment is longer (``initdb --wal-segsize``)."""
-_SETTLED_SECONDS = 0.05
-"""A file system's times move in ticks of up to 10 ms: two changes in one tick look like none."""
+_SETTLED_SECONDS = 0.02
+"""A file system's times move in ticks of up to 10 ms: two changes in one tick look like none. Twice that, and no more:
+every backup waits for the segment that it has just ended.
+"""
 _READY, _DONE = ".ready", ".done"
 
 
