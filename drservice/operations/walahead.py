@@ -107,6 +107,7 @@ class Ahead:
         self._paused_until = float("-inf")
         self._problem = ""
         self._pin: tuple[float, SystemId | None] | None = None
+        self._pinning = threading.Lock()
         self._threads = [
             threading.Thread(target=self._work, name=f"wal-ahead-{number}", daemon=True) for number in range(in_flight)
         ]
@@ -272,14 +273,15 @@ class Ahead:
 
     def _pinned(self) -> SystemId | None:
         """Return the cluster that is believed, without a listing for each segment before the first snapshot."""
-        now = self._clock.monotonic()
-        if self._pin is not None:
-            looked_at, system_id = self._pin
-            if now - looked_at < (_LOOK_SECONDS if system_id is not None else _UNPINNED_SECONDS):
-                return system_id
-        system_id = self._lineage.pinned()
-        self._pin = (now, system_id)
-        return system_id
+        with self._pinning:  # threads that begin together wait for the one that lists
+            now = self._clock.monotonic()
+            if self._pin is not None:
+                looked_at, system_id = self._pin
+                if now - looked_at < (_LOOK_SECONDS if system_id is not None else _UNPINNED_SECONDS):
+                    return system_id
+            system_id = self._lineage.pinned()
+            self._pin = (now, system_id)
+            return system_id
 
     def _failed(self, error: DrError, now: float) -> None:
         """Pause: what went wrong would go wrong with every file. Called with the lock held."""

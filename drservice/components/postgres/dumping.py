@@ -74,8 +74,8 @@ class Contents:
     """The tables to name to ``pg_dump``; none: the whole database."""
     tables: tuple[DumpedTable, ...]
     lacks: tuple[str, ...] = ()
-    """What the tables need and the dump does not have: it has to be there where they are loaded. And rows that no backup
-    has: recovery empties unlogged tables, and those of foreign tables lie elsewhere."""
+    """What the tables need and the dump does not have: it has to be there where they are loaded. And rows that no
+    backup has: recovery empties unlogged tables, and those of foreign tables lie elsewhere."""
 
     @property
     def total_bytes(self) -> int:
