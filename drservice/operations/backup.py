@@ -28,7 +28,7 @@ from drservice.errors import (
     UnsupportedClusterError,
     WalTimeoutError,
 )
-from drservice.model.estate import CaptureMethod, PostgresSettings, Service
+from drservice.model.estate import CaptureMethod, PostgresSettings, Service, WalMode
 from drservice.model.ids import SystemId
 from drservice.model.snapshot import POSTGRES_KIND, SnapshotRecord
 from drservice.model.wal import Timeline, WalFileName, segment_name, segments_between
@@ -233,11 +233,11 @@ def _server_facts(component: PostgresSettings) -> ClusterFacts:
     with connect(component.dsn, application_name="drservice backup facts") as session:
         facts = cluster_facts(session)
     require_supported(facts.major)
-    refuse_unrecoverable(facts)
+    refuse_unrecoverable(facts, component.wal.mode)
     return facts
 
 
-def refuse_unrecoverable(facts: ClusterFacts) -> None:
+def refuse_unrecoverable(facts: ClusterFacts, mode: WalMode) -> None:
     """Refuse a server whose backup could never be rolled forward (trap T6).
 
     Raises:
@@ -250,7 +250,7 @@ def refuse_unrecoverable(facts: ClusterFacts) -> None:
             "wal_level is minimal: its WAL cannot be used for recovery",
             hint="Set wal_level = replica in postgresql.conf and restart PostgreSQL.",
         )
-    if facts.archive_mode == "off":
+    if facts.archive_mode == "off" and mode is WalMode.ARCHIVE:
         raise CaptureError(
             "archive_mode is off: the WAL that makes a backup consistent would never reach the store",
             hint="`drservice check` prints the lines for postgresql.conf; archive_mode needs a restart.",

@@ -21,13 +21,14 @@ from drservice.environments.interface import EnvironmentSpec
 from drservice.environments.isolation import require_isolated
 from drservice.environments.sandbox import prepare_sandbox
 from drservice.errors import DrError
-from drservice.model.estate import CaptureMethod, Estate, PostgresSettings, Service
+from drservice.model.estate import CaptureMethod, Estate, PostgresSettings, Service, WalMode
 from drservice.objectstore.interface import CreateMode
 from drservice.operations.backup import choose_method, refuse_unrecoverable
 from drservice.operations.checklist import Checklist, CheckResult
 from drservice.operations.evidence import Evidence
 from drservice.operations.healthfiles import check_evidence, check_files
 from drservice.operations.healthsource import asking_primary, check_configuration, check_tools, judge_program
+from drservice.operations.healthstream import check_stream
 from drservice.operations.healthwal import archive_lines, check_helper, is_ours
 from drservice.operations.info import component_info
 from drservice.operations.keys import check_identities
@@ -198,10 +199,13 @@ def _check_archiving(
 ) -> None:
     lines = archive_lines(context.estate, service, component)
     with checklist.asking(f"{prefix}: can be rolled forward"):
-        refuse_unrecoverable(facts)
+        refuse_unrecoverable(facts, component.wal.mode)
         checklist.ok(
             f"{prefix}: can be rolled forward", f"wal_level {facts.wal_level}, archive_mode {facts.archive_mode}"
         )
+    check_stream(context.estate, service, component, session, facts, clock=context.clock, checklist=checklist)
+    if component.wal.mode is WalMode.STREAM:
+        return
     command = facts.archive_command
     if command is None:
         checklist.warn(

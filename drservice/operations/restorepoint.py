@@ -91,7 +91,7 @@ def _prepare(context: RestorePointContext, service: Service, cluster: PostgresSe
             f"{scope.service}/{scope.component}: dsn leads to a standby, where no restore point can be left",
             hint="Set primary_dsn of the component to the primary.",
         )
-    refuse_unrecoverable(facts)
+    refuse_unrecoverable(facts, cluster.wal.mode)
     Lineage(context.repository, scope, context.state_dir).require(facts.system_id)
     missing = [line for line in facts.privileges.missing_for_local_backup(facts.major) if _is_needed(line)]
     if missing:
