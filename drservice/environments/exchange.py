@@ -21,9 +21,10 @@ import secrets
 import shlex
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 from drservice.errors import EnvironmentFailedError
 from drservice.model.wal import WalFileName
@@ -35,6 +36,9 @@ COMPLETE = "COMPLETE"
 """There from the moment on when no feeder answers any more: what is not served by then is absent."""
 RESTORE_COMMAND = 'sh /env/conf/fetch "%f" "%p"; s=$?; case $s in 0) exit 0;; 44) exit 1;; *) exit 127;; esac'
 """For ``restore_command``; the script itself belongs into ``conf/fetch``."""
+
+Content: TypeAlias = "bytes | Path | Iterator[bytes | memoryview]"
+"""Of a file: whole, or piece by piece."""
 
 _MOST_REQUESTS = 1000
 _WANT = ".want"
@@ -157,12 +161,13 @@ class Exchange:
                 os.unlink(name + _WANT, dir_fd=self._descriptor)
         return sorted(names)
 
-    def serve(self, name: str, content: bytes | Path) -> None:
+    def serve(self, name: str, content: Content) -> None:
         """Put a file under its name, complete from its first moment, readable but not writable inside (as root).
 
         Raises:
             ValueError: ``name`` is no WAL file's name.
             EnvironmentFailedError: it cannot be written (with the cause, e.g. no space left).
+            DrError: of pieces that end with one; nothing is there under the name.
         """
         WalFileName.parse(name)
         self._put(name, content)
@@ -226,7 +231,7 @@ class Exchange:
         except (OSError, RecursionError) as error:  # a tree may be too deep for rmtree
             raise EnvironmentFailedError(f"{self._folder} cannot be cleared: {error}") from error
 
-    def _put(self, name: str, content: bytes | Path) -> None:
+    def _put(self, name: str, content: Content) -> None:
         temporary = f".{name}.{secrets.token_hex(8)}"
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -236,8 +241,10 @@ class Exchange:
                     if isinstance(content, Path):
                         with content.open("rb") as source:
                             shutil.copyfileobj(source, stream, 1 << 20)
-                    else:
+                    elif isinstance(content, bytes):
                         stream.write(content)
+                    else:
+                        stream.writelines(content)
                     os.fchmod(stream.fileno(), 0o644)
                 os.rename(temporary, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
             except BaseException:

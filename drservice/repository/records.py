@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from drservice.errors import DamagedObjectError, FormatError
+from drservice.errors import DamagedObjectError, FormatError, WrongDataKeyError
 from drservice.model.ids import ComponentName, RepositoryId, ServiceName
+from drservice.repository.zstdframe import decompress_frame
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -137,6 +138,9 @@ def decompress(codec: int, stored: bytes | bytearray | memoryview, plain_length:
         return memoryview(stored)
     if codec != CODEC_ZSTD:
         raise FormatError(f"unknown codec {codec}")
+    whole = decompress_frame(bytes(stored), plain_length)
+    if whole is not None:
+        return whole
     decompressor = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _MAX_WINDOW_LOG})
     try:
         plain: bytes = decompressor.decompress(stored, max_length=plain_length + 1)
@@ -204,10 +208,11 @@ def seal_body(
 def open_body(
     data_key: bytes, body: bytes | memoryview, *, scope: Scope, context: str, where: str
 ) -> Iterator[bytes | memoryview]:
-    """Yield the plain pieces of a sealed body, in order, at most 1 MiB each.
+    """Return the plain pieces of a sealed body, in order, at most 1 MiB each; the key is checked at once.
 
     Raises:
-        DamagedObjectError: another key, or changed bytes.
+        WrongDataKeyError: another key; nothing was decrypted.
+        DamagedObjectError: changed bytes.
         FormatError: the shape is wrong.
     """
     view = memoryview(body)
@@ -215,7 +220,11 @@ def open_body(
         raise FormatError(f"{where}: the sealed body is too short")
     key = derive_record_key(data_key, salt=bytes(view[:SALT_BYTES]), purpose="sealed", scope=scope, context=context)
     if bytes(view[SALT_BYTES : SALT_BYTES + COMMITMENT_BYTES]) != key.commitment:
-        raise DamagedObjectError(f"{where}: the data key is not the one this body was sealed with")
+        raise WrongDataKeyError(f"{where}: the data key is not the one this body was sealed with")
+    return _open_frames(key, view, where)
+
+
+def _open_frames(key: RecordKey, view: memoryview, where: str) -> Iterator[bytes | memoryview]:
     position = SALT_BYTES + COMMITMENT_BYTES
     ordinal = 0
     while position < len(view):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
+from typing import TypeVar
 
 from drservice import telemetry
 from drservice.canonical import Json
@@ -48,6 +49,7 @@ from drservice.repository.envelope import (
 from drservice.repository.keys import DataKey, Keyring, make_data_key, wrap
 from drservice.repository.records import Scope, open_body, seal_body
 
+Taken = TypeVar("Taken")
 _UNUSABLE = (FormatError, DamagedObjectError, KeyProblemError, MissingObjectError)
 """What one copy of a file may be while another one is good."""
 
@@ -268,12 +270,25 @@ class WalArchive:
             NoIdentityError, WrongIdentityError: it cannot be opened here.
             ObjectStoreError: the store did not answer as it should.
         """
+        return self.fetch_into(b"".join, name, system_id=system_id)
+
+    def fetch_into(
+        self, take: Callable[[Iterator[bytes | memoryview]], Taken], name: WalFileName, *, system_id: SystemId
+    ) -> Taken:
+        """Return what ``take`` makes of the plain pieces of an archived file, at most 1 MiB each, in order.
+
+        What the whole must be is known, and checked, behind the last piece: if it is not, the iterator raises there.
+        ``take`` lets that pass and keeps nothing of what it got; with another copy of the file it is called again.
+
+        Raises:
+            As :meth:`fetch`, and what ``take`` raises by itself.
+        """
         key = self._key(system_id, name.timeline, name.name)
         problem: DrError | None = None
         for candidate in self._ordered(key, name):
             try:
                 envelope, body = self._read(candidate, name)
-                return self._open(envelope, body, name, system_id)
+                return take(self._open(envelope, body, name, system_id))
             except _UNUSABLE as error:
                 problem = problem or error
         raise problem or SegmentAbsentError(f"{name.name} is not in the archive")
@@ -360,7 +375,8 @@ class WalArchive:
         envelope, body = self._read(key, name)
         facts = _facts(envelope)
         if self._keyring.identities.configured:
-            self._open(envelope, body, name, facts.system_id)
+            for _ in self._open(envelope, body, name, facts.system_id):
+                pass  # behind the last piece everything was checked
         else:
             self._require_key(envelope)
         return facts
@@ -470,18 +486,25 @@ class WalArchive:
             raise DamagedObjectError(f"{key} holds {facts.name} of {facts.system_id}, timeline {facts.timeline}")
         return envelope, body
 
-    def _open(self, envelope: Envelope, body: bytes | memoryview, name: WalFileName, system_id: SystemId) -> bytes:
-        what = f"WAL file {name.name}"
+    def _open(
+        self, envelope: Envelope, body: bytes | memoryview, name: WalFileName, system_id: SystemId
+    ) -> Iterator[bytes | memoryview]:
+        what, context = f"WAL file {name.name}", _context(system_id, name)
         if "key_id" in envelope.header:
-            secret = self._keyring.secret(KeyId(envelope.text("key_id")), service=self._scope.service)
+            key_id = KeyId(envelope.text("key_id"))
+            pieces = self._keyring.open_body(key_id, body, scope=self._scope, context=context, where=what)
         else:
             secret = self._keyring.unwrap_inline(envelope.text("wrapped_key"), what)
-        plain = b"".join(open_body(secret, body, scope=self._scope, context=_context(system_id, name), where=what))
-        if len(plain) != envelope.number("plain_bytes"):
-            raise DamagedObjectError(f"{what} has {len(plain)} bytes instead of {envelope.number('plain_bytes')}")
-        if hashlib.sha256(plain).hexdigest() != envelope.text("plain_sha256"):
+            pieces = open_body(secret, body, scope=self._scope, context=context, where=what)
+        digest, length = hashlib.sha256(), 0
+        for piece in pieces:
+            digest.update(piece)
+            length += len(piece)
+            yield piece
+        if length != envelope.number("plain_bytes"):
+            raise DamagedObjectError(f"{what} has {length} bytes instead of {envelope.number('plain_bytes')}")
+        if digest.hexdigest() != envelope.text("plain_sha256"):
             raise DamagedObjectError(f"{what} does not have the bytes that were pushed")
-        return plain
 
     def _key(self, system_id: SystemId, timeline: Timeline, name: str) -> str:
         return layout.wal_key(self._scope.service, self._scope.component, system_id, timeline, name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from drservice.environments.exchange import HEARTBEAT, RESTORE_COMMAND, Exchange, fetch_script
-from drservice.errors import EnvironmentFailedError
+from drservice.errors import DamagedObjectError, EnvironmentFailedError
 
 SEGMENT = "000000010000000000000003"
 OTHER = "000000010000000000000004"
@@ -74,6 +74,21 @@ def test_a_served_file_is_readable_whole_and_without_leftovers(
     exchange.forget(SEGMENT)
     exchange.forget(SEGMENT)
     assert not exchange.has(SEGMENT)
+
+
+def test_a_file_that_comes_in_pieces_is_there_once_the_last_one_was_right(exchange: Exchange, folder: Path) -> None:
+    def pieces(problem: Exception | None) -> Iterator[bytes | memoryview]:
+        yield b"first"
+        assert not exchange.has(SEGMENT)
+        yield memoryview(b"second")
+        if problem is not None:
+            raise problem
+
+    with pytest.raises(DamagedObjectError):
+        exchange.serve(SEGMENT, pieces(DamagedObjectError("not what was pushed")))
+    assert list(folder.iterdir()) == []
+    exchange.serve(SEGMENT, pieces(None))
+    assert (folder / SEGMENT).read_bytes() == b"firstsecond"
 
 
 def test_a_link_in_the_way_is_replaced_not_followed(exchange: Exchange, folder: Path, tmp_path: Path) -> None:

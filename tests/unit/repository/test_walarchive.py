@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,9 @@ from drservice.model.ids import SystemId
 from drservice.model.wal import WalFileName
 from drservice.objectstore.interface import Body
 from drservice.objectstore.memory import MemoryStore
+from drservice.repository import walarchive
 from drservice.repository.keys import Identities
+from drservice.repository.records import FRAME_BYTES
 from drservice.repository.walarchive import ArchivedFile, PutOutcome
 from tests.doubles.repositories import SYSTEM_ID, Site, flipped, new_host, noise, trusted
 from tests.doubles.stores import Fault, FaultyStore, RecordingStore, When, truncating_store
@@ -122,6 +125,36 @@ def test_the_plain_name_comes_before_repaired_copies(site: Site) -> None:
     store = RecordingStore(site.store)
     assert site.fetch_wal(NAME, store=store) == SEGMENT
     assert [key for name, key in store.calls if name == "read_versions" and "/wal/" in key] == [KEY]
+
+
+def test_a_copy_that_turns_out_wrong_behind_its_last_piece_is_given_up_for_the_next(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = walarchive._file
+    with monkeypatch.context() as patch:
+        patch.setattr(walarchive, "_file", lambda *args, **more: replace(made(*args, **more), digest="0" * 64))
+        site.put_wal(NAME, SEGMENT)
+    archive, taken = site.repository().wal(site.scope), list[int]()
+
+    def take(pieces: Iterator[bytes | memoryview]) -> bytes:
+        whole = bytearray()
+        for piece in pieces:
+            assert len(piece) <= FRAME_BYTES
+            whole += piece
+            taken.append(len(whole))
+        return bytes(whole)
+
+    with pytest.raises(DamagedObjectError, match="does not have the bytes that were pushed"):
+        archive.fetch_into(take, WalFileName.parse(NAME), system_id=SYSTEM_ID)
+    assert taken == [1 << 20, 2 << 20], "all of it was given, and none of it returned"
+    lying = site.store.read(KEY)
+    site.replace(KEY, flipped(-1))
+    with pytest.raises(DamagedObjectError, match="cannot be used"):
+        site.put_wal(NAME, SEGMENT)
+    site.replace(KEY, lambda _: lying)
+    taken.clear()
+    assert archive.fetch_into(take, WalFileName.parse(NAME), system_id=SYSTEM_ID) == SEGMENT
+    assert taken == [1 << 20, 2 << 20, 1 << 20, 2 << 20]
 
 
 def test_repaired_copies_count_once_in_a_listing(site: Site) -> None:
