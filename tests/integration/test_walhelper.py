@@ -65,7 +65,9 @@ def test_nothing_is_archived_before_somebody_asks_or_long_after(
 def test_one_key_of_the_day_is_stored_before_what_it_seals_and_nothing_is_listed_for_a_segment(
     world: HelperWorld,
 ) -> None:
-    store = RecordingStore(world.site.store)
+    # Whoever lists is not done before the other threads have begun.
+    slow = SlowStore(world.site.store, wait=lambda operation: time.sleep(0.1 if operation == "list" else 0))
+    store = RecordingStore(slow)
     paths = [world.segment(number) for number in range(1, 5)]
     with world.helper(store=store):
         assert [world.ask(path) for path in paths] == [""] * 4
