@@ -32,13 +32,19 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from crashload import TABLE, Writers, age_of_loss, kill_at_once, require_in_order
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.doubles.cluster import Cluster, ClusterMaker, hand_over  # noqa: E402 - the tests' servers are in the checkout
 from tests.doubles.estate import PROGRAM, SERVICE, TempEstate  # noqa: E402 - as above
+from tests.doubles.promises import (  # noqa: E402 - as above
+    TABLE,
+    Writers,
+    age_of_loss,
+    kill_at_once,
+    require_in_order,
+)
 from tests.doubles.s3server import S3Server, rclone_server  # noqa: E402 - as above
 from tests.faults.faultproxy import Behaviour, FaultProxy, fault_proxy  # noqa: E402 - as above
 

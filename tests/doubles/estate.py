@@ -68,6 +68,8 @@ class TempEstate:
     """More of ``repository`` in the configuration, such as ``lock``; written by :meth:`write_configuration`."""
     wal_settings: Mapping[str, Any] = field(default_factory=dict)
     """More of the component's ``wal``, such as ``mode``; written by :meth:`write_configuration`."""
+    dsn: str | None = None
+    """Where the component's ``dsn`` leads; ``None``: to the cluster."""
 
     @classmethod
     def over(
@@ -139,8 +141,8 @@ class TempEstate:
             repository["signers"] = {name: {"key": key} for name, key in signers.items()}
         component = {
             "kind": "postgres",
-            "dsn": server.dsn(),
-            "data_directory": str(server.data),
+            "dsn": self.dsn or server.dsn(),
+            **({"data_directory": str(server.data)} if self.dsn is None else {}),
             "method": self.method,
             "wal": {"mode": "archive", "archive_wait": f"{self.archive_wait_seconds}s", **self.wal_settings},
         }

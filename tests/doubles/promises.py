@@ -28,19 +28,21 @@ class Writers:
         count: how many.
         pause_seconds: what each waits between two commits; 0 = as fast as it goes.
         body_bytes: length of a row's text.
+        first: number of the first writer; nobody else may have it.
     """
 
     dsn: str
     count: int = 6
     pause_seconds: float = 0.0
     body_bytes: int = 400
+    first: int = 0
     promised: dict[int, float] = field(default_factory=dict)
     """Row to the moment (monotonic, seconds) at which its commit was acknowledged."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        for number in range(self.count):
+        for number in range(self.first, self.first + self.count):
             thread = threading.Thread(target=self._write, args=(number,), name=f"writer {number}", daemon=True)
             thread.start()
             self._threads.append(thread)
