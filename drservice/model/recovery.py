@@ -7,24 +7,22 @@ positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
 from drservice.clock import to_iso
 from drservice.errors import TargetOutsideWindowError, UsageError, WalGapError
-from drservice.model.ids import SnapshotId, SystemId
+from drservice.model.ids import SnapshotId
+from drservice.model.reach import Reach, WalGap, WalInventory, holder_of, measure_reach
 from drservice.model.snapshot import SnapshotRecord, SnapshotState
 from drservice.model.wal import (
-    HistoryEntry,
     Lsn,
     Timeline,
-    TimelineSpan,
     segment_begin,
     segment_name,
     segments_between,
-    timeline_path,
 )
 
 
@@ -68,60 +66,6 @@ class Target:
                 return f"the end of snapshot {self.snapshot}"
             case TargetKind.LATEST:
                 return "the latest archived position"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WalInventory:
-    """Which whole segments are archived for one cluster, and its history files."""
-
-    system_id: SystemId
-    segment_bytes: int
-    segments: Mapping[Timeline, frozenset[int]]
-    histories: Mapping[Timeline, tuple[HistoryEntry, ...]]
-    stored_at: Mapping[str, datetime] = field(default_factory=dict)
-    """When each segment reached the store, by name and by the store's clock, as far as known."""
-    partials: Mapping[Timeline, frozenset[int]] = field(default_factory=dict)
-    """Numbers of the segments that were archived as ``.partial``: the last one of a timeline, as far as it was written.
-    It serves only where its timeline ends and no whole one is archived."""
-
-    def timelines(self) -> set[Timeline]:
-        """Return every timeline that has WAL or a history file."""
-        return set(self.segments) | set(self.histories)
-
-    def path_to(self, timeline: Timeline) -> tuple[TimelineSpan, ...]:
-        """Return the spans that lead to ``timeline``; timeline 1 needs no history file."""
-        return timeline_path(timeline, self.histories.get(timeline, ()))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WalGap:
-    """Segments that are missing although later ones are archived: positions ``[begin, end)``."""
-
-    timeline: Timeline
-    begin: Lsn
-    end: Lsn
-    first_name: str
-    segments: int
-
-    def describe(self) -> str:
-        """Return the gap in words."""
-        return f"{self.segments} WAL segment(s) from {self.first_name} on are missing ({self.begin} to {self.end})"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
-    """How far one snapshot can be rolled forward along one path."""
-
-    path: tuple[TimelineSpan, ...]
-    end: Lsn
-    """Position behind the last byte that follows without a hole; nothing behind it may be replayed."""
-    segments: int
-    gap: WalGap | None
-    fork: Lsn | None = None
-    """Set where the last segment is an ancestor's that runs on past the point where the path leaves it: recovery must
-    stop there, because what follows in that file is the history that was left."""
-    partial: str | None = None
-    """Name of the archived ``.partial`` file that the last segment is served from, if it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,102 +144,6 @@ def _on_the_way(
     way = Target(kind=TargetKind.LATEST, timeline=timeline)
     own = (item for item in snapshots if item.postgres.system_id == inventory.system_id)
     return [item for item in own if timeline_for(item, inventory, way) == timeline]
-
-
-def measure_reach(
-    snapshot: SnapshotRecord, inventory: WalInventory, timeline: Timeline, *, written: Lsn | None = None
-) -> Reach:
-    """Follow the archived WAL from the start of a snapshot along a timeline until the first missing segment.
-
-    Where the archive ends before ``written``, a position that WAL is known to have reached, its end is a gap.
-    """
-    size = inventory.segment_bytes
-    path = inventory.path_to(timeline)
-    first = snapshot.postgres.start_lsn.segment_number(size)
-    last = max(
-        (
-            number
-            for span in path
-            for number in inventory.segments.get(span.timeline, ())
-            if _lies_on(number, span, size)
-        ),
-        default=first - 1,
-    )
-    number = first
-    fork: Lsn | None = None
-    while number <= last and fork is None:
-        holder = holder_of(number, path, inventory)
-        if holder is None:
-            break
-        fork = limit_of(number, path, holder, size)
-        number += 1
-    missing = number if fork is None else number - 1  # the child's copy of the segment of the switch
-    partial = None
-    if fork is None and number > last and number >= first and _ends_in_partial(number, path, inventory):
-        partial = f"{segment_name(path[-1].timeline, number, size)}.partial"
-        number += 1
-        missing = number
-    end = fork if fork is not None else segment_begin(number, size)
-    is_cut = number <= last
-    if written is not None and end < written:
-        is_cut, last = True, max(last, (written.value - 1) // size)
-    gap = None
-    if is_cut:
-        after = number
-        while after <= last and holder_of(after, path, inventory) is None:
-            after += 1
-        owner = _owner(missing, path, size)
-        gap = WalGap(
-            timeline=owner,
-            begin=end,
-            end=segment_begin(after, size),
-            first_name=segment_name(owner, missing, size),
-            segments=after - missing,
-        )
-    return Reach(path=path, end=end, segments=number - first, gap=gap, fork=fork, partial=partial)
-
-
-def _ends_in_partial(number: int, path: Sequence[TimelineSpan], inventory: WalInventory) -> bool:
-    """Tell whether the WAL of the path's last timeline goes on, and ends, in a segment archived as ``.partial``."""
-    last = path[-1]
-    return _lies_on(number, last, inventory.segment_bytes) and number in inventory.partials.get(last.timeline, ())
-
-
-def _lies_on(number: int, span: TimelineSpan, size: int) -> bool:
-    """Tell whether segment ``number`` can hold WAL of a span (the segment of a switch lies on both timelines)."""
-    begins = number >= span.begin.segment_number(size)
-    return begins and (span.end is None or number <= (span.end.value - 1) // size)
-
-
-def holder_of(number: int, path: Sequence[TimelineSpan], inventory: WalInventory) -> Timeline | None:
-    """Return the timeline whose archive serves a segment: the newest that has it, as PostgreSQL looks for it."""
-    size = inventory.segment_bytes
-    for span in reversed(path):
-        if _lies_on(number, span, size):
-            if number in inventory.segments.get(span.timeline, ()):
-                return span.timeline
-            if number > span.begin.segment_number(size):
-                return None  # wholly on this timeline: an ancestor's file of this number is another history
-    return None
-
-
-def limit_of(number: int, path: Sequence[TimelineSpan], holder: Timeline, size: int) -> Lsn | None:
-    """Return where the path leaves a timeline inside its own segment ``number``; ``None`` if it goes on behind it.
-
-    The child's file of that segment begins with a copy of the ancestor's bytes; the ancestor's own file goes on with
-    the history that was left, and PostgreSQL would replay it.
-    """
-    for span in path:
-        if span.timeline == holder and span.end is not None and (span.end.value - 1) // size == number:
-            return span.end if span.end.value % size else None
-    return None
-
-
-def _owner(number: int, path: Sequence[TimelineSpan], size: int) -> Timeline:
-    for span in reversed(path):
-        if _lies_on(number, span, size):
-            return span.timeline
-    return path[-1].timeline
 
 
 def choose_plan(
@@ -480,12 +328,14 @@ def describe_timelines(inventory: WalInventory) -> list[str]:
     found: list[str] = []
     for timeline in sorted(inventory.timelines()):
         numbers = inventory.segments.get(timeline, frozenset()) | inventory.partials.get(timeline, frozenset())
+        tails = inventory.tails.get(timeline, {})
         path = inventory.path_to(timeline)
         begin = f" branched off {path[-2].timeline} at {path[-1].begin}" if len(path) > 1 else ""
         known = begin or (" has no history file" if timeline > 1 else "")
         end = " without WAL of its own"
-        if numbers:
-            end = f" to {segment_begin(max(numbers) + 1, inventory.segment_bytes)}"
+        ends = [segment_begin(number + 1, inventory.segment_bytes) for number in numbers]
+        if ends or tails:
+            end = f" to {max([*ends, *(tail.end for tail in tails.values())])}"
         found.append(f"{timeline}{known}{end}")
     return found
 
@@ -526,7 +376,7 @@ def windows_of(snapshots: Iterable[SnapshotRecord], inventory: WalInventory) -> 
             first = windows.pop().first
         number = snapshot.postgres.start_lsn.segment_number(inventory.segment_bytes) + reach.segments - 1
         holder = holder_of(number, reach.path, inventory) or timeline
-        last = reach.partial or segment_name(holder, number, inventory.segment_bytes)
+        last = reach.tail or reach.partial or segment_name(holder, number, inventory.segment_bytes)
         windows.append(
             Window(
                 first=first,

@@ -204,7 +204,8 @@ def _loss_seconds(
             environment=environment,
             since_xid=baseline.snapshot_xmin if baseline is not None else None,
         )
-    with scanner_of(context, restored.planned.resolved.plan.snapshot, restored.planned.scope) as scanner:
+    planned = restored.planned
+    with scanner_of(context, planned.resolved.plan.snapshot, planned.scope, planned.archived) as scanner:
         return loss_at(instant, restored, scanner, skew=course.skew, tail_at_risk=tail_at_risk)
 
 

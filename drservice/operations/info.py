@@ -12,7 +12,8 @@ from drservice.components.postgres.connection import connect
 from drservice.components.postgres.facts import cluster_facts
 from drservice.errors import DrError, PostgresError
 from drservice.model.estate import PostgresSettings, Service
-from drservice.model.recovery import WalGap, Window, gaps_of, windows_of
+from drservice.model.reach import WalGap
+from drservice.model.recovery import Window, gaps_of, windows_of
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.inventory import Archived, archive_of, newest_lineage
 from drservice.operations.measured import Measured, recall
@@ -113,12 +114,19 @@ def windows_with_times(
 
 
 def _window_info(repository: Repository, scope: Scope, archived: Archived, window: Window) -> WindowInfo:
-    facts = repository.wal(scope).facts(archived.files[window.last_segment])
+    written = _last_write(repository, scope, archived, window.last_segment)
     return WindowInfo(
         window=window,
         from_time=window.first.stopped_at,
-        to_time=max(facts.last_write, window.first.stopped_at),
+        to_time=max(written, window.first.stopped_at),
     )
+
+
+def _last_write(repository: Repository, scope: Scope, archived: Archived, name: str) -> datetime:
+    """Return when the last WAL of a segment was written; of pieces, when the server sent the last one."""
+    if (streamed := archived.streamed.get(name)) is not None:
+        return archived.source.server_time_of(streamed)
+    return repository.wal(scope).facts(archived.files[name]).last_write
 
 
 def _at_risk(

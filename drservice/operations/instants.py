@@ -40,7 +40,7 @@ def proven_span(context: RestoreContext, service: Service, scope: Scope) -> Prov
         raise TargetOutsideWindowError(
             f"{scope.service}/{scope.component} has no readable snapshot", hint="Take one: drservice backup."
         )
-    archived = archive_of(context.repository, newest)
+    archived = archive_of(context.repository, newest, proven=True)
     windows = windows_of(records, archived.inventory)
     if not windows:
         raise TargetOutsideWindowError(f"no snapshot of {scope.service}/{scope.component} has the WAL it needs")
@@ -48,7 +48,7 @@ def proven_span(context: RestoreContext, service: Service, scope: Scope) -> Prov
     first = windows[-1].first
     plan = choose_plan(Target(kind=TargetKind.LATEST), [first], archived.inventory)
     segments = plan_segments(plan, archived.inventory)
-    with scanner_of(context, first, scope) as scanner:
+    with scanner_of(context, first, scope, archived) as scanner:
         end = _newest_time(scanner, segments, behind=first)
     return ProvenSpan(begin=first.stopped_at, end=end, documents=_covered_until(context, service))
 

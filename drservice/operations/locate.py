@@ -31,24 +31,16 @@ from drservice.components.postgres.waldump import (
 from drservice.environments.exchange import Exchange
 from drservice.environments.interface import Environment, EnvironmentSpec
 from drservice.environments.sandbox import prepare_sandbox
-from drservice.errors import SegmentAbsentError, TargetOutsideWindowError, UsageError, WalGapError
-from drservice.model.ids import ServiceName, SystemId
-from drservice.model.recovery import (
-    RecoveryPlan,
-    Target,
-    TargetKind,
-    WalGap,
-    WalInventory,
-    choose_plan,
-    holder_of,
-    limit_of,
-    reachable_windows,
-)
+from drservice.errors import SegmentAbsentError, SegmentConflictError, TargetOutsideWindowError, UsageError, WalGapError
+from drservice.model.ids import ServiceName
+from drservice.model.reach import TailSegment, WalGap, WalInventory, holder_of, limit_of
+from drservice.model.recovery import RecoveryPlan, Target, TargetKind, choose_plan, reachable_windows
 from drservice.model.snapshot import SnapshotRecord
-from drservice.model.wal import Lsn, WalFileName, segment_name, segments_between
+from drservice.model.wal import Lsn, Timeline, WalFileName, segment_name, segment_number, segments_between
+from drservice.operations.inventory import Archived
 from drservice.operations.progress import Progress
+from drservice.operations.walsource import PlannedWal
 from drservice.processes import Finished
-from drservice.repository.walarchive import WalArchive
 
 WAL_BLOCK_BYTES = 8192
 _DUMP_SECONDS = 120.0
@@ -74,17 +66,16 @@ class Resolved:
     ends: RecoveryEnd
     notes: tuple[str, ...] = ()
     wal_end: Lsn | None = None
-    """Where valid WAL ends inside the last segment, if recovery is to reach it and the segment is a ``.partial``: the
-    server does not ask for another one behind it, so this is what tells that it has read all there is."""
+    """Where valid WAL ends inside the last segment, if recovery is to reach it and the segment was never finished (a
+    ``.partial``, or in pieces): the server does not ask for another one behind it, so this is what tells that it has
+    read all there is."""
 
 
 @dataclass(slots=True)
 class WalScanner:
     """Reads records of archived segments in a sandbox of its own. Use as a context manager."""
 
-    archive: WalArchive
-    system_id: SystemId
-    segment_bytes: int
+    archived: Archived
     major: int
     service: ServiceName
     environments_dir: Path
@@ -129,20 +120,25 @@ class WalScanner:
                 program=str(require_tool("pg_waldump", server=self.major).path("pg_waldump")),
                 segment=f"/env/wal/{name}",
                 local=environment.wal / name,
-                geometry=Geometry(segment_bytes=self.segment_bytes, wal_block_bytes=WAL_BLOCK_BYTES),
+                geometry=Geometry(segment_bytes=self.archived.inventory.segment_bytes, wal_block_bytes=WAL_BLOCK_BYTES),
             )
         finally:
             exchange.forget(name)
 
     def _fetch(self, name: str) -> bytes:
-        """Return a segment's bytes; of one that was never finished those of its ``.partial``."""
+        """Return a segment's bytes; of one that was never finished those of its ``.partial``, or of its pieces."""
+        source = self.archived.source
+        parsed = WalFileName.parse(name)
+        streamed = self.archived.streamed.get(name)
+        if streamed is not None and not streamed.is_whole:
+            return source.fetch_last(parsed, end=streamed.tail.end)
         try:
-            return self.archive.fetch(WalFileName.parse(name), system_id=self.system_id)
+            return source.fetch(parsed, system_id=source.system_id)
         except SegmentAbsentError:
             partial = WalFileName.parse(f"{name}.partial")
-            if not self.archive.exists(partial, system_id=self.system_id):
+            if not source.exists(partial, system_id=source.system_id):
                 raise
-            return self.archive.fetch(partial, system_id=self.system_id)
+            return source.fetch(partial, system_id=source.system_id)
 
     def _place(self) -> tuple[Environment, Exchange]:
         if self._environment is None or self._exchange is None:
@@ -178,7 +174,41 @@ def resolve(
             plan = choose_plan(target, records, inventory)
             return Resolved(plan=plan, replay=ReplayTarget.immediate(), ends=RecoveryEnd.TARGET)
         case TargetKind.LATEST:
-            return _to_the_end(choose_plan(target, records, inventory), (), scanner)
+            plan = choose_plan(target, records, inventory)
+            _require_one_history(plan, scanner)
+            return _to_the_end(plan, (), scanner)
+
+
+def _require_one_history(plan: RecoveryPlan, scanner: WalScanner) -> None:
+    """Refuse to take the end of what two histories have in common for the latest position.
+
+    Raises:
+        SegmentConflictError: pieces of the last segment contradict each other; says how far they agree.
+    """
+    tail = tail_of(plan, scanner.archived.inventory)
+    if plan.reach.tail is None or tail is None or not tail.is_contradicted:
+        return
+    agreed = scanner.dump(plan.reach.tail).end.position
+    raise SegmentConflictError(
+        f"{plan.target.describe()} is not known: {tail.problem}",
+        hint="Two servers, or receivers of two, wrote to one place; stop one. What both agree on ends at"
+        f" {agreed}: --lsn {agreed} restores it.",
+    )
+
+
+def planned_wal(plan: RecoveryPlan, archived: Archived) -> PlannedWal:
+    """Return the WAL that a plan is to be replayed from."""
+    tail = tail_of(plan, archived.inventory)
+    end = plan.reach.end if tail is None else tail.end
+    return PlannedWal(archived.source, last=plan.reach.tail, end=end)
+
+
+def tail_of(plan: RecoveryPlan, inventory: WalInventory) -> TailSegment | None:
+    """Return what is known of the pieces that a plan's last segment is put together from, if it is."""
+    name = plan.reach.tail
+    if name is None:
+        return None
+    return inventory.tails[Timeline(int(name[:8], 16))][segment_number(name, inventory.segment_bytes)]
 
 
 def _to_the_end(plan: RecoveryPlan, notes: tuple[str, ...], scanner: WalScanner) -> Resolved:
@@ -192,6 +222,15 @@ def _to_the_end(plan: RecoveryPlan, notes: tuple[str, ...], scanner: WalScanner)
         if plan.reach.partial is not None:
             end = scanner.dump(plan.reach.partial.removesuffix(".partial")).end.position
             notes = (*notes, f"the last segment is archived as {plan.reach.partial}; valid WAL in it ends at {end}")
+        elif plan.reach.tail is not None:
+            end = scanner.dump(plan.reach.tail).end.position
+            notes = (
+                *notes,
+                f"the last segment, {plan.reach.tail}, is put together from pieces; its WAL ends at {end}",
+            )
+            tail = tail_of(plan, scanner.archived.inventory)
+            if tail is not None and tail.problem is not None:
+                notes = (*notes, f"WARNING: the WAL ends there although more was stored: {tail.problem}")
         return Resolved(plan=plan, replay=ReplayTarget.latest(), ends=RecoveryEnd.END_OF_WAL, notes=notes, wal_end=end)
     note = f"timeline {plan.timeline} has no WAL of its own here yet: recovery ends where it branched off, at {fork}"
     replay = ReplayTarget.at_lsn(fork, inclusive=False)
@@ -203,14 +242,15 @@ def plan_segments(plan: RecoveryPlan, inventory: WalInventory) -> list[str]:
     size = inventory.segment_bytes
     first = plan.snapshot.postgres.start_lsn.segment_number(size)
     names: list[str] = []
-    for number in range(first, first + plan.reach.segments):
+    whole = plan.reach.segments - (plan.reach.tail is not None)
+    for number in range(first, first + whole):
         timeline = holder_of(number, plan.reach.path, inventory)
         if timeline is None:
             assert plan.reach.partial is not None, "measure_reach follows only what is there"
             names.append(plan.reach.partial.removesuffix(".partial"))
         else:
             names.append(segment_name(timeline, number, size))
-    return names
+    return names if plan.reach.tail is None else [*names, plan.reach.tail]
 
 
 def _plan_by_server_clock(
@@ -337,10 +377,11 @@ def _newest_first(
     latest = target.timeline if target.timeline is not None else max(timelines)
     path = inventory.path_to(latest)
     whole = {number for found in inventory.segments.values() for number in found}
-    partials = inventory.partials.get(latest, frozenset())
+    partials = inventory.partials.get(latest, frozenset()) | inventory.tails.get(latest, {}).keys()
+    own = inventory.segments.get(latest, frozenset()) | partials
     oldest = min(record.postgres.start_lsn for record in records).segment_number(inventory.segment_bytes)
     for number in sorted(whole | partials, reverse=True):
-        timeline = holder_of(number, path, inventory) or (latest if number in partials else None)
+        timeline = latest if number in own else holder_of(number, path, inventory)
         if number >= oldest and timeline is not None:
             limit = limit_of(number, path, timeline, inventory.segment_bytes)
             yield segment_name(timeline, number, inventory.segment_bytes), limit

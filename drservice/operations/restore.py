@@ -42,7 +42,7 @@ from drservice.operations.alternatives import offering_another
 from drservice.operations.feeder import Feeder
 from drservice.operations.filesrestore import FilesRestore, RestoredFiles
 from drservice.operations.holding import held
-from drservice.operations.locate import RecoveryEnd, plan_segments
+from drservice.operations.locate import RecoveryEnd, plan_segments, planned_wal
 from drservice.operations.measured import Measured, remember
 from drservice.operations.phases import Phases
 from drservice.operations.production import database_in, endpoints_of
@@ -298,7 +298,7 @@ def _replay_and_prove(
     with Exchange(environment.wal) as exchange:
         feeder = Feeder(
             exchange,
-            context.repository.wal(planned.scope),
+            planned_wal(planned.resolved.plan, planned.archived),
             plan=planned.resolved.plan,
             inventory=planned.archived.inventory,
             progress=context.progress,

@@ -7,7 +7,7 @@ from drservice.components.postgres.tablespaces import Moved
 from drservice.errors import TargetOutsideWindowError, UnknownNameError
 from drservice.model.recovery import Target, TargetKind
 from drservice.model.snapshot import SnapshotRecord
-from drservice.operations.inventory import archive_of, newest_lineage
+from drservice.operations.inventory import Archived, archive_of, newest_lineage
 from drservice.operations.locate import WalScanner, resolve
 from drservice.operations.restorerequest import Planned, RestoreContext, RestoreRequest
 from drservice.operations.selection import select_files
@@ -37,8 +37,8 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
         raise TargetOutsideWindowError(
             f"{scope.service}/{scope.component} has no readable snapshot{broken}", hint="Take one: drservice backup."
         )
-    archived = archive_of(context.repository, newest)
-    with scanner_of(context, newest, scope) as scanner:
+    archived = archive_of(context.repository, newest, proven=True)
+    with scanner_of(context, newest, scope, archived) as scanner:
         resolved = resolve(request.target, records, archived.inventory, scanner)
     selected = None
     moved: tuple[Moved, ...] = ()
@@ -57,12 +57,10 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
     )
 
 
-def scanner_of(context: RestoreContext, record: SnapshotRecord, scope: Scope) -> WalScanner:
+def scanner_of(context: RestoreContext, record: SnapshotRecord, scope: Scope, archived: Archived) -> WalScanner:
     """Return what reads the archived WAL of a snapshot's cluster; use it as a context manager."""
     return WalScanner(
-        archive=context.repository.wal(scope),
-        system_id=record.postgres.system_id,
-        segment_bytes=record.postgres.segment_bytes,
+        archived=archived,
         major=record.postgres.server_version,
         service=scope.service,
         environments_dir=context.environments_dir,

@@ -11,20 +11,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from drservice.clock import Clock
-from drservice.errors import DrError, FormatError, MissingObjectError, ObjectExistsError, ObjectStoreError, WalGapError
+from drservice.errors import (
+    DamagedObjectError,
+    DrError,
+    FormatError,
+    MissingObjectError,
+    ObjectExistsError,
+    ObjectStoreError,
+    WalGapError,
+)
 from drservice.model.estate import ComponentSettings, PostgresSettings, Service
 from drservice.model.ids import SystemId
-from drservice.model.recovery import Target, TargetKind, WalGap, WalInventory, measure_reach, timeline_for
+from drservice.model.reach import WalGap, WalInventory, measure_reach
+from drservice.model.recovery import Target, TargetKind, timeline_for
 from drservice.model.snapshot import SnapshotRecord
 from drservice.model.wal import Timeline, WalFileKind, WalFileName, segment_name, segment_number, segments_between
 from drservice.operations.inventory import Archived, read_archive
 from drservice.operations.progress import Progress
+from drservice.operations.walsource import Streamed, WalSource
 from drservice.repository import layout
 from drservice.repository.holds import condemn, condemned_packs
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
 from drservice.repository.verify import Depth, Finding, Verified, share_of, verify_component
-from drservice.repository.walarchive import WalArchive
 
 _ATTEMPTS = 5
 _FIRST_TIMELINE = Timeline(1)
@@ -93,17 +102,19 @@ def _judge_wal(repository: Repository, verified: Verified) -> tuple[str, ...]:
     Raises:
         ObjectStoreError: a listing is not complete.
     """
-    archive = repository.wal(verified.scope)
     verified.findings[:] = [_with_spoilt_snapshots(finding, verified.snapshots) for finding in verified.findings]
     clusters: dict[SystemId, list[SnapshotRecord]] = {}
     for record in verified.snapshots:
         clusters.setdefault(record.postgres.system_id, []).append(record)
     unread: list[str] = []
     for system_id, records in clusters.items():
-        found, names = _judge_cluster(archive, verified.scope, system_id, records)
+        source = WalSource(
+            repository, verified.scope, system_id=system_id, segment_bytes=records[-1].postgres.segment_bytes
+        )
+        found, names = _judge_cluster(source, verified.scope, records, decrypted=verified.decrypted)
         if found:
             # Segments arrive while a listing goes on, and one that lags shows holes: only what stays missing is told.
-            again, names = _judge_cluster(archive, verified.scope, system_id, records)
+            again, names = _judge_cluster(source, verified.scope, records, decrypted=verified.decrypted)
             found = [finding for finding in again if finding.key in {first.key for first in found}]
         verified.findings.extend(found)
         unread.extend(names)
@@ -111,24 +122,26 @@ def _judge_wal(repository: Repository, verified: Verified) -> tuple[str, ...]:
 
 
 def _judge_cluster(
-    archive: WalArchive, scope: Scope, system_id: SystemId, records: Sequence[SnapshotRecord]
+    source: WalSource, scope: Scope, records: Sequence[SnapshotRecord], *, decrypted: bool
 ) -> tuple[list[Finding], tuple[str, ...]]:
     """Judge the WAL of one cluster against its snapshots."""
 
     def key_of(timeline: Timeline, name: str) -> str:
         return layout.wal_key(scope.service, scope.component, system_id, timeline, name)
 
-    size = records[-1].postgres.segment_bytes
+    system_id = source.system_id
     findings: list[Finding] = []
     try:
-        archived = read_archive(archive, system_id=system_id, segment_bytes=size)
+        archived = read_archive(source)
     except ObjectStoreError:
         raise
     except (DrError, ValueError) as error:
         problem = error if isinstance(error, DrError) else FormatError(f"a history file is unreadable: {error}")
         key = layout.wal_prefix(scope.service, scope.component, system_id)
         findings.append(Finding(key=key, problem=problem.message, code=problem.code, snapshots=()))
-        archived = _without_histories(archive, system_id, size)
+        archived = _without_histories(source)
+    for streamed in archived.streamed.values():
+        findings += _judge_pieces(source, streamed, decrypted=decrypted)
     findings += _missing_histories(archived, records, key_of)
     own = _missing_own_segments(archived.inventory, records, key_of)
     findings += own
@@ -194,9 +207,38 @@ def _gaps(records: Sequence[SnapshotRecord], inventory: WalInventory) -> list[Wa
     return list(found.values())
 
 
-def _without_histories(archive: WalArchive, system_id: SystemId, segment_bytes: int) -> Archived:
+def _judge_pieces(source: WalSource, streamed: Streamed, *, decrypted: bool) -> list[Finding]:
+    """Check the pieces of a segment that is in pieces only, each and as a whole; read are all of them.
+
+    Without an identity it is not seen whether their bytes contradict each other.
+    """
+    unusable: dict[str, DrError] = {}
+    for stored in streamed.pieces:
+        try:
+            source.tail.check(stored, system_id=source.system_id)
+        except DrError as error:
+            if error.exit_status != MissingObjectError.exit_status:
+                raise
+            unusable[stored.key] = error
+    found = [Finding(key=key, problem=error.message, code=error.code, snapshots=()) for key, error in unusable.items()]
+    problem: DrError | None = None
+    if decrypted:
+        problem = source.tail.rebuild(
+            source.system_id, streamed.timeline, streamed.number, source.segment_bytes
+        ).problem
+    elif (furthest := max(item.piece.end for item in streamed.pieces)) > streamed.tail.end:
+        text = f"WAL of {streamed.name} behind {streamed.tail.end} is missing, although what follows was stored"
+        problem = WalGapError(f"{text} (up to {furthest})")
+    if problem is not None and not isinstance(problem, DamagedObjectError):
+        key = streamed.pieces[0].key
+        found.append(Finding(key=key, problem=problem.message, code=problem.code, snapshots=()))
+    return found
+
+
+def _without_histories(source: WalSource) -> Archived:
     """Return what can be judged when a history file cannot be used: each timeline for itself."""
-    files = {item.name: item for item in archive.listing(system_id)}
+    system_id, segment_bytes = source.system_id, source.segment_bytes
+    files = {item.name: item for item in source.archive.listing(system_id)}
     segments: dict[Timeline, set[int]] = {}
     for name, item in files.items():
         if WalFileName.parse(name).kind is WalFileKind.SEGMENT:
@@ -207,7 +249,7 @@ def _without_histories(archive: WalArchive, system_id: SystemId, segment_bytes: 
         segments={timeline: frozenset(numbers) for timeline, numbers in segments.items()},
         histories={},
     )
-    return Archived(inventory=inventory, files=files, unread_histories=())
+    return Archived(inventory=inventory, files=files, unread_histories=(), source=source)
 
 
 def _with_spoilt_snapshots(finding: Finding, records: Sequence[SnapshotRecord]) -> Finding:

@@ -15,8 +15,9 @@ from drservice import telemetry
 from drservice.components.postgres.walfile import HEAD_BYTES, SMALL_FILE_BYTES, SegmentFacts, check_wal_file
 from drservice.errors import ForeignSegmentError, FormatError, SegmentAbsentError, WalError, WalGapError
 from drservice.model.ids import SystemId
-from drservice.model.wal import Timeline, WalFileKind, WalFileName, parse_history
+from drservice.model.wal import Timeline, WalFileKind, WalFileName, parse_history, segment_name, segment_number
 from drservice.operations.lineage import Lineage
+from drservice.operations.walsource import WalSource
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
 from drservice.repository.walarchive import ArchivedFile, PutOutcome, WalArchive, write_time
@@ -119,16 +120,39 @@ def fetch_wal(repository: Repository, scope: Scope, name: str, destination: Path
     try:
         data = archive.fetch(parsed, system_id=system_id)
     except SegmentAbsentError:
-        prove_absent(archive, parsed, system_id=system_id)
-        raise
+        source = _streamed_source(repository, scope, parsed, system_id)
+        whole = source.whole_from_pieces(parsed) if source is not None else None
+        if whole is None:
+            prove_absent(archive, parsed, system_id=system_id, source=source)
+            raise
+        data = whole
     _place(data, destination)
     return len(data)
 
 
-def prove_absent(archive: WalArchive, name: WalFileName, *, system_id: SystemId) -> None:
+def _streamed_source(repository: Repository, scope: Scope, name: WalFileName, system_id: SystemId) -> WalSource | None:
+    """Return the WAL of a cluster of which pieces are stored; ``None`` if there are none that a segment may be in."""
+    if name.kind is not WalFileKind.SEGMENT:
+        return None
+    segment_bytes = repository.tail(scope).segment_bytes(system_id)
+    if segment_bytes is None:
+        return None
+    return WalSource(repository, scope, system_id=system_id, segment_bytes=segment_bytes)
+
+
+def prove_absent(
+    archive: WalArchive, name: WalFileName, *, system_id: SystemId, source: WalSource | None = None
+) -> None:
     """Return only if ``name`` is proven to be beyond the end of the archive, by a complete listing.
 
-    The two names that can follow are also asked for directly: a listing behind a cache may lag.
+    The two names that can follow are also asked for directly: a listing behind a cache may lag. A segment that is not
+    finished, and of which only pieces are stored, is the end.
+
+    Args:
+        archive: of the component.
+        name: the file.
+        system_id: its cluster.
+        source: the same WAL, if pieces of any of it are stored.
 
     Raises:
         WalGapError: the file or a later one exists: this is a hole.
@@ -152,6 +176,12 @@ def prove_absent(archive: WalArchive, name: WalFileName, *, system_id: SystemId)
     ]
     if later:
         raise WalGapError(f"{name.name} is missing in the middle: {later[0]} is archived")
+    for timeline in sorted(family) if source is not None and name.kind is WalFileKind.SEGMENT else ():
+        assert source is not None, "looked at"
+        following = segment_number(name.name, source.segment_bytes) + 1
+        for number, _ in source.pieces(timeline, following, None):
+            streamed = segment_name(timeline, number, source.segment_bytes)
+            raise WalGapError(f"{name.name} is missing in the middle: pieces of {streamed} are stored")
 
 
 def _require_no_later_timeline(name: WalFileName, files: list[ArchivedFile]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import islice
 
 from drservice import telemetry
 from drservice.canonical import Json
@@ -37,12 +38,14 @@ from drservice.objectstore.interface import ObjectStore
 from drservice.repository import layout
 from drservice.repository.envelope import Envelope, HostKey, Trust, read_object, require_signer, write_envelope
 from drservice.repository.keys import DataKey, Keyring
-from drservice.repository.records import Scope, open_body, seal_body
+from drservice.repository.records import Scope, seal_body
 
 _UNUSABLE = (FormatError, DamagedObjectError, KeyProblemError, MissingObjectError)
 """What one piece may be while others are good."""
 
 _READ_AHEAD = 16
+_TRIED = 20
+"""So many pieces are read at most to learn the size of a segment."""
 _ZERO = Lsn(0)
 
 
@@ -221,6 +224,29 @@ class TailArchive:
             )
         return found
 
+    def segment_bytes(self, system_id: SystemId) -> int | None:
+        """Return the size of a cluster's segments, as its pieces tell it; ``None`` if there are none.
+
+        Raises:
+            FormatError, DamagedObjectError, KeyProblemError: the first piece of no timeline can be believed.
+            ObjectStoreError: the store did not answer as it should.
+        """
+        problem: DrError | None = None
+        for timeline in reversed(self.timelines(system_id)):
+            prefix = layout.tail_prefix(self._scope.service, self._scope.component, system_id, timeline)
+            for info in islice(self._store.list(prefix), _TRIED):
+                try:
+                    return self._read(system_id, TailPiece.parse(info.key.removeprefix(prefix), timeline))[
+                        0
+                    ].segment_bytes
+                except ValueError:
+                    continue  # foreign objects beside ours are not ours to judge
+                except _UNUSABLE as error:
+                    problem = problem or error
+        if problem is not None:
+            raise problem
+        return None
+
     def system_ids(self) -> list[SystemId]:
         """Return the clusters that have pieces here."""
         prefix = layout.tail_prefix(self._scope.service, self._scope.component)
@@ -244,6 +270,14 @@ class TailArchive:
             name = info.key[len(prefix) :].split("/", 1)[0]
             yield name
             after = f"{prefix}{name}/~"  # behind every key of this one
+
+    def facts(self, stored: StoredPiece, *, system_id: SystemId) -> TailFacts:
+        """Return the signed header of a piece (no identity needed); its body is checked against it.
+
+        Raises:
+            FormatError, DamagedObjectError, KeyProblemError, ObjectStoreError: it has none that can be believed.
+        """
+        return self._read(system_id, stored.piece)[0]
 
     def check(self, stored: StoredPiece, *, system_id: SystemId) -> TailFacts:
         """Read a piece as a whole and check signature and hashes; with an identity also its plain bytes.
@@ -350,8 +384,9 @@ class TailArchive:
 
     def _open(self, facts: TailFacts, envelope: Envelope, body: bytes | memoryview) -> bytes:
         where = f"piece {facts.piece.name}"
-        secret = self._keyring.secret(KeyId(envelope.text("key_id")), service=self._scope.service)
-        plain = b"".join(open_body(secret, body, scope=self._scope, context=_context(facts), where=where))
+        key_id = KeyId(envelope.text("key_id"))
+        pieces = self._keyring.open_body(key_id, body, scope=self._scope, context=_context(facts), where=where)
+        plain = b"".join(pieces)
         if len(plain) != facts.piece.end.value - facts.piece.start.value:
             raise DamagedObjectError(f"{where} has {len(plain)} bytes")
         if hashlib.sha256(plain).hexdigest() != facts.plain_sha256:

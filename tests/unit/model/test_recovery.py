@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 
 from drservice.errors import TargetOutsideWindowError, UsageError, WalGapError
 from drservice.model.ids import ComponentName, KeyId, ServiceName, SnapshotId, SystemId
+from drservice.model.reach import WalInventory, holder_of
 from drservice.model.recovery import (
     Target,
     TargetKind,
-    WalInventory,
     choose_plan,
     describe_timelines,
     gaps_of,
-    holder_of,
     reachable_windows,
     windows_of,
 )
