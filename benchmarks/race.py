@@ -199,7 +199,7 @@ class Round:
             known_size, known_objects = self.stored.get(racer.name, (0, 0))
             self.stored[racer.name] = size, objects
             added = {"stored_bytes": size - known_size, "stored_objects": objects - known_objects}
-            self.results.add(self.store, row, racer.name, backup.cost, **added)
+            self.results.add(self.store, row, racer.name, backup.cost, **added, **racer.asked.requests)
             if backup.phases:
                 say(f"    {_phases(backup.phases)}")
             self.first.setdefault(racer.name, backup)
@@ -248,6 +248,7 @@ class Round:
             restored.cost,
             placed_seconds=restored.placed_seconds,
             answering_seconds=restored.answering_seconds,
+            **racer.asked.requests,
         )
         say(f"    {_phases(restored.phases)}")
 

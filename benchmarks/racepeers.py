@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import ssl
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -30,6 +32,11 @@ SUITE = "trixie"
 OLDEST = (2, 55)
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _ARCHIVE = "http://deb.debian.org/debian"
+_REQUEST = re.compile(
+    rb"serve s3: (?:(?P<put>CREATE OBJECT|COPY|\w+ multipart upload)|(?P<get>GET OBJECT)|(?P<head>HEAD )"
+    rb"|(?P<list>LIST |GET BUCKET|list multipart)|(?P<delete>(?i:delete)))"
+)
+"""What the server writes about each request that it answers."""
 
 
 def fetch_pgbackrest(folder: Path) -> Path:
@@ -83,6 +90,12 @@ class Bucket:
     secret: str
     certificate: Path
     root: Path
+    log: Path
+
+    def requests(self) -> Counter[str]:
+        """Return how many requests of each kind the server has answered, whoever sent them."""
+        with self.log.open("rb") as lines:
+            return Counter(str(found.lastgroup) for line in lines if (found := _REQUEST.search(line)))
 
     def url(self, prefix: str) -> str:
         """Return drservice's address of it."""
@@ -127,6 +140,7 @@ def bucket_server(folder: Path) -> Iterator[Bucket]:
                 "--vfs-cache-mode=off",
                 "--dir-cache-time=100ms",
                 "--config=/dev/null",
+                "-vv",  # a line for each request, which is counted
                 str(root),
             ],
             stdin=subprocess.DEVNULL,
@@ -142,6 +156,7 @@ def bucket_server(folder: Path) -> Iterator[Bucket]:
             secret=secret,
             certificate=certificate,
             root=root,
+            log=folder / "rclone.log",
         )
     finally:
         process.terminate()

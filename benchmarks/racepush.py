@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from racepeers import Bucket
-from racers import pgbackrest_configuration
+from racers import Asked, pgbackrest_configuration
 from racewatch import quietly
 from walpush import Ours, ReadyServer, push_ready_segments
 
-_IN_FLIGHT = 2
+_IN_FLIGHT = 3
+"""What the helper does by itself: threads of one process. A third process does not make pgBackRest faster (tried)."""
 
 
 class PushRace:
@@ -38,15 +39,18 @@ class PushRace:
         self._rounds += 1
         number = self._rounds
         variables = bucket.environment if bucket else {}
+        asked = Asked(bucket)
         ours = Ours(
             self.server(),
             _IN_FLIGHT,
             lambda folder: bucket.url(f"push-{number}") if bucket else f"file://{folder}",
             variables,
+            counting=asked.counting,
         )
         measured = ours()
         return {
             **self._rate(measured["seconds"]),
+            **asked.requests,
             "client_ms_p50": measured["client_ms_p50"],
             "client_ms_p99": measured["client_ms_p99"],
             "largest_process_bytes": measured["memory_kib"] * 1024,
@@ -68,7 +72,10 @@ class PushRace:
         command = f"{self.program} --config={config} --stanza=main"
         user = server.user.pw_name if server.user else None
         quietly([*command.split(), "stanza-create"], user=user, folder=base)
-        return self._rate(push_ready_segments(server, f"{command} archive-push %p"))
+        asked = Asked(bucket)
+        with asked.counting():
+            seconds = push_ready_segments(server, f"{command} archive-push %p")
+        return {**self._rate(seconds), **asked.requests}
 
     def _rate(self, seconds: float) -> dict[str, float]:
         return {"seconds": seconds, "segments_per_second": self.segments / seconds}

@@ -23,6 +23,7 @@ from racewatch import Cost, quietly, timed
 
 ROOT = Path(__file__).resolve().parents[1]
 PASSPHRASE = "benchmark-benchmark-benchmark"
+KINDS = ("put", "get", "head", "list", "delete")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,25 @@ class Restored:
     fingerprint: str
 
 
+class Asked:
+    """Counts what the server of a bucket was asked for while a block ran; nothing for a folder."""
+
+    def __init__(self, bucket: Bucket | None) -> None:
+        self._bucket = bucket
+        self.requests: Mapping[str, int] = {}
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what is asked for during the block, by whomever."""
+        if self._bucket is None:
+            yield
+            return
+        before = self._bucket.requests()
+        yield
+        found = self._bucket.requests() - before
+        self.requests = {"requests": found.total(), **{f"{kind}_requests": found[kind] for kind in KINDS}}
+
+
 class Drservice:
     """This project, by its command line."""
 
@@ -54,6 +74,7 @@ class Drservice:
 
     def __init__(self, base: Path, cluster: Cluster, bucket: Bucket | None) -> None:
         self.base, self.cluster, self.bucket = base, cluster, bucket
+        self.asked = Asked(bucket)
         self.config = base / "drservice.yaml"
         self.program = str(Path(sys.executable).parent / "drservice")
 
@@ -169,7 +190,8 @@ services:
         return [self.program, "--config", str(self.config), "--json", "--quiet", *arguments]
 
     def _timed(self, command: Sequence[str]) -> tuple[Cost, bytes]:
-        return timed(command, environment=self.environment, user=None, folder=self.base)
+        with self.asked.counting():
+            return timed(command, environment=self.environment, user=None, folder=self.base)
 
     def _quietly(self, *command: str) -> bytes:
         return quietly(command, environment=self.environment, folder=self.base)
@@ -182,6 +204,7 @@ class PgBackRest:
 
     def __init__(self, base: Path, cluster: Cluster, bucket: Bucket | None, *, program: Path) -> None:
         self.base, self.cluster, self.bucket, self.program = base, cluster, bucket, program
+        self.asked = Asked(bucket)
         self.config = base / "pgbackrest.conf"
 
     @property
@@ -260,7 +283,8 @@ class PgBackRest:
         return quietly([str(self.program), "version"], folder=self.base).decode().strip()
 
     def _timed(self, command: str, *options: str) -> tuple[Cost, bytes]:
-        return timed(self._command(command, *options), environment={}, user=self.cluster.user, folder=self.base)
+        with self.asked.counting():
+            return timed(self._command(command, *options), environment={}, user=self.cluster.user, folder=self.base)
 
     def _quietly(self, command: str, *options: str) -> bytes:
         return quietly(self._command(command, *options), user=self.cluster.user, folder=self.base)

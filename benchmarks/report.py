@@ -38,6 +38,9 @@ class Line:
     theirs_bytes: int | None
     ours_memory: int | None
     theirs_memory: int | None
+    ours_requests: int | None
+    """What the bucket's server was asked for; ``None`` for a folder."""
+    theirs_requests: int | None
     unit: str
     more_is_better: bool
 
@@ -106,6 +109,8 @@ def _line(
         theirs_bytes=_whole(theirs["median_stored_bytes"] if has_bytes else None),
         ours_memory=_whole(ours.get("median_largest_process_bytes")),
         theirs_memory=_whole(theirs.get("median_largest_process_bytes")),
+        ours_requests=_whole(ours.get("median_requests")),
+        theirs_requests=_whole(theirs.get("median_requests")),
         unit=wanted.unit,
         more_is_better=wanted.more_is_better,
     )
@@ -116,13 +121,18 @@ def _line(
 
 def table(result: Mapping[str, Any]) -> str:
     """Return the README's table, with what it was measured on."""
-    peer = result["versions"][PEER]
+    peer, lines = result["versions"][PEER], list(lines_of(result))
+    counted = any(line.ours_requests is not None for line in lines)
     rows = [
-        f"| | store | drservice | {peer} | share | stored | memory of a process |",
-        "|---|---|---|---|---|---|---|",
-        *(_table_row(line) for line in lines_of(result)),
+        f"| | store | drservice | {peer} | share | stored | memory of a process |{' requests |' if counted else ''}",
+        f"|---|---|---|---|---|---|---|{'---|' if counted else ''}",
+        *(f"{_table_row(line)}{f' {_requests(line)} |' if counted else ''}" for line in lines),
     ]
     return "\n".join([*rows, "", _conditions(result)])
+
+
+def _requests(line: Line) -> str:
+    return "" if line.ours_requests is None else f"{line.ours_requests} / {line.theirs_requests}"
 
 
 def _table_row(line: Line) -> str:

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +135,15 @@ class Ours:
     """drservice with a helper, one repository for each round."""
 
     def __init__(
-        self, server: ReadyServer, in_flight: int, url: Callable[[str], str], variables: Mapping[str, str]
+        self,
+        server: ReadyServer,
+        in_flight: int,
+        url: Callable[[str], str],
+        variables: Mapping[str, str],
+        *,
+        counting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self.server, self.in_flight, self.url = server, in_flight, url
+        self.server, self.in_flight, self.url, self.counting = server, in_flight, url, counting
         self.environment = {**os.environ, **variables, "PYTHONPATH": str(ROOT)}
         self.round = 0
 
@@ -176,7 +182,8 @@ class Ours:
         base = self.server.folder(self.server.base / f"ours-{self.in_flight}-{self.round}")
         config = self.config(base)
         with self.helper(config, base) as process:
-            seconds = push_ready_segments(self.server, self.command(config, base))
+            with self.counting():
+                seconds = push_ready_segments(self.server, self.command(config, base))
             usage = Path(f"/proc/{process.pid}/status").read_text()
             memory = next(int(line.split()[1]) for line in usage.splitlines() if line.startswith("VmHWM"))
             ticks = sum(map(int, Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))

@@ -80,6 +80,44 @@ def test_a_row_tells_both_medians_their_range_the_share_and_what_was_stored() ->
     )
 
 
+def test_requests_are_a_column_where_a_bucket_was_raced_and_are_empty_for_a_folder() -> None:
+    told = result()
+    told["stores"]["s3"] = told["stores"]["directory"]
+    told["samples"]["s3"] = told["samples"]["directory"]
+    told = json.loads(json.dumps(told))
+    for name, requests in (("drservice", 92), ("pgbackrest", 54)):
+        told["stores"]["s3"]["full"]["programs"][name]["median_requests"] = requests
+    head, line, folder, *_ = report.table(told).splitlines()
+    bucket = next(row for row in report.table(told).splitlines() if row.startswith("| first backup | S3"))
+    assert head.endswith("| memory of a process | requests |")
+    assert line.count("---") == head.count(" | ") + 1
+    assert folder.endswith("| 120 / 20 MB |  |")
+    assert bucket.endswith("| 120 / 20 MB | 92 / 54 |")
+    assert "requests" not in report.table(result())
+
+
+def load_peers() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module("racepeers")
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def test_every_request_in_the_log_of_the_bucket_is_counted_once(tmp_path: Path) -> None:
+    log = tmp_path / "rclone.log"
+    said = (
+        "CREATE OBJECT: race x/y", "GET OBJECT Bucket: race Object: x/y", "HEAD OBJECT race x/y", "HEAD BUCKET race",
+        "LIST BUCKET", 'bucketname: race prefix: prefix:"x/" page: {Marker: HasMarker:false MaxKeys:1000}',
+        "Listed 1 keys from 1 directories (truncated=false)", "initiate multipart upload race x/y",
+        "put multipart upload race x/y 1", "complete multipart upload race x/y 1", "DELETE: race x/y",
+    )  # fmt: skip
+    log.write_text("".join(f"2026/11/27 02:38:01 DEBUG : serve s3: {line}\n" for line in said))
+    nowhere = tmp_path / "nowhere"
+    bucket = load_peers().Bucket(name="race", address="", key="", secret="", certificate=nowhere, root=nowhere, log=log)
+    assert bucket.requests() == {"put": 4, "get": 1, "head": 2, "list": 1, "delete": 1}
+
+
 def test_rows_that_were_not_raced_are_left_out_and_a_busy_machine_is_not_kept_quiet() -> None:
     busy = {**result(), "quiet": False}
     assert "restore" not in report.table(busy)
