@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from drservice import telemetry
@@ -23,14 +24,16 @@ from drservice.cli.longrunning import (
 from drservice.clock import SystemClock
 from drservice.components.postgres.controlfile import read_control_file
 from drservice.errors import UsageError
-from drservice.model.estate import Estate, PostgresSettings, Service
+from drservice.model.estate import Estate, PostgresSettings, Service, WalMode
 from drservice.operations.lineage import Lineage
 from drservice.operations.walahead import Ahead
+from drservice.operations.walcare import cared_for
 from drservice.operations.walhelper import HelperFacts, HelperServer, listening, only_helper
 from drservice.operations.walready import ReadyFolder
 from drservice.operations.walsocket import socket_path
 from drservice.processes import account_of
-from drservice.wiring.data_plane import open_data_plane
+from drservice.repository.records import Scope
+from drservice.wiring.data_plane import DataPlane, open_data_plane
 
 _DRAIN_SECONDS = 30.0
 _MOST_BUFFER_BYTES = 256 << 20
@@ -108,10 +111,18 @@ def _serve(serving: _Announcement, loaded: Loaded, name: str, in_flight: int, re
             server = HelperServer(listener, facts, ahead, believed={0, os.geteuid(), owner.uid})
             ahead.start()
             serving.make(service, component, path)
-            server.serve(renew)
+            with _continuity(plane, scope, component):
+                server.serve(renew)
         if not ahead.stop(_DRAIN_SECONDS):
             telemetry.warning("files on their way did not end in time; PostgreSQL still has them")
         server.drain(1.0)
+
+
+def _continuity(plane: DataPlane, scope: Scope, component: PostgresSettings) -> AbstractContextManager[None]:
+    """Keep the archive continuous, unless the receiver of a component that streams does."""
+    if component.wal.mode is not WalMode.ARCHIVE:
+        return nullcontext()
+    return cared_for(plane.repository, scope, component, state_dir=plane.estate.state_dir, clock=plane.clock)
 
 
 def _component(estate: Estate, name: str) -> tuple[Service, PostgresSettings]:

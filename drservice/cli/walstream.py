@@ -57,6 +57,7 @@ def _run(invocation: Invocation, path: Path, name: str, end: threading.Event) ->
     from drservice.cli.longrunning import ConfigurationWatcher, load_settled  # noqa: PLC0415 - pydantic costs 150 ms
     from drservice.errors import UsageError  # noqa: PLC0415 - the same
     from drservice.model.estate import WalMode  # noqa: PLC0415 - the same
+    from drservice.operations.walcare import cared_for  # noqa: PLC0415 - the same
     from drservice.operations.walstream import StreamContext, stream_wal  # noqa: PLC0415 - the same
     from drservice.wiring.data_plane import open_data_plane  # noqa: PLC0415 - the same
 
@@ -79,7 +80,9 @@ def _run(invocation: Invocation, path: Path, name: str, end: threading.Event) ->
             context = StreamContext(
                 service=service.name, repository=plane.repository, state_dir=estate.state_dir, clock=plane.clock
             )
-            stream_wal(context, component, stop=renew, observe=telling.hear)
+            scope = plane.repository.scope(service.name, component.name)
+            with cared_for(plane.repository, scope, component, state_dir=estate.state_dir, clock=plane.clock):
+                stream_wal(context, component, stop=renew, observe=telling.hear)
         loaded = watcher.latest
 
 
