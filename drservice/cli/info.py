@@ -10,8 +10,9 @@ from drservice.cli.formatting import format_bytes, format_seconds, format_table
 from drservice.cli.invocation import Invocation
 from drservice.clock import to_iso
 from drservice.model.snapshot import SnapshotRecord
-from drservice.operations.info import AtRisk, ComponentInfo
+from drservice.operations.info import AtRisk, ComponentInfo, StreamInfo
 from drservice.operations.serviceinfo import FilesInfo, Proved, ServiceInfo, service_info
+from drservice.operations.streamstate import as_document, describe_stream
 from drservice.wiring.data_plane import open_data_plane
 from drservice.wiring.evidence import open_evidence
 
@@ -55,6 +56,7 @@ def _document(known: ServiceInfo) -> dict[str, object]:
         "snapshots": [_snapshot(record) for record in known.snapshots],
         "unreadable": [{"key": key, "problem": error.message} for key, error in known.unreadable.items()],
         "wal": _wal(known.databases),
+        "streams": [_stream(item, item.stream) for item in known.databases if item.stream is not None],
         "seconds_at_risk": _rounded(risk.seconds, 3),
         "bytes_at_risk": risk.bytes,
         "at_risk_problem": risk.problem,
@@ -133,6 +135,50 @@ def _wal(databases: tuple[ComponentInfo, ...]) -> dict[str, object]:
     }
 
 
+def _stream(known: ComponentInfo, stream: StreamInfo) -> dict[str, object]:
+    state = stream.state
+    shown = {} if state is None else as_document(state)
+    return {
+        "component": known.scope.component,
+        "slot": stream.name,
+        "state": _stream_state(stream),
+        "synchronous": shown.get("synchronous"),
+        "durable_lsn": shown.get("durable_lsn"),
+        "server_lsn": shown.get("server_lsn"),
+        "lag_bytes": state.bytes_at_risk if state is not None and stream.is_alive else None,
+        "lag_seconds": _rounded(state.seconds_at_risk, 3) if state is not None and stream.is_alive else None,
+        "slot_status": shown.get("slot_status"),
+        "safe_wal_bytes": shown.get("safe_wal_bytes"),
+        "problem": stream.problem or shown.get("problem"),
+        "remedy": shown.get("remedy"),
+        "updated_at": shown.get("updated_at"),
+    }
+
+
+def _stream_state(stream: StreamInfo) -> str:
+    if not stream.is_alive:
+        return "absent"
+    return "connecting" if stream.state is None else stream.state.state.value
+
+
+def _stream_lines(stream: StreamInfo) -> Iterator[str]:
+    state = stream.state
+    if state is None:
+        yield f"streaming: {_stream_state(stream)}{f' ({stream.problem})' if stream.problem else ''}"
+        return
+    if not stream.is_alive:
+        durable = f"; durable to {state.durable_lsn}" if state.durable_lsn else ""
+        yield f"streaming: ABSENT, the receiver ended after {to_iso(state.updated_at)[:19]}Z{durable}"
+        return
+    yield f"streaming: {describe_stream(state)}"
+    room = (
+        "" if state.safe_wal_bytes is None else f", {format_bytes(max(0, state.safe_wal_bytes))} until it may be lost"
+    )
+    yield f"  slot {stream.name}: {state.slot_status or 'not known'}{room}"
+    if state.problem is not None:
+        yield f"  PROBLEM: {state.problem}{f'; {state.remedy}' if state.remedy else ''}"
+
+
 def _lines(known: ServiceInfo) -> list[str]:
     lines = [f"{known.service.name}"]
     lines += [f"  {line}" for line in _point_lines(known)]
@@ -183,6 +229,8 @@ def _database_lines(known: ComponentInfo) -> Iterator[str]:
         )
     yield from (f"  GAP: {gap.describe()}; take a new backup" for gap in known.gaps)
     yield from (f"  not judged without an identity: timeline of {name}" for name in known.unread_histories)
+    if known.stream is not None:
+        yield from (f"  {line}" for line in _stream_lines(known.stream))
     yield f"  {_risk_line(known.at_risk)}"
 
 

@@ -16,13 +16,11 @@ from drservice.components.postgres.slots import SlotFacts, SlotStatus, slot_fact
 from drservice.model.estate import Estate, PostgresSettings, Service, WalMode
 from drservice.operations.checklist import Checklist
 from drservice.operations.healthwal import name_of
-from drservice.operations.streamstate import StreamPhase, StreamState, is_alive, read_state
+from drservice.operations.streamstate import STALE_SECONDS, StreamPhase, describe_stream, is_alive, read_state
 from drservice.operations.walboard import stream_name
 
 _LEAST_KEPT_SEGMENTS = 8
 _LEAST_KEPT_BYTES = 1 << 30
-_STALE_SECONDS = 15.0
-"""A receiver that lives writes its state four times a second while anything changes, and now and then otherwise."""
 _NAME = re.compile(r'"((?:[^"]|"")+)"|([A-Za-z_*][\w$]*|\*)')
 _RELEASE = "ALTER SYSTEM SET synchronous_standby_names = ''; SELECT pg_reload_conf();"
 
@@ -76,23 +74,13 @@ def _judge_receiver(
         checklist.warn(name, "it has just been started", "Ask again in some seconds.")
     elif state.state is not StreamPhase.STREAMING:
         checklist.fail(name, f"{state.state.value}: {state.problem or 'not connected yet'}", state.remedy or remedy)
-    elif (age := (clock.now() - state.updated_at).total_seconds()) > _STALE_SECONDS:
+    elif (age := (clock.now() - state.updated_at).total_seconds()) > STALE_SECONDS:
         checklist.fail(
             name, f"alive (pid {state.pid}) and silent for {age:.0f} s", "Look at its log; end it: it starts anew."
         )
     else:
         checklist.ok(name, describe_stream(state))
     return True
-
-
-def describe_stream(state: StreamState) -> str:
-    """Return how a receiver is, in words."""
-    if state.durable_lsn is None or state.bytes_at_risk is None:
-        return f"{state.state.value} (pid {state.pid}), nothing durable yet"
-    behind = "everything is" if not state.bytes_at_risk else f"{state.bytes_at_risk} bytes are not"
-    seconds = state.seconds_at_risk
-    age = f", the oldest for {seconds:.2f} s" if seconds and state.bytes_at_risk else ""
-    return f"{state.state.value} (pid {state.pid}), durable to {state.durable_lsn}: {behind}{age}"
 
 
 def _judge_slot(prefix: str, name: str, slot: SlotFacts | None, facts: ClusterFacts, checklist: Checklist) -> None:

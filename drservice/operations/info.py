@@ -11,12 +11,14 @@ from drservice.clock import Clock
 from drservice.components.postgres.connection import connect
 from drservice.components.postgres.facts import cluster_facts
 from drservice.errors import DrError, PostgresError
-from drservice.model.estate import PostgresSettings, Service
+from drservice.model.estate import PostgresSettings, Service, WalMode
 from drservice.model.reach import WalGap
 from drservice.model.recovery import Window, gaps_of, windows_of
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.inventory import Archived, archive_of, newest_lineage
 from drservice.operations.measured import Measured, recall
+from drservice.operations.streamstate import STALE_SECONDS, StreamState, is_alive, read_state
+from drservice.operations.walboard import stream_name
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
 
@@ -40,6 +42,18 @@ class AtRisk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamInfo:
+    """How the receiver of this host is; ``state``: its last word, ``None`` if it never ran here."""
+
+    name: str
+    """Of its slot."""
+    is_alive: bool
+    state: StreamState | None
+    problem: str | None
+    """Why its state cannot be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentInfo:
     """What is known of one component."""
 
@@ -52,6 +66,8 @@ class ComponentInfo:
     at_risk: AtRisk
     measured: Measured | None
     estimated_rto_seconds: float | None
+    stream: StreamInfo | None = None
+    """Of a component that streams its WAL."""
 
 
 def component_info(
@@ -78,9 +94,12 @@ def component_info(
             at_risk=nothing,
             measured=measured,
             estimated_rto_seconds=None,
+            stream=stream_info(scope, component, state_dir),
         )
     archived = archive_of(repository, newest)
     windows = windows_with_times(repository, scope, archived, listing.records)
+    stream = stream_info(scope, component, state_dir)
+    gaps = tuple(gaps_of(listing.records, archived.inventory))
     estimate = None
     if measured is not None and windows:
         behind = windows[-1].window.end.value - newest.postgres.start_lsn.value
@@ -92,11 +111,12 @@ def component_info(
         snapshots=listing.records,
         unreadable=dict(listing.unreadable),
         windows=windows,
-        gaps=tuple(gaps_of(listing.records, archived.inventory)),
+        gaps=gaps,
         unread_histories=archived.unread_histories,
-        at_risk=_at_risk(component, newest, windows, clock),
+        at_risk=_streamed_at_risk(stream, newest, windows, gaps, clock) or _at_risk(component, newest, windows, clock),
         measured=measured,
         estimated_rto_seconds=estimate,
+        stream=stream,
     )
 
 
@@ -127,6 +147,44 @@ def _last_write(repository: Repository, scope: Scope, archived: Archived, name: 
     if (streamed := archived.streamed.get(name)) is not None:
         return archived.source.server_time_of(streamed)
     return repository.wal(scope).facts(archived.files[name]).last_write
+
+
+def stream_info(scope: Scope, component: PostgresSettings, state_dir: Path) -> StreamInfo | None:
+    """Return how the receiver of a component is, as it says on this host; ``None`` where none is to be."""
+    if component.wal.mode is WalMode.ARCHIVE:
+        return None
+    name = stream_name(scope.service, scope.component)
+    try:
+        state = read_state(state_dir, scope.service, scope.component)
+        alive = is_alive(state_dir, scope.service, scope.component)
+    except (DrError, OSError) as error:
+        problem = error.message if isinstance(error, DrError) else str(error)
+        return StreamInfo(name=name, is_alive=False, state=None, problem=problem)
+    return StreamInfo(name=name, is_alive=alive, state=state, problem=None)
+
+
+def _streamed_at_risk(
+    stream: StreamInfo | None,
+    newest: SnapshotRecord,
+    windows: tuple[WindowInfo, ...],
+    gaps: tuple[WalGap, ...],
+    clock: Clock,
+) -> AtRisk | None:
+    """Return what a receiver that lives says is at risk; ``None``: ask the server, there is none to believe.
+
+    What it makes durable leads on from a snapshot only where nothing is missing before it.
+    """
+    state = stream.state if stream is not None and stream.is_alive else None
+    if state is None or state.bytes_at_risk is None or state.seconds_at_risk is None:
+        return None
+    is_fresh = abs((clock.now() - state.updated_at).total_seconds()) <= STALE_SECONDS
+    if not is_fresh or state.system_id != newest.postgres.system_id or not windows or _ends_in_gap(windows, gaps):
+        return None
+    return AtRisk(bytes=state.bytes_at_risk, seconds=state.seconds_at_risk, problem=None)
+
+
+def _ends_in_gap(windows: tuple[WindowInfo, ...], gaps: tuple[WalGap, ...]) -> bool:
+    return any(gap.begin >= windows[-1].window.end for gap in gaps)
 
 
 def _at_risk(

@@ -23,6 +23,9 @@ from drservice.model.ids import ComponentName, ServiceName, SystemId
 from drservice.model.wal import Lsn, Timeline
 from drservice.processes import create_private, make_folder, open_private
 
+STALE_SECONDS = 15.0
+"""A receiver that lives and is heard from no more than this long ago is believed: it asks the server each second."""
+
 
 class StreamPhase(Enum):
     """What a receiver does."""
@@ -158,6 +161,16 @@ def read_state(state_dir: Path, service: ServiceName, component: ComponentName) 
         raise FormatError(
             f"{path} describes no receiver: {error!r}", hint="Remove the file; the receiver makes it anew."
         ) from error
+
+
+def describe_stream(state: StreamState) -> str:
+    """Return how a receiver is, in words."""
+    if state.durable_lsn is None or state.bytes_at_risk is None:
+        return f"{state.state.value} (pid {state.pid}), nothing durable yet"
+    behind = "everything is" if not state.bytes_at_risk else f"{state.bytes_at_risk} bytes are not"
+    seconds = state.seconds_at_risk
+    age = f", the oldest for {seconds:.2f} s" if seconds and state.bytes_at_risk else ""
+    return f"{state.state.value} (pid {state.pid}), durable to {state.durable_lsn}: {behind}{age}"
 
 
 def as_document(state: StreamState) -> dict[str, object]:
