@@ -37,6 +37,8 @@ class Resume:
     """Where to go on, and where else if the server has that no longer."""
 
     begin: Begin
+    kept_from: Lsn
+    """Where the slot keeps WAL from. Nothing earlier may be reported: it would set the slot back to what is gone."""
     otherwise: Begin | None = None
     """Where the slot keeps WAL from; ``None``: ``begin`` is kept by it."""
 
@@ -85,7 +87,7 @@ class Resumption:
         path = timeline_path(self._identity.timeline, self._ancestors())
         restart = self._restart()
         if restart is not None:
-            return Resume(begin=self._at(path, restart))
+            return Resume(begin=self._at(path, restart), kept_from=restart)
         last = self._last_stored(path)
         self._connection.create_slot(self._slot)
         restart = self._restart()
@@ -94,10 +96,10 @@ class Resumption:
         kept = self._at(path, restart)
         telemetry.info("replication slot made", slot=self._slot, keeps_from=str(restart))
         if last is None:
-            return Resume(begin=kept)
+            return Resume(begin=kept, kept_from=restart)
         if last.timeline == kept.timeline and last.stored >= kept.segment:
-            return Resume(begin=last)
-        return Resume(begin=last, otherwise=kept)
+            return Resume(begin=last, kept_from=restart)
+        return Resume(begin=last, kept_from=restart, otherwise=kept)
 
     def _ancestors(self) -> Sequence[HistoryEntry]:
         """Return the server's own history, and store it if it is new."""

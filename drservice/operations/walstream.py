@@ -205,6 +205,7 @@ class _Receiver:
                     component=component,
                     pairs=self._pairs,
                     hole=self._hole,
+                    kept_from=resume.kept_from,
                     clock=context.clock,
                     stop=self._stop,
                 )
@@ -232,6 +233,7 @@ class _Stream:
         component: PostgresSettings,
         pairs: ClockPairs,
         hole: DrError | None,
+        kept_from: Lsn,
         clock: Clock,
         stop: threading.Event,
     ) -> None:
@@ -244,6 +246,7 @@ class _Stream:
         self._component = component
         self._pairs = pairs
         self._hole = hole
+        self._kept_from = kept_from
         self._clock = clock
         self._stop = stop
         self._is_open = True
@@ -403,7 +406,8 @@ class _Stream:
 
     def _report(self, collector: Collector, now: float, *, ask: bool) -> None:
         durable = collector.durable
-        self._connection.report(durable, now=self._clock.now(), ask=ask)
+        reported = durable if durable >= self._kept_from else None
+        self._connection.report(reported, now=self._clock.now(), ask=ask)
         self._reported = (durable, now)
         if ask:
             self._asked_at = now

@@ -8,15 +8,15 @@ durable; applied stays invalid, and hot standby feedback is never sent (trap T26
 from __future__ import annotations
 
 import re
+import select
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Self
+from typing import Any, Self
 
 import psycopg
 from psycopg import pq
-from psycopg.conninfo import make_conninfo
 from psycopg.pq import abc
 
 from drservice.components.postgres.connection import connection_parameters, translate_connect_error
@@ -42,7 +42,8 @@ _STATUS = struct.Struct(">cQQQqB")
 _WAL_DATA, _KEEPALIVE_WORD = ord("w"), ord("k")
 _DURATION = re.compile(r"(\d+)(ms|s|min|h|d)?\Z")
 _SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, None: 0.001}
-_IN_USE, _SHUTTING_DOWN = "55006", "57P03"
+_IN_USE = "55006"
+_ANSWER_SECONDS = 10.0
 _SLOT_NAME = re.compile(r"[a-z0-9_]{1,63}\Z")
 
 _REFUSALS: Sequence[tuple[str, str]] = (
@@ -113,13 +114,14 @@ class SlotPosition:
 class ReplicationConnection:
     """One physical replication connection; close it or use it in ``with``."""
 
-    def __init__(self, connection: abc.PGconn) -> None:
-        self._connection = connection
+    def __init__(self, session: psycopg.Connection[Any]) -> None:
+        self._session = session
+        self._connection: abc.PGconn = session.pgconn
         self._ended: StreamMessage | None = None
 
     @classmethod
     def open(cls, dsn: str, *, application_name: str) -> Self:
-        """Connect; blocks for ``connect_timeout`` at most.
+        """Connect; waits for ``connect_timeout`` at most for each host of the dsn.
 
         Args:
             dsn: where to.
@@ -131,13 +133,13 @@ class ReplicationConnection:
         """
         parameters = connection_parameters(dsn, application_name)
         parameters |= {"replication": "true", "application_name": application_name}
-        connection = pq.PGconn.connect(make_conninfo(**parameters).encode())
-        if connection.status != pq.ConnStatus.OK:
-            text = connection.get_error_message()
-            connection.finish()
-            raise translate_connect_error(psycopg.OperationalError(text))
-        require_supported(connection.server_version // 10000)
-        return cls(connection)
+        try:
+            # Not pq's own connect(): it holds the interpreter while it waits.
+            session = psycopg.connect(**parameters, autocommit=True)
+        except psycopg.OperationalError as error:
+            raise translate_connect_error(error) from error
+        require_supported(session.info.server_version // 10000)
+        return cls(session)
 
     def __enter__(self) -> Self:
         return self
@@ -163,7 +165,7 @@ class ReplicationConnection:
 
     def close(self) -> None:
         """Close the connection; the slot stays, and is free again."""
-        self._connection.finish()
+        self._session.close()
 
     # --- questions ------------------------------------------------------------------------------------------
 
@@ -288,15 +290,18 @@ class ReplicationConnection:
             return self._ended
         return _parse(message)
 
-    def report(self, durable: Lsn, *, now: datetime, ask: bool) -> None:
+    def report(self, durable: Lsn | None, *, now: datetime, ask: bool) -> None:
         """Tell the server that everything before ``durable`` is written and flushed; ``ask`` for an answer.
+
+        The slot is set to it, backward as well. ``None``: no position, only that the receiver lives.
 
         Raises:
             PostgresUnreachableError: the connection broke.
         """
         micros = (now - _EPOCH) // timedelta(microseconds=1)
+        position = 0 if durable is None else durable.value
         try:
-            self._connection.put_copy_data(_STATUS.pack(b"r", durable.value, durable.value, 0, micros, ask))
+            self._connection.put_copy_data(_STATUS.pack(b"r", position, position, 0, micros, ask))
             self._connection.flush()
         except psycopg.OperationalError as error:
             raise _broken(error) from error
@@ -304,11 +309,11 @@ class ReplicationConnection:
     def _end(self) -> StreamMessage:
         """Answer the end of the stream with ours and return what the server says it is."""
         try:
-            result = self._connection.get_result()
+            result = self._result()
             if result is not None and result.status in {pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_BOTH}:
                 self._connection.put_copy_end()
                 self._connection.flush()
-                result = self._connection.get_result()
+                result = self._result()
         except psycopg.OperationalError as error:
             raise _broken(error) from error
         if result is None:
@@ -316,7 +321,6 @@ class ReplicationConnection:
         if result.status == pq.ExecStatus.TUPLES_OK:
             return self._following(result)
         if result.status == pq.ExecStatus.COMMAND_OK:
-            self._connection.get_result()
             return StreamEnded()
         raise self._refusal(result)
 
@@ -324,9 +328,19 @@ class ReplicationConnection:
         timeline, begin = (result.get_value(0, column) for column in (0, 1)) if result.ntuples == 1 else (None, None)
         if timeline is None or begin is None:
             raise StreamError("the server ended the timeline and did not say how it goes on")
-        while self._connection.get_result() is not None:
+        while self._result() is not None:
             pass  # the words that end the command
         return TimelineEnded(next_timeline=Timeline(int(timeline)), begin=Lsn.parse(begin.decode()))
+
+    def _result(self) -> abc.PGresult | None:
+        """Return the next result; pq's own waiting would hold the interpreter, and with it every upload."""
+        waiting = select.poll()
+        waiting.register(self._connection.socket, select.POLLIN)
+        while self._connection.is_busy():
+            if not waiting.poll(_ANSWER_SECONDS * 1000):
+                raise PostgresUnreachableError("the server does not say how the stream ended")
+            self._connection.consume_input()
+        return self._connection.get_result()
 
     # --- commands -------------------------------------------------------------------------------------------
 
