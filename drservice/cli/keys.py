@@ -99,6 +99,8 @@ def rewrap(invocation: Invocation, service: str | None, *, dry_run: bool) -> Exi
                 "keys": item.keys,
                 "wrapped": list(item.wrapped),
                 "unopened": [{"key": key, "reason": reason} for key, reason in item.unopened],
+                "named": item.keys - len(item.wrapped) - len(item.unopened),
+                "false": [{"object": lie.object_key, "host": lie.host, "reason": lie.reason} for lie in item.false],
                 "wal_with_own_key": {
                     "count": item.wal.count,
                     "oldest": to_iso(item.wal.oldest) if item.wal.oldest else None,
@@ -112,14 +114,18 @@ def rewrap(invocation: Invocation, service: str | None, *, dry_run: bool) -> Exi
     lines = [line for item in done for line in _rewrapped_lines(item, dry_run=dry_run)]
     lines.append("A recipient that was taken out of the settings keeps what it could open: this revokes nothing.")
     invocation.output.result("keys-rewrap", document, [*lines, "next: drservice keys list"])
-    return ExitStatus.PARTIAL if any(item.unopened for item in done) else ExitStatus.OK
+    return ExitStatus.PARTIAL if any(item.unopened or item.false for item in done) else ExitStatus.OK
 
 
 def _rewrapped_lines(item: Rewrapped, *, dry_run: bool) -> Iterator[str]:
     verb = "would be wrapped" if dry_run else "wrapped"
-    ready = item.keys - len(item.wrapped) - len(item.unopened)
-    yield f"{item.service}: {item.keys} data keys; {len(item.wrapped)} {verb}, {ready} had every recipient already"
+    named = item.keys - len(item.wrapped) - len(item.unopened)
+    yield (
+        f"{item.service}: {item.keys} data keys; {len(item.wrapped)} {verb}, {named} name every recipient already"
+        " (tried with the identities of this host; the others: drservice keys check where they are)"
+    )
     yield from (f"  NOT OPENED: {key}: {reason}" for key, reason in item.unopened)
+    yield from (f"  FALSE: {lie.object_key}, signed by {lie.host}: {lie.reason}" for lie in item.false)
     if item.wal.count:
         assert item.wal.oldest is not None
         assert item.wal.newest is not None

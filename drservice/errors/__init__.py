@@ -96,6 +96,7 @@ from drservice.errors.dataplane import (
     WalGapError,
     WalRemovedError,
     WalTimeoutError,
+    WrongDataKeyError,
     WrongTimelineError,
 )
 from drservice.errors.proof import (
@@ -234,6 +235,7 @@ __all__ = [
     "WalRemovedError",
     "WalTimeoutError",
     "WorkerDiedError",
+    "WrongDataKeyError",
     "WrongIdentityError",
     "WrongTimelineError",
 ]

@@ -222,6 +222,16 @@ class DamagedObjectError(RepositoryError):
     hint = "Run `drservice verify`, then a new backup; another snapshot may still be restorable."
 
 
+class WrongDataKeyError(DamagedObjectError):
+    """A data key is not the one that something was sealed with."""
+
+    code = "DR413"
+    hint = (
+        "A wrapping under keys/ holds a false key, or the object was moved here. `drservice verify` names wrappings"
+        " that differ. A right one counts beside a false one: run `drservice keys rewrap` where an identity opens one."
+    )
+
+
 class MissingObjectError(RepositoryError):
     """An object that others rely on is not there."""
 

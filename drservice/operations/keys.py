@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,13 +16,15 @@ from drservice.errors import (
     KeyProblemError,
     MissingObjectError,
     NoIdentityError,
+    WrongDataKeyError,
 )
 from drservice.model.estate import Service
 from drservice.model.ids import KeyId, ServiceName, is_ulid
+from drservice.operations.keywitness import Witnesses
 from drservice.operations.progress import Progress
 from drservice.repository import layout
 from drservice.repository.envelope import HostKey, read_object
-from drservice.repository.keys import DataKey, Identities
+from drservice.repository.keys import DataKey, Identities, Wrapping
 from drservice.repository.repository import Repository
 
 _READERS = 8
@@ -64,6 +66,16 @@ class OwnKeys:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FalseWrapping:
+    """A wrapping that is signed and whole and does not hold what its header says."""
+
+    object_key: str
+    host: str
+    """Who signed it."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rewrapped:
     """What became of the data keys of a service."""
 
@@ -72,7 +84,9 @@ class Rewrapped:
     wrapped: tuple[KeyId, ...]
     """Which lacked a recipient of today and have it now (or would have)."""
     unopened: tuple[tuple[KeyId, str], ...]
-    """Which lack one and cannot be opened here, with the reason."""
+    """Which were not handed on, with the reason: what they hold is not known here, or not known to be right."""
+    false: tuple[FalseWrapping, ...]
+    """Wrappings that do not hold what they say. They count for nobody; a right one beside them does."""
     wal: OwnKeys
     points: int
     """Recovery points: each carries its key itself; nothing that a restore needs is in one alone."""
@@ -158,17 +172,19 @@ def _try(repository: Repository, identities: Identities, wrappings: list[KeyFact
 def rewrap_keys(
     repository: Repository, service: Service, *, clock: Clock, progress: Progress, dry_run: bool
 ) -> Rewrapped:
-    """Wrap every data key of a service for the recipients of today that none of its wrappings names.
+    """Wrap every data key of a service for the recipients of today that none of its wrappings is for.
 
-    Each missing wrapping is one more object beside the others, signed by this host; nothing is changed or removed, so a
-    run that was cut off is just run again. A recipient that is not configured any more keeps what it could open.
+    A wrapping that an identity here should open counts if it does, and if what it holds opens what was sealed with the
+    data key; one that is for others only is believed by what its header says. Each missing wrapping is one more object
+    beside the others, signed by this host; nothing is changed or removed, so a run that was cut off is just run again.
+    A recipient that is not configured any more keeps what it could open.
 
     Args:
         repository: with an identity that opens the keys.
         service: whose keys.
         clock: dates the wrappings.
         progress: hears of keys, then of WAL files.
-        dry_run: open every key that lacks a recipient and write nothing.
+        dry_run: judge every wrapping and write nothing.
 
     Raises:
         NoIdentityError: no identity is configured here.
@@ -178,22 +194,29 @@ def rewrap_keys(
     keyring = repository.keyring
     if not keyring.identities.configured:
         raise NoIdentityError("a data key is opened before it is wrapped again, and no identity is configured here")
-    keyring.identities.recipients  # noqa: B018 - what cannot be loaded ends this here, and is no failed key
+    ours = frozenset(keyring.identities.recipients)  # what cannot be loaded ends this here, and is no failed key
     signer = repository.host_key
     today = frozenset(repository.recipients)
     ids = sorted({KeyId(key.split("/")[2]) for key in _key_objects(repository, service.name)})
     wrapped: list[KeyId] = []
     unopened: list[tuple[KeyId, str]] = []
+    false: list[FalseWrapping] = []
+    witnesses = Witnesses(repository, service)
     progress.step(f"keys of {service.name}", total_items=len(ids))
     for key_id in ids:
-        if not today <= keyring.recipients_of(key_id, service=service.name):
-            try:
-                secret = keyring.secret(key_id, service=service.name)
-            except (KeyProblemError, FormatError, DamagedObjectError, MissingObjectError) as error:
+        wrappings = keyring.wrappings(key_id, service=service.name)
+        try:
+            right = _right_secret(key_id, wrappings, witnesses)
+        except (KeyProblemError, FormatError, DamagedObjectError, MissingObjectError) as error:
+            if not today <= frozenset().union(*(item.recipients for item in wrappings if item.secret is None)):
                 unopened.append((key_id, error.message))
-            else:
+            false += _false_ones(wrappings, ours, None)
+        else:
+            false += (lies := _false_ones(wrappings, ours, right))
+            lying = {item.object_key for item in lies}
+            if not today <= frozenset().union(*(w.recipients for w in wrappings if w.object_key not in lying)):
                 if not dry_run:
-                    _wrap_again(repository, service.name, DataKey(id=key_id, secret=secret), signer, clock)
+                    _wrap_again(repository, service.name, DataKey(id=key_id, secret=right), signer, clock)
                 wrapped.append(key_id)
         progress.advance(1)
     return Rewrapped(
@@ -201,9 +224,45 @@ def rewrap_keys(
         keys=len(ids),
         wrapped=tuple(wrapped),
         unopened=tuple(unopened),
+        false=tuple(false),
         wal=_with_own_keys(repository, service, progress),
         points=sum(1 for _ in repository.store.list(layout.point_prefix(service.name))),
     )
+
+
+def _right_secret(key_id: KeyId, wrappings: Sequence[Wrapping], witnesses: Witnesses) -> bytes:
+    """Return the secret of a data key that may be handed on.
+
+    Where nothing that was sealed with it is left, the only one there is: nothing is lost by it.
+
+    Raises:
+        MissingObjectError, FormatError, KeyProblemError: none can be opened here.
+        WrongDataKeyError: what opens here is false, or not known to be right.
+    """
+    secrets = list(dict.fromkeys(item.secret for item in wrappings if item.secret is not None))
+    if not secrets:
+        problem = next((item.problem for item in wrappings if item.problem is not None), None)
+        raise problem or MissingObjectError(f"no wrapping of data key {key_id} can be believed")
+    right = witnesses.right_one(key_id, secrets)
+    if right is None and len(secrets) > 1:
+        raise WrongDataKeyError(
+            f"its wrappings hold {len(secrets)} different keys, and nothing sealed tells which is right"
+        )
+    return right if right is not None else secrets[0]
+
+
+def _false_ones(wrappings: Sequence[Wrapping], ours: frozenset[str], right: bytes | None) -> list[FalseWrapping]:
+    """Return the wrappings that are seen here not to hold what they say."""
+    found: list[FalseWrapping] = []
+    for item in wrappings:
+        if item.secret is not None and item.secret != right:
+            reason = "what it holds is not the data key, or not known to be"
+        elif item.secret is None and item.recipients & ours:
+            reason = f"an identity here should open it and does not: {item.problem.message if item.problem else ''}"
+        else:
+            continue
+        found.append(FalseWrapping(object_key=item.object_key, host=item.host, reason=reason))
+    return found
 
 
 def _wrap_again(repository: Repository, service: ServiceName, key: DataKey, signer: HostKey, clock: Clock) -> None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TypeVar
 
 import pyrage
 
+from drservice import telemetry
 from drservice.canonical import Json
 from drservice.credentials import resolve_bytes
 from drservice.errors import (
@@ -25,6 +27,7 @@ from drservice.errors import (
     NoIdentityError,
     ObjectNotFoundError,
     SecretError,
+    WrongDataKeyError,
     WrongIdentityError,
 )
 from drservice.model.ids import KeyId, RepositoryId, ServiceName, make_ulid
@@ -38,8 +41,10 @@ from drservice.repository.recipients import (
     parse_recipient,
     read_identities,
 )
+from drservice.repository.records import Scope, open_body
 
 DATA_KEY_BYTES = 32
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -168,15 +173,35 @@ def _told(reference: str) -> str:
     return f"{reference.split(maxsplit=1)[0]} ..." if reference.startswith("command:") else reference
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Wrapping:
+    """A stored wrapping of a data key that is believed and whole, and what it holds."""
+
+    object_key: str
+    host: str
+    """Who signed it."""
+    recipients: frozenset[str]
+    """For whom it is, by its header: that they can open it, and what they find, only opening shows."""
+    secret: bytes | None
+    """``None`` if no identity here opens it."""
+    problem: DrError | None = None
+    """Why not."""
+
+
 @dataclass(slots=True)
 class Keyring:
-    """The data keys of a repository: stores wrappings, opens and remembers them for this process."""
+    """The data keys of a repository: stores wrappings, opens and remembers them for this process.
+
+    A signature says who made a wrapping, not that what it holds is the data key. That shows only by what was sealed
+    with it, so everything is opened through :meth:`use`, which goes on to the next wrapping when one holds a false key.
+    """
 
     store: ObjectStore
     repository: RepositoryId
     trust: Trust
     identities: Identities
-    _open: dict[KeyId, bytes] = field(default_factory=dict)
+    _open: dict[KeyId, tuple[bytes, ...]] = field(default_factory=dict)
+    """The distinct secrets found for a key so far; the one that opened something last comes first."""
     _wrapped_for: dict[str, frozenset[str]] = field(default_factory=dict)
     """By object key: for whom a stored wrapping is. Objects never change, so each is read once per process."""
 
@@ -206,20 +231,22 @@ class Keyring:
 
     def remember(self, key: DataKey) -> None:
         """Keep a key made here for the rest of this process."""
-        self._open[key.id] = key.secret
+        self._open[key.id] = (key.secret,)
 
     def adopt(self, secrets: Iterable[tuple[str, bytes]]) -> None:
-        """Take over data keys that another process of this run has opened."""
-        self._open.update({KeyId(key_id): secret for key_id, secret in secrets})
+        """Take over data keys that another process of this run has opened: for each key every secret it found."""
+        for key_id, secret in secrets:
+            self._note(KeyId(key_id), secret)
 
     def exists(self, key_id: KeyId, *, service: ServiceName) -> bool:
         """Tell whether at least one wrapping of the key is stored."""
         return next(self.store.list(layout.data_key_prefix(service, key_id)), None) is not None
 
     def recipients_of(self, key_id: KeyId, *, service: ServiceName) -> frozenset[str]:
-        """Return who can open a data key: the recipients of all its stored wrappings that are believed and whole.
+        """Return for whom a data key is, by the headers of all its stored wrappings that are believed and whole.
 
-        Empty for a key without any: what is sealed with it is lost to everybody. Needs no identity. One listing, and
+        Empty for a key without any: what is sealed with it is lost to everybody. Needs no identity, so it is what the
+        signers say; :meth:`wrappings` looks at what an identity can look at. One listing, and
         one small read for each wrapping not seen before.
 
         Raises:
@@ -229,18 +256,12 @@ class Keyring:
         for info in self.store.list(layout.data_key_prefix(service, key_id)):
             if info.key not in self._wrapped_for:
                 try:
-                    self._wrapped_for[info.key] = self._recipients_in(info.key, key_id, service)
+                    envelope, _ = self._read_wrapping(info.key, key_id, service)
+                    self._wrapped_for[info.key] = _recipients_in(envelope, info.key)
                 except (FormatError, DamagedObjectError, KeyProblemError, ObjectNotFoundError):
                     continue  # nobody can be promised that this wrapping opens
             found |= self._wrapped_for[info.key]
         return frozenset(found)
-
-    def _recipients_in(self, object_key: str, key_id: KeyId, service: ServiceName) -> frozenset[str]:
-        envelope, _ = self._read_wrapping(object_key, key_id, service)
-        recipients = envelope.header.get("recipients")
-        if not isinstance(recipients, list):
-            raise FormatError(f"the header of {object_key} lacks the list of recipients")
-        return frozenset(item for item in recipients if isinstance(item, str))
 
     def _read_wrapping(
         self, object_key: str, key_id: KeyId, service: ServiceName
@@ -256,27 +277,131 @@ class Keyring:
             raise FormatError(f"{object_key} wraps another key ({envelope.text('key_id')})")
         return envelope, body
 
-    def secret(self, key_id: KeyId, *, service: ServiceName) -> bytes:
-        """Return the data key.
+    def use(self, key_id: KeyId, opening: Callable[[bytes], Made], *, service: ServiceName) -> Made:
+        """Return what ``opening`` makes of the data key.
+
+        Args:
+            key_id: which data key.
+            opening: opens something with a secret; raises :class:`WrongDataKeyError` if it was not sealed with it.
+            service: whose key it is.
+
+        Raises:
+            WrongDataKeyError: wrappings open, and what none of them holds was it sealed with.
+            MissingObjectError: no wrapping is stored.
+            NoIdentityError, WrongIdentityError: none can be opened here.
+        """
+        problems: list[DrError] = []
+        refused: dict[bytes, WrongDataKeyError] = {}
+        for secret in self._secrets(key_id, service, problems):
+            try:
+                made = opening(secret)
+            except WrongDataKeyError as error:
+                refused[secret] = error
+                continue
+            if refused:
+                telemetry.warning("a wrapping holds a false data key; another one is right", key_id=key_id)
+                self._open[key_id] = (secret, *(other for other in self._open[key_id] if other != secret))
+            return made
+        if not refused:
+            raise (
+                problems[0]
+                if problems
+                else MissingObjectError(f"data key {key_id} of service {service} is not in the repository")
+            )
+        others = "".join(f"; not opened: {problem.message}" for problem in problems)
+        first = next(iter(refused.values()))
+        raise WrongDataKeyError(
+            f"{first.message}; no wrapping of data key {key_id} holds another one: what they hold is false, or this"
+            f" object is not where it was written{others}"
+        ) from first
+
+    def open_body(
+        self, key_id: KeyId, body: bytes | memoryview, *, scope: Scope, context: str, where: str
+    ) -> Iterator[bytes | memoryview]:
+        """Return the plain pieces of a body that was sealed with a data key.
+
+        Raises:
+            As :meth:`use` and :func:`~drservice.repository.records.open_body`.
+        """
+        return self.use(
+            key_id,
+            lambda secret: open_body(secret, body, scope=scope, context=context, where=where),
+            service=scope.service,
+        )
+
+    def secrets(self, key_id: KeyId, *, service: ServiceName) -> tuple[bytes, ...]:
+        """Return every distinct secret that the wrappings of a data key hold; more than one means that some are false.
 
         Raises:
             MissingObjectError: no wrapping is stored.
-            NoIdentityError, WrongIdentityError: it cannot be opened here.
+            NoIdentityError, WrongIdentityError: none can be opened here.
         """
-        known = self._open.get(key_id)
-        if known is not None:
-            return known
-        problem: DrError | None = None
+        problems: list[DrError] = []
+        found = tuple(self._secrets(key_id, service, problems))
+        if found:
+            return found
+        raise (
+            problems[0]
+            if problems
+            else MissingObjectError(f"data key {key_id} of service {service} is not in the repository")
+        )
+
+    def wrappings(self, key_id: KeyId, *, service: ServiceName) -> list[Wrapping]:
+        """Open every stored wrapping of a data key that is believed and whole; the others promise nothing.
+
+        Raises:
+            ObjectStoreError: the store did not answer.
+        """
+        found: list[Wrapping] = []
+        for info in self.store.list(layout.data_key_prefix(service, key_id)):
+            try:
+                envelope, body = self._read_wrapping(info.key, key_id, service)
+                recipients = _recipients_in(envelope, info.key)
+            except (FormatError, DamagedObjectError, KeyProblemError, ObjectNotFoundError):
+                continue
+            secret, problem = None, None
+            try:
+                secret = self.identities.unwrap(body, f"data key {key_id}")
+            except (FormatError, KeyProblemError) as error:
+                problem = error
+            found.append(
+                Wrapping(
+                    object_key=info.key,
+                    host=envelope.text("host"),
+                    recipients=recipients,
+                    secret=secret,
+                    problem=problem,
+                )
+            )
+        return found
+
+    def _secrets(self, key_id: KeyId, service: ServiceName, problems: list[DrError]) -> Iterator[bytes]:
+        """Yield the distinct secrets of a key: those known first, then what further wrappings hold.
+
+        A process that was given its keys and has no identity knows all there is to know.
+        """
+        given = self._open.get(key_id, ())
+        yield from given
+        if given and not self.identities.configured:
+            return
+        seen = set(given)
         for info in self.store.list(layout.data_key_prefix(service, key_id)):
             try:
                 _, body = self._read_wrapping(info.key, key_id, service)
                 secret = self.identities.unwrap(body, f"data key {key_id}")
             except (FormatError, DamagedObjectError, KeyProblemError) as error:
-                problem = problem or error  # any wrapping that opens counts: the next one may
+                problems.append(error)  # any wrapping that opens counts: the next one may
                 continue
-            self._open[key_id] = secret
-            return secret
-        raise problem or MissingObjectError(f"data key {key_id} of service {service} is not in the repository")
+            if secret not in seen:
+                seen.add(secret)
+                self._note(key_id, secret)
+                yield secret
+
+    def _note(self, key_id: KeyId, secret: bytes) -> None:
+        """Remember a secret of a key."""
+        known = self._open.get(key_id, ())
+        if secret not in known:
+            self._open[key_id] = (*known, secret)
 
     def unwrap_inline(self, encoded: str, what: str) -> bytes:
         """Open a data key that travels base64-encoded in an object's own header."""
@@ -285,3 +410,10 @@ class Keyring:
         except ValueError as error:
             raise FormatError(f"{what} has an unreadable wrapped key") from error
         return self.identities.unwrap(wrapped, what)
+
+
+def _recipients_in(envelope: Envelope, object_key: str) -> frozenset[str]:
+    recipients = envelope.header.get("recipients")
+    if not isinstance(recipients, list):
+        raise FormatError(f"the header of {object_key} lacks the list of recipients")
+    return frozenset(item for item in recipients if isinstance(item, str))

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from drservice.errors import DamagedObjectError, FormatError, ObjectExistsError
+from drservice.errors import DamagedObjectError, FormatError, ObjectExistsError, WrongDataKeyError
 from drservice.model.ids import KeyId, is_ulid
 from drservice.objectstore.interface import ObjectStore
 from drservice.objectstore.pipelining import Pipeline
@@ -249,11 +249,11 @@ def pack_record_key(head: PackHead, data_key: bytes, scope: Scope, what: str) ->
     """Derive a pack's key and check its commitment.
 
     Raises:
-        DamagedObjectError: the data key is not the one the pack was written with.
+        WrongDataKeyError: the data key is not the one the pack was written with.
     """
     key = derive_record_key(data_key, salt=head.salt, purpose="pack", scope=scope, context=_KIND_NAMES[head.kind][0])
     if key.commitment != head.commitment:
-        raise DamagedObjectError(f"{what} was not written with data key {head.key_id} for this component")
+        raise WrongDataKeyError(f"{what} was not written with data key {head.key_id} for this component")
     return key
 
 

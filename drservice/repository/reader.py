@@ -21,6 +21,7 @@ from drservice.errors import (
     KeyProblemError,
     MissingObjectError,
     ObjectNotFoundError,
+    WrongDataKeyError,
 )
 from drservice.model.snapshot import FilesFacts, SnapshotRecord
 from drservice.objectstore.interface import ObjectStore
@@ -199,8 +200,7 @@ def load_pack(store: ObjectStore, name: bytes, *, kind: str, scope: Scope, keyri
             )
         data = good
     head = read_head(data, key)
-    secret = _secret(keyring, head, scope, f"pack {text[:16]}")
-    return PackBody(head=head, key=pack_record_key(head, secret, scope, key), data=data)
+    return PackBody(head=head, key=_record_key(keyring, head, scope, f"pack {text[:16]}"), data=data)
 
 
 def version_of_pack(store: ObjectStore, key: str, name: bytes) -> bytes | None:
@@ -214,10 +214,14 @@ def version_of_pack(store: ObjectStore, key: str, name: bytes) -> bytes | None:
     return next((body for body in store.read_versions(key) if hashlib.sha256(body).digest() == name), None)
 
 
-def _secret(keyring: Keyring, head: PackHead, scope: Scope, what: str) -> bytes:
-    """Return the data key of a pack; a problem with it names the pack as well: its key id may be what is damaged."""
+def _record_key(keyring: Keyring, head: PackHead, scope: Scope, what: str) -> RecordKey:
+    """Return the key of a pack; a problem with its data key names the pack: its key id may be what is damaged."""
     try:
-        return keyring.secret(head.key_id, service=scope.service)
+        return keyring.use(
+            head.key_id, lambda secret: pack_record_key(head, secret, scope, what), service=scope.service
+        )
+    except WrongDataKeyError:
+        raise  # it names the pack
     except (MissingObjectError, DamagedObjectError, FormatError, KeyProblemError) as error:
         raise type(error)(f"{what}: {error.message}", hint=error.hint) from error
 
@@ -246,8 +250,7 @@ class PackOpener:
         if known is None:
             what = f"pack {pack.hex()[:16]}"
             parsed = read_head(head if head is not None else self.read(pack, 0, 104), what)
-            secret = _secret(self._keyring, parsed, self._scope, what)
-            known = self._keys[pack] = pack_record_key(parsed, secret, self._scope, what)
+            known = self._keys[pack] = _record_key(self._keyring, parsed, self._scope, what)
         return known
 
     def read(self, pack: bytes, offset: int, length: int | None) -> bytes:

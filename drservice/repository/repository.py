@@ -188,8 +188,12 @@ class Repository:
         return SnapshotReader(self.store, scope=scope, keyring=self.keyring, opened=self.open_snapshot(scope, snapshot))
 
     def secrets(self, scope: Scope, opened: OpenedSnapshot) -> list[tuple[str, bytes]]:
-        """Open every data key a snapshot needs, for worker processes."""
-        return [(key_id, self.keyring.secret(key_id, service=scope.service)) for key_id in opened.record.key_ids]
+        """Open every data key a snapshot needs, for worker processes; twice and more where wrappings differ."""
+        return [
+            (key_id, secret)
+            for key_id in opened.record.key_ids
+            for secret in self.keyring.secrets(key_id, service=scope.service)
+        ]
 
     def writer(self, scope: Scope, *, state_dir: Path, workers: int, level: int) -> SnapshotWriter:
         """Begin a snapshot.

@@ -40,7 +40,7 @@ from drservice.repository.envelope import (
 )
 from drservice.repository.keys import Keyring
 from drservice.repository.nodes import NodeRef, unpack_map
-from drservice.repository.records import Scope, open_body, seal_body
+from drservice.repository.records import Scope, seal_body
 
 _LENGTH = struct.Struct(">I")
 _DECIMAL = re.compile("[1-9][0-9]{0,19}")
@@ -363,12 +363,10 @@ class OpenedSnapshot:
         Raises:
             NoIdentityError, WrongIdentityError, DamagedObjectError, FormatError.
         """
-        data_key = keyring.secret(self.record.sealed_key_id, service=scope.service)
         what = f"snapshot {self.record.id}"
-        plain = b"".join(
-            open_body(data_key, self.sealed, scope=scope, context=f"snapshot/{self.record.id}", where=what)
-        )
-        fields = unpack_map(plain, what)
+        context = f"snapshot/{self.record.id}"
+        pieces = keyring.open_body(self.record.sealed_key_id, self.sealed, scope=scope, context=context, where=what)
+        fields = unpack_map(b"".join(pieces), what)
         attachments, bad_pages = fields.get("attachments"), fields.get("bad_pages")
         if not isinstance(attachments, Mapping) or not isinstance(bad_pages, list):
             raise FormatError(f"{what} lacks its attachments")

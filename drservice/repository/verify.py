@@ -16,7 +16,14 @@ from typing import TypeVar
 
 from blake3 import blake3
 
-from drservice.errors import DamagedObjectError, DrError, MissingObjectError, NoIdentityError, ObjectNotFoundError
+from drservice.errors import (
+    DamagedObjectError,
+    DrError,
+    MissingObjectError,
+    NoIdentityError,
+    ObjectNotFoundError,
+    WrongDataKeyError,
+)
 from drservice.model.ids import SnapshotId, SystemId
 from drservice.model.snapshot import SnapshotRecord
 from drservice.objectstore.interface import ObjectStore
@@ -107,6 +114,8 @@ def verify_component(
     users: dict[str, tuple[PackUse, str, list[SnapshotId]]] = {}
     for record in listing.records:
         _verify_snapshot(repository, record, stored, users, result)
+    if result.decrypted:
+        _verify_keys(repository, result)
     result.packs_total = len(users)
     if depth is Depth.DATA:
         _verify_packs(repository, users, result, percent=percent, chosen=chosen, advance=advance)
@@ -168,6 +177,16 @@ def _verify_tree(repository: Repository, opened: OpenedSnapshot, key: str, resul
                     )
     except DrError as error:
         result.findings.append(_finding(key, error, (record.id,)))
+
+
+def _verify_keys(repository: Repository, result: Verified) -> None:
+    """Look whether the wrappings of each data key agree; readers find the right one, so it spoils no snapshot."""
+    service = result.scope.service
+    for key_id in sorted({key_id for record in result.snapshots for key_id in record.key_ids}):
+        held = {item.secret for item in repository.keyring.wrappings(key_id, service=service)} - {None}
+        if len(held) > 1:
+            false = WrongDataKeyError(f"the wrappings of data key {key_id} hold {len(held)} different keys")
+            result.findings.append(_finding(layout.data_key_prefix(service, key_id), false, ()))
 
 
 def _verify_packs(
@@ -262,10 +281,11 @@ def check_pack(store: ObjectStore, key: str, name: str, *, kind: str, scope: Sco
         data = good
     head = read_head(data, key)
     try:
-        secret = keyring.secret(head.key_id, service=scope.service)
+        record_key = keyring.use(
+            head.key_id, lambda secret: pack_record_key(head, secret, scope, key), service=scope.service
+        )
     except NoIdentityError:
         return len(data)
-    record_key = pack_record_key(head, secret, scope, key)
     view = memoryview(data)
     record_kind = DATA_KIND if kind == "packs" else NODE_KIND
     for ordinal, (chunk_id, offset, stored, plain_length, codec) in enumerate(read_table(data, record_key, key)):

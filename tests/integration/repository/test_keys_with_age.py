@@ -89,7 +89,7 @@ class Keeper:
     def secrets(self) -> str:
         ring = self.site.repository().keyring
         keys = sorted({path.parent.name for path in (self.base / "repository" / "keys" / "erp").rglob("*.age")})
-        return str(sorted(ring.secret(key, service=self.site.scope.service).hex() for key in keys))  # type: ignore[arg-type]  # a file name is a key id here
+        return str(sorted(ring.secrets(key, service=self.site.scope.service)[0].hex() for key in keys))  # type: ignore[arg-type]  # a file name is a key id here
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_every_key_gets_one_more_wrapping_and_a_second_run_has_nothing_to_do(sit
     assert rewrap(writing_for(site, newcomer), site, tmp_path) == (3, 0, 0)
     assert len(site.keys("keys/")) == 6
     reader = site.repository(identities=Identities.load([f"file:{tmp_path / 'new'}"]))
-    assert [reader.keyring.secret(key.id, service=ERP) for key in keys] == [key.secret for key in keys]
+    assert [reader.keyring.secrets(key.id, service=ERP) for key in keys] == [(key.secret,) for key in keys]
     assert {item.host for item in list_keys(reader, ERP)} == {site.host.host}
 
 

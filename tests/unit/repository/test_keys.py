@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyrage
@@ -17,12 +19,19 @@ from drservice.errors import (
     MissingObjectError,
     NoIdentityError,
     UnknownSignerError,
+    WrongDataKeyError,
     WrongIdentityError,
 )
-from drservice.model.ids import ServiceName
-from drservice.repository.envelope import HostKey, write_envelope
-from drservice.repository.keys import DataKey, Identities, make_data_key, make_identity, wrap
-from tests.doubles.repositories import Site, flipped, new_host
+from drservice.model.ids import KeyId, ServiceName, SystemId
+from drservice.model.snapshot import SnapshotRecord
+from drservice.model.wal import WalFileName
+from drservice.repository import layout
+from drservice.repository.envelope import HostKey, Trust, write_envelope
+from drservice.repository.keys import DataKey, Identities, Keyring, make_data_key, make_identity, wrap
+from drservice.repository.reader import PackOpener, load_pack
+from drservice.repository.repository import Repository
+from drservice.repository.verify import Depth, check_pack, verify_component
+from tests.doubles.repositories import SYSTEM_ID, Site, flipped, new_host
 
 ERP = ServiceName("erp")
 
@@ -59,37 +68,37 @@ def plant(site: Site, key: DataKey, body: bytes, number: int, *, signer: HostKey
 
 def test_a_published_key_opens_with_the_identity_and_only_with_it(site: Site, key: DataKey, tmp_path: Path) -> None:
     publish(site, key)
-    assert site.repository().keyring.secret(key.id, service=ERP) == key.secret
+    assert site.repository().keyring.secrets(key.id, service=ERP) == (key.secret,)
     with pytest.raises(NoIdentityError, match=str(key.id)):
-        site.repository(identities=Identities()).keyring.secret(key.id, service=ERP)
+        site.repository(identities=Identities()).keyring.secrets(key.id, service=ERP)
     (tmp_path / "other").write_text(make_identity()[0])
     other = Identities.load([f"file:{tmp_path / 'other'}"])
     with pytest.raises(WrongIdentityError, match="none of the 1 identities"):
-        site.repository(identities=other).keyring.secret(key.id, service=ERP)
+        site.repository(identities=other).keyring.secrets(key.id, service=ERP)
 
 
 def test_a_key_without_any_wrapping_is_missing_by_name(site: Site, key: DataKey) -> None:
     assert not site.repository().keyring.exists(key.id, service=ERP)
     with pytest.raises(MissingObjectError, match=str(key.id)):
-        site.repository().keyring.secret(key.id, service=ERP)
+        site.repository().keyring.secrets(key.id, service=ERP)
 
 
 def test_of_two_wrappings_any_that_opens_counts(site: Site, key: DataKey) -> None:
     stranger = make_identity()[1]
     publish(site, key, stranger)
     with pytest.raises(WrongIdentityError):
-        site.repository().keyring.secret(key.id, service=ERP)
+        site.repository().keyring.secrets(key.id, service=ERP)
     publish(site, key)
-    assert site.repository().keyring.secret(key.id, service=ERP) == key.secret
+    assert site.repository().keyring.secrets(key.id, service=ERP) == (key.secret,)
 
 
 def test_two_recipients_can_each_open_a_key(site: Site, key: DataKey, tmp_path: Path) -> None:
     secret, escrow = make_identity()
     publish(site, key, site.recipient, escrow)
     (tmp_path / "escrow").write_text(f"# created by hand\n\n{secret}\n")
-    assert site.repository().keyring.secret(key.id, service=ERP) == key.secret
+    assert site.repository().keyring.secrets(key.id, service=ERP) == (key.secret,)
     reader = site.repository(identities=Identities.load([f"file:{tmp_path / 'escrow'}"]))
-    assert reader.keyring.secret(key.id, service=ERP) == key.secret
+    assert reader.keyring.secrets(key.id, service=ERP) == (key.secret,)
 
 
 @pytest.mark.parametrize("spoil", ["flipped", "cut", "stranger", "not a key", "another key"])
@@ -106,9 +115,9 @@ def test_a_wrapping_that_is_damaged_or_planted_does_not_hide_a_good_one(site: Si
     else:
         plant(site, key, wrap(bytes(32), [site.recipient]), 0, key_id="01ARZ3NDEKTSV4RRFFQ69G5FAV")
     with pytest.raises(DrError):
-        site.repository().keyring.secret(key.id, service=ERP)
+        site.repository().keyring.secrets(key.id, service=ERP)
     plant(site, key, good, 1)
-    assert site.repository().keyring.secret(key.id, service=ERP) == key.secret
+    assert site.repository().keyring.secrets(key.id, service=ERP) == (key.secret,)
 
 
 def test_the_recipients_of_a_key_are_those_of_all_its_good_wrappings(site: Site, key: DataKey) -> None:
@@ -137,10 +146,124 @@ def test_a_wrapping_that_cannot_be_believed_promises_nothing(site: Site, key: Da
     assert site.repository().keyring.recipients_of(key.id, service=ERP) == {site.recipient}
 
 
+# --- a wrapping that lies ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sealed:
+    """A snapshot with its packs, and a WAL file sealed with a key of the day; every wrapping taken away."""
+
+    site: Site
+    secrets: dict[KeyId, bytes]
+    record: SnapshotRecord
+
+    def plant(self, *, false: Sequence[int], right: Sequence[int]) -> Repository:
+        """Store false and right wrappings of every key under these numbers, and return a repository to read with."""
+        for key_id, secret in self.secrets.items():
+            key = DataKey(id=key_id, secret=secret)
+            for number in right:
+                plant(self.site, key, wrap(secret, [self.site.recipient]), number, recipients=[self.site.recipient])
+            for number in false:
+                lie = wrap(bytes([number]) * 32, [self.site.recipient])
+                plant(self.site, key, lie, number, recipients=[self.site.recipient])
+        return self.site.repository()
+
+    def read(self, repository: Repository, what: str) -> object:
+        scope = self.site.scope
+        if what == "snapshot":
+            return repository.open_snapshot(scope, self.record.id).secret(repository.keyring, scope).root
+        if what == "WAL":
+            return repository.wal(scope).fetch(WAL, system_id=SystemId(SYSTEM_ID))
+        use = repository.open_snapshot(scope, self.record.id).packs.data[0]
+        name, key = bytes.fromhex(use.name), layout.pack_key(scope.service, scope.component, "packs", use.name)
+        match what:
+            case "pack":
+                return load_pack(
+                    repository.store, name, kind="packs", scope=scope, keyring=repository.keyring
+                ).key.commitment
+            case "range":
+                opener = PackOpener(repository.store, scope=scope, keyring=repository.keyring)
+                return opener.record_key(name).commitment
+            case "range in a worker":
+                opened = repository.open_snapshot(scope, self.record.id)
+                keyring = Keyring(repository.store, repository.id, Trust(()), Identities())
+                keyring.adopt(repository.secrets(scope, opened))
+                return PackOpener(repository.store, scope=scope, keyring=keyring).record_key(name).commitment
+            case _:
+                return check_pack(
+                    repository.store, key, use.name, kind="packs", scope=scope, keyring=repository.keyring
+                )
+
+
+WAL = WalFileName.parse("000000010000000000000007")
+SEALED = ["snapshot", "pack", "range", "range in a worker", "pack verified", "WAL"]
+
+
+@pytest.fixture
+def sealed(site: Site) -> Sealed:
+    site.write({"f": b"content"})
+    record = site.capture()
+    day = site.repository().day_keys(ERP).today()
+    site.repository().wal(site.scope).put(
+        WAL, bytes(1 << 20), system_id=SystemId(SYSTEM_ID), last_write=site.clock.now(), key=day
+    )
+    secrets = {key_id: site.repository().keyring.secrets(key_id, service=ERP)[0] for key_id in record.key_ids}
+    for key in site.keys("keys/"):
+        site.store.delete(key)
+    return Sealed(site=site, secrets={**secrets, day.id: day.secret}, record=record)
+
+
+@pytest.mark.parametrize("what", SEALED)
+@pytest.mark.parametrize(
+    ("false", "right"), [([1], [2]), ([2], [1]), ([1, 3, 4], [2, 5])], ids=["before", "after", "around"]
+)
+def test_a_wrapping_that_holds_a_false_key_stops_no_reader_of(
+    sealed: Sealed, what: str, false: list[int], right: list[int]
+) -> None:
+    honest = sealed.plant(false=[], right=right)
+    expected = sealed.read(honest, what)
+    lied_to = sealed.plant(false=false, right=[])
+    assert sealed.read(lied_to, what) == expected
+    assert sealed.read(lied_to, what) == expected, "and again, with what is remembered"
+
+
+@pytest.mark.parametrize("what", SEALED)
+def test_where_every_wrapping_holds_a_false_key_the_error_says_so(sealed: Sealed, what: str) -> None:
+    repository = sealed.plant(false=[1, 2], right=[])
+    with pytest.raises(WrongDataKeyError, match="what they hold is false") as caught:
+        sealed.read(repository, what)
+    assert any(str(key_id) in caught.value.message for key_id in sealed.secrets)
+    assert "wrapping" in caught.value.hint
+
+
+def test_a_right_wrapping_for_others_is_told_where_the_one_for_here_is_false(sealed: Sealed) -> None:
+    for key_id, secret in sealed.secrets.items():
+        plant(sealed.site, DataKey(id=key_id, secret=secret), wrap(secret, [make_identity()[1]]), 2)
+    repository = sealed.plant(false=[1], right=[])
+    with pytest.raises(WrongDataKeyError, match="not opened: none of the 1 identities"):
+        sealed.read(repository, "snapshot")
+
+
+def test_verify_names_a_data_key_whose_wrappings_differ_and_calls_no_snapshot_spoilt(sealed: Sealed) -> None:
+    repository = sealed.plant(false=[1], right=[2])
+    for depth in Depth:
+        done = verify_component(
+            repository,
+            sealed.site.scope,
+            depth=depth,
+            percent=100,
+            chosen=lambda _key, _percent: True,
+            advance=lambda _bytes: None,
+        )
+        assert {finding.key.split("/")[2] for finding in done.findings} == set(sealed.record.key_ids)
+        assert {finding.code for finding in done.findings} == {WrongDataKeyError.code}
+        assert done.spoilt() == set()
+
+
 def test_the_first_problem_is_told_if_nothing_opens(site: Site, key: DataKey) -> None:
     site.replace(publish(site, key), flipped(20))
     with pytest.raises((FormatError, UnknownSignerError, KeyProblemError)):
-        site.repository().keyring.secret(key.id, service=ERP)
+        site.repository().keyring.secrets(key.id, service=ERP)
 
 
 def test_a_key_travels_in_an_object_of_its_own(site: Site, key: DataKey) -> None:

@@ -279,7 +279,7 @@ def test_a_snapshot_that_is_cut_off_is_listed_as_unreadable(site: Site, record: 
 
 def secret(site: Site, record: SnapshotRecord, fields: object) -> None:
     """Replace the sealed part by another that the run's own key has sealed."""
-    data_key = site.repository().keyring.secret(record.sealed_key_id, service=record.service)
+    [data_key] = site.repository().keyring.secrets(record.sealed_key_id, service=record.service)
     plain = msgpack.packb(fields)
     sealed = b"".join(seal_body(data_key, plain, scope=site.scope, context=f"snapshot/{record.id}"))
 
