@@ -2,9 +2,10 @@
 
 Order. First everything that can refuse: no server runs on it, it is this cluster in this version, a plan stands, there
 is room. Then the salvage: WAL that only the directory has is archived, and the plan is made again with it, so after a
-crash ``--to latest`` loses nothing. Only then is the directory taken: ``pg_control`` is set aside, and ``pg_wal`` and
-today's configuration move into a folder beside it. What differs from the snapshot is fetched and written, recovery runs
-in the sandbox and is proved, and the last step of all puts ``pg_control`` in place. Before it no server starts on the
+crash ``--to latest`` loses nothing. Only then is the directory taken: ``pg_control`` is set aside, must be what it was
+before the salvage (a server that ran meanwhile has written WAL), and ``pg_wal``, today's configuration and whatever
+else is not data move into a folder beside it. What differs from the snapshot is fetched and written, recovery runs in
+the sandbox and is proved, and the last step of all puts ``pg_control`` in place. Before it no server starts on the
 directory, whoever tries (:mod:`~drservice.components.postgres.withholding`).
 
 Killed at any point, the same command completes it: a note in ``state_dir`` names the folder, and what was salvaged is
@@ -21,7 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from drservice.clock import to_iso
-from drservice.components.postgres.existing import UNPROVEN, Existing, examine, set_aside
+from drservice.components.postgres.controlfile import parse_control
+from drservice.components.postgres.existing import Existing, control_of, examine, put_back, set_aside
 from drservice.components.postgres.presence import listener_of
 from drservice.components.postgres.recovery import TargetAction
 from drservice.components.postgres.server import find_programs
@@ -30,6 +32,7 @@ from drservice.environments.sandbox import list_sandboxes, open_sandbox
 from drservice.errors import (
     DrError,
     RecoveryError,
+    SegmentConflictError,
     ServerRunningError,
     TargetDirectoryError,
     TargetOutsideWindowError,
@@ -40,9 +43,8 @@ from drservice.errors import (
 from drservice.model.ids import SystemId
 from drservice.model.recovery import TargetKind
 from drservice.model.snapshot import SnapshotRecord
-from drservice.model.wal import WalFileKind, segment_number
 from drservice.objectstore.locks import host_lock
-from drservice.operations.asidefolder import AsideFolder, begin_aside, find_aside
+from drservice.operations.asidefolder import AsideFolder, begin_aside, copied_bytes, find_aside
 from drservice.operations.inventory import Archived, archive_of, newest_lineage
 from drservice.operations.restore import run_restore
 from drservice.operations.restoreplan import plan_restore
@@ -90,6 +92,8 @@ class Prepared:
     """What a restore in place would do; nothing was changed yet."""
 
     existing: Existing
+    control: bytes
+    """``pg_control`` of before anything else was looked at."""
     record: SnapshotRecord
     """The newest snapshot: whose cluster this is."""
     archived: Archived
@@ -122,6 +126,7 @@ def prepare_in_place(context: RestoreContext, request: RestoreRequest) -> Prepar
         )
     aside = find_aside(context.state_dir, scope, directory)
     existing = _examine(directory, record)
+    control = control_of(existing)
     find_programs(record.postgres.server_version)
     archived = archive_of(context.repository, record)
     source = _source(directory, aside)
@@ -146,6 +151,7 @@ def prepare_in_place(context: RestoreContext, request: RestoreRequest) -> Prepar
     rooms = _rooms(context, directory, used)
     return Prepared(
         existing=existing,
+        control=control,
         record=record,
         archived=archived,
         planned=planned,
@@ -178,9 +184,10 @@ def run_in_place(context: RestoreContext, request: RestoreRequest) -> RestoreRes
 
         def take(planned: Planned) -> None:
             _require_same_path(planned, request, salvaged.unsaved)
+            _require_own_timeline(planned, request, prepared)
             aside = prepared.aside or begin_aside(context.state_dir, scope, prepared.existing, now=context.clock.now())
             taken.append(aside)
-            _take(prepared.existing, aside)
+            _take(prepared, aside)
 
         try:
             result = run_restore(
@@ -190,12 +197,18 @@ def run_in_place(context: RestoreContext, request: RestoreRequest) -> RestoreRes
             if taken and not is_cluster(prepared.existing.path):
                 raise _naming(error, taken[0], salvaged) from error
             raise
+        except KeyboardInterrupt:
+            if taken and not is_cluster(prepared.existing.path):
+                context.progress.note(f"WARNING: {_unfinished(taken[0], salvaged)}")
+            raise
         left = taken[0].tidy(keep={item.item.name.name for item in salvaged.unsaved})
+        if left.foreign:
+            context.progress.note(f"not PostgreSQL's, and kept in {taken[0].wal}: {', '.join(left.foreign)}")
         outcome = InPlaceOutcome(
             directory=prepared.existing.path,
             aside=taken[0].path,
             salvaged=tuple(item.name.name for item in salvaged.saved),
-            set_aside=left,
+            set_aside=left.unsaved,
         )
         return replace(result, in_place=outcome)
 
@@ -299,7 +312,7 @@ def _rooms(context: RestoreContext, directory: Path, record: SnapshotRecord) -> 
     """Return what is needed where: a file that is there is written over, so only what comes on top counts."""
     segment = record.postgres.segment_bytes
     grows = max(0, record.source_bytes - _occupied(directory)) + _REPLAY_SEGMENTS * segment
-    exchange = _EXCHANGE_SEGMENTS * segment
+    exchange = _EXCHANGE_SEGMENTS * segment + copied_bytes(directory)
     state = context.state_dir
     if state.stat().st_dev == directory.stat().st_dev:
         return (Room(directory=directory, needed_bytes=grows + exchange, free_bytes=free_bytes(directory)),)
@@ -334,6 +347,7 @@ def _salvage(context: RestoreContext, request: RestoreRequest, scope: Scope, pre
         prepared.source,
         prepared.items,
         context.repository.wal(scope),
+        archived=prepared.archived.files,
         system_id=prepared.record.postgres.system_id,
         progress=context.progress,
     )
@@ -345,50 +359,79 @@ def _salvage(context: RestoreContext, request: RestoreRequest, scope: Scope, pre
 
 
 def _require_same_path(planned: Planned, request: RestoreRequest, unsaved: tuple[Unsaved, ...]) -> None:
-    """Refuse to go to the latest position without WAL that lies behind it and could not be archived.
+    """Refuse to go to the latest position without WAL of its timeline, or a later one, that could not be archived.
 
     Raises:
         RecoveryError: naming it; the directory was not touched.
     """
-    plan = planned.resolved.plan
-    size = planned.archived.inventory.segment_bytes
-    behind = [
-        item
-        for item in unsaved
-        if request.target.kind is TargetKind.LATEST
-        and item.item.name.kind is not WalFileKind.HISTORY
-        and item.item.name.timeline == plan.timeline
-        and segment_number(item.item.file, size) >= plan.reach.end.segment_number(size)
-    ]
-    if behind:
+    if request.target.kind is not TargetKind.LATEST:
+        return
+    lacking = tuple(item for item in unsaved if item.item.name.timeline >= planned.resolved.plan.timeline)
+    if lacking:
         assert request.component.data_directory is not None, "checked before"
-        raise _not_saved(tuple(behind), request, request.component.data_directory / "pg_wal")
+        raise _not_saved(lacking, request, request.component.data_directory / "pg_wal")
+
+
+def _require_own_timeline(planned: Planned, request: RestoreRequest, prepared: Prepared) -> None:
+    """Refuse to leave the timeline production was on, unless that was asked for.
+
+    The highest timeline in the archive may be that of a copy somebody promoted, which nobody took for production: to
+    its latest position all that production committed since would be lost.
+
+    Raises:
+        RecoveryError: naming both; the directory was not touched.
+    """
+    if not prepared.control:
+        return  # an attempt left it: production's own is gone
+    control = parse_control(prepared.control)
+    own = max(control.timeline, control.min_recovery_timeline)  # which is ahead between a promotion and its checkpoint
+    plan = planned.resolved.plan
+    inventory = planned.archived.inventory
+    if request.target.timeline is not None or request.target.kind is TargetKind.SNAPSHOT or plan.timeline == own:
+        return
+    if plan.timeline in {entry.timeline for entry in inventory.histories.get(own, ())}:
+        return  # an ancestor's: the target lies before production's timeline began
+    raise RecoveryError(
+        f"{prepared.existing.path} is on timeline {own}, and {request.target.describe()} would be reached on timeline"
+        f" {plan.timeline}, which left it",
+        hint=f"Say which is meant: --timeline {own} for what this directory committed, --timeline {plan.timeline} for"
+        " the server that was promoted to it. Nothing was changed.",
+    )
 
 
 def _not_saved(unsaved: tuple[Unsaved, ...], request: RestoreRequest, source: Path) -> RecoveryError:
     names = ", ".join(item.item.file for item in unsaved[:5])
     error = unsaved[0].error
+    again = error.hint if isinstance(error, SegmentConflictError) else "Run it again when the store takes them."
     return RecoveryError(
         f"{len(unsaved)} WAL file(s) of {source} could not be archived ({names}): {error.message}",
-        hint=f"{request.target.describe()} needs them. The directory was not touched. Run it again when the store takes"
-        " them; or name an instant that the archive reaches (drservice info): then they are set aside and named.",
+        hint=f"{request.target.describe()} needs them. The directory was not touched. {again} Or name an instant that"
+        " the archive reaches (drservice info): then they are set aside and named.",
     )
 
 
-def _take(existing: Existing, aside: AsideFolder) -> None:
+def _take(prepared: Prepared, aside: AsideFolder) -> None:
     """Make the directory one that no server starts on, and move out of it what is only there.
 
     Raises:
-        ServerRunningError: one was started meanwhile; the directory is as it was.
+        ServerRunningError: one was started since the WAL was looked at; the directory is as it was.
         RecoveryError: it cannot be moved.
     """
+    existing = prepared.existing
     unveil_control(existing.path)  # of an attempt that was killed: it must not take the place of the real one
+    was_cluster = is_cluster(existing.path)
     set_aside(existing)
     listens = listener_of(existing.path)
-    if listens is not None:
+    ran = control_of(existing) != prepared.control
+    if listens is not None or ran:
+        if was_cluster:
+            put_back(existing)  # a server that runs would end at its next checkpoint without it
         raise ServerRunningError(
-            f"a server may have been started on {existing.path}: {listens}",
-            hint=f"Stop it. {existing.path}/global/{UNPROVEN} is its pg_control; run the same command again.",
+            f"a server may have been started on {existing.path}: {listens}"
+            if listens is not None
+            else f"a server ran on {existing.path} while its WAL was archived, and may have written more",
+            hint="Stop it, and what starts it again (the service manager). Then run the same command; nothing was"
+            " changed.",
         )
     aside.take_from(existing.path)
 
@@ -404,12 +447,16 @@ def _end_leftovers(context: RestoreContext, request: RestoreRequest) -> None:
 
 def _naming(error: DrError, aside: AsideFolder, salvaged: Salvaged) -> DrError:
     """Return the error with what became of the directory, and how to go on."""
-    kept = f" {len(salvaged.saved)} WAL file(s) were archived." if salvaged.saved else ""
-    error.hint = (
-        f"{error.hint} No server starts on the directory until the same command has completed it.{kept}"
-        f" What was in it and is nowhere else is in {aside.path}."
-    )
+    error.hint = f"{error.hint} {_unfinished(aside, salvaged)}"
     return error
+
+
+def _unfinished(aside: AsideFolder, salvaged: Salvaged) -> str:
+    kept = f" {len(salvaged.saved)} WAL file(s) were archived." if salvaged.saved else ""
+    return (
+        f"No server starts on the directory until the same command has completed it.{kept} What was in it and is"
+        f" nowhere else is in {aside.path}."
+    )
 
 
 def preview(prepared: Prepared) -> Mapping[str, object]:

@@ -21,7 +21,7 @@ from typing import Self
 from drservice.components.postgres.walfile import HEAD_BYTES, SMALL_FILE_BYTES, check_wal_file
 from drservice.errors import DrError, ForeignSegmentError, SegmentConflictError, WalError
 from drservice.model.ids import SystemId
-from drservice.model.wal import WalFileKind, WalFileName, segment_number
+from drservice.model.wal import Timeline, WalFileKind, WalFileName, segment_number
 from drservice.operations.progress import Progress
 from drservice.repository.walarchive import WalArchive
 
@@ -107,21 +107,22 @@ def _decide(
     newest: dict[int, int] = {}
     segments: list[tuple[WalFileName, int]] = []
     for name, size in opened.files():
+        is_archived = name.name in archived and opened.status(name) == "done"
         try:
             check_wal_file(name.name, opened.head(name, size), size, expected_system_id=system_id)
         except ForeignSegmentError:
+            if opened.status(name) == "ready":  # PostgreSQL wrote it, so it is damaged: nobody may take it for nothing
+                found.append(Salvageable(file=name.name, name=name, bytes=size))
             continue  # recycled, or another's: nothing of this cluster's WAL is in it
         if name.kind is not WalFileKind.SEGMENT:
-            if name.name not in archived and name.kind is not WalFileKind.BACKUP:
+            if not is_archived and name.kind is not WalFileKind.BACKUP:
                 found.append(Salvageable(file=name.name, name=name, bytes=size))
             continue
         number = segment_number(name.name, segment_bytes)
         newest[name.timeline] = max(number, newest.get(name.timeline, number))
-        if number >= oldest_needed:
+        if number >= oldest_needed and not is_archived:
             segments.append((name, number))
     for name, number in segments:
-        if name.name in archived and opened.status(name) == "done":
-            continue
         whole = name.name in archived or number < newest[name.timeline] or opened.status(name) is not None
         stored = name if whole else WalFileName.parse(f"{name.name}{_PARTIAL}")
         found.append(Salvageable(file=name.name, name=stored, bytes=segment_bytes))
@@ -129,37 +130,70 @@ def _decide(
 
 
 def salvage(
-    folder: Path, items: Sequence[Salvageable], archive: WalArchive, *, system_id: SystemId, progress: Progress
+    folder: Path,
+    items: Sequence[Salvageable],
+    archive: WalArchive,
+    *,
+    archived: Mapping[str, object],
+    system_id: SystemId,
+    progress: Progress,
 ) -> Salvaged:
     """Archive what was found; each file that is named as saved is durable and verified in the store.
 
-    A file that cannot be archived does not keep the others from it; once the store does not answer, no more is tried.
+    First what the archive has under the same names is compared. A timeline that differs there is another one than this
+    directory's (two copies promoted to one number, trap T16): nothing of it is added, so that what belongs together is
+    never mixed. Any other file that cannot be archived does not keep the others from it; once the store does not
+    answer, no more is tried.
+
+    Args:
+        folder: where the files are.
+        items: the files.
+        archive: of the cluster.
+        archived: what it has, by name.
+        system_id: the cluster they must belong to.
+        progress: hears of each.
     """
-    saved: list[Salvageable] = []
-    unsaved: list[Unsaved] = []
+    away: list[DrError] = []
+    foreign: dict[Timeline, DrError] = {}
+
+    def push(item: Salvageable) -> DrError | None:
+        if away:
+            return away[0]
+        if item.name.timeline in foreign:
+            return _of_another(item, foreign[item.name.timeline])
+        try:
+            _push(opened, item, archive, system_id)
+        except (ForeignSegmentError, SegmentConflictError) as error:
+            return error
+        except DrError as error:
+            away.append(error)
+            return error
+        return None
+
     progress.step("salvage WAL", total_items=len(items))
+    errors: dict[Salvageable, DrError | None] = {}
+    compared = [item for item in items if item.name.name in archived and not item.is_partial]
+    added = [item for item in items if item not in compared]
     with _Folder(folder) as opened, ThreadPoolExecutor(_WORKERS, thread_name_prefix="salvage") as pool:
-        away: list[DrError] = []
+        for part in (compared, added):
+            for item, error in zip(part, pool.map(push, part), strict=True):
+                errors[item] = error
+                progress.advance(1)
+            foreign.update(
+                (item.name.timeline, error)
+                for item, error in errors.items()
+                if isinstance(error, SegmentConflictError) and item.name.timeline not in foreign
+            )
+    return Salvaged(
+        saved=tuple(item for item in items if errors[item] is None),
+        unsaved=tuple(Unsaved(item=item, error=error) for item in items if (error := errors[item]) is not None),
+    )
 
-        def push(item: Salvageable) -> DrError | None:
-            if away:
-                return away[0]
-            try:
-                _push(opened, item, archive, system_id)
-            except (ForeignSegmentError, SegmentConflictError) as error:
-                return error
-            except DrError as error:
-                away.append(error)
-                return error
-            return None
 
-        for item, error in zip(items, pool.map(push, items), strict=True):
-            if error is None:
-                saved.append(item)
-            else:
-                unsaved.append(Unsaved(item=item, error=error))
-            progress.advance(1)
-    return Salvaged(saved=tuple(saved), unsaved=tuple(unsaved))
+def _of_another(item: Salvageable, conflict: DrError) -> DrError:
+    return SegmentConflictError(
+        f"timeline {item.name.timeline} in the archive is not the one of this directory ({conflict.message})"
+    )
 
 
 def _push(opened: _Folder, item: Salvageable, archive: WalArchive, system_id: SystemId) -> None:

@@ -184,7 +184,12 @@ def test_the_second_crash_in_the_same_segment_is_salvaged_beside_the_first(estat
         system_id = prepared.record.postgres.system_id
         for _ in range(2):  # the same again is fine
             done = salvage(
-                cluster.data / "pg_wal", prepared.items, archive, system_id=system_id, progress=SilentProgress()
+                cluster.data / "pg_wal",
+                prepared.items,
+                archive,
+                archived=prepared.archived.files,
+                system_id=system_id,
+                progress=SilentProgress(),
             )
             assert (len(done.saved), done.unsaved) == (1, ())
     cluster.start()

@@ -97,6 +97,33 @@ def set_aside(existing: Existing) -> None:
             raise
 
 
+def put_back(existing: Existing) -> None:
+    """Undo :func:`set_aside` of a directory that was not changed: a server starts on it again.
+
+    Raises:
+        RecoveryError: it cannot be renamed.
+    """
+    with _opened(existing.path) as folder:
+        _rename_control(existing, folder, UNPROVEN, _CONTROL)
+
+
+def control_of(existing: Existing) -> bytes:
+    """Return ``pg_control``, in place or set aside, ``b""`` if there is none; a server that runs writes it anew.
+
+    Raises:
+        RecoveryError: the directory cannot be looked at.
+    """
+    with _opened(existing.path) as folder:
+        try:
+            with open_below(folder, b"global") as inside:
+                found = _read_plain(inside, _CONTROL, CONTROL_FILE_BYTES)
+                return found or _read_plain(inside, UNPROVEN, CONTROL_FILE_BYTES)
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise RecoveryError(f"cannot open global in {existing.path}: {error.strerror}") from error
+
+
 def _rename_control(existing: Existing, folder: int, old: str, new: str) -> bool:
     """Rename within ``global``, durably; False if there is nothing to rename.
 

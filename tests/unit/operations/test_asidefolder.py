@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from drservice.operations.asidefolder import AsideFolder
+from drservice.operations import asidefolder
+from drservice.operations.asidefolder import AsideFolder, Left, copied_bytes
 
 SEGMENT, LAST = "000000010000000000000003", "000000010000000000000004"
 
@@ -22,6 +23,9 @@ def directory(tmp_path: Path) -> Path:
         (data / "pg_wal" / name).write_text(f"bytes of {name}")
     (data / "pg_wal" / "planted").symlink_to("/etc/passwd")
     (data / "postgresql.conf").write_text("of today")
+    (data / "log").mkdir()
+    (data / "log" / "server.log").write_text("what happened")
+    (data / "base").mkdir()
     return data
 
 
@@ -32,18 +36,37 @@ def aside(tmp_path: Path) -> AsideFolder:
     return AsideFolder(path=tmp_path / "aside", note=tmp_path / "note", account=None)
 
 
-def test_wal_and_configuration_are_moved_and_a_later_attempts_wal_is_left_alone(
-    directory: Path, aside: AsideFolder
-) -> None:
+def test_whatever_is_not_data_is_moved_and_a_later_attempts_is_left_alone(directory: Path, aside: AsideFolder) -> None:
     aside.take_from(directory)
-    assert names(aside.path) == ["pg_wal", "postgresql.conf"]
-    assert not (directory / "pg_wal").exists()
+    assert names(aside.path) == ["log", "pg_wal", "postgresql.conf"]
+    assert names(directory) == ["base"]
     (directory / "pg_wal").mkdir()
     (directory / "pg_wal" / "attempt").touch()
-    (directory / "postgresql.conf").write_text("of the snapshot")
+    for name in ("postgresql.conf", "conf.d"):
+        (directory / name).write_text("of the snapshot")
     aside.take_from(directory)
     assert not (aside.wal / "attempt").exists()
     assert (aside.path / "postgresql.conf").read_text() == "of today"
+    assert (directory / "conf.d").exists(), "production did not have it"
+
+
+def test_the_wal_goes_last_so_that_one_who_was_killed_goes_on_moving(
+    directory: Path, aside: AsideFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def renaming(source: Any, target: Any, **named: Any) -> None:
+        if source == "pg_wal":
+            raise KeyboardInterrupt
+        rename(source, target, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", renaming)
+        with pytest.raises(KeyboardInterrupt):
+            aside.take_from(directory)
+    assert names(aside.path) == ["log", "postgresql.conf"]
+    aside.take_from(directory)
+    assert names(aside.path) == ["log", "pg_wal", "postgresql.conf"]
 
 
 def test_on_another_file_system_they_are_copied_whole_or_not_at_all(
@@ -57,27 +80,60 @@ def test_on_another_file_system_they_are_copied_whole_or_not_at_all(
         rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
     monkeypatch.setattr(os, "rename", renaming)
-    (aside.path / "pg_wal.new").mkdir()  # of an attempt that was killed while it copied
-    (aside.path / "pg_wal.new" / "half").touch()
+    (aside.path / ".pg_wal.new").mkdir()  # of an attempt that was killed while it copied
+    (aside.path / ".pg_wal.new" / "half").touch()
     aside.take_from(directory)
-    assert names(aside.wal) == [SEGMENT, LAST], "no link is copied, and nothing of the killed attempt"
+    assert names(aside.wal) == [SEGMENT, LAST, "archive_status", "planted"], "nothing of the killed attempt"
+    assert (aside.wal / "planted").is_symlink(), "a link is never followed"
+    assert (aside.path / "log" / "server.log").read_text() == "what happened"
     assert (aside.wal / LAST).read_text() == f"bytes of {LAST}"
     assert (aside.path / "postgresql.conf").read_text() == "of today"
 
 
-def test_what_is_in_no_archive_is_kept_under_the_name_it_is_to_be_archived_by(
+def test_what_is_in_no_archive_is_kept_under_the_name_it_is_to_be_archived_by_and_what_is_foreign_stays(
     directory: Path, aside: AsideFolder
 ) -> None:
+    (directory / "pg_wal" / f"{SEGMENT}.saved").touch()
+    (directory / "pg_wal" / "mine").mkdir()
+    for name in ("xlogtemp.12", "RECOVERYXLOG", "00000002.history"):
+        (directory / "pg_wal" / name).touch()
     aside.take_from(directory)
-    assert aside.tidy(keep={f"{LAST}.partial"}) == (f"{LAST}.partial",)
-    assert names(aside.wal) == [f"{LAST}.partial"]
+    left = aside.tidy(keep={f"{LAST}.partial"})
+    assert left.unsaved == (f"{LAST}.partial",)
+    assert left.foreign == (f"{SEGMENT}.saved", "mine", "planted")
+    assert names(aside.wal) == [f"{SEGMENT}.saved", f"{LAST}.partial", "mine", "planted"]
     assert not aside.note.exists()
 
 
 def test_without_anything_left_the_wal_folder_goes(directory: Path, aside: AsideFolder) -> None:
+    (directory / "pg_wal" / "planted").unlink()
     aside.take_from(directory)
-    assert aside.tidy(keep=frozenset()) == ()
-    assert names(aside.path) == ["postgresql.conf"]
+    assert aside.tidy(keep=frozenset()) == Left(unsaved=(), foreign=())
+    assert names(aside.path) == ["log", "postgresql.conf"]
+
+
+def test_one_who_was_killed_while_tidying_up_leaves_nothing_to_go_on_with(
+    directory: Path, aside: AsideFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next restore, weeks later, would take this folder for its own and leave today's configuration out."""
+
+    def die(_: Path, keep: object) -> None:
+        del keep
+        raise KeyboardInterrupt
+
+    aside.take_from(directory)
+    monkeypatch.setattr(asidefolder, "_remove_archived", die)
+    with pytest.raises(KeyboardInterrupt):
+        aside.tidy(keep=frozenset())
+    assert not aside.note.exists()
+
+
+def test_a_copy_counts_as_room_and_a_rename_does_not(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert copied_bytes(directory) == 0
+    monkeypatch.setattr(asidefolder, "_is_mount", lambda _: True)
+    (directory / "base" / "16384").write_bytes(bytes(100_000))
+    expected = 2 * len(f"bytes of {SEGMENT}") + len("of today") + len("what happened") + len("/etc/passwd")
+    assert copied_bytes(directory) == expected
 
 
 def names(folder: Path) -> list[str]:

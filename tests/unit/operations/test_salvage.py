@@ -69,7 +69,10 @@ def test_the_last_segment_of_every_timeline_is_judged_by_itself_and_histories_go
         (new, new),
         (current, f"{current}.partial"),
     ]
-    assert ("00000002.history", "00000002.history") not in found(folder, "00000002.history")
+    history = ("00000002.history", "00000002.history")
+    assert history in found(folder, "00000002.history"), "of which copy it is archived is not known by its name"
+    (folder / "archive_status" / "00000002.history.done").touch()
+    assert history not in found(folder, "00000002.history")
 
 
 def test_what_serves_no_snapshot_or_is_no_wal_of_this_cluster_is_left_out(folder: Path) -> None:
@@ -87,3 +90,10 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_a_link_is_not_followed(tmp
     for path in (tmp_path / "nothing", tmp_path / "pg_wal"):
         with pytest.raises(WalError, match="cannot read"):
             found(path)
+
+
+def test_a_damaged_segment_that_the_server_has_ready_is_named_and_a_recycled_one_is_not(folder: Path) -> None:
+    damaged = segment(folder, 4, mark="ready")
+    (folder / damaged).write_bytes(bytes(SIZE))
+    (folder / name_of(5)).write_bytes(bytes(SIZE))
+    assert found(folder) == [(damaged, damaged)]
