@@ -457,7 +457,10 @@ class WalRemovedError(StreamError):
 
     code = "DR733"
     exit_status = ExitStatus.INTEGRITY
-    hint = "Take a new snapshot: instants in the hole cannot be reached."
+    hint = (
+        "Take a new snapshot: instants in the hole cannot be reached. If the slot itself points to what is gone, drop it"
+        " (pg_drop_replication_slot): the receiver makes a new one."
+    )
 
 
 class WrongTimelineError(StreamError):
