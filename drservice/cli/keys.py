@@ -55,7 +55,7 @@ def check(invocation: Invocation, service: str | None) -> ExitStatus:
         raise NoIdentityError("no identity is configured here, so nothing can be proved")
     with open_data_plane(estate) as plane:
         checks = [
-            item for chosen in estate.selected(service) for item in check_identities(plane.repository, chosen.name)
+            item for chosen in estate.selected(service) for item in check_identities(plane.repository, chosen)
         ]
     document = {
         "checks": [

@@ -117,7 +117,7 @@ def _check_keys(context: HealthContext, services: Sequence[Service], checklist: 
         return
     with checklist.asking("identity"):
         for service in services:
-            for item in check_identities(context.repository, service.name):
+            for item in check_identities(context.repository, service):
                 if item.opened or (item.key_id is None and item.recipient is not None):
                     checklist.ok("identity", f"{service.name}: {str(item.recipient)[:16]}... {item.detail}")
                 else:

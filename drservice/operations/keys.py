@@ -115,11 +115,14 @@ def list_keys(repository: Repository, service: ServiceName) -> list[KeyFacts]:
     return found
 
 
-def check_identities(repository: Repository, service: ServiceName) -> list[KeyCheck]:
+def check_identities(repository: Repository, chosen: Service) -> list[KeyCheck]:
     """Try each identity that is configured here on the newest data key of a service. Could not try is not a pass.
 
-    One that cannot be loaded is a failed check by its name, and the others are tried all the same.
+    What it finds has to open what was sealed with the key as well. One that cannot be loaded is a failed check by its
+    name, and the others are tried all the same.
     """
+    service = chosen.name
+    witnesses = Witnesses(repository, chosen)
     keys = list_keys(repository, service)
     newest = max((key.key_id for key in keys), default=None)
     wrappings = [key for key in keys if key.key_id == newest]
@@ -141,7 +144,7 @@ def check_identities(repository: Repository, service: ServiceName) -> list[KeyCh
             continue
         for recipient in recipients:
             alone = identities.only(recipient)
-            opened, detail = _try(repository, alone, wrappings)
+            opened, detail = _try(repository, alone, wrappings, witnesses)
             checks.append(
                 KeyCheck(
                     service=service,
@@ -155,18 +158,27 @@ def check_identities(repository: Repository, service: ServiceName) -> list[KeyCh
     return checks
 
 
-def _try(repository: Repository, identities: Identities, wrappings: list[KeyFacts]) -> tuple[bool, str]:
+def _try(
+    repository: Repository, identities: Identities, wrappings: list[KeyFacts], witnesses: Witnesses
+) -> tuple[bool, str]:
     """Return whether one identity opens a data key by any of its wrappings, and what to say."""
     detail = "there is no data key yet; take a backup first"
+    secrets: list[bytes] = []
     for wrapping in wrappings:
         _, body = _read(repository, wrapping.object_key)
         try:
-            identities.unwrap(body, f"data key {wrapping.key_id}")
+            secrets.append(identities.unwrap(body, f"data key {wrapping.key_id}"))
         except DrError as error:
             detail = error.message
-        else:
-            return True, "opens it"
-    return False, detail
+    if not secrets:
+        return False, detail
+    try:
+        right = witnesses.right_one(wrappings[0].key_id, secrets)
+    except WrongDataKeyError as error:
+        return False, f"opens only wrappings that hold a false key: {error.message}"
+    proof = "opens it" if right is not None else "opens it (nothing that was sealed with it is there to try it on)"
+    others = len(set(secrets)) - 1
+    return True, proof + (f"; beside it {others} wrapping(s) hold a false key" if others else "")
 
 
 def rewrap_keys(
@@ -205,19 +217,20 @@ def rewrap_keys(
     progress.step(f"keys of {service.name}", total_items=len(ids))
     for key_id in ids:
         wrappings = keyring.wrappings(key_id, service=service.name)
+        right, why_not = None, ""
         try:
             right = _right_secret(key_id, wrappings, witnesses)
         except (KeyProblemError, FormatError, DamagedObjectError, MissingObjectError) as error:
-            if not today <= frozenset().union(*(item.recipients for item in wrappings if item.secret is None)):
-                unopened.append((key_id, error.message))
-            false += _false_ones(wrappings, ours, None)
-        else:
-            false += (lies := _false_ones(wrappings, ours, right))
-            lying = {item.object_key for item in lies}
-            if not today <= frozenset().union(*(w.recipients for w in wrappings if w.object_key not in lying)):
-                if not dry_run:
-                    _wrap_again(repository, service.name, DataKey(id=key_id, secret=right), signer, clock)
-                wrapped.append(key_id)
+            why_not = error.message
+        lies = {item.object_key: item for item in _false_ones(wrappings, ours, right)}
+        false += lies.values()
+        named = frozenset().union(*(item.recipients for item in wrappings if item.object_key not in lies))
+        if not today <= named and right is None:
+            unopened.append((key_id, why_not))
+        elif not today <= named and right is not None:
+            if not dry_run:
+                _wrap_again(repository, service.name, DataKey(id=key_id, secret=right), signer, clock)
+            wrapped.append(key_id)
         progress.advance(1)
     return Rewrapped(
         service=service.name,
