@@ -272,6 +272,27 @@ class Writer:
         key = f"s/{self.service}/{self.component}/snapshots/{name}"
         return self.envelope(key, "snapshot", fields, struct.pack(">I", len(public)) + public + sealed)
 
+    def tail(
+        self, timeline: int, begin: int, content: bytes, *, size: int, writer: str = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+    ) -> Path:
+        """Store a piece of WAL of a cluster whose segments have `size` bytes."""
+        end = begin + len(content)
+        name = f"{begin:016X}-{end:016X}-{writer}"
+        fields: dict[str, Any] = {
+            "system_id": self.system_id,
+            "timeline": timeline,
+            "start_lsn": f"{begin >> 32:X}/{begin & 0xFFFFFFFF:X}",
+            "end_lsn": f"{end >> 32:X}/{end & 0xFFFFFFFF:X}",
+            "writer": writer,
+            "segment_bytes": size,
+            "server_time": NOW,
+            "plain_sha256": hashlib.sha256(content).hexdigest(),
+            "key_id": self.key_id,
+        }
+        where = f"{self.system_id}/{timeline:08X}/{name}"
+        key = f"s/{self.service}/{self.component}/tail/{where}"
+        return self.envelope(key, "tail", fields, self.seal(f"tail/{where}", content))
+
     def wal(self, name: str, content: bytes, *, stored_as: str = "", wrapped: bool = False) -> Path:
         """Store a WAL file, under another name for a repaired copy, with the data key inside if wanted."""
         key = f"s/{self.service}/{self.component}/wal/{self.system_id}/{name[:8]}/{stored_as or name}"

@@ -49,6 +49,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 ULID = "[0-9A-HJKMNP-TV-Z]{26}"
 WAL_NAME = r"[0-9A-F]{8}([0-9A-F]{16}(\.partial|\.[0-9A-F]{8}\.backup)?|\.history)(\.r[0-9A-Z]{26})?"
+TAIL_NAME = r"([0-9A-F]{16})-([0-9A-F]{16})-[0-9A-Z]{26}"
 ZERO_ID = bytes(32)
 KINDS = ("postgres", "odoo-filestore", "directory")
 MARKER = "RESTORE-INCOMPLETE"
@@ -74,6 +75,16 @@ class Piece(NamedTuple):
     stored: int
     plain: int
     codec: int
+
+
+class Tail(NamedTuple):
+    """A segment that is stored in pieces only: up to which position it could be put together, and why no further."""
+
+    name: str
+    content: bytes
+    end: int
+    whole: bool
+    problem: str
 
 
 class Snapshot(NamedTuple):
@@ -601,6 +612,84 @@ class Component:
                 reasons.append(str(problem))
         raise Problem("; ".join(reasons))
 
+    def tail_keys(self, system_id: str, timeline: str) -> list[tuple[int, int, str]]:
+        """Return begin, end and key of the pieces of WAL of a timeline, in order (§13)."""
+        folder = f"{self.prefix}/tail/{system_id}/{timeline}"
+        found = [(re.fullmatch(TAIL_NAME, name), name) for name in self.repository.names(folder, TAIL_NAME)]
+        return sorted((int(one[1], 16), int(one[2], 16), f"{folder}/{name}") for one, name in found if one)
+
+    def all_tails(self) -> Iterator[tuple[str, str, list[tuple[int, int, str]]]]:
+        """Yield cluster, timeline and pieces wherever there are any."""
+        for system_id in self.repository.names(f"{self.prefix}/tail"):
+            for timeline in self.repository.names(f"{self.prefix}/tail/{system_id}", "[0-9A-F]{8}"):
+                if pieces := self.tail_keys(system_id, timeline):
+                    yield system_id, timeline, pieces
+
+    def tail_piece(self, key: str) -> bytes:
+        """Return the bytes of a piece of WAL."""
+        fields, sealed = self.repository.envelope(key, "tail")
+        with reading(key):
+            system_id, timeline, name = key.split("/")[4:]
+            begin, end, size = lsn(fields["start_lsn"]), lsn(fields["end_lsn"]), fields["segment_bytes"]
+            own = (str(fields["system_id"]), f"{fields['timeline']:08X}", f"{begin:016X}-{end:016X}-{fields['writer']}")
+            demand(own == (system_id, timeline, name), "describes another piece")
+            demand(begin < end and begin // size == (end - 1) // size, "crosses the boundary of a segment")
+            data_key = self.repository.data_key(self.service, fields["key_id"])
+            plain = self.unseal(data_key, f"tail/{system_id}/{timeline}/{name}", sealed)
+            demand(len(plain) == end - begin, "has a wrong length")
+            demand(hashlib.sha256(plain).hexdigest() == fields["plain_sha256"], "has a wrong SHA-256")
+            return plain
+
+    def assemble(self, name: str, begin: int, size: int, pieces: list[tuple[int, int, str]]) -> Tail:
+        """Put a segment together from its pieces, as far as they follow each other and agree (§13)."""
+        content, end, problem, spoilt = bytearray(size), begin, "", [(0, "")]
+        for start, stop, key in pieces:
+            if start > end or (problem and start >= end):
+                problem = problem or f"what lies behind {position(end)} is missing, and {position(start)} is there"
+                break
+            try:
+                plain = self.tail_piece(key)
+            except Problem as found:
+                note(f"WARNING {found}")
+                spoilt.append((stop, str(found)))
+                continue
+            known = bytes(content[start - begin : min(end, stop) - begin])
+            if known != plain[: len(known)]:
+                end = start + next(at for at in range(len(known)) if known[at] != plain[at])
+                problem = f"two pieces say different things about {position(end)}; {key} is one of them"
+            elif not problem and stop > end:
+                content[start - begin : stop - begin] = plain
+                end = stop
+        furthest, reason = max(spoilt)
+        problem = reason if furthest > end and "different" not in problem else problem
+        content[end - begin :] = bytes(size - (end - begin))
+        return Tail(name, bytes(content), end, end - begin == size, problem)
+
+    def tails(self, system_id: str, size: int, files: Iterable[str], since: str, first: int) -> Iterator[Tail]:
+        """Yield the segments from `first` on that are in pieces only, timeline by timeline; the last may be unfinished.
+
+        Only the last of a timeline may: one in the middle that is not whole is a gap.
+        """
+        for timeline in self.repository.names(f"{self.prefix}/tail/{system_id}", "[0-9A-F]{8}"):
+            if timeline < since:
+                continue
+            stored = [number for run in runs(files, size).get(timeline, []) for number in range(run[0], run[1] + 1)]
+            mine: dict[int, list[tuple[int, int, str]]] = {}
+            for one in self.tail_keys(system_id, timeline):
+                if one[0] // size == (one[1] - 1) // size >= first and one[0] // size not in stored:
+                    mine.setdefault(one[0] // size, []).append(one)
+            for number, pieces in mine.items():
+                name = segment_name(timeline, number, size)
+                found = self.assemble(name, number * size, size, pieces)
+                is_last = number == max([*stored, *mine])
+                if found.whole or (is_last and f"{name}.partial" not in files):
+                    yield found
+
+
+def position(value: int) -> str:
+    """Return a WAL position as PostgreSQL writes it."""
+    return f"{value >> 32:X}/{value & 0xFFFFFFFF:X}"
+
 
 def runs(names: Iterable[str], segment_bytes: int) -> dict[str, list[list[int]]]:
     """Return timeline -> [first, last] numbers of segments that follow each other; between two runs is a gap."""
@@ -804,6 +893,18 @@ def place_configuration(attachments: Fields, snapshot: Snapshot, into: Path) -> 
             say(f"Configuration NOT in the snapshot: {shown(path)} ({reason})")
 
 
+def place_tails(tails: Iterable[Tail], into: Path) -> Iterator[str]:
+    """Write segments that were put together from pieces, say so, and yield their names."""
+    for tail in tails:
+        if tail.problem:
+            say(f"ATTENTION: the WAL in {tail.name} ends at {position(tail.end)}: {tail.problem}")
+        if tail.whole or tail.end % len(tail.content):
+            with new_file(into / tail.name) as file:
+                file.write(tail.content)
+            say(f"{tail.name} was put together from pieces, up to {position(tail.end)}")
+            yield tail.name
+
+
 def place_wal(component: Component, snapshot: Snapshot, into: Path) -> None:
     """Write all WAL from the snapshot's start on, of all timelines, and refuse gaps by name."""
     about = snapshot.header["postgres"]
@@ -821,6 +922,8 @@ def place_wal(component: Component, snapshot: Snapshot, into: Path) -> None:
             file.write(content)
 
     in_threads("WAL files", place, list(wanted))
+    tails = component.tails(str(about["system_id"]), size, files, timeline, first)
+    wanted.update({name: [] for name in place_tails(tails, into)})
     sync_folder(into)
     found = runs(wanted, size)
     missing = []
@@ -980,6 +1083,8 @@ def show(component: Component) -> int:
                 begin, end = segment_name(timeline, first, size), segment_name(timeline, last, size)
                 gap = "  GAP BEFORE THIS" if number else ""
                 say(f"  WAL of {system_id}: {begin} to {end}, {times[begin]} to {times[end]}{gap}")
+    for system_id, timeline, pieces in component.all_tails():
+        say(f"  WAL of {system_id}, timeline {timeline}, in pieces up to {position(max(pieces)[1])}")
     return bad
 
 
@@ -1042,6 +1147,8 @@ def verify(repository: Repository, components: list[Component]) -> int:
             check(check_snapshot, one, found)
         for system_id in names(f"{one.prefix}/wal"):
             in_threads(f"{one.prefix}/wal", partial(check, one.wal), list(one.wal_files(system_id).values()))
+        keys = [key for _, _, pieces in one.all_tails() for _, _, key in pieces]
+        in_threads(f"{one.prefix}/tail", partial(check, one.tail_piece), keys)
     say(f"{len(bad)} problems" if bad else "Everything was read and is whole.")
     return len(bad)
 
