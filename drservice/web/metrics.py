@@ -45,6 +45,7 @@ class Metric:
 
 
 _SERVICE = ("service",)
+_CLUSTER = ("service", "component")
 METRICS = {
     metric.name: metric
     for metric in (
@@ -64,7 +65,32 @@ METRICS = {
         Metric(
             name="drservice_wal_timestamp_seconds",
             labels=("service", "component"),
-            meaning="the newest instant in the repository's WAL",
+            meaning="the newest instant in the repository's WAL, streamed or archived",
+        ),
+        Metric(
+            name="drservice_wal_durable_lag_seconds",
+            labels=_CLUSTER,
+            meaning="age of the oldest streamed WAL that is not durable; while nobody tells, of the newest that is",
+        ),
+        Metric(
+            name="drservice_wal_durable_lag_bytes",
+            labels=_CLUSTER,
+            meaning="WAL that waits in the server's slot to become durable",
+        ),
+        Metric(
+            name="drservice_wal_slot_room_bytes",
+            labels=_CLUSTER,
+            meaning="WAL that may still be written before the slot may be lost; absent without a limit",
+        ),
+        Metric(
+            name="drservice_wal_stream_state",
+            labels=("service", "component", "state"),
+            meaning="1 for what the receiver does, 0 for the others: streaming, connecting, stalled, failed, absent",
+        ),
+        Metric(
+            name="drservice_wal_holes",
+            labels=("service", "component", "state"),
+            meaning="holes in the WAL that snapshots need: open, or passed (a newer snapshot begins behind it)",
         ),
         Metric(
             name="drservice_verified_timestamp_seconds",
@@ -247,7 +273,35 @@ _GROUPED: Mapping[str, str] = {
     "drservice_point_timestamp_seconds": """
         SELECT service, state, max(created_at) AS value FROM point GROUP BY service, state""",
     "drservice_wal_timestamp_seconds": """
-        SELECT service, component, max(to_time) AS value FROM wal_window GROUP BY service, component""",
+        SELECT service, component, greatest(max(to_time), (
+            SELECT durable_until FROM wal_stream AS stream
+            WHERE stream.service = wal_window.service AND stream.component = wal_window.component AND NOT EXISTS (
+                SELECT FROM wal_hole AS hole
+                WHERE hole.service = wal_window.service AND hole.component = wal_window.component AND hole.is_open)
+        )) AS value FROM wal_window GROUP BY service, component""",
+    "drservice_wal_durable_lag_seconds": """
+        SELECT service, component, CASE
+            WHEN told_at > drservice_now() - interval '30 s' AND seconds_at_risk IS NOT NULL THEN seconds_at_risk
+            ELSE greatest(0, extract(epoch FROM drservice_now() - durable_until)) END AS value
+        FROM wal_stream WHERE seconds_at_risk IS NOT NULL OR durable_until IS NOT NULL""",
+    "drservice_wal_durable_lag_bytes": """
+        SELECT service, component, bytes_at_risk AS value FROM wal_stream WHERE bytes_at_risk IS NOT NULL""",
+    "drservice_wal_slot_room_bytes": """
+        SELECT service, component, greatest(0, safe_wal_bytes) AS value FROM wal_stream
+        WHERE safe_wal_bytes IS NOT NULL""",
+    "drservice_wal_stream_state": """
+        SELECT service, component, each.state, (CASE
+            WHEN told_at > drservice_now() - interval '1 min' THEN stream.state = each.state
+            ELSE each.state = 'absent' END)::int AS value
+        FROM wal_stream AS stream
+        CROSS JOIN (VALUES ('streaming'), ('connecting'), ('stalled'), ('failed'), ('absent')) AS each (state)""",
+    "drservice_wal_holes": """
+        SELECT cluster.service, cluster.component, each.state, count(hole.timeline) AS value
+        FROM (SELECT service, component FROM wal_window UNION SELECT service, component FROM wal_hole) AS cluster
+        CROSS JOIN (VALUES ('open', true), ('passed', false)) AS each (state, is_open)
+        LEFT JOIN wal_hole AS hole ON hole.service = cluster.service AND hole.component = cluster.component
+            AND hole.is_open = each.is_open
+        GROUP BY cluster.service, cluster.component, each.state""",
     "drservice_verified_timestamp_seconds": """
         SELECT service, max(verified_at) AS value FROM point GROUP BY service""",
     "drservice_drill_timestamp_seconds": """

@@ -13,7 +13,18 @@ from sqlalchemy import insert, text
 
 from drservice.catalogue.database import Database
 from drservice.catalogue.runs import RunRequest, Runs
-from drservice.catalogue.tables import Host, Message, Point, Record, Run, Snapshot, Timetable, WalWindow
+from drservice.catalogue.tables import (
+    Host,
+    Message,
+    Point,
+    Record,
+    Run,
+    Snapshot,
+    Timetable,
+    WalHole,
+    WalStream,
+    WalWindow,
+)
 from drservice.errors import CatalogueUnreachableError
 from drservice.model.agenda import Agenda
 from drservice.model.estate import Estate, Objectives, PostgresSettings, RepositorySettings, Schedules, Service
@@ -357,3 +368,57 @@ def test_a_scrape_of_a_thousand_services_and_a_hundred_thousand_runs_takes_secon
     assert sum(found["drservice_runs"].values()) == 100_000
     assert len(found["drservice_due_timestamp_seconds"]) == 1000
     assert time.monotonic() - began < 10
+
+
+# --- WAL --------------------------------------------------------------------------------------------------------
+
+
+def stream(component: str, told_at: datetime, **changes: object) -> dict[str, Any]:
+    return {
+        "service": "erp",
+        "component": component,
+        "host": "db1",
+        "state": "streaming",
+        "is_synchronous": False,
+        "durable_until": told_at - timedelta(seconds=1),
+        "seconds_at_risk": 0.25,
+        "bytes_at_risk": 80,
+        "safe_wal_bytes": None,
+        "told_at": told_at,
+        **changes,
+    }
+
+
+def test_receivers_are_told_as_they_are_and_a_silent_ones_lag_grows(database: Database) -> None:
+    set_clock(database, NOON)
+    put(
+        database,
+        WalStream,
+        stream("database", NOON),
+        stream("silent", NOON - HOUR, safe_wal_bytes=-5),
+        stream("new", NOON, state="connecting", durable_until=None, seconds_at_risk=None, bytes_at_risk=None),
+    )
+    found = scrape(database)
+    lag = found["drservice_wal_durable_lag_seconds"]
+    assert lag == {("erp", "database"): 0.25, ("erp", "silent"): HOUR.total_seconds() + 1}
+    assert found["drservice_wal_durable_lag_bytes"] == {("erp", "database"): 80, ("erp", "silent"): 80}
+    assert found["drservice_wal_slot_room_bytes"] == {("erp", "silent"): 0}
+    states = {labels[1:] for labels, value in found["drservice_wal_stream_state"].items() if value == 1}
+    assert states == {("database", "streaming"), ("silent", "absent"), ("new", "connecting")}
+    assert len(found["drservice_wal_stream_state"]) == 15
+
+
+def test_what_is_streamed_is_in_the_repository_unless_a_hole_lies_before_it(database: Database) -> None:
+    set_clock(database, NOON)
+    put(database, WalWindow, window("database", 1, NOON - HOUR))
+    put(database, WalStream, stream("database", NOON))
+    newest = ("erp", "database")
+    found = scrape(database)
+    assert found["drservice_wal_timestamp_seconds"][newest] == (NOON - timedelta(seconds=1)).timestamp()
+    assert found["drservice_wal_holes"] == {(*newest, "open"): 0, (*newest, "passed"): 0}
+    hole = {"service": "erp", "component": "database", "timeline": 1, "segments": 1, "cost": "", "first_segment": ""}
+    put(database, WalHole, {**hole, "from_lsn": 1, "to_lsn": 2, "is_open": True})
+    put(database, WalHole, {**hole, "from_lsn": 0, "to_lsn": 1, "is_open": False})
+    found = scrape(database)
+    assert found["drservice_wal_timestamp_seconds"][newest] == (NOON - HOUR).timestamp()
+    assert found["drservice_wal_holes"] == {(*newest, "open"): 1, (*newest, "passed"): 1}

@@ -6,9 +6,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from drservice.catalogue.projection import project_holes
 from drservice.catalogue.runs import RunRequest
+from drservice.catalogue.walstreams import ToldStream, WalStreams
 from drservice.clock import to_iso
+from drservice.model.continuity import Hole
+from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.runs import RunKind, RunState
+from drservice.model.wal import Timeline
 from tests.doubles.website import URL, Website, csrf
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202egpj\"'><img src=x onerror=alert(2)>\x00".replace("\x00", "")
@@ -154,3 +159,30 @@ def test_static_files_and_an_unknown_page(website: Website) -> None:
     missing = client.get("/nowhere", headers={"Accept": "text/html"})
     assert missing.status_code == 404
     assert "DR958" in missing.text
+
+
+def test_a_service_shows_its_receiver_and_the_holes_in_its_wal_with_what_to_do(website: Website) -> None:
+    website.fill()
+    browser = website.browser("viewer")
+    assert "Write-ahead log" not in browser.get("/services/erp").text, "nothing streams and nothing is missing"
+    told = ToldStream(
+        service="erp",
+        component="database",
+        state="stalled",
+        is_synchronous=True,
+        durable_until=datetime.now(UTC),
+        seconds_at_risk=0.25,
+        problem=HOSTILE,
+        remedy="Look at the store.",
+    )
+    WalStreams(website.site.database).tell("db1", [told])
+    hole = Hole(timeline=Timeline(1), numbers=range(6, 8), segment_bytes=1 << 20, spoilt=(), cut=(), is_open=True)
+    with website.site.database.session() as session:
+        project_holes(session, ServiceName("erp"), ComponentName("database"), [hole])
+    text = browser.get("/services/erp").text
+    assert "at risk: 250 ms" in text
+    assert "commits wait for the repository" in text
+    assert "Look at the store." in text
+    assert "<script>alert" not in text
+    assert "2 WAL segments from <code>000000010000000000000006</code> on are missing" in text
+    assert "drservice backup erp" in text
