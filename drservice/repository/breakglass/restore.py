@@ -65,6 +65,10 @@ class Problem(Exception):  # noqa: N818 - this is what the reader is told; the w
     """Something is missing, damaged, not trusted or impossible; the text names the object."""
 
 
+class OtherKey(Problem):
+    """Something was not sealed with this data key: another wrapping may hold the right one."""
+
+
 class Piece(NamedTuple):
     """Where a record (a chunk or a tree node) is stored, in the order of a reference (§6)."""
 
@@ -292,7 +296,7 @@ class Repository:
         self.folder, self.identities, self.age, self.lock = folder, identities, age, threading.Lock()
         self.unlocked: dict[str, bytes | None] = {}
         self.unlocking = threading.Lock()
-        self.data_keys: dict[tuple[str, str], bytes] = {}
+        self.data_keys: dict[tuple[str, str], dict[str, bytes]] = {}
         with reading("drservice-repository.json"):
             fields = parse_json((folder / "drservice-repository.json").read_bytes())
             demand(fields["format"] == 1, "not format 1; use the restore.py that is stored beside it")
@@ -392,23 +396,44 @@ class Repository:
                 self.unlocked[path] = result.stdout if locked else None
             return self.unlocked[path]
 
-    def data_key(self, service: str, key_id: str) -> bytes:
-        """Return a data key (§4): any wrapping that passes its checks and opens will do."""
+    def opened(self, service: str, key_id: str, reasons: list[str]) -> Iterator[bytes]:
+        """Yield each different key that the wrappings of a data key hold (§4), those opened before first."""
         folder = f"keys/{service}/{key_id}"
         demand(bool(re.fullmatch(ULID, key_id)), f"{key_id!r} is not the id of a data key")
-        with self.lock:
-            reasons = []
-            for name in [] if (service, key_id) in self.data_keys else self.names(folder, ULID + r"\.age"):
+        known = self.data_keys.setdefault((service, key_id), {})
+        told: set[bytes] = set()
+
+        def known_first() -> Iterator[str]:
+            yield from list(known)
+            yield from self.names(folder, ULID + r"\.age")
+
+        for name in known_first():
+            with self.lock:
                 try:
-                    fields, body = self.envelope(f"{folder}/{name}", "key")
-                    with reading(f"{folder}/{name}"):
-                        demand((fields["key_id"], fields["service"]) == (key_id, service), "wraps another key")
-                        self.data_keys[service, key_id] = self.unwrap(body)
-                    break
+                    if name not in known:
+                        fields, body = self.envelope(f"{folder}/{name}", "key")
+                        with reading(f"{folder}/{name}"):
+                            demand((fields["key_id"], fields["service"]) == (key_id, service), "wraps another key")
+                            known[name] = self.unwrap(body)
                 except Problem as problem:
                     reasons.append(str(problem))
-            demand((service, key_id) in self.data_keys, "; ".join(reasons) or f"{folder}: missing")
-            return self.data_keys[service, key_id]
+                    continue
+            if known[name] not in told:
+                told.add(known[name])
+                yield known[name]
+
+    def with_key(self, service: str, key_id: str, use: Callable[[bytes], Value]) -> Value:
+        """Return what `use` makes of a data key: a wrapping may hold a false one, and only what was sealed shows it."""
+        folder, refused = f"keys/{service}/{key_id}", ""
+        reasons: list[str] = []
+        for data_key in self.opened(service, key_id, reasons):
+            try:
+                return use(data_key)
+            except OtherKey as problem:
+                refused = refused or str(problem)
+        if refused:
+            reasons.insert(0, f"{refused}; what the wrappings in {folder} hold is false, or this was moved here")
+        raise Problem("; ".join(reasons) or f"{folder}: missing")
 
 
 # --- One component: packs, tree, snapshots, WAL -------------------------------------------------------------
@@ -427,7 +452,8 @@ class Component:
         """Decrypt a sealed body (§3)."""
         info = f"drservice sealed v1|{self.repository.id}|{self.service}|{self.name}|{context}"
         key, commitment = derive(data_key, body[:32], info)
-        demand(hmac.compare_digest(commitment, body[32:64]), "not sealed for this place with this data key")
+        if not hmac.compare_digest(commitment, body[32:64]):
+            raise OtherKey("not sealed for this place with this data key")
         parts: list[bytes] = []
         at = 64
         while at < len(body):
@@ -437,6 +463,11 @@ class Component:
             piece = Piece(ZERO_ID, b"", len(parts), at - stored, stored, plain, codec)
             parts.append(open_record(key, b"s", piece, body[at - stored : at]))
         return b"".join(parts)
+
+    def unseal_with(self, key_id: str, context: str, body: bytes) -> bytes:
+        """Decrypt a body that was sealed with a data key of the service."""
+        plain: bytes = self.repository.with_key(self.service, key_id, lambda key: self.unseal(key, context, body))
+        return plain
 
     def pack_path(self, kind: bytes, pack: bytes) -> str:
         """Return the key of a pack in the repository (§1)."""
@@ -450,11 +481,16 @@ class Component:
                 demand(hashlib.sha256(data).digest() == pack, "damaged: its SHA-256 is not its name")
                 magics = data[:8] == b"DRSPACK1" and data[-8:] == b"DRSPEND1" and len(data) >= 140
                 demand(magics and data[34:40] == kind + bytes(5), "not a pack of the expected kind")
-                data_key = self.repository.data_key(self.service, data[8:34].decode("ascii"))
                 place = f"{self.repository.id}|{self.service}|{self.name}|{'data' if kind == b'd' else 'nodes'}"
-                key, commitment = derive(data_key, data[40:72], f"drservice pack v1|{place}")
-                demand(hmac.compare_digest(commitment, data[72:104]), "not sealed for this component")
-                self.pack_keys[kind, pack] = key
+
+                def fitting(data_key: bytes) -> bytes:
+                    key, commitment = derive(data_key, data[40:72], f"drservice pack v1|{place}")
+                    if not hmac.compare_digest(commitment, data[72:104]):
+                        raise OtherKey("not sealed for this component with this data key")
+                    return key
+
+                key_id = data[8:34].decode("ascii")
+                self.pack_keys[kind, pack] = self.repository.with_key(self.service, key_id, fitting)
             return self.pack_keys[kind, pack]
 
     def record(self, kind: bytes, piece: Piece) -> bytes:
@@ -565,8 +601,8 @@ class Component:
             tables = parse_json(snapshot.body[4:length])
             packs = {(b"d", bytes.fromhex(row[0])): row[1] for row in tables["packs"]}
             packs.update({(b"n", bytes.fromhex(row[0])): row[1] for row in tables["node_packs"]})
-            data_key = self.repository.data_key(self.service, snapshot.header["sealed_key_id"])
-            return unpack(self.unseal(data_key, f"snapshot/{snapshot.id}", snapshot.body[length:])), packs
+            key_id, sealed = snapshot.header["sealed_key_id"], snapshot.body[length:]
+            return unpack(self.unseal_with(key_id, f"snapshot/{snapshot.id}", sealed)), packs
 
     def require(self, packs: dict[tuple[bytes, bytes], int]) -> None:
         """Refuse at once, by name, if packs are missing or not as long as the snapshot says."""
@@ -599,11 +635,12 @@ class Component:
                     demand(str(fields["system_id"]) == system_id, "belongs to another cluster")
                     if not body:
                         return fields, b""
+                    context = f"wal/{system_id}/{timeline}/{fields['name']}"
                     if "wrapped_key" in fields:
                         data_key = self.repository.unwrap(base64.b64decode(fields["wrapped_key"], validate=True))
+                        plain = self.unseal(data_key, context, sealed)
                     else:
-                        data_key = self.repository.data_key(self.service, fields["key_id"])
-                    plain = self.unseal(data_key, f"wal/{system_id}/{timeline}/{fields['name']}", sealed)
+                        plain = self.unseal_with(fields["key_id"], context, sealed)
                     demand(len(plain) == fields["plain_bytes"], "has a wrong length")
                     demand(hashlib.sha256(plain).hexdigest() == fields["plain_sha256"], "has a wrong SHA-256")
                     return fields, plain
@@ -634,8 +671,7 @@ class Component:
             own = (str(fields["system_id"]), f"{fields['timeline']:08X}", f"{begin:016X}-{end:016X}-{fields['writer']}")
             demand(own == (system_id, timeline, name), "describes another piece")
             demand(begin < end and begin // size == (end - 1) // size, "crosses the boundary of a segment")
-            data_key = self.repository.data_key(self.service, fields["key_id"])
-            plain = self.unseal(data_key, f"tail/{system_id}/{timeline}/{name}", sealed)
+            plain = self.unseal_with(fields["key_id"], f"tail/{system_id}/{timeline}/{name}", sealed)
             demand(len(plain) == end - begin, "has a wrong length")
             demand(hashlib.sha256(plain).hexdigest() == fields["plain_sha256"], "has a wrong SHA-256")
             return plain
@@ -1111,8 +1147,11 @@ def check_snapshot(component: Component, found: Snapshot | Problem) -> None:
 
 
 def check_key(repository: Repository, service: str, key_id: str) -> None:
-    """Open a data key, and check every wrapping of it even if one opens."""
-    repository.data_key(service, key_id)
+    """Open a data key, and check every wrapping of it even if one opens: they must not differ."""
+    reasons: list[str] = []
+    held, folder = len(list(repository.opened(service, key_id, reasons))), f"keys/{service}/{key_id}"
+    demand(held > 0, "; ".join(reasons) or f"{folder}: missing")
+    demand(held == 1, f"{folder}: the wrappings hold {held} different keys, so some are false")
     for name in repository.names(f"keys/{service}/{key_id}", ULID + r"\.age"):
         repository.envelope(f"keys/{service}/{key_id}/{name}", "key")
 

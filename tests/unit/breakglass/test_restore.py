@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -323,6 +324,71 @@ def test_a_damaged_key_object_does_not_hide_a_second_wrapping(scene: Scene) -> N
     scene.writer.envelope(key, "key", fields, scene.writer.wrap())
     flip(first, -1)
     assert scene.restore() == 0
+
+
+def lie(scene: Scene, number: int) -> None:
+    """Add a wrapping, signed by a trusted host, that holds another key than it says."""
+    recipient = scene.writer.identity.to_public()
+    fields = {"key_id": scene.writer.key_id, "service": "erp", "recipients": [str(recipient)]}
+    key = f"keys/erp/{scene.writer.key_id}/{ulid(number)}.age"
+    scene.writer.envelope(key, "key", fields, pyrage.encrypt(bytes([number]) * 32, [recipient]))
+
+
+def sealed(scene: Scene) -> dict[str, Callable[[restore.Component], object]]:
+    """Return how each kind of thing that is sealed with a data key is read."""
+    content = scene.wal["000000010000000000000002"]
+    piece = scene.writer.tail(1, 5 * len(content), b"piece", size=len(content))
+    [wal] = scene.writer.folder.glob("s/erp/database/wal/*/00000001/000000010000000000000002")
+    assert "key_id" in json.loads(wal.read_bytes()[8:].split(b"}", 1)[0] + b"}")
+    where = {path: str(path.relative_to(scene.writer.folder)) for path in (piece, wal)}
+    return {
+        "snapshot": lambda component: component.contents(component.snapshot(scene.snapshot.name))[0]["root"],
+        "pack": lambda component: component.pack_key(b"d", bytes.fromhex(scene.packs("packs")[0].name)),
+        "WAL": lambda component: component.wal([where[wal]])[1],
+        "tail": lambda component: component.tail_piece(where[piece]),
+    }
+
+
+def reopened(scene: Scene) -> restore.Component:
+    identity = str(scene.base / "identity")
+    repository = restore.Repository(scene.writer.folder, [scene.writer.signer.key], [identity], "age")
+    return restore.Component(repository, "erp", "database")
+
+
+SEALED = ["snapshot", "pack", "WAL", "tail"]
+
+
+@pytest.mark.parametrize("what", SEALED)
+@pytest.mark.parametrize("numbers", [[1], [4], [1, 2, 4]], ids=["before", "behind", "around"])
+def test_a_wrapping_that_holds_a_false_key_stops_no_reading(scene: Scene, what: str, numbers: list[int]) -> None:
+    read = sealed(scene)[what]
+    expected = read(reopened(scene))
+    for number in numbers:
+        lie(scene, number)
+    component = reopened(scene)
+    assert read(component) == expected
+    assert read(component) == expected, "and again, with what is remembered"
+
+
+@pytest.mark.parametrize("what", SEALED)
+def test_where_every_wrapping_holds_a_false_key_it_is_said(scene: Scene, what: str) -> None:
+    read = sealed(scene)[what]
+    shutil.rmtree(scene.writer.folder / "keys")
+    lie(scene, 1)
+    lie(scene, 4)
+    with pytest.raises(restore.Problem, match=f"wrappings in keys/erp/{scene.writer.key_id} hold is false"):
+        read(reopened(scene))
+
+
+def test_a_whole_restore_succeeds_beside_a_false_wrapping_and_verify_names_it(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lie(scene, 1)
+    assert scene.restore_with_wal() == 0
+    assert regular_files(scene.into) == {**scene.files, "backup_label": b"START WAL LOCATION\n"}
+    assert regular_files(scene.wal_into) == scene.wal
+    assert scene.run("verify") == 1
+    assert f"keys/erp/{scene.writer.key_id}: the wrappings hold 2 different keys" in capsys.readouterr().err
 
 
 def test_without_a_readable_data_key_nothing_is_restored(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
