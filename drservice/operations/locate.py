@@ -37,6 +37,7 @@ from drservice.model.reach import TailSegment, WalGap, WalInventory, holder_of, 
 from drservice.model.recovery import RecoveryPlan, Target, TargetKind, choose_plan, reachable_windows
 from drservice.model.snapshot import SnapshotRecord
 from drservice.model.wal import Lsn, Timeline, WalFileName, segment_name, segment_number, segments_between
+from drservice.operations.clocksearch import candidates
 from drservice.operations.inventory import Archived
 from drservice.operations.progress import Progress
 from drservice.operations.walsource import PlannedWal
@@ -292,15 +293,17 @@ def _resolve_time(
 ) -> Resolved:
     instant = target.time
     assert instant is not None
-    replay = ReplayTarget.at_time(instant)
+    names = plan_segments(plan, inventory)
+    # Where the server's clock leads to comes first: what is read then lies at the target, whatever became of the rest.
+    for name in candidates(instant, names, scanner.archived):
+        if later := _ended_after(instant, scanner.dump(name).events, plan):
+            return _stopping_before(later, instant, plan)
     newest: datetime | None = None
-    for name in reversed(plan_segments(plan, inventory)):
+    for name in reversed(names):
         events = [event for event in scanner.dump(name).events if event.lsn < plan.reach.end]
-        ends = [event for event in events if isinstance(event, TransactionEnd)]
-        later = [event for event in ends if event.at > instant]
-        if later:
-            note = f"a transaction that ended at {to_iso(later[0].at)} ({later[0].lsn}) proves WAL past the target"
-            return Resolved(plan=plan, replay=replay, ends=RecoveryEnd.TARGET, notes=(note,))
+        if later := _ended_after(instant, events, plan):
+            return _stopping_before(later, instant, plan)
+        ends = any(isinstance(event, TransactionEnd) for event in events)
         stamps = [event.at for event in events if event.at is not None]
         newest = max([*stamps, *([newest] if newest else [])], default=None)
         if ends and newest is not None and newest <= instant:
@@ -316,6 +319,17 @@ def _resolve_time(
         known = f"the newest record in reach is of {to_iso(newest)}" if newest else "no record in reach has a time"
         why = f"{known}, so nothing proves that the archive is complete up to the target"
     raise _outside(target, why, records, inventory, gap=plan.reach.gap)
+
+
+def _ended_after(instant: datetime, events: Sequence[Event], plan: RecoveryPlan) -> TransactionEnd | None:
+    """Return the first transaction in reach of a plan that ended after an instant."""
+    ends = (event for event in events if isinstance(event, TransactionEnd) and event.lsn < plan.reach.end)
+    return next((event for event in ends if event.at > instant), None)
+
+
+def _stopping_before(later: TransactionEnd, instant: datetime, plan: RecoveryPlan) -> Resolved:
+    note = f"a transaction that ended at {to_iso(later.at)} ({later.lsn}) proves WAL past the target"
+    return Resolved(plan=plan, replay=ReplayTarget.at_time(instant), ends=RecoveryEnd.TARGET, notes=(note,))
 
 
 def _resolve_lsn(

@@ -26,6 +26,7 @@ from drservice.model.wal import (
     segment_name,
     segment_number,
 )
+from drservice.repository.clocks import ClockArchive
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
 from drservice.repository.tail import TailArchive
@@ -138,6 +139,7 @@ class WalSource:
     def __init__(self, repository: Repository, scope: Scope, *, system_id: SystemId, segment_bytes: int) -> None:
         self.archive: WalArchive = repository.wal(scope)
         self.tail: TailArchive = repository.tail(scope)
+        self.clocks: ClockArchive = repository.clocks(scope)
         self.system_id = system_id
         self.segment_bytes = segment_bytes
         self._kept: dict[str, bytes] = {}
