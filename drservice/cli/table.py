@@ -25,6 +25,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("wal helper", "drservice.cli.wal:helper", "archive ahead in parallel what PostgreSQL has ready"),
     Entry("wal stream", "drservice.cli.walstream:stream", "ship WAL as it is written, until stopped"),
     Entry("wal fetch", "drservice.cli.wal:fetch", "bring one WAL file back (for restore_command)"),
+    Entry("wal check", "drservice.cli.walcheck:check", "find WAL that is missing in the archive; fill it with --fill"),
     Entry("wal prefetch", "drservice.cli.wal:prefetch", "fetch ahead of a server that replays (started by wal fetch)"),
     Entry("restore", "drservice.cli.restore:restore", "bring a service back to an instant, and prove it"),
     Entry("extract", "drservice.cli.extract:extract_command", "one database or table of an instant, as a file"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -364,3 +365,29 @@ def test_a_hole_is_told_once_by_whoever_keeps_looking(site: Site, monkeypatch: p
     keep_continuous(watch, stop, seconds=0.0)
     holes = [event for event in told if "hole" in event]
     assert holes == ["a hole in the archived WAL", "a hole in the archived WAL is no more"]
+
+
+# --- the command ------------------------------------------------------------------------------------------------
+
+
+def test_the_command_finds_what_is_missing_fills_it_and_says_what_is_left(site: Site) -> None:
+    estate, lost = site.story.estate, site.story.lost
+    (site.wal / lost[1]).unlink()
+    edited = json.loads(site.config.read_text())
+    edited["services"][SERVICE]["components"]["database"]["data_directory"] = str(site.data)
+    site.config.write_text(json.dumps(edited))
+    [found] = estate.json("wal", "check", SERVICE, config=site.config, status=5)["components"]
+    assert [(hole["first"], hole["segments"], hole["latest_unreachable"]) for hole in found["holes"]] == [
+        (lost[0], 3, True)
+    ]
+    assert found["filled"] == []
+    done = estate.run("wal", "check", SERVICE, "--fill", config=site.config)
+    text = done.stdout.decode()
+    assert done.status == 5
+    assert f"filled: {lost[0]}" in text
+    assert f"HOLE: 1 WAL segment(s) from {lost[1]} on are missing" in text
+    assert "next: drservice backup erp" in text
+    (site.wal / lost[1]).write_bytes(site.story.content[lost[1]])
+    hand_over(site.wal)
+    [found] = estate.json("wal", "check", "--fill", config=site.config)["components"]
+    assert (found["filled"], found["holes"]) == ([lost[1]], [])
