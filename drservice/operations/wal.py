@@ -146,7 +146,8 @@ def prove_absent(
     """Return only if ``name`` is proven to be beyond the end of the archive, by a complete listing.
 
     The two names that can follow are also asked for directly: a listing behind a cache may lag. A segment that is not
-    finished, and of which only pieces are stored, is the end.
+    finished, and of which only pieces are stored, is the end; so is the one in which a timeline was left for another,
+    which begins with a copy of it: a standby that follows the old one asks for it after every failover.
 
     Args:
         archive: of the component.
@@ -166,7 +167,7 @@ def prove_absent(
     if name.kind is WalFileKind.HISTORY:
         _require_no_later_timeline(name, files)
         return
-    family = _descendants(name.timeline, files, archive, system_id)
+    family = _family(name, files, archive, system_id)
     later = [
         item.name
         for item in files
@@ -218,21 +219,31 @@ def _position(name: str) -> tuple[int, int]:
     return int(name[8:16], 16), int(name[16:24], 16)
 
 
-def _descendants(
-    timeline: Timeline, files: list[ArchivedFile], archive: WalArchive, system_id: SystemId
-) -> set[Timeline]:
-    family = {timeline}
+def _family(name: WalFileName, files: list[ArchivedFile], archive: WalArchive, system_id: SystemId) -> set[Timeline]:
+    """Return the timelines whose WAL needs a file's segment on its own timeline, which they all go through."""
+    family = {name.timeline}
+    size: int | None = None
     for item in files:
-        if item.timeline <= timeline or not item.name.endswith(".history"):
+        if item.timeline <= name.timeline or not item.name.endswith(".history"):
             continue
         text = archive.fetch(WalFileName.parse(item.name), system_id=system_id).decode("utf-8", "replace")
         try:
             entries = parse_history(text)
         except ValueError as error:
             raise FormatError(f"{item.name} is no history file: {error}") from error
-        if any(entry.timeline == timeline for entry in entries):
+        left_at = next((entry.end for entry in entries if entry.timeline == name.timeline), None)
+        if left_at is None:
+            continue
+        size = size or _segment_bytes(files, archive)
+        if size is None or segment_number(name.name[:24], size) < left_at.segment_number(size):
             family.add(item.timeline)
     return family
+
+
+def _segment_bytes(files: list[ArchivedFile], archive: WalArchive) -> int | None:
+    """Return the size of a cluster's segments by one that is archived; ``None`` without any."""
+    segment = next((item for item in files if WalFileName.parse(item.name).kind is WalFileKind.SEGMENT), None)
+    return archive.facts(segment).plain_bytes if segment is not None else None
 
 
 def _place(data: bytes, destination: Path) -> None:
