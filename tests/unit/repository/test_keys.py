@@ -24,7 +24,7 @@ from drservice.errors import (
 )
 from drservice.model.ids import KeyId, ServiceName, SystemId
 from drservice.model.snapshot import SnapshotRecord
-from drservice.model.wal import WalFileName
+from drservice.model.wal import Lsn, Timeline, WalFileName
 from drservice.repository import layout
 from drservice.repository.envelope import HostKey, Trust, write_envelope
 from drservice.repository.keys import DataKey, Identities, Keyring, make_data_key, make_identity, wrap
@@ -169,34 +169,38 @@ class Sealed:
         return self.site.repository()
 
     def read(self, repository: Repository, what: str) -> object:
-        scope = self.site.scope
-        if what == "snapshot":
-            return repository.open_snapshot(scope, self.record.id).secret(repository.keyring, scope).root
-        if what == "WAL":
-            return repository.wal(scope).fetch(WAL, system_id=SystemId(SYSTEM_ID))
-        use = repository.open_snapshot(scope, self.record.id).packs.data[0]
-        name, key = bytes.fromhex(use.name), layout.pack_key(scope.service, scope.component, "packs", use.name)
+        """Return what is found where a data key is needed for it."""
+        scope, store, keyring = self.site.scope, repository.store, repository.keyring
+        opened = repository.open_snapshot(scope, self.record.id)
+        text = opened.packs.data[0].name
+        name, key = bytes.fromhex(text), layout.pack_key(scope.service, scope.component, "packs", text)
+        found: object
         match what:
+            case "snapshot":
+                found = opened.secret(keyring, scope).root
             case "pack":
-                return load_pack(
-                    repository.store, name, kind="packs", scope=scope, keyring=repository.keyring
-                ).key.commitment
+                found = load_pack(store, name, kind="packs", scope=scope, keyring=keyring).key.commitment
             case "range":
-                opener = PackOpener(repository.store, scope=scope, keyring=repository.keyring)
-                return opener.record_key(name).commitment
+                found = PackOpener(store, scope=scope, keyring=keyring).record_key(name).commitment
             case "range in a worker":
-                opened = repository.open_snapshot(scope, self.record.id)
-                keyring = Keyring(repository.store, repository.id, Trust(()), Identities())
-                keyring.adopt(repository.secrets(scope, opened))
-                return PackOpener(repository.store, scope=scope, keyring=keyring).record_key(name).commitment
+                worker = Keyring(store, repository.id, Trust(()), Identities())
+                worker.adopt(repository.secrets(scope, opened))
+                found = PackOpener(store, scope=scope, keyring=worker).record_key(name).commitment
+            case "pack verified":
+                found = check_pack(store, key, text, kind="packs", scope=scope, keyring=keyring)
+            case "WAL":
+                found = repository.wal(scope).fetch(WAL, system_id=SystemId(SYSTEM_ID))
             case _:
-                return check_pack(
-                    repository.store, key, use.name, kind="packs", scope=scope, keyring=repository.keyring
-                )
+                rebuilt = repository.tail(scope).rebuild(SystemId(SYSTEM_ID), Timeline(1), 8, SEGMENT)
+                for problem in rebuilt.unusable.values():
+                    raise problem
+                found = (bytes(rebuilt.data[:5]), rebuilt.end, rebuilt.problem)
+        return found
 
 
 WAL = WalFileName.parse("000000010000000000000007")
-SEALED = ["snapshot", "pack", "range", "range in a worker", "pack verified", "WAL"]
+SEGMENT = 1 << 20
+SEALED = ["snapshot", "pack", "range", "range in a worker", "pack verified", "WAL", "tail"]
 
 
 @pytest.fixture
@@ -205,7 +209,16 @@ def sealed(site: Site) -> Sealed:
     record = site.capture()
     day = site.repository().day_keys(ERP).today()
     site.repository().wal(site.scope).put(
-        WAL, bytes(1 << 20), system_id=SystemId(SYSTEM_ID), last_write=site.clock.now(), key=day
+        WAL, bytes(SEGMENT), system_id=SystemId(SYSTEM_ID), last_write=site.clock.now(), key=day
+    )
+    site.repository().tail(site.scope).put(
+        b"piece",
+        system_id=SystemId(SYSTEM_ID),
+        timeline=Timeline(1),
+        start=Lsn(8 * SEGMENT),
+        server_time=site.clock.now(),
+        segment_bytes=SEGMENT,
+        key=day,
     )
     secrets = {key_id: site.repository().keyring.secrets(key_id, service=ERP)[0] for key_id in record.key_ids}
     for key in site.keys("keys/"):
