@@ -21,7 +21,7 @@ GRACE = timedelta(days=7)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredWal:
-    """A file of the archive; a repaired copy has the name of what it repairs."""
+    """A file of the archive, or what was stored of a segment; a repaired copy has the name of what it repairs."""
 
     key: str
     name: WalFileName
@@ -37,7 +37,7 @@ class WalPlan:
     system_id: SystemId
     reason: str
     expired: tuple[StoredWal, ...]
-    """By key: oldest position of each timeline first."""
+    """Files by key, oldest position of each timeline first; then pieces and clocks in the same order."""
     remaining: int
 
 

@@ -29,6 +29,7 @@ from drservice.model.snapshot import POSTGRES_KIND, SnapshotRecord
 from drservice.operations.evidence import Evidence
 from drservice.operations.progress import Progress
 from drservice.operations.proofs import Proofs, proofs_of
+from drservice.operations.retentiontail import streamed_objects
 from drservice.repository import layout
 from drservice.repository.holds import live_holds
 from drservice.repository.records import Scope
@@ -302,10 +303,13 @@ def _plan_wal(
     for component in service.components.values():
         if not isinstance(component, PostgresSettings) or not service.retention.is_set:
             continue
-        archive = context.repository.wal(context.repository.scope(service.name, component.name))
+        scope = context.repository.scope(service.name, component.name)
+        archive, tail = context.repository.wal(scope), context.repository.tail(scope)
         own = [item for item in snapshots if item.component == component.name]
-        for system_id in archive.system_ids():
-            plan = plan_wal(archive.objects(system_id), system_id=system_id, snapshots=own, now=now)
+        for system_id in sorted({*archive.system_ids(), *tail.system_ids()}):
+            streamed = streamed_objects(tail, context.repository.clocks(scope), system_id, own)
+            files = (*archive.objects(system_id), *streamed)
+            plan = plan_wal(files, system_id=system_id, snapshots=own, now=now)
             if held or component.name in blocked:
                 why = "a restore may need it" if held else "a snapshot that cannot be read may need it"
                 plan = replace(plan, reason=why, expired=(), remaining=plan.remaining + len(plan.expired))

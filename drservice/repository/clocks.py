@@ -6,7 +6,7 @@ in the header of each piece of WAL.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,8 +15,9 @@ from drservice.canonical import Json, canonical_bytes, parse_canonical
 from drservice.clock import Clock, from_iso, to_iso
 from drservice.errors import DamagedObjectError, FormatError, KeyProblemError, ObjectExistsError
 from drservice.model.ids import SystemId
+from drservice.model.retentionwal import StoredWal
 from drservice.model.tail import ClockPair
-from drservice.model.wal import Lsn, Timeline, segment_begin, segment_name
+from drservice.model.wal import Lsn, Timeline, WalFileName, segment_begin, segment_name
 from drservice.objectstore.interface import ObjectStore
 from drservice.repository import layout
 from drservice.repository.envelope import Envelope, HostKey, Trust, read_object, require_signer, write_envelope
@@ -101,10 +102,14 @@ class ClockArchive:
         begin = segment_begin(segment, segment_bytes)
         return tuple(pair for pair in pairs if begin <= pair.lsn <= begin + segment_bytes)
 
-    def segments(self, *, system_id: SystemId, timeline: Timeline) -> frozenset[str]:
-        """Return the names of the segments whose clock is stored. Complete or raises."""
-        prefix = layout.clock_prefix(self._scope.service, self._scope.component, system_id, timeline)
-        return frozenset(info.key.removeprefix(prefix) for info in self._store.list(prefix))
+    def objects(self, system_id: SystemId) -> Iterator[StoredWal]:
+        """Yield what is stored of one cluster, under the names of the segments, by key. Complete or raises."""
+        for info in self._store.list(layout.clock_prefix(self._scope.service, self._scope.component, system_id)):
+            try:
+                name = WalFileName.parse(info.key.rsplit("/", 1)[-1])
+            except ValueError:
+                continue  # foreign objects beside ours are not ours to judge
+            yield StoredWal(key=info.key, name=name, stored_at=info.modified_at, stored_bytes=info.stored_bytes)
 
     def _key(self, system_id: SystemId, timeline: Timeline, name: str) -> str:
         return layout.clock_key(self._scope.service, self._scope.component, system_id, timeline, name)
