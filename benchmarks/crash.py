@@ -49,7 +49,7 @@ from tests.doubles.s3server import S3Server, rclone_server  # noqa: E402 - as ab
 from tests.faults.faultproxy import Behaviour, FaultProxy, fault_proxy  # noqa: E402 - as above
 
 _PATIENCE_SECONDS = 60.0
-_RECEIVER = "drservice"
+_RECEIVER = "drservice_erp_database"
 _FAILING = 0.1
 """The share of requests that the store which fails answers with 503."""
 _SLOW_SECONDS = 0.1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
+from typing import ClassVar
 
 from drservice.cli.oracle import Comparison, Exposure, Order
 from drservice.model.runs import RunState
@@ -198,6 +199,27 @@ class WeekFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostLossFacts:
+    """What the loss of the database's machine cost, seen from those who entered orders."""
+
+    PROMISED_SECONDS: ClassVar[float] = 1.0
+    """How old an acknowledged order may be that is lost with the machine."""
+
+    acknowledged: int
+    """Orders sold that were acknowledged before the machine died, today's all."""
+    entered: int
+    """Of the last shift, in the middle of which it died."""
+    lost: tuple[str, ...]
+    unwanted: tuple[str, ...]
+    """There, not whole or never entered by anybody."""
+    lost_seconds: float
+    """From the oldest lost acknowledgement to the end of the machine; 0 if none is lost."""
+    died_at: datetime
+    seconds: float
+    """From its end until a server with what was recovered answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """Everything the demo measured."""
 
@@ -233,6 +255,7 @@ class Facts:
     rto_promised_seconds: float
     drill: DrillFacts
     mutation: MutationFacts
+    host_loss: HostLossFacts
     evidence: EvidenceFacts
     repository_bytes: int
     environment: str
@@ -249,4 +272,5 @@ class Facts:
             self.worst.seconds > self.rpo_promised_seconds
             or self.rto_seconds > self.rto_promised_seconds
             or self.documents.rpo_seconds > self.documents.rpo_promised_seconds
+            or self.host_loss.lost_seconds > HostLossFacts.PROMISED_SECONDS
         )

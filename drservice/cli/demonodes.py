@@ -54,15 +54,19 @@ class NodeProgram:
         Raises:
             DrError: it ended, or is not ready within a minute; with its last words.
         """
-        with self.log.open("ab") as log:
-            self._said = log.tell()
-            self._process = processes.start(self.argv, stdout=log, stderr=log)
+        self.launch()
         wanted = (_IS_READY, _SERVES) if serving else (_IS_READY,)
         deadline = time.monotonic() + _READY_SECONDS
         while not all(words in self.said() for words in wanted):
             if self.has_ended or time.monotonic() > deadline:
                 raise DrError(f"`drservice {self.argv[-3]}` did not begin: {self.last_words()}")
             time.sleep(_POLL_SECONDS)
+
+    def launch(self) -> None:
+        """Start it and wait for nothing."""
+        with self.log.open("ab") as log:
+            self._said = log.tell()
+            self._process = processes.start(self.argv, stdout=log, stderr=log)
 
     def said(self) -> str:
         """Return what the present process has said so far."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from drservice.cli.demofacts import BackupFacts, DocumentFacts, Facts
+from drservice.cli.demofacts import BackupFacts, DocumentFacts, Facts, HostLossFacts
 from drservice.cli.demoweekreport import week_document, week_picture, week_problems, week_rows
 from drservice.cli.formatting import format_bytes, format_seconds, format_table
 from drservice.cli.oracle import Moment, picture
@@ -48,7 +48,12 @@ def problems_of(facts: Facts) -> tuple[str, ...]:
         found.append("the last backup re-used nothing of the first")
     if facts.week is not None:
         found += week_problems(facts.week)
-    return (*found, *_document_problems(facts.documents), *_proof_problems(facts))
+    return (
+        *found,
+        *_document_problems(facts.documents),
+        *_host_loss_problems(facts.host_loss),
+        *_proof_problems(facts),
+    )
 
 
 def _document_problems(documents: DocumentFacts) -> Iterator[str]:
@@ -63,6 +68,13 @@ def _document_problems(documents: DocumentFacts) -> Iterator[str]:
         yield f"the restore counts {documents.missing} documents missing and {documents.corrupt} corrupt"
     if documents.expected != documents.rows:
         yield f"the restore looked for {documents.expected} documents, {documents.rows} rows refer to one"
+
+
+def _host_loss_problems(loss: HostLossFacts) -> Iterator[str]:
+    if loss.unwanted:
+        yield f"{len(loss.unwanted)} orders outlived the machine that must not be: {_some(loss.unwanted)}"
+    if loss.entered == 0:
+        yield "no order was entered before the machine died: its loss proves nothing"
 
 
 def _proof_problems(facts: Facts) -> Iterator[str]:
@@ -107,6 +119,7 @@ def document(
         "rto_seconds": round(facts.rto_seconds, 3),
         "rto_promised_seconds": facts.rto_promised_seconds,
         "phases": {name: round(value, 3) for name, value in facts.phases.items()},
+        "host_loss": _host_loss_document(facts.host_loss),
         **_proof_document(facts, evidence),
         **week_document(facts.week),
         "repository_bytes": facts.repository_bytes,
@@ -122,6 +135,18 @@ def document(
         "folder": kept,
         "environment": {"id": facts.environment, "dsn": facts.dsn, "documents": facts.documents.root} if kept else None,
         "seconds": round(seconds, 3),
+    }
+
+
+def _host_loss_document(loss: HostLossFacts) -> dict[str, object]:
+    return {
+        "commits_acknowledged": loss.acknowledged,
+        "commits_lost": len(loss.lost),
+        "commits_unwanted": len(loss.unwanted),
+        "lost_seconds": round(loss.lost_seconds, 3),
+        "lost_promised_seconds": HostLossFacts.PROMISED_SECONDS,
+        "died_at": to_iso(loss.died_at),
+        "recovered_seconds": round(loss.seconds, 3),
     }
 
 
@@ -238,11 +263,23 @@ def _table(facts: Facts) -> list[str]:
             format_seconds(facts.rto_seconds),
         ),
         *((f"     {_PHASES.get(name, name)}", "", format_seconds(value)) for name, value in facts.phases.items()),
+        *_host_loss_rows(facts.host_loss),
         *_proof_rows(facts),
         ("database, documents, configuration", "", format_bytes(facts.backups[-1].source_bytes)),
         (f"repository: {_points(facts)} recovery points and the WAL", "", format_bytes(facts.repository_bytes)),
     ]
     return format_table(("", "PROMISED", "MEASURED"), rows)
+
+
+def _host_loss_rows(loss: HostLossFacts) -> list[tuple[str, str, str]]:
+    return [
+        (
+            f"machine lost: {len(loss.lost)} of {loss.acknowledged} orders gone, the oldest was",
+            format_seconds(HostLossFacts.PROMISED_SECONDS),
+            format_seconds(loss.lost_seconds),
+        ),
+        ("     until another server answered", "", format_seconds(loss.seconds)),
+    ]
 
 
 def _points(facts: Facts) -> int:

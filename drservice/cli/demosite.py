@@ -85,6 +85,7 @@ _SERVICES = """\
         kind: postgres
         dsn: "{dsn}"
         data_directory: {data}
+        wal: {{mode: both}}                # whole segments by archive_command, and what is written since as a stream
         node: production
       documents: {{kind: odoo-filestore, path: {filestore}, database: {database}}}
       configuration: {{kind: directory, path: {configuration}}}

@@ -24,9 +24,11 @@ from drservice.cli.demofacts import (
     DrillFacts,
     EvidenceFacts,
     Facts,
+    HostLossFacts,
     MutationFacts,
     WeekFacts,
 )
+from drservice.cli.demohostloss import HostLoss, Shipping, shipping
 from drservice.cli.demoproof import Proof, open_proof
 from drservice.cli.demostory import NoteTeller, StepTeller, Story, clock
 from drservice.cli.formatting import format_bytes, format_seconds
@@ -66,6 +68,7 @@ class Looks:
     """How much committed work was at risk, looked at again and again while the plant worked."""
 
     archive: WalArchive
+    shipping: Shipping
     people: People
     record: SnapshotRecord
     seen: list[Exposure] = field(default_factory=list)
@@ -74,7 +77,8 @@ class Looks:
         """Return the end of the WAL that is in the repository without a gap."""
         facts = self.record.postgres
         files = self.archive.listing(facts.system_id)
-        return demosite.durable_end(files, first=facts.start_lsn, segment_bytes=facts.segment_bytes)
+        archived = demosite.durable_end(files, first=facts.start_lsn, segment_bytes=facts.segment_bytes)
+        return max(archived, self.shipping.durable() or archived)
 
     def look(self) -> Exposure:
         """Ask the repository what it holds, then the people what was acknowledged by now."""
@@ -180,9 +184,9 @@ class Today:
     def play(self, week: WeekFacts | None) -> Facts:
         """Play all steps and return what was seen; ``week``: what was seen before."""
         began = datetime.now(UTC)
-        with open_proof(self.site, self.story) as proof:
+        with open_proof(self.site, self.story) as proof, self._streaming() as stream:
             with open_data_plane(self.site.host()) as plane, open_evidence(plane) as ledger:
-                ordinary = self._ordinary_days(Production(plane=plane, ledger=ledger), proof)
+                ordinary = self._ordinary_days(Production(plane=plane, ledger=ledger), proof, stream)
             restored = self._restore(proof, ordinary.target)
             mark = time.monotonic()
             orders, documents, same = self._ask(restored)
@@ -195,11 +199,21 @@ class Today:
                 checked=checked,
                 check_seconds=checked - mark,
             )
+            sold = tuple(order for order in self.people.orders() if "SO-" in order.number)
+            loss = HostLoss(
+                story=self.story, site=self.site, plant=self.plant, shipping=stream, proof=proof, sold=sold
+            ).play()
             evidence = proof.evidence()
-        facts = self._facts(ordinary, recovery, evidence, began)
+        facts = self._facts(ordinary, recovery, loss, evidence, began)
         return replace(facts, week=week)
 
-    def _ordinary_days(self, production: Production, proof: Proof) -> Ordinary:
+    @contextmanager
+    def _streaming(self) -> Iterator[Shipping]:
+        self.story.chapter("The WAL, as it is written")
+        with shipping(self.site, self.story) as stream:
+            yield stream
+
+    def _ordinary_days(self, production: Production, proof: Proof, stream: Shipping) -> Ordinary:
         """Let people work, back up, drill beside them, and then make the mistake."""
         people = self.people
         people.start()
@@ -208,7 +222,7 @@ class Today:
         record = first.databases[0].record
         repository = production.plane.repository
         archive = repository.wal(repository.scope(record.service, record.component))
-        looks = Looks(archive=archive, people=people, record=record)
+        looks = Looks(archive=archive, shipping=stream, people=people, record=record)
         with looks.looking():
             time.sleep(_WORK_SECONDS)
             second = self._backup(production, "second")
@@ -344,7 +358,9 @@ class Today:
         self.story.line(f"{counts.expected} documents that the recovered rows refer to, {counts.missing} missing")
         return orders, documents, same
 
-    def _facts(self, ordinary: Ordinary, recovery: Recovery, evidence: EvidenceFacts, began: datetime) -> Facts:
+    def _facts(
+        self, ordinary: Ordinary, recovery: Recovery, loss: HostLossFacts, evidence: EvidenceFacts, began: datetime
+    ) -> Facts:
         restored, decision = recovery.restored, ordinary.decision
         orders = ordinary.people.orders()
         with connect(self.plant.dsn, application_name="drservice demo") as session:
@@ -379,6 +395,7 @@ class Today:
             rto_promised_seconds=objectives.rto.total_seconds(),
             drill=ordinary.drill,
             mutation=ordinary.mutation,
+            host_loss=loss,
             evidence=evidence,
             repository_bytes=self.site.repository_bytes(),
             environment=restored.environment.id,

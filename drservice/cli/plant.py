@@ -119,11 +119,11 @@ with w as (
 insert into stock_move (reference, product_id, product_qty, state)
 select number, product_id, quantity, 'done' from w
 """
-_FOUND: LiteralString = """
+_SALES: LiteralString = """
 select o.number, count(l.id) from sale_order o left join sale_order_line l on l.order_id = o.id
 where o.state = 'sale' group by o.number
-union all select number, 0 from work_order where state = 'planned'
 """
+_WORK_ORDERS: LiteralString = "select number, 0 from work_order where state = 'planned'"
 
 
 _CONFIGURATION = {
@@ -148,7 +148,13 @@ def digest_of(session: Session) -> Digest:
 
 def orders_in(session: Session) -> dict[str, int]:
     """Return every order entered by the people of the demo, with its number of lines."""
-    return {str(number): int(lines) for number, lines in session.rows(_FOUND)}
+    rows = [*session.rows(_SALES), *session.rows(_WORK_ORDERS)]
+    return {str(number): int(lines) for number, lines in rows}
+
+
+def sales_in(session: Session) -> dict[str, int]:
+    """Return every order that was sold by the people of the demo, with its number of lines."""
+    return {str(number): int(lines) for number, lines in session.rows(_SALES)}
 
 
 def installed_postgres() -> PostgresPrograms:
@@ -301,6 +307,17 @@ class Plant:
         for member in left:
             send_signal(member, signal.SIGKILL)
 
+    def crash(self) -> None:
+        """Kill the server and everything it started, without warning, as a power cut does."""
+        process = self._process
+        assert process is not None, "it runs"
+        family = family_of(process.pid)
+        process.kill()
+        for member in family:
+            send_signal(member, signal.SIGKILL)
+        process.wait(_STOP_SECONDS)
+        self._process = None
+
     def last_words(self) -> str:
         """Return the last line of the server's log."""
         lines = (self.folder / "log").read_text(encoding="utf-8", errors="replace").split("\n")
@@ -319,9 +336,9 @@ class Complaint:
 class People:
     """People at work: threads that commit one order or document after the other and remember what was acknowledged."""
 
-    def __init__(self, dsn: str, filing: Filing, *, clerks: int = 2) -> None:
+    def __init__(self, dsn: str, filing: Filing | None, *, clerks: int = 2, shift: str = "") -> None:
+        """``filing``: ``None`` = they only sell; ``shift``: what their numbers begin with."""
         self._dsn = dsn
-        self._filing = filing
         self._stop = threading.Event()
         self._at_work = threading.Event()
         self._archive_room = threading.Lock()
@@ -329,10 +346,12 @@ class People:
         self._documents: list[Document] = []
         self.complaints: list[Complaint] = []
         work: dict[str, Callable[[str], None]] = {
-            f"SO-{clerk}-": partial(self._enter_orders, statement=_SALE, lines=3) for clerk in range(1, clerks + 1)
+            f"{shift}SO-{clerk}-": partial(self._enter_orders, statement=_SALE, lines=3)
+            for clerk in range(1, clerks + 1)
         }
-        work["WO-1-"] = partial(self._enter_orders, statement=_WORK, lines=0)
-        work["DOC-1-"] = self._file_documents
+        if filing is not None:
+            work[f"{shift}WO-1-"] = partial(self._enter_orders, statement=_WORK, lines=0)
+            work[f"{shift}DOC-1-"] = partial(self._file_documents, filing)
         self._threads = [
             threading.Thread(target=what, args=(prefix,), name=prefix, daemon=True) for prefix, what in work.items()
         ]
@@ -373,13 +392,13 @@ class People:
     def _enter_orders(self, prefix: str, *, statement: LiteralString, lines: int) -> None:
         self._work(prefix, lines, lambda session, number: session.rows(statement, (number, lines)), self._orders.append)
 
-    def _file_documents(self, prefix: str) -> None:
+    def _file_documents(self, filing: Filing, prefix: str) -> None:
         def file(session: Session, number: str) -> None:
             with self._archive_room:
-                self._filing.file(session, number)
+                filing.file(session, number)
 
         def remember(entry: Order) -> None:
-            self._documents.append(Document(entry=entry, sha1=self._filing.sha1_of(entry.number)))
+            self._documents.append(Document(entry=entry, sha1=filing.sha1_of(entry.number)))
 
         self._work(prefix, 1, file, remember)
 

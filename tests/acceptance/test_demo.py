@@ -124,6 +124,7 @@ def test_the_whole_story_with_the_pages_proves_what_it_says_and_ctrl_c_removes_e
     assert (answer["state"], answer["problems"]) == ("passed", [])
     assert_a_week_passed(answer)
     assert_today_was_recovered(answer)
+    assert_little_was_lost_with_the_machine(answer["host_loss"])
     assert_it_is_on_record(answer)
 
 
@@ -202,6 +203,13 @@ def assert_today_was_recovered(answer: dict[str, Any]) -> None:
     assert (answer["folder"], answer["environment"]) == (None, None)
 
 
+def assert_little_was_lost_with_the_machine(loss: dict[str, Any]) -> None:
+    assert loss["commits_acknowledged"] > 100
+    assert loss["commits_unwanted"] == 0
+    assert loss["commits_lost"] < 100, "all of the last shift"
+    assert loss["lost_seconds"] <= loss["lost_promised_seconds"] == 1.0
+
+
 def assert_it_is_on_record(answer: dict[str, Any]) -> None:
     assert answer["drill_verdict"] == "passed"
     assert answer["drill"]["target"]["kind"] == "random"
@@ -211,8 +219,8 @@ def assert_it_is_on_record(answer: dict[str, Any]) -> None:
     assert answer["mutation"]["detected"] is True
     assert "documents-hash" in answer["mutation"]["noticed"][0]
     assert answer["evidence_verified"] is True
-    # The log key; eleven backups, a restore, and three drills with their obligations; and what the nodes tell.
-    assert answer["evidence_records"] == answer["evidence_anchored"] >= 19
+    # The log key; eleven backups, two restores, and three drills with their obligations; and what the nodes tell.
+    assert answer["evidence_records"] == answer["evidence_anchored"] >= 20
 
 
 @pytest.mark.long
@@ -229,8 +237,8 @@ def test_the_evidence_that_was_asked_for_stays_and_verifies_without_this_program
     assert (answer["state"], answer["problems"], answer["nights"], answer["web"]) == ("passed", [], None, None)
     first, second = answer["snapshots"]
     assert second["stored_bytes"] < first["stored_bytes"] / 2
-    # The log key; four backups, a restore, and two drills with their obligations.
-    assert answer["evidence_records"] == answer["evidence_anchored"] == 10
+    # The log key; four backups, two restores, and two drills with their obligations.
+    assert answer["evidence_records"] == answer["evidence_anchored"] == 11
     assert answer["evidence_folder"] == str(kept)
     assert_nothing_left(folder_in(stderr))
     assert sorted(item.name for item in kept.iterdir()) == ["bundle.zip", "notes.txt", "report.pdf", "verify.py"]

@@ -7,7 +7,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from drservice.cli.demofacts import BackupFacts, DocumentFacts, DrillFacts, EvidenceFacts, Facts, MutationFacts
+from drservice.cli.demofacts import (
+    BackupFacts,
+    DocumentFacts,
+    DrillFacts,
+    EvidenceFacts,
+    Facts,
+    HostLossFacts,
+    MutationFacts,
+)
 from drservice.cli.demoreport import document, problems_of, report
 from drservice.cli.oracle import (
     Document,
@@ -144,6 +152,9 @@ def drill() -> DrillFacts:
 MUTATION = MutationFacts(
     mutation="document-encrypted", detected=True, noticed=("FAILED documents/documents-hash",), record=8, seconds=3.0
 )
+HOST_LOSS = HostLossFacts(
+    acknowledged=40, entered=20, lost=("a",), unwanted=(), lost_seconds=0.2, died_at=TARGET, seconds=3.0
+)
 EVIDENCE = EvidenceFacts(
     records=9, anchored=9, verified=True, told="VERIFIED", bundle_bytes=400_000, report_bytes=200_000
 )
@@ -185,6 +196,7 @@ def facts() -> Facts:
         rto_promised_seconds=120.0,
         drill=drill(),
         mutation=MUTATION,
+        host_loss=HOST_LOSS,
         evidence=EVIDENCE,
         repository_bytes=10,
         environment="E",
@@ -234,6 +246,8 @@ def test_a_good_run_passes_and_reports_the_worst_look() -> None:
         ({"drill": dataclasses.replace(drill(), passed=False, reasons=("too slow",))}, "did not pass: too slow"),
         ({"drill": dataclasses.replace(drill(), destroyed=False)}, "not destroyed"),
         ({"mutation": dataclasses.replace(MUTATION, detected=False)}, "(document-encrypted) noticed nothing"),
+        ({"host_loss": dataclasses.replace(HOST_LOSS, unwanted=("x", "y"))}, "2 orders outlived the machine"),
+        ({"host_loss": dataclasses.replace(HOST_LOSS, entered=0)}, "its loss proves nothing"),
         ({"evidence": dataclasses.replace(EVIDENCE, verified=False, told="step 4: no")}, "does not verify: step 4: no"),
         ({"evidence": dataclasses.replace(EVIDENCE, anchored=7)}, "2 of 9 records are not anchored"),
         ({"evidence": dataclasses.replace(EVIDENCE, report_bytes=0)}, "empty report.pdf"),
@@ -259,6 +273,7 @@ def test_each_problem_fails_the_run(change: dict[str, object], words: str) -> No
         {"rto_promised_seconds": 1.9},
         {"rpo_promised_seconds": 1.4},
         {"documents": dataclasses.replace(documents(), rpo_promised_seconds=3.9)},
+        {"host_loss": dataclasses.replace(HOST_LOSS, lost_seconds=1.1)},
     ],
 )
 def test_a_promise_that_is_not_kept_is_a_breach(change: dict[str, object]) -> None:
