@@ -14,16 +14,17 @@ from dataclasses import dataclass, field
 from drservice.environments.exchange import Exchange
 from drservice.errors import DrError, RecoveryError, SegmentAbsentError, WalGapError
 from drservice.model.ids import SystemId
-from drservice.model.recovery import RecoveryPlan, WalInventory
+from drservice.model.reach import WalInventory
+from drservice.model.recovery import RecoveryPlan
 from drservice.model.wal import Timeline, WalFileKind, WalFileName, segment_number
 from drservice.operations.locate import plan_segments
 from drservice.operations.progress import Progress
-from drservice.repository.walarchive import WalArchive
+from drservice.operations.walsource import WalFiles
 
 _AHEAD = 8
 _AHEAD_BYTES = 256 << 20
 _FETCHERS = 3
-"""Each holds one segment, as it is stored and as it is."""
+"""Each holds one segment as it is stored, and a piece of it as it is."""
 _KEEP = 32
 _POLL_SECONDS = 0.01
 _BEAT_SECONDS = 1.0
@@ -46,7 +47,7 @@ class Feeder:
     def __init__(
         self,
         exchange: Exchange,
-        archive: WalArchive,
+        archive: WalFiles,
         *,
         plan: RecoveryPlan,
         inventory: WalInventory,
@@ -195,7 +196,9 @@ class Feeder:
     def _bring(self, name: str) -> None:
         partial = self._plan.reach.partial
         stored = partial if partial is not None and partial.removesuffix(".partial") == name else name
-        self._exchange.serve(name, self._archive.fetch(WalFileName.parse(stored), system_id=self._system_id))
+        self._archive.fetch_into(
+            lambda pieces: self._exchange.serve(name, pieces), WalFileName.parse(stored), system_id=self._system_id
+        )
 
     def _read_ahead(self, position: int) -> None:
         ahead = max(1, min(_AHEAD, _AHEAD_BYTES // self._inventory.segment_bytes))

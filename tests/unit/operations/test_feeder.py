@@ -29,12 +29,17 @@ class Archive:
         self.asked: list[str] = []
         self.problems: dict[str, Exception] = {}
 
-    def fetch(self, name: WalFileName, *, system_id: SystemId) -> bytes:
+    def fetch_into(
+        self, take: Callable[[Iterator[bytes | memoryview]], None], name: WalFileName, *, system_id: SystemId
+    ) -> None:
         assert system_id == "1"
         self.asked.append(name.name)
-        if name.name in self.problems:
-            raise self.problems[name.name]
-        return name.name.encode()
+        take(self._pieces(name.name))
+
+    def _pieces(self, name: str) -> Iterator[bytes | memoryview]:
+        yield name.encode()
+        if name in self.problems:
+            raise self.problems[name]  # behind the last piece, where the hash of the whole is compared
 
 
 @pytest.fixture
