@@ -457,13 +457,13 @@ def test_host_loss(calm: Plant) -> None:
         finish(machine.played)
         question = "select * from account_move_line order by id"
         assert machine.ask(question) == calm.sql(question)
-        # On a timeline of its own: the drill of the same runbook has taken a number before.
-        assert machine.ask("select last_archived_wal > '00000002' from pg_stat_archiver") == [(True,)]
+        # Number 2 was taken by the drill of the same runbook, which the walk does first and undoes.
+        assert machine.ask("select last_archived_wal like '00000003%' from pg_stat_archiver") == [(True,)]
     finally:
         machine.stop(calm)
     assert placed(machine.folder / "filestore") == placed(calm.filestore)
     assert f"{len(calm.acknowledged)} documents in place" in machine.played.outputs["documents"]
-    assert re.search(r"timeline [2-9]\b", machine.played.outputs["first-backup"])
+    assert "timeline 3" in machine.played.outputs["first-backup"]
 
 
 def archived(repository: Path) -> set[str]:
