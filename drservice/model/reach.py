@@ -111,11 +111,14 @@ def measure_reach(
     while number <= last and fork is None and tail is None:
         holder = holder_of(number, path, inventory)
         tail = _unfinished(number, path, inventory) if number == last else None
-        if holder is None and tail is None:
-            break
-        if tail is None:
-            assert holder is not None, "looked at"
+        if holder is not None:
             fork = limit_of(number, path, holder, size)
+            if tail is not None and fork is not None and inventory.tails[tail][number].end > fork:
+                fork = None  # the child's pieces go on behind it
+            else:
+                tail = None
+        elif tail is None:
+            break
         number += 1
     missing = number if fork is None and tail is None else number - 1  # its rest, or the child's copy of it
     partial = None
