@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from drservice.objectstore.interface import Body
 
@@ -30,6 +30,12 @@ def same_bytes(body: Body, data: bytes) -> bool:
             return False
         rest = rest[view.nbytes :]
     return True
+
+
+def same_pieces(body: Body, pieces: Iterable[bytes]) -> bool:
+    """Tell whether pieces, one after the other, are exactly what ``body`` holds; only one is in memory at a time."""
+    expected = BodyReader(body)
+    return all(expected.read(len(piece)) == piece for piece in pieces) and not expected.read(1)
 
 
 def md5_of(body: Body) -> bytes:

@@ -31,7 +31,7 @@ from drservice.errors import (
     StoreUnreachableError,
 )
 from drservice.model.storing import is_locked, kind_of
-from drservice.objectstore.bodies import BodyReader, PausingBody, md5_of, same_bytes, size_of
+from drservice.objectstore.bodies import BodyReader, PausingBody, md5_of, same_pieces, size_of
 from drservice.objectstore.interface import Body, Capabilities, CreateMode, ObjectInfo
 from drservice.objectstore.keys import is_key, split_key, split_prefix
 from drservice.objectstore.locks import host_lock
@@ -42,6 +42,7 @@ from drservice.objectstore.s3locks import extend
 _LOCK_PATIENCE_SECONDS = 300.0
 _LOCK_STRIPES = 256
 _KNOWN_VERSIONS = 1 << 12
+_PIECE_BYTES = 1 << 20
 
 
 class S3Store:
@@ -314,7 +315,7 @@ class S3Store:
             if self._is_taken(key):
                 raise ObjectExistsError(f"{key} exists in {self.description}")
             self._put(key, body)
-            if not same_bytes(body, self._get(key, offset=0, length=None, version=None)):
+            if not self._holds(key, body):
                 raise ObjectExistsError(
                     f"{key} in {self.description} is not what was just stored: another host writes here",
                     hint="This store cannot exclude a second host. Let one host alone write to it.",
@@ -391,6 +392,12 @@ class S3Store:
         if length is not None and len(data) != length:
             raise self._too_short(key, offset + len(data), offset, length)
         return data
+
+    def _holds(self, key: str, body: Body) -> bool:
+        """Tell whether ``body`` is what is stored: read in pieces, because a copy of it has no room in a worker."""
+        answer = self.client.call("get_object", f"read {key}", Key=self._base + key)
+        with contextlib.closing(answer["Body"]) as stream, self.client.translated(f"read {key}"):
+            return same_pieces(body, iter(lambda: bytes(stream.read(_PIECE_BYTES)), b""))
 
     def _head(self, key: str, *, version: str | None = None) -> Answer:
         arguments = {"Key": self._base + key}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from drservice.errors import DamagedObjectError, DrError, FormatError, ObjectExistsError, StoreUnreachableError
 from drservice.model.ids import ComponentName, KeyId, RepositoryId, ServiceName
-from drservice.objectstore.interface import Body, ObjectStore
+from drservice.objectstore.interface import Body, Capabilities, ObjectStore
 from drservice.objectstore.memory import MemoryStore
 from drservice.repository.pack import (
     DATA_KIND,
@@ -145,6 +145,26 @@ def test_a_pack_takes_memory_as_it_grows_and_not_before() -> None:
     packing.sink.close()
     name = packing.closed[0].name.hex()
     assert opened(packing.store.read(f"s/erp/db/packs/{name[:2]}/{name}")) == plains
+
+
+class DistantStore(MemoryStore):
+    """A store that is far away, as a bucket is."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, distant=True)
+
+
+def test_packs_for_a_distant_store_are_so_small_that_three_have_room_in_a_worker() -> None:
+    packing = Packing(DistantStore(), pack_bytes=32 << 20)
+    for seed in range(16):
+        packing.add(noise(1 << 20, seed))
+    assert packing.sink._pack is not None
+    assert packing.sink._pack.records == 2, "the first pack was full with 14"
+    packing.sink.flush()
+    packing.sink.close()
+    assert len(packing.closed) == 2
+    assert 3 * packing.closed[0].stored_bytes < (150 - 45 - 50) << 20
 
 
 def test_a_pack_of_tiny_records_is_full_before_its_bytes_are() -> None:
