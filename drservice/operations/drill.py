@@ -24,6 +24,7 @@ from drservice.model.checks import CheckResult
 from drservice.model.estate import DrillTarget
 from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import EnvironmentId, make_ulid
+from drservice.operations.causes import naming_the_cause
 from drservice.operations.drillconclusion import DrillResult, conclude
 from drservice.operations.drilljournal import Journal, under_way
 from drservice.operations.drillplan import PreparedDrill, prepare_drill
@@ -167,9 +168,10 @@ def _recover_and_check(
             course.restored = run_restore(replace(context, repository=repository), restore)
         environment = open_sandbox(course.restored.environment.path)
         recovered = _recovered(context, request, course.restored, environment)
-        course.loss_seconds = _loss_seconds(context, request, prepared, course, recovered, environment)
-        course.spoilt = spoil(recovered, request.mutation)
-        course.suite = _ask(context, prepared, recovered)
+        with naming_the_cause(environment):
+            course.loss_seconds = _loss_seconds(context, request, prepared, course, recovered, environment)
+            course.spoilt = spoil(recovered, request.mutation)
+            course.suite = _ask(context, prepared, recovered)
     except DrError as error:
         course.error = error
         course.suite = course.suite or without_answer(prepared.checks, NOT_ASKED)

@@ -39,6 +39,7 @@ from drservice.environments.sandbox import prepare_sandbox
 from drservice.errors import DrError, ExitStatus, UsageError
 from drservice.model.recovery import TargetKind
 from drservice.operations.alternatives import offering_another
+from drservice.operations.causes import naming_the_cause
 from drservice.operations.feeder import Feeder
 from drservice.operations.filesrestore import FilesRestore, RestoredFiles
 from drservice.operations.holding import held
@@ -110,7 +111,8 @@ def _run(context: RestoreContext, request: RestoreRequest, phases: Phases) -> Re
     environment = prepare_sandbox(spec, environments_dir=context.environments_dir, clock=context.clock)
     try:
         request.made(environment.id)
-        result = _recover(context, request, planned, environment, phases, onto)
+        with naming_the_cause(environment):
+            result = _recover(context, request, planned, environment, phases, onto)
         if request.afterwards is Afterwards.STOP:
             environment.stop()
         if directory is not None and request.database is None and request.action is TargetAction.PROMOTE:
