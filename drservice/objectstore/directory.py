@@ -5,6 +5,9 @@ makes it durable, and gives it its name with ``link(2)``, which fails if the nam
 call decides every race, also between hosts on NFS. Temporary names begin with a dot, no key does, so what a
 killed writer leaves behind is never listed and never read.
 
+A file system that is unmounted leaves an empty folder under the same path. So the directory is the one that was opened,
+or one with the same repository file (mounted again); in any other nothing is stored, and nothing is absent.
+
 Two users may write to one directory (a backup as root, ``wal push`` as ``postgres``): what root creates is
 given to the owner of the repository's directory; in a group-writable directory new folders are group-writable
 too. As the other user may be hostile, every step goes through directory descriptors and follows no symbolic
@@ -39,6 +42,8 @@ from drservice.objectstore.interface import Body, Capabilities, CreateMode, Obje
 from drservice.objectstore.keys import is_part, split_key, split_prefix
 
 TEMPORARY_PREFIX = ".tmp-"
+_REPOSITORY_FILE = "drservice-repository.json"
+_REPOSITORY_FILE_BYTES = 1 << 20
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -76,9 +81,11 @@ class DirectoryStore:
         self._root = root
         self._durable: set[tuple[str, ...]] = set()
         """Folders whose own name is known to be on disk, so that it is not made durable again."""
+        self._identity: tuple[int, int] | None = None
         folder = self._open_root()
         try:
             status = os.fstat(folder)
+            self._repository_file = _repository_file(folder)
         finally:
             os.close(folder)
         self._ownership = _Ownership(
@@ -356,7 +363,7 @@ class DirectoryStore:
     def _open_root(self) -> int:
         try:
             # The root itself may be a symbolic link: it is the administrator's word, not the store's content.
-            return os.open(self._root, _FOLDER_FLAGS & ~os.O_NOFOLLOW)
+            folder = os.open(self._root, _FOLDER_FLAGS & ~os.O_NOFOLLOW)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreUnreachableError(
                 f"there is no directory {self._root}",
@@ -364,6 +371,31 @@ class DirectoryStore:
             ) from error
         except OSError as error:
             raise self._translated(error, "open the directory") from error
+        try:
+            self._require_same(folder)
+        except BaseException:
+            os.close(folder)
+            raise
+        return folder
+
+    def _require_same(self, folder: int) -> None:
+        """Refuse another directory than the one that was opened, unless its file system was only mounted again.
+
+        Raises:
+            StoreUnreachableError: it is another one, as the mount point of an unmounted file system is.
+        """
+        status = os.fstat(folder)
+        found = (status.st_dev, status.st_ino)
+        if found == self._identity:
+            return
+        if self._identity is not None:
+            if not self._repository_file or _repository_file(folder) != self._repository_file:
+                raise StoreUnreachableError(
+                    f"{self._root} is another directory than the one that was opened",
+                    hint="Was its file system unmounted? Mount it again; nothing was written to what is there now.",
+                )
+            self._durable.clear()
+        self._identity = found
 
     def _find_folder(self, parts: tuple[str, ...]) -> int | None:
         """Open a folder for reading; ``None`` if there is no such folder."""
@@ -502,6 +534,16 @@ def make_directory(root: Path) -> None:
 def _require_range(offset: int, length: int | None) -> None:
     if offset < 0 or (length is not None and length < 0):
         raise ValueError(f"no range begins at {offset} with length {length}")
+
+
+def _repository_file(folder: int) -> bytes:
+    """Return what tells one repository from another, ``b""`` if there is none."""
+    try:
+        file = os.open(_REPOSITORY_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return b""
+    with os.fdopen(file, "rb") as stream:
+        return stream.read(_REPOSITORY_FILE_BYTES) if stat_module.S_ISREG(os.fstat(file).st_mode) else b""
 
 
 def _is_taken(name: str, folder: int) -> bool:
