@@ -1,4 +1,5 @@
-"""Makes tests/golden/format-v1: a small whole repository of format 1, its keys, and vectors.
+"""Makes tests/golden/format-v1: a small whole repository of format 1, its keys, and vectors; and format-v1-tail beside
+it: one with WAL in pieces and the server's clock.
 
     python tests/golden/make_format_v1.py            # only while version 1 may still change; refuses to overwrite
 
@@ -24,8 +25,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from drservice.clock import to_iso  # noqa: E402
 from drservice.model.ids import ComponentName, KeyId, RepositoryId, ServiceName, SystemId  # noqa: E402 - after the path
-from drservice.model.wal import WalFileName  # noqa: E402
+from drservice.model.tail import ClockPair  # noqa: E402
+from drservice.model.wal import Lsn, Timeline, WalFileName  # noqa: E402
 from drservice.objectstore.memory import MemoryStore  # noqa: E402
 from drservice.repository.changes import ChangeRule  # noqa: E402
 from drservice.repository.chunktable import TableBuilder  # noqa: E402
@@ -37,6 +40,10 @@ from tests.doubles.clock import ManualClock  # noqa: E402
 from tests.doubles.repositories import Heard, Site, noise  # noqa: E402
 
 FOLDER = Path(__file__).parent / "format-v1"
+TAIL_FOLDER = Path(__file__).parent / "format-v1-tail"
+TAIL_SEGMENT_BYTES = 1 << 20
+TAIL_CUTS = (((0, 4096), (4096, 9000)), ((0, 7000), (7000, 12345)))
+"""What two runs cut from segment 4: the first one was killed."""
 SEGMENT_BYTES = 16 << 20
 BEGAN = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 DATA_KEY = bytes(range(32))
@@ -102,6 +109,54 @@ def make(base: Path) -> None:
     work.rmdir()
 
 
+def tail_wal() -> bytes:
+    """The WAL of segment 4 as far as it was written."""
+    return b"".join(b"record %06d " % number for number in range(1000))[:12345]
+
+
+def make_tail(base: Path) -> None:
+    """Write a repository with pieces of one segment and the clock of the one before, and what is needed to read it."""
+    clock = ManualClock(BEGAN)
+    site = Site.create(base / "work", folder=base / "repository")
+    site.clock = clock
+    (base / "repository/restore.py").unlink()
+    (base / "repository/RESTORE.md").unlink()
+    system_id = SystemId("7345678901234567890")
+    begin = Lsn(4 * TAIL_SEGMENT_BYTES)
+    key = site.repository().day_keys(site.scope.service).today()
+    for cuts in TAIL_CUTS:
+        tail = site.repository().tail(site.scope)
+        for start, end in cuts:
+            clock.pass_seconds(1)
+            tail.put(
+                tail_wal()[start:end],
+                system_id=system_id,
+                timeline=Timeline(1),
+                start=begin + start,
+                server_time=clock.now(),
+                segment_bytes=TAIL_SEGMENT_BYTES,
+                key=key,
+            )
+    pairs = [ClockPair(server_time=BEGAN, lsn=Lsn(begin.value - 100)), ClockPair(server_time=BEGAN, lsn=begin)]
+    site.repository().clocks(site.scope).put(
+        system_id=system_id, timeline=Timeline(1), segment=3, segment_bytes=TAIL_SEGMENT_BYTES, pairs=pairs
+    )
+    (base / "identity").write_text(site.secret_identity + "\n")
+    (base / "trust").write_text(f"ed25519:{site.host.public_key.hex()}\n")
+    segment = tail_wal().ljust(TAIL_SEGMENT_BYTES, b"\0")
+    expected = {
+        "name": "000000010000000000000004",
+        "end": str(begin + len(tail_wal())),
+        "segment": hashlib.sha256(segment).hexdigest(),
+        "server_time": to_iso(clock.now()),
+        "clock": [[to_iso(pair.server_time), str(pair.lsn)] for pair in pairs],
+    }
+    (base / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+    for path in sorted((base / "work").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    (base / "work").rmdir()
+
+
 def vectors() -> dict[str, Any]:
     """Inputs and outputs of every building block that is the same every time."""
     scope = Scope(repository=RepositoryId(ID), service=ServiceName("erp"), component=ComponentName("database"))
@@ -122,9 +177,7 @@ def vectors() -> dict[str, Any]:
     sealed = b"".join(seal_body(DATA_KEY, b"sealed text", scope=scope, context="wal/1/00000001/x"))
     store = MemoryStore()
     names: list[ClosedPack] = []
-    target = PackTarget(
-        scope=scope, kind=DATA_KIND, key_id=KeyId(ID), data_key=DATA_KEY, level=1, pack_bytes=1 << 20
-    )
+    target = PackTarget(scope=scope, kind=DATA_KIND, key_id=KeyId(ID), data_key=DATA_KEY, level=1, pack_bytes=1 << 20)
     sink = PackSink(store, target, names.append)
     sink.add(chunk, plain)
     sink.add(blake3(bytes(1000)).digest(), bytes(1000))
@@ -165,13 +218,18 @@ def vectors() -> dict[str, Any]:
 
 def main() -> int:
     """Make everything, or refuse because it is there."""
-    if (FOLDER / "repository").exists():
-        sys.stderr.write("format-v1 exists; golden files are never edited\n")
+    missing = [folder for folder in (FOLDER, TAIL_FOLDER) if not (folder / "repository").exists()]
+    if not missing:
+        sys.stderr.write("everything exists; golden files are never edited\n")
         return 1
     os.umask(0o022)
-    FOLDER.mkdir(exist_ok=True)
-    make(FOLDER)
-    (FOLDER / "vectors.json").write_text(json.dumps(vectors(), indent=1) + "\n")
+    for folder in missing:
+        folder.mkdir(exist_ok=True)
+        if folder == TAIL_FOLDER:
+            make_tail(folder)
+        else:
+            make(folder)
+            (folder / "vectors.json").write_text(json.dumps(vectors(), indent=1) + "\n")
     return 0
 
 

@@ -21,7 +21,7 @@ import pytest
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from drservice.clock import SystemClock
+from drservice.clock import SystemClock, to_iso
 from drservice.model.estate import SignerSettings
 from drservice.model.ids import ComponentName, RepositoryId, ServiceName, SystemId
 from drservice.model.wal import Timeline, WalFileName
@@ -153,6 +153,34 @@ def test_the_script_verifies_the_golden_repository(folder: Path) -> None:
 
 def test_the_golden_folder_is_small() -> None:
     assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 200 << 10
+
+
+TAIL = GOLDEN.with_name("format-v1-tail")
+
+
+def test_golden_pieces_of_wal_are_put_together_by_both_and_the_clock_is_read() -> None:
+    expected = json.loads((TAIL / "expected.json").read_text())
+    trust, folder = (TAIL / "trust").read_text().strip(), TAIL / "repository"
+    opened = open_repository(
+        DirectoryStore(folder),
+        open_store=partial(DirectoryStore, folder),
+        signers=[SignerSettings(name="golden", public_key=bytes.fromhex(trust.removeprefix("ed25519:")))],
+        host_key=None,
+        identities=Identities.load([f"file:{TAIL / 'identity'}"]),
+        recipients=(),
+        clock=SystemClock(),
+    )
+    scope = opened.scope(ServiceName("erp"), ComponentName("database"))
+    made = opened.tail(scope).rebuild(SYSTEM_ID, Timeline(1), 4, 1 << 20)
+    assert (str(made.end), made.problem, len(made.pieces)) == (expected["end"], None, 4)
+    assert hashlib.sha256(made.data).hexdigest() == expected["segment"]
+    assert made.last_server_time == datetime.fromisoformat(expected["server_time"])
+    pairs = opened.clocks(scope).read(system_id=SYSTEM_ID, timeline=Timeline(1), segment=3, segment_bytes=1 << 20)
+    assert [[to_iso(pair.server_time), str(pair.lsn)] for pair in pairs] == expected["clock"]
+    alone = restore.Component(restore.Repository(folder, [trust], [str(TAIL / "identity")], "age"), "erp", "database")
+    [found] = alone.tails(SYSTEM_ID, 1 << 20, [], "00000001", 0)
+    assert (found.name, restore.position(found.end), found.problem) == (expected["name"], expected["end"], "")
+    assert hashlib.sha256(found.content).hexdigest() == expected["segment"]
 
 
 # --- vectors ------------------------------------------------------------------------------------------------
