@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from drservice.clock import to_iso
 from drservice.errors import DrError, RecoveryError, WalError
-from drservice.model.recovery import Target, TargetKind, WalInventory, choose_plan
+from drservice.model.reach import WalInventory
+from drservice.model.recovery import Target, TargetKind, choose_plan
 from drservice.model.snapshot import SnapshotRecord
 from drservice.model.wal import Lsn
 from drservice.operations.locate import Resolved
