@@ -59,6 +59,8 @@ class Size:
 
 
 REFERENCE = Size(scale=60, orders=2_500_000, messages=1_200_000, load_seconds=20, wal_bytes=1 << 30, segments=200)
+LARGE = Size(scale=600, orders=25_000_000, messages=12_000_000, load_seconds=20, wal_bytes=1 << 30, segments=200)
+"""20 GB: does memory stay as it is?"""
 SMALL = Size(scale=4, orders=150_000, messages=80_000, load_seconds=4, wal_bytes=96 << 20, segments=12)
 
 
