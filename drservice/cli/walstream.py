@@ -6,6 +6,8 @@ SIGINT stores what was received and ends with 0; what a store that is away does 
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import threading
 from pathlib import Path
@@ -20,6 +22,9 @@ from drservice.cli.output import Colour, Span
 if TYPE_CHECKING:
     from drservice.operations.streamstate import StreamState
 
+_MMAP_THRESHOLD, _ARENA_MAX = -3, -8
+"""Of ``mallopt(3)``."""
+_LARGE_BYTES, _ARENAS = 1 << 20, 2
 _TOLD_SECONDS = 60.0
 _LINE_SECONDS = 1.0
 
@@ -63,6 +68,7 @@ def _run(invocation: Invocation, path: Path, name: str, end: threading.Event) ->
 
     telling = _Telling(invocation)
     loaded = load_settled(path)
+    _keep_memory_low()
     while not end.is_set():
         renew = threading.Event()
         watcher = ConfigurationWatcher(path, loaded, end=end, renew=renew)
@@ -84,6 +90,18 @@ def _run(invocation: Invocation, path: Path, name: str, end: threading.Event) ->
             with cared_for(plane.repository, scope, component, state_dir=estate.state_dir, clock=plane.clock):
                 stream_wal(context, component, stop=renew, observe=telling.hear)
         loaded = watcher.latest
+
+
+def _keep_memory_low() -> None:
+    """Give large buffers back at once, and make looking for what nobody refers to cheap: this process stays for months.
+
+    Measured with segments of 16 MB that hardly compress on an S3 server: a peak of 163 MB instead of 263 MB.
+    """
+    gc.freeze()  # what is loaded by now is never looked at again
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc
+        libc.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
+        libc.mallopt(_ARENA_MAX, _ARENAS)
 
 
 class _Telling:

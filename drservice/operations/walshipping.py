@@ -6,6 +6,7 @@ Identical bytes that are there already are fine, so archive_command may run besi
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -122,6 +123,7 @@ class Shipping:
             last_write=upload.server_time,
             key=self._day_keys.today(),
         )
+        gc.collect()  # a request of botocore's is a cycle, and holds what it sent until somebody looks
         telemetry.info("wal segment stored", name=upload.segment.name, outcome=outcome.value)
 
     def put_partial(self, segment: Segment, *, last_write: datetime) -> PutOutcome:

@@ -44,9 +44,9 @@ from drservice.processes import make_folder, open_private
 from drservice.repository.repository import Repository
 
 IN_FLIGHT = 4
-_HELD_BYTES = 48 << 20
+_HELD_BYTES = 40 << 20
 """Received and not durable: behind it the socket is not read. At least a segment and :data:`_BESIDE_BYTES`."""
-_BESIDE_BYTES = 32 << 20
+_BESIDE_BYTES = 24 << 20
 _TAKEN_BYTES = 4 << 20
 """Read at one go before uploads and reports are looked after."""
 _LOOK_SECONDS = 0.25

@@ -118,13 +118,20 @@ class Uploads(Generic[Item]):
         return done
 
     def _work(self) -> None:
-        while (item := self._take()) is not None:
-            problem = self._store(item)
-            with self._changed:
-                self._running -= 1
-                self._finished.append(Finished(item=item, problem=problem))
-            with suppress(BlockingIOError):  # it is full of calls to wake up
-                os.write(self._wake_writer, b"\0")
+        while self._upload_one():
+            pass  # between two items nothing refers to the bytes of the last one
+
+    def _upload_one(self) -> bool:
+        item = self._take()
+        if item is None:
+            return False
+        problem = self._store(item)
+        with self._changed:
+            self._running -= 1
+            self._finished.append(Finished(item=item, problem=problem))
+        with suppress(BlockingIOError):  # it is full of calls to wake up
+            os.write(self._wake_writer, b"\0")
+        return True
 
     def _take(self) -> Item | None:
         with self._changed:
@@ -137,23 +144,23 @@ class Uploads(Generic[Item]):
 
     def _store(self, item: Item) -> DrError | None:
         pause = _FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                self._put(item)
-            except _HOPELESS as error:
-                self._problem = error
-                return error
-            except DrError as error:
-                problem: DrError = error
-            except Exception as error:  # noqa: BLE001 - a defect must end neither the thread nor in silence
-                telemetry.error("wal not stored", exception=error)
-                problem = StreamError(f"internal error: {type(error).__name__}: {error}")
-            else:
-                self._problem = None
-                return None
+        while (problem := self._try(item)) is not None:
             if self._problem is None or self._problem.message != problem.message:
                 telemetry.warning("wal not stored yet", problem=problem.message, again_in_seconds=pause)
             self._problem = problem
-            if self._is_over.wait(pause):
+            if isinstance(problem, _HOPELESS) or self._is_over.wait(pause):
                 return problem
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+        self._problem = None
+        return None
+
+    def _try(self, item: Item) -> DrError | None:
+        """Put an item once and return why that failed, without what the traceback would keep in memory."""
+        try:
+            self._put(item)
+        except DrError as error:
+            return type(error)(error.message, hint=error.hint)
+        except Exception as error:  # noqa: BLE001 - a defect must end neither the thread nor in silence
+            telemetry.error("wal not stored", exception=error)
+            return StreamError(f"internal error: {type(error).__name__}: {error}")
+        return None

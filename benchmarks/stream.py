@@ -1,0 +1,296 @@
+"""Times the WAL receiver: how old the oldest byte is that is not in the store, catching up, memory, cost to commits.
+
+    python benchmarks/stream.py [--seconds 20] [--backlog-mb 1024] [--idle-seconds 130] [--output FILE]
+
+A real server under pgbench, ``drservice wal stream`` as a process of its own, ``rclone serve s3`` on loopback. The age
+is taken from outside, many times a second: the server's flushed position against what the receiver has reported. What
+commits pay is compared in turns (A B A B) with archive_command alone. Numbers of one run on one machine: compare within
+a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import psycopg
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.doubles.cluster import Cluster, ClusterMaker  # noqa: E402 - the tests' servers are in the checkout
+from tests.doubles.estate import PROGRAM, SERVICE, TempEstate  # noqa: E402 - as above
+from tests.doubles.s3server import rclone_server  # noqa: E402 - as above
+
+_PATIENCE_SECONDS = 600.0
+_SAMPLE_SECONDS = 0.004
+_SLOT = "drservice_erp_database"
+_SETTINGS = {
+    "fsync": "on",
+    "shared_buffers": "'256MB'",
+    "max_wal_size": "'8GB'",
+    "checkpoint_timeout": "'1h'",
+    "archive_mode": "on",
+    "archive_command": "''",
+    "max_connections": "50",
+    "autovacuum": "off",
+}
+
+
+@dataclass(kw_only=True)
+class Ages:
+    """How old the oldest byte was that was flushed and not reported durable, in seconds, sample by sample."""
+
+    dsn: str
+    ages: list[float] = field(default_factory=list)
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        pending: deque[tuple[float, int]] = deque()
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            while not self._over.wait(_SAMPLE_SECONDS):
+                row = connection.execute(
+                    "select (pg_current_wal_flush_lsn() - '0/0')::bigint, (flush_lsn - '0/0')::bigint"
+                    " from pg_stat_replication where application_name = %s",
+                    (_SLOT,),
+                ).fetchone()
+                if row is None or row[1] is None:
+                    continue
+                now = time.monotonic()
+                flushed, durable = row
+                if not pending or flushed > pending[-1][1]:
+                    pending.append((now, flushed))
+                while pending and pending[0][1] <= durable:
+                    pending.popleft()
+                self.ages.append(now - pending[0][0] if pending else 0.0)
+
+    def summary(self) -> dict[str, float]:
+        """Return quantiles in milliseconds."""
+        ordered = sorted(self.ages)
+        at = lambda share: round(1000 * ordered[min(len(ordered) - 1, int(len(ordered) * share))], 1)  # noqa: E731 - three uses
+        return {"p50_ms": at(0.5), "p90_ms": at(0.9), "p99_ms": at(0.99), "most_ms": at(1.0), "samples": len(ordered)}
+
+
+class Bench:
+    """One server, one bucket."""
+
+    def __init__(self, base: Path, cluster: Cluster, estate: TempEstate, bucket: Path) -> None:
+        self.base, self.cluster, self.estate, self.bucket = base, cluster, estate, bucket
+
+    @contextlib.contextmanager
+    def receiver(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Run the receiver for the block, from when it streams."""
+        argv = [*PROGRAM, "--config", str(self.estate.config), "wal", "stream", SERVICE]
+        with (self.base / "stream.log").open("ab") as log:
+            process = subprocess.Popen(
+                argv, env={**os.environ, **self.estate.variables}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        try:
+            self.wait(lambda: self.flushed_by_receiver() > 0)
+            yield process
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(60)
+            if status:
+                raise SystemExit(f"the receiver ended with {status}: {(self.base / 'stream.log').read_text()[-2000:]}")
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    def flushed_by_receiver(self) -> int:
+        """Return what the receiver has reported; 0 while it has not."""
+        rows = self.cluster.sql(
+            f"select (flush_lsn - '0/0')::bigint from pg_stat_replication where application_name = '{_SLOT}'"
+        )
+        return int(rows[0][0] or 0) if rows else 0
+
+    def position(self) -> int:
+        """Return where the server's WAL ends."""
+        return int(self.cluster.value("select (pg_current_wal_flush_lsn() - '0/0')::bigint"))
+
+    def pgbench(self, seconds: int, clients: int = 4) -> float:
+        """Run pgbench's own load and return its transactions per second."""
+        done = self.cluster.run(
+            "pgbench", "-n", "-T", str(seconds), "-c", str(clients), "-h", self.cluster.sock, "-U", "postgres",
+            "postgres", timeout_seconds=seconds + 120,
+        )  # fmt: skip
+        if done.status:
+            raise SystemExit(done.stderr.decode())
+        line = next(line for line in done.stdout.decode().splitlines() if line.startswith("tps ="))
+        return float(line.split()[2])
+
+    def wait(self, holds: Callable[[], bool]) -> None:
+        """Wait until something is so."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not holds():
+            if time.monotonic() > deadline:
+                raise SystemExit(f"waited {_PATIENCE_SECONDS:.0f} s in vain; the files are in {self.base}")
+            time.sleep(0.02)
+
+    def objects(self) -> int:
+        """Return how many pieces, segments and clocks the bucket holds."""
+        return sum(1 for path in (self.bucket).rglob("*") if path.is_file() and "/s/" in str(path))
+
+    # --- what is measured -----------------------------------------------------------------------------------
+
+    def load(self, seconds: int) -> dict[str, Any]:
+        """Measure ages under load, and what the receiver costs."""
+        with self.receiver() as process:
+            begin, cpu = self.position(), cpu_seconds(process.pid)
+            with Ages(dsn=self.cluster.dsn()) as ages:
+                tps = self.pgbench(seconds)
+            megabytes = (self.position() - begin) / 1e6
+            return {
+                "tps": round(tps, 1),
+                "wal_mb_per_second": round(megabytes / seconds, 1),
+                "age": ages.summary(),
+                "receiver_cpu_seconds_per_second": round((cpu_seconds(process.pid) - cpu) / seconds, 2),
+                "receiver_peak_mb": round(peak_kb(process.pid) / 1024, 1),
+            }
+
+    def archive_only(self, seconds: int) -> float:
+        """Return the transactions per second with archive_command alone."""
+        self._archive_by(self.estate.push_command())
+        try:
+            return round(self.pgbench(seconds), 1)
+        finally:
+            self._archive_by("")
+
+    def _archive_by(self, command: str) -> None:
+        text = command.replace("'", "''")
+        self.cluster.sql(f"alter system set archive_command = '{text}'")
+        self.cluster.sql("select pg_reload_conf()")
+
+    def catch_up(self, backlog_bytes: int) -> dict[str, Any]:
+        """Measure how fast a backlog goes up."""
+        begin = self.position()
+        self.cluster.sql("alter system set synchronous_commit = off")
+        self.cluster.sql("select pg_reload_conf()")
+        while self.position() - begin < backlog_bytes:
+            self.pgbench(4, clients=8)
+        self.cluster.sql("alter system reset synchronous_commit")
+        self.cluster.sql("select pg_reload_conf()")
+        target = self.position()
+        started = time.monotonic()
+        with self.receiver() as process:
+            streaming = time.monotonic()
+            first = self.flushed_by_receiver()
+            self.wait(lambda: self.flushed_by_receiver() >= target - (16 << 20))
+            seconds = time.monotonic() - streaming
+            megabytes = (target - (16 << 20) - first) / 1e6
+            return {
+                "backlog_mb": round((target - begin) / 1e6),
+                "start_seconds": round(streaming - started, 2),
+                "seconds": round(seconds, 2),
+                "mb_per_second": round(megabytes / seconds, 1),
+                "cpu_seconds": round(cpu_seconds(process.pid), 2),
+                "receiver_peak_mb": round(peak_kb(process.pid) / 1024, 1),
+            }
+
+    def idle(self, seconds: int) -> dict[str, float]:
+        """Count what a server stores per minute that does nothing but beat."""
+        with self.receiver():
+            time.sleep(3)
+            before, begin = self.objects(), time.monotonic()
+            while time.monotonic() - begin < seconds:
+                self.cluster.sql(
+                    "begin read write; set local synchronous_commit = local;"
+                    " select pg_logical_emit_message(true, 'drservice', 'heartbeat'); commit"
+                )
+                time.sleep(1.0)
+            return {
+                "seconds": seconds,
+                "objects": self.objects() - before,
+                "objects_per_minute": round((self.objects() - before) * 60 / seconds, 2),
+            }
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_kb(pid: int) -> int:
+    """Return the highest resident size of a process."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in text.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+def main() -> None:
+    """Run everything and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=20, help="of load in each turn")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--scale", type=int, default=20)
+    parser.add_argument("--backlog-mb", type=int, default=1024)
+    parser.add_argument("--idle-seconds", type=int, default=130, help="0: not measured")
+    parser.add_argument("--output", type=Path)
+    chosen = parser.parse_args()
+    base = Path(tempfile.mkdtemp(prefix="drservice-stream-"))
+    base.chmod(0o755)
+    (base / "templates").mkdir()
+    maker = ClusterMaker(cache=base / "templates")
+    document: dict[str, Any] = {"made_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    try:
+        cluster = maker.make(settings=_SETTINGS)
+        with rclone_server(base / "s3") as server:
+            server.make_bucket("plant")
+            estate = TempEstate.over(cluster, url=server.url_for("plant", "drservice"), variables=server.environment)
+            estate.wal_settings = {"mode": "both"}
+            estate.write_configuration(estate.config)
+            estate.json("init")
+            estate.hand_over_repository()
+            cluster.start()
+            cluster.pgbench_init(chosen.scale)
+            bench = Bench(base, cluster, estate, base / "s3")
+            rounds = []
+            for _ in range(chosen.rounds):
+                loaded = bench.load(chosen.seconds)
+                rounds.append({**loaded, "archive_command_tps": bench.archive_only(chosen.seconds)})
+                print(json.dumps(rounds[-1]), flush=True)
+            document["load"] = rounds
+            document["tps_ratio"] = round(
+                statistics.median(row["tps"] for row in rounds)
+                / statistics.median(row["archive_command_tps"] for row in rounds),
+                3,
+            )
+            document["catch_up"] = bench.catch_up(chosen.backlog_mb << 20)
+            print(json.dumps(document["catch_up"]), flush=True)
+            if chosen.idle_seconds:
+                document["idle"] = bench.idle(chosen.idle_seconds)
+    finally:
+        maker.close()
+    shutil.rmtree(base, ignore_errors=True)
+    if chosen.output:
+        chosen.output.write_text(json.dumps(document, indent=1) + "\n")
+    print(json.dumps(document, indent=1))
+
+
+if __name__ == "__main__":
+    main()
