@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,14 @@ from drservice.cli.table import COMMANDS, GROUPS
 from drservice.clock import to_iso
 from drservice.evidence.signing import load_log_key
 from drservice.model.runbook import RunIn, StepKind, parse_runbook
+from drservice.node.companions import Companions
+from drservice.node.walstreams import RECEIVING
 from drservice.operations.mutation import Mutation
+from drservice.operations.walboard import stream_name
 from drservice.repository.hostkey import make_host_key
 from drservice.repository.keys import make_identity
 from tests.doubles.cluster import ClusterMaker, hand_over
-from tests.doubles.estate import copy_tree
+from tests.doubles.estate import copy_tree, wait_for
 from tests.doubles.plant import DATABASE, Plant, placed
 from tests.doubles.runbooks import FOLDER, People, Walk, command_blocks, read, shipped
 
@@ -589,6 +593,48 @@ def test_quarterly_drill(calm: Plant) -> None:
     assert "NOT NOTICED" not in mutations
     assert played.outputs["verify-bundle"].count("\nVERIFIED\n") == 2
     assert '"outcome": "passed"' in played.outputs["show"]
+
+
+def test_release_primary(calm: Plant) -> None:
+    """A commit hangs because the receiver is gone; it is released, the receiver comes back, commits wait again."""
+    settings = calm.cluster.root / "synchronous.yaml"
+    document = calm.document()
+    document["services"][SERVICE]["components"]["database"]["wal"] |= {"mode": "both", "synchronous": True}
+    settings.write_text(json.dumps(document))
+    estate = calm.estate.estate(settings)
+    component = estate.service(SERVICE).database()
+    name = stream_name(estate.service(SERVICE).name, component.name)
+    calm.sql(f"alter system set synchronous_standby_names = '{name}'")
+    calm.sql("select pg_reload_conf()")
+    hanging = threading.Thread(target=calm.sql, args=("select pg_logical_emit_message(true, 'test', 'hangs')",))
+    waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'"
+    receivers = Companions(RECEIVING, estate=lambda: estate, host="db1", log_level="info", first_seconds=0.0)
+
+    def commit(_: Walk) -> None:
+        hanging.start()
+        wait_for(lambda: calm.sql(waiting) == [(1,)], "a commit that hangs")
+
+    played = walk(
+        "release-primary",
+        calm,
+        {},
+        settings=settings,
+        people={"waiting": commit, "cause": lambda _: receivers.start()},
+    )
+    try:
+        finish(played)
+        hanging.join(10)
+        assert not hanging.is_alive()
+        assert "COMMITS MAY WAIT FOR EVER" in played.outputs["check"]
+        assert "1 commits wait" in played.outputs["waiting"]
+        assert calm.sql("show synchronous_standby_names") == [(name,)]
+        calm.sql("select pg_logical_emit_message(true, 'test', 'waits for the repository, and comes back')")
+    finally:
+        calm.sql("alter system reset synchronous_standby_names")
+        calm.sql("select pg_reload_conf()")
+        if receivers.running:
+            receivers.stop()
+        calm.sql(f"select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '{name}'")
 
 
 def test_manual_fallback(calm: Plant) -> None:
