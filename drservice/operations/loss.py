@@ -2,9 +2,9 @@
 
 Definition (design, "Time"): from the commit of the newest durable transaction to the decision to restore; nothing if
 the repository holds everything that was committed. What the repository held at an instant is told by the store's own
-times of its segments. Behind the last archived byte lies WAL that nobody here can read; a server without any work moves
-its position there too. Whether a commit lies in it is told by comparing which transactions ended well in production and
-in the copy. What cannot be told counts as lost.
+times of its segments, and of the pieces that were there before them. Behind the last archived byte lies WAL that nobody
+here can read; a server without any work moves its position there too. Whether a commit lies in it is told by comparing
+which transactions ended well in production and in the copy. What cannot be told counts as lost.
 """
 
 from __future__ import annotations
@@ -156,7 +156,8 @@ def loss_at(
         skew: how much the store's clock was ahead of production's.
         tail_at_risk: whether commits may lie behind the archived WAL.
     """
-    plan, inventory = restored.planned.resolved.plan, restored.planned.archived.inventory
+    plan, archived = restored.planned.resolved.plan, restored.planned.archived
+    inventory = archived.inventory
     size = inventory.segment_bytes
     names = plan_segments(plan, inventory)
     last = restored.reached.lsn.segment_number(size) - plan.snapshot.postgres.start_lsn.segment_number(size)
@@ -169,13 +170,17 @@ def loss_at(
         if is_held and not was_at_risk:
             return 0.0
         commits = [
-            event.at
+            event
             for event in scanner.dump(name).events
             if isinstance(event, TransactionEnd) and event.outcome.committed and event.at <= instant
         ]
-        if commits and is_held:
-            return (instant - max(commits)).total_seconds()
-        was_at_risk = was_at_risk or bool(commits)
+        held = commits
+        if not is_held:
+            until = archived.source.held_until(name, at=instant + skew)
+            held = [event for event in commits if event.end <= until]
+        was_at_risk = was_at_risk or len(held) < len(commits)
+        if held:
+            return (instant - max(event.at for event in held)).total_seconds() if was_at_risk else 0.0
     return max(0.0, (instant - plan.snapshot.stopped_at).total_seconds()) if was_at_risk else 0.0
 
 

@@ -190,6 +190,17 @@ class WalSource:
             server_time=server_time,
         )
 
+    def held_until(self, name: str, *, at: datetime) -> Lsn:
+        """Return up to which position the pieces of a segment led at an instant of the store's clock, by their names.
+
+        Raises:
+            ObjectStoreError: the listing is not complete.
+        """
+        number = segment_number(name, self.segment_bytes)
+        found = self.pieces(Timeline(int(name[:8], 16)), number, number + 1)
+        pieces = (stored.piece for _, items in found for stored in items if stored.modified_at <= at)
+        return covered_until(segment_begin(number, self.segment_bytes), pieces)
+
     def server_time_of(self, streamed: Streamed) -> datetime:
         """Return the server's clock when it sent the last byte that counts; of one that cannot be read, the store's.
 

@@ -10,7 +10,7 @@ from typing import cast
 
 from drservice.components.postgres.waldump import Outcome, TransactionEnd
 from drservice.model.recovery import choose_plan
-from drservice.model.wal import Lsn, Timeline, segment_name
+from drservice.model.wal import Lsn, Timeline, segment_name, segment_number
 from drservice.operations.locate import WalScanner
 from drservice.operations.loss import loss_at
 from drservice.operations.restorerequest import RestoreResult
@@ -27,9 +27,10 @@ class Scanner:
     commits: Mapping[str, tuple[datetime, ...]]
 
     def dump(self, name: str) -> SimpleNamespace:
+        begin = at(segment_number(name, SIZE))
         events = [
-            TransactionEnd(lsn=Lsn(0), end=Lsn(0), xid=1, at=moment, outcome=Outcome.COMMIT)
-            for moment in self.commits.get(name, ())
+            TransactionEnd(lsn=begin + 1000 * rank, end=begin + 1000 * rank + 40, xid=1, at=at_, outcome=Outcome.COMMIT)
+            for rank, at_ in enumerate(self.commits.get(name, ()))
         ]
         return SimpleNamespace(events=events)
 
@@ -38,8 +39,24 @@ def name(number: int) -> str:
     return segment_name(Timeline(1), number, SIZE)
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Pieces: where each ends, and when it came into the store."""
+
+    pieces: tuple[tuple[float, int], ...] = ()
+
+    def held_until(self, name: str, *, at: datetime) -> Lsn:
+        begin = segment_number(name, SIZE)
+        ends = [end for end, second in self.pieces if int(end) == begin and NOON + second * SECOND <= at]
+        return Lsn(int(max([float(begin), *ends]) * SIZE))
+
+
 def restored(
-    *, reached: float = 5.5, time: datetime | None = None, stored: Mapping[int, int] | None = None
+    *,
+    reached: float = 5.5,
+    time: datetime | None = None,
+    stored: Mapping[int, int] | None = None,
+    pieces: tuple[tuple[float, int], ...] = (),
 ) -> RestoreResult:
     """Return a recovery from MONDAY; ``stored``: when each segment came into the store, in seconds after noon."""
     inventory = replace(
@@ -47,8 +64,9 @@ def restored(
         stored_at={name(number): NOON + second * SECOND for number, second in (stored or {}).items()},
     )
     plan = choose_plan(LATEST, [MONDAY], inventory)
+    archived = SimpleNamespace(inventory=inventory, source=Source(pieces))
     found = SimpleNamespace(
-        planned=SimpleNamespace(resolved=SimpleNamespace(plan=plan), archived=SimpleNamespace(inventory=inventory)),
+        planned=SimpleNamespace(resolved=SimpleNamespace(plan=plan), archived=archived),
         reached=SimpleNamespace(lsn=at(reached), time=time),
     )
     return cast("RestoreResult", found)
@@ -58,6 +76,11 @@ def scanner(**commits: int) -> WalScanner:
     """Return what reads the segments; ``s5=40``: a commit in segment 5, 40 seconds after noon."""
     found = Scanner({name(int(key[1:])): (NOON + second * SECOND,) for key, second in commits.items()})
     return cast("WalScanner", found)
+
+
+def in_segment_five(*seconds: int) -> WalScanner:
+    """Return what reads segment 5 with commits at these seconds, 1,000 bytes apart."""
+    return cast("WalScanner", Scanner({name(5): tuple(NOON + second * SECOND for second in seconds)}))
 
 
 STORED = {2: 1, 3: 10, 4: 30, 5: 90, 6: 95}
@@ -102,6 +125,16 @@ def test_the_store_s_clock_is_set_right_before_it_is_believed() -> None:
     assert loss_at(instant, result, scanner(s3=5, s4=15)) == 15.0
     assert loss_at(instant, result, scanner(s3=5, s4=15), skew=30 * SECOND) == 0.0
     assert loss_at(NOON + 50 * SECOND, result, scanner(s3=5, s4=15), skew=-30 * SECOND) == 45.0
+
+
+def test_what_was_stored_in_pieces_before_its_segment_is_not_lost() -> None:
+    instant = NOON + 50 * SECOND
+    early = restored(reached=5.5, stored=STORED, pieces=((5.5, 49),))
+    assert loss_at(instant, early, in_segment_five(30, 40)) == 0.0
+    late = restored(reached=5.5, stored=STORED, pieces=((5.5, 51),))
+    assert loss_at(instant, late, in_segment_five(30, 40)) == (instant - MONDAY.stopped_at).total_seconds()
+    between = restored(reached=5.5, stored=STORED, pieces=((5 + 500 / SIZE, 35), (5.5, 51)))
+    assert loss_at(instant, between, in_segment_five(30, 40)) == 20.0, "back to the last commit that was held"
 
 
 def test_a_store_that_tells_no_times_leaves_the_loss_unknown() -> None:
