@@ -54,9 +54,7 @@ def check(invocation: Invocation, service: str | None) -> ExitStatus:
     if not estate.repository.identities:
         raise NoIdentityError("no identity is configured here, so nothing can be proved")
     with open_data_plane(estate) as plane:
-        checks = [
-            item for chosen in estate.selected(service) for item in check_identities(plane.repository, chosen)
-        ]
+        checks = [item for chosen in estate.selected(service) for item in check_identities(plane.repository, chosen)]
     document = {
         "checks": [
             {
@@ -66,6 +64,7 @@ def check(invocation: Invocation, service: str | None) -> ExitStatus:
                 "key": item.key_id,
                 "state": "ok" if item.opened else "failed",
                 "detail": item.detail,
+                "exposed": item.exposed,
             }
             for item in checks
         ]
@@ -74,6 +73,8 @@ def check(invocation: Invocation, service: str | None) -> ExitStatus:
         f"{'ok    ' if i.opened else 'FAILED'} {i.service}: {i.recipient or 'an identity'} {i.detail} ({i.identity})"
         for i in checks
     ]
+    exposed = sorted({item.identity for item in checks if item.exposed})
+    lines += [f"warning: everybody on this machine may read {name}: chmod o-r it" for name in exposed]
     invocation.output.result("keys-check", document, lines)
     return ExitStatus.OK if checks and all(item.opened for item in checks) else ExitStatus.INTEGRITY
 

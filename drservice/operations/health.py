@@ -118,6 +118,9 @@ def _check_keys(context: HealthContext, services: Sequence[Service], checklist: 
     with checklist.asking("identity"):
         for service in services:
             for item in check_identities(context.repository, service):
+                if item.exposed:
+                    told = f"{service.name}: everybody on this machine may read {item.identity}, and so every backup"
+                    checklist.warn("identity is secret", told, "Take the right away: chmod o-r FILE.")
                 if item.opened or (item.key_id is None and item.recipient is not None):
                     checklist.ok("identity", f"{service.name}: {str(item.recipient)[:16]}... {item.detail}")
                 else:

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from drservice.canonical import Json
 from drservice.clock import Clock
+from drservice.credentials import resolve_bytes
 from drservice.errors import (
     DamagedObjectError,
     DrError,
@@ -16,6 +18,7 @@ from drservice.errors import (
     KeyProblemError,
     MissingObjectError,
     NoIdentityError,
+    SecretError,
     WrongDataKeyError,
 )
 from drservice.model.estate import Service
@@ -25,6 +28,7 @@ from drservice.operations.progress import Progress
 from drservice.repository import layout
 from drservice.repository.envelope import HostKey, read_object
 from drservice.repository.keys import DataKey, Identities, Wrapping
+from drservice.repository.recipients import is_protected
 from drservice.repository.repository import Repository
 
 _READERS = 8
@@ -54,6 +58,8 @@ class KeyCheck:
     key_id: KeyId | None
     opened: bool
     detail: str
+    exposed: bool
+    """Everybody on this machine may read it, and so every backup."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +134,7 @@ def check_identities(repository: Repository, chosen: Service) -> list[KeyCheck]:
     wrappings = [key for key in keys if key.key_id == newest]
     checks: list[KeyCheck] = []
     for reference, identities in repository.keyring.identities.each():
+        exposed = _is_exposed(reference)
         try:
             recipients = identities.recipients
         except DrError as error:
@@ -138,7 +145,8 @@ def check_identities(repository: Repository, chosen: Service) -> list[KeyCheck]:
                     recipient=None,
                     key_id=newest,
                     opened=False,
-                    detail=f"cannot be used: {error.message}",
+                    detail=f"cannot be used: {error.message}. {error.hint}".rstrip(),
+                    exposed=exposed,
                 )
             )
             continue
@@ -153,9 +161,21 @@ def check_identities(repository: Repository, chosen: Service) -> list[KeyCheck]:
                     key_id=newest,
                     opened=opened,
                     detail=detail,
+                    exposed=exposed,
                 )
             )
     return checks
+
+
+def _is_exposed(reference: str) -> bool:
+    """Tell whether an identity lies in a file that everybody may read, without a passphrase."""
+    scheme, _, path = reference.partition(":")
+    try:
+        return (
+            scheme == "file" and bool(Path(path).stat().st_mode & 0o004) and not is_protected(resolve_bytes(reference))
+        )
+    except (OSError, SecretError):
+        return False  # what cannot be looked at cannot be loaded, which the check says
 
 
 def _try(

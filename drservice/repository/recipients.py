@@ -62,6 +62,11 @@ def parse_recipient(text: str) -> object:
         ) from error
 
 
+def is_protected(content: bytes) -> bool:
+    """Tell whether an identity file is of use only with its passphrase."""
+    return content.lstrip().startswith(_PROTECTED)
+
+
 def no_passphrase(what: str) -> Secret:
     """Refuse to guess: nobody can be asked here.
 
@@ -85,7 +90,7 @@ def read_identities(content: bytes, what: str, ask: AskPassphrase) -> list[Loade
     Raises:
         KeyProblemError: it is none of these, or the passphrase is wrong.
     """
-    if content.lstrip().startswith(_PROTECTED):
+    if is_protected(content):
         content = _unprotected(content, what, ask)
     if content.lstrip().startswith(_SSH_IDENTITIES):
         return [_ssh_identity(content.lstrip(), what)]
@@ -97,11 +102,18 @@ def read_identities(content: bytes, what: str, ask: AskPassphrase) -> list[Loade
 
 def _unprotected(content: bytes, what: str, ask: AskPassphrase) -> bytes:
     passphrase = ask(what)
+    if not passphrase.reveal():
+        raise KeyProblemError(
+            f"the passphrase of {what} is empty", hint="Look at what repository.identity_passphrase leads to."
+        )
     sealed = content.strip() if content.lstrip().startswith(_PROTECTED[1]) else content
     try:
         opened: bytes = pyrage.passphrase.decrypt(sealed, passphrase.reveal())
     except (pyrage.DecryptError, ValueError) as error:
-        raise KeyProblemError(f"the passphrase does not open {what}, or it is not protected by one") from error
+        raise KeyProblemError(
+            f"the passphrase does not open {what}",
+            hint="It is another one, or the file was cut off or changed: compare it with the sealed copy.",
+        ) from error
     if opened.lstrip().startswith(_PROTECTED):
         raise KeyProblemError(f"{what} is protected twice", hint="Protect the identity itself, once: age -p.")
     return opened
@@ -112,13 +124,16 @@ def _native_identities(content: bytes, what: str) -> Iterator[LoadedIdentity]:
         lines = [line.strip() for line in content.decode("utf-8").splitlines()]
     except UnicodeDecodeError as error:
         raise KeyProblemError(f"{what} is no identity file") from error
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         if not line or line.startswith("#"):
             continue
         try:
             identity = pyrage.x25519.Identity.from_str(line)
         except pyrage.IdentityError as error:
-            raise KeyProblemError(f"{what} holds a line that is no age identity ({_NATIVE}...)") from error
+            hint = f"A line is {_NATIVE} and 58 letters and digits; one that was cut off or mistyped does not hold."
+            if line.startswith(("age1", *_SSH_RECIPIENTS)):
+                hint = "That is the public half, a recipient; the identity is the secret one, in a file of its own."
+            raise KeyProblemError(f"line {number} of {what} is no age identity", hint=hint) from error
         yield LoadedIdentity(identity=identity, recipient=str(identity.to_public()))
 
 

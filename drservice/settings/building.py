@@ -105,7 +105,7 @@ def notices(configuration: schema.Configuration, estate: Estate) -> tuple[str, .
 def _repository(repository: schema.Repository) -> RepositorySettings:
     return RepositorySettings(
         url=repository.url,
-        recipients=tuple(repository.recipients),
+        recipients=tuple(dict.fromkeys(repository.recipients)),  # one that is named twice is no second reader
         identities=tuple(repository.identity),
         identity_passphrase=repository.identity_passphrase,
         signers=tuple(

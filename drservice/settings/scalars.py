@@ -107,7 +107,7 @@ def check_recipient(text: str) -> str:
         raise ValueError(
             "only X25519 (age1...) and SSH (ssh-ed25519, ssh-rsa) recipients are supported by this version"
         )
-    if text.startswith("ssh-"):
+    if text.startswith(("ssh-", "ecdsa-", "sk-")):
         return _check_ssh(text)
     if not _RECIPIENT.fullmatch(text) or not _bech32_holds(text):
         raise ValueError(
@@ -119,6 +119,8 @@ def check_recipient(text: str) -> str:
 def _check_ssh(text: str) -> str:
     """Accept a public key as ``ssh-keygen`` writes it; the comment is dropped, because recipients are compared."""
     kind, _, rest = text.partition(" ")
+    if kind not in {known for known, _ in _SSH_FIELDS}:
+        raise ValueError(f"age cannot use an SSH key of type {kind}: only ssh-ed25519 and ssh-rsa")
     encoded = rest.split()[0] if rest.split() else ""
     try:
         blob = base64.b64decode(encoded, validate=True)

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyrage
 import pytest
 
+from drservice.credentials import Secret
 from drservice.errors import NoIdentityError, StoreUnreachableError
 from drservice.model.estate import PostgresSettings, Service
 from drservice.model.ids import ComponentName, ServiceName, SystemId, make_ulid
@@ -121,6 +123,30 @@ def test_each_identity_is_tried_by_itself_and_a_failing_one_is_named(site: Site,
     ]
     assert "cannot read the secret file" in checks[0].detail
     assert {item.key_id for item in checks} == {key.id}
+
+
+@pytest.mark.parametrize(
+    ("mode", "passphrase", "exposed"), [(0o644, "", True), (0o640, "", False), (0o644, "pw", False)]
+)
+def test_an_identity_that_everybody_may_read_is_told(
+    site: Site, tmp_path: Path, mode: int, passphrase: str, *, exposed: bool
+) -> None:
+    fill(site, 1)
+    path = tmp_path / "identity"
+    content = site.secret_identity.encode()
+    path.write_bytes(pyrage.passphrase.encrypt(content, passphrase) if passphrase else content)
+    path.chmod(mode)
+    identities = Identities([f"file:{path}"], passphrase=lambda _: Secret(passphrase))
+    (check,) = check_identities(site.repository(identities=identities), service(tmp_path))
+    assert (check.opened, check.exposed) == (True, exposed)
+
+
+def test_what_to_do_about_an_identity_that_cannot_be_used_is_told(site: Site, tmp_path: Path) -> None:
+    fill(site, 1)
+    (tmp_path / "public").write_text(site.recipient)
+    identities = Identities([f"file:{tmp_path / 'public'}"])
+    (check,) = check_identities(site.repository(identities=identities), service(tmp_path))
+    assert (check.opened, "That is the public half" in check.detail) == (False, True)
 
 
 def test_without_a_data_key_nothing_is_proved(site: Site, tmp_path: Path) -> None:

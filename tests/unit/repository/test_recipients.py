@@ -76,6 +76,8 @@ def test_a_file_made_with_a_passphrase_opens_with_it_and_nothing_else(tmp_path: 
         Identities.load([f"file:{path}"], passphrase=says("wrong"))
     with pytest.raises(KeyProblemError, match="nobody to ask"):
         Identities.load([f"file:{path}"])
+    with pytest.raises(KeyProblemError, match=r"the passphrase of .* is empty"):
+        Identities.load([f"file:{path}"], passphrase=says(""))
 
 
 def test_a_protected_file_may_hold_an_ssh_key_and_nothing_protected_again() -> None:
@@ -93,6 +95,18 @@ def test_a_protected_file_may_hold_an_ssh_key_and_nothing_protected_again() -> N
 def test_what_is_no_identity_is_refused(content: bytes) -> None:
     with pytest.raises(KeyProblemError):
         read_identities(content, "it", no_passphrase)
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [("AGE-SECRET-KEY-1XYZ", "cut off"), (make_identity()[1], "public half"), ("ssh-ed25519 AAAA", "public half")],
+    ids=["cut", "recipient", "ssh public key"],
+)
+def test_a_line_that_is_no_identity_is_told_by_its_number_and_never_shown(line: str, hint: str) -> None:
+    with pytest.raises(KeyProblemError, match="line 3 of it is no age identity") as caught:
+        read_identities(f"# mine\n\n{line}\n".encode(), "it", no_passphrase)
+    assert hint in caught.value.hint
+    assert line not in caught.value.message + caught.value.hint
 
 
 def test_an_ssh_key_that_age_cannot_use_is_told() -> None:

@@ -119,6 +119,12 @@ def test_the_whole_contract_is_read(write: Write) -> None:
     assert (drill.name, drill.target, drill.within) == ("erp-quarterly", DrillTarget.RANDOM, timedelta(days=7))
 
 
+def test_a_recipient_that_is_named_twice_is_one_reader(write: Write) -> None:
+    text = f"version: 1\nrepository:\n  url: file:///r\n  recipients: [{RECIPIENTS[0]}, {RECIPIENTS[0]}]\n"
+    estate = load(write(text + ONE_SERVICE)).estate
+    assert estate.repository.recipients == RECIPIENTS[:1]
+
+
 def test_what_the_control_plane_acts_on_is_read(write: Write) -> None:
     text = WHOLE + (
         'web: {listen: "0.0.0.0:8443", public_url: "https://dr.example.com/", session: 1h,'

@@ -374,6 +374,18 @@ MISTAKES = {
         "repository.recipients[0]",
         "expected a public SSH key",
     ),
+    "ssh recipient of another type": (
+        "version: 1\nrepository:\n  url: file:///r\n  recipients: [ecdsa-sha2-nistp256 AAAA me@here]\n",
+        "4:16",
+        "repository.recipients[0]",
+        "age cannot use an SSH key of type ecdsa-sha2-nistp256: only ssh-ed25519 and ssh-rsa",
+    ),
+    "ssh recipient on a token": (
+        "version: 1\nrepository:\n  url: file:///r\n  recipients: [sk-ssh-ed25519@openssh.com AAAA]\n",
+        "4:16",
+        "repository.recipients[0]",
+        "age cannot use an SSH key of type sk-ssh-ed25519@openssh.com",
+    ),
     "hardware recipient": (
         "version: 1\nrepository:\n  url: file:///r\n  recipients: [age1yubikey1qqq]\n",
         "4:16",
