@@ -107,7 +107,7 @@ def _missing_on(
     found: dict[Timeline, set[int]] = {}
     next_begin: int | None = None
     for span in reversed(path):
-        held = inventory.segments.get(span.timeline, frozenset())
+        held = inventory.segments.get(span.timeline, frozenset()) | _begun_far_enough(span.timeline, records, inventory)
         low = max(begin, span.begin.segment_number(size))
         if next_begin is None:
             own = [
@@ -124,6 +124,24 @@ def _missing_on(
         if high >= low or next_begin is not None:
             next_begin = min(low, next_begin) if next_begin is not None else low
     return found
+
+
+def _begun_far_enough(timeline: Timeline, records: Sequence[SnapshotRecord], inventory: WalInventory) -> frozenset[int]:
+    """Return the segments that are in pieces as far as the snapshots that end in them need them.
+
+    Only the last of a timeline may be unfinished: what follows one is behind a hole.
+    """
+    size = inventory.segment_bytes
+    tails = inventory.tails.get(timeline, {})
+    last = max((*tails, *inventory.segments.get(timeline, ())), default=None)
+    if last is None or last not in tails:
+        return frozenset()
+    stops = [
+        record.postgres.stop_lsn
+        for record in records
+        if record.postgres.timeline == timeline and (record.postgres.stop_lsn.value - 1) // size == last
+    ]
+    return frozenset({last}) if not stops or tails[last].end >= max(stops) else frozenset()
 
 
 def _hole(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from drservice import telemetry
@@ -21,7 +21,7 @@ from drservice.components.postgres.walfile import SegmentFacts, check_wal_file, 
 from drservice.errors import DrError, ForeignSegmentError, FormatError, NoIdentityError, SegmentConflictError, WalError
 from drservice.model.continuity import Hole, holes_of
 from drservice.model.ids import SystemId
-from drservice.model.recovery import WalInventory
+from drservice.model.reach import TailSegment, WalInventory
 from drservice.model.snapshot import SnapshotRecord
 from drservice.model.wal import (
     HistoryEntry,
@@ -36,6 +36,7 @@ from drservice.model.wal import (
 from drservice.operations.lineage import Lineage
 from drservice.operations.wal import check_pushed
 from drservice.operations.walready import ReadyFolder
+from drservice.operations.walsource import WalSource, streamed_segments
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
 
@@ -114,7 +115,7 @@ class ArchiveWatch:
         if self._local is not None and (control := self._local.control(system_id)) is not None:
             self._learn_histories(known, control)
             offered = set(self._local.folder.names())
-            holes = holes_of(records, known.inventory)
+            holes = self._holes(records, known)
             waiting = [name for hole in holes for name in hole.names if name in offered]
             for name in self._fillable(known, records, holes, control) if fill else ():
                 try:
@@ -123,7 +124,7 @@ class ArchiveWatch:
                         filled.append(name)
                 except (ForeignSegmentError, SegmentConflictError, WalError) as error:
                     refused[name] = error.message
-        holes = holes_of(records, known.inventory)
+        holes = self._holes(records, known)
         known.first_missing = {hole.timeline: hole.numbers[0] for hole in reversed(holes)}
         return Continuity(
             system_id=system_id,
@@ -134,6 +135,27 @@ class ArchiveWatch:
             refused=refused,
             unread_histories=tuple(known.unread_histories),
         )
+
+    def _holes(self, records: Sequence[SnapshotRecord], known: _Known) -> list[Hole]:
+        """Return the holes; a segment of which every byte is in pieces is none, so these are listed where one shows."""
+        holes = holes_of(records, known.inventory)
+        if not holes:
+            return holes
+        source = WalSource(self._repository, self._scope, system_id=known.system_id, segment_bytes=known.segment_bytes)
+        segments = {timeline: set(numbers) for timeline, numbers in known.segments.items()}
+        pieces = streamed_segments(source, segments=segments, histories=known.histories, proven=False)
+        tails: dict[Timeline, dict[int, TailSegment]] = {}
+        for item in pieces:
+            if item.is_whole:
+                segments.setdefault(item.timeline, set()).add(item.number)
+            else:
+                tails.setdefault(item.timeline, {})[item.number] = item.tail
+        inventory = replace(
+            known.inventory,
+            segments={timeline: frozenset(numbers) for timeline, numbers in segments.items()},
+            tails=tails,
+        )
+        return holes_of(records, inventory)
 
     # --- what is archived -----------------------------------------------------------------------------------
 

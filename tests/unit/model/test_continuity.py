@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from hypothesis import given, settings
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from drservice.model.continuity import holes_of
 from drservice.model.ids import ComponentName, KeyId, ServiceName, SnapshotId, SystemId
-from drservice.model.recovery import WalInventory, gaps_of
+from drservice.model.reach import TailSegment, WalInventory
+from drservice.model.recovery import gaps_of
 from drservice.model.snapshot import SnapshotRecord, SnapshotState
 from drservice.model.wal import HistoryEntry, Lsn, Timeline
 from tests.doubles.repositories import SYSTEM_ID, facts
@@ -95,6 +97,15 @@ def test_a_snapshot_misses_its_own_wal_also_where_nothing_follows() -> None:
     [hole] = holes_of([TUESDAY, MONDAY], archive({1: {3, 4, 5, 6, 7}}))
     assert (list(hole.numbers), hole.spoilt, hole.cut) == ([8], ("TUE",), ("MON",))
     assert hole.is_open
+
+
+def test_pieces_of_the_last_segment_serve_a_snapshot_as_far_as_they_go() -> None:
+    inventory = archive({1: {3, 4, 5, 6, 7}})
+    for end, missing in ((8.95, []), (8.5, [(1, [8])])):
+        tail = {Timeline(1): {8: TailSegment(end=Lsn(int(end * SIZE)))}}
+        assert told(replace(inventory, tails=tail), MONDAY, TUESDAY) == missing
+    behind = {Timeline(1): {9: TailSegment(end=Lsn(int(9.5 * SIZE)))}}
+    assert told(replace(inventory, tails=behind), MONDAY) == [(1, [8])], "pieces behind a hole"
 
 
 def test_a_hole_before_a_promotion_is_a_hole_of_the_old_timeline() -> None:
