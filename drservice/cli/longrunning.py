@@ -70,6 +70,10 @@ class ConfigurationWatcher(threading.Thread):
                 telemetry.error("the configuration is refused, the one before stays", problem=error.message)
                 self._refused = _stamp_if_any(self._path)
                 continue
+            except Exception as error:  # noqa: BLE001 - without this thread the command would not hear that it is to end
+                telemetry.error("the configuration cannot be judged, the one before stays", exception=error)
+                self._refused = _stamp_if_any(self._path)
+                continue
             telemetry.info("a changed configuration is in force", file=str(self._path))
             break
         self._renew.set()

@@ -105,6 +105,8 @@ class Lineage:
         try:
             with os.fdopen(create_private(temporary), "w", encoding="utf-8") as stream:
                 stream.write(json.dumps({"system_id": system_id}))
+                stream.flush()
+                os.fsync(stream.fileno())  # an empty file after a power cut would stop archiving until somebody looks
             temporary.replace(self._path)
         except OSError:
             temporary.unlink(missing_ok=True)

@@ -177,6 +177,7 @@ class Prefetcher:
             part.touch(mode=0o600)
             data = self._archive.fetch(WalFileName.parse(name), system_id=self._system_id)
             if len(data) != self._ahead.segment_bytes:
+                self._not_before[name] = self._clock.monotonic() + _AGAIN_SECONDS
                 return  # wal fetch looks into it when PostgreSQL asks
             part.write_bytes(data)
             part.rename(self._folder / f"{name}.{hashlib.sha256(data).hexdigest()}")

@@ -192,6 +192,21 @@ def test_a_full_disk_ends_it_and_leaves_no_half_segment(world: World, monkeypatc
     assert not world.folder.exists()
 
 
+def test_a_segment_of_another_size_is_left_to_the_slow_way_and_not_fetched_over_and_over(world: World) -> None:
+    world.site.put_wal(name_of(8), segment_content(8)[: SEGMENT // 2])
+    reads: list[str] = []
+
+    def count(operation: str) -> None:
+        if operation == "read_versions" and threading.current_thread().name.startswith("prefetch"):
+            reads.append(operation)
+
+    with world.prefetching(7, count=1, store=SlowStore(world.site.store, wait=count)):
+        wait_for(lambda: reads != [], "an attempt")
+        threading.Event().wait(0.3)  # a look at what is wanted takes 20 ms
+        assert len(reads) == 1
+        assert "not fetched ahead" in world.take(8)
+
+
 def test_it_ends_when_nobody_asks(world: World) -> None:
     prefetcher = Prefetcher(
         archive=world.site.repository().wal(world.site.scope),
