@@ -77,7 +77,7 @@ class Keeper:
             f"import sys; sys.path.insert(0, {str(BREAKGLASS.parent)!r}); import restore; from pathlib import Path\n"
             f"folder = Path({str(self.base / 'repository')!r})\n"
             f"r = restore.Repository(folder, {self.trusted()!r}, {list(map(str, identities))!r}, 'age')\n"
-            f"print(sorted(r.data_key('erp', key).hex() for key in {keys!r}))"
+            f"print(sorted(r.with_key('erp', key, bytes.hex) for key in {keys!r}))"
         )
         return [sys.executable, "-c", script]
 
