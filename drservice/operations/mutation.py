@@ -85,7 +85,7 @@ def altered_repository(
     """
     match mutation:
         case Mutation.WAL_SEGMENT_DROPPED:
-            yield _view(repository, Alteration(hidden=frozenset({_needed_segment(planned())})))
+            yield _view(repository, Alteration(hidden=_needed_segment(planned())))
         case Mutation.PACK_BYTE_FLIPPED:
             key, offset = _needed_byte(repository, planned())
             yield _view(repository, Alteration(flipped={key: offset}))
@@ -133,11 +133,16 @@ def _view(repository: Repository, alteration: Alteration) -> Repository:
     )
 
 
-def _needed_segment(planned: Planned) -> str:
-    """Return the key of a segment in the middle of what would be replayed: the last one could pass for the end."""
-    plan = planned.resolved.plan
-    names = plan_segments(plan, planned.archived.inventory)
-    return planned.archived.files[names[(len(names) - 1) // 2]].key
+def _needed_segment(planned: Planned) -> frozenset[str]:
+    """Return what is stored of a segment in the middle of what would be replayed: the last one could pass for the end.
+
+    Beside the whole one that is the pieces it was stored in before: they would stand in for it.
+    """
+    plan, archived = planned.resolved.plan, planned.archived
+    names = plan_segments(plan, archived.inventory)
+    name = names[(len(names) - 1) // 2]
+    keys = [archived.files[name].key] if name in archived.files else []
+    return frozenset((*keys, *archived.source.piece_keys(name)))
 
 
 def _needed_byte(repository: Repository, planned: Planned) -> tuple[str, int]:

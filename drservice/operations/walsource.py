@@ -154,6 +154,12 @@ class WalSource:
         )
         yield from by_segment(listed, self.segment_bytes)
 
+    def piece_keys(self, name: str) -> list[str]:
+        """Return the keys of all pieces of a segment."""
+        number = segment_number(name, self.segment_bytes)
+        found = self.pieces(Timeline(int(name[:8], 16)), number, number + 1)
+        return [stored.key for _, items in found for stored in items]
+
     def is_archived(self, timeline: Timeline, number: int) -> bool:
         """Tell whether a segment is archived whole by now."""
         name = WalFileName.parse(segment_name(timeline, number, self.segment_bytes))

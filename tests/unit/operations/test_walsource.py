@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from drservice.errors import DamagedObjectError, NoIdentityError, SegmentAbsentError, SegmentConflictError, WalGapError
 from drservice.model.wal import Lsn, Timeline, WalFileName, segment_name
 from drservice.objectstore.interface import ObjectStore
+from drservice.operations import mutation
 from drservice.operations.inventory import Archived, read_archive
 from drservice.operations.wal import fetch_wal
 from drservice.operations.walsource import PlannedWal, WalSource
@@ -231,3 +234,21 @@ def test_a_damaged_piece_of_a_whole_segment_is_no_absence(site: Site, tmp_path: 
     stream(site, 3, (0, SIZE), data=bytes(SIZE))
     with pytest.raises(SegmentConflictError):
         fetched(site, tmp_path, 3)
+
+
+# --- drills that must fail --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whole", [(2, 3, 4), (2, 4)])
+def test_a_drill_without_a_segment_is_without_its_pieces_too(
+    site: Site, whole: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    archive_whole(site, *whole)
+    stream(site, 3, (0, 1000), (1000, SIZE))
+    monkeypatch.setattr(mutation, "plan_segments", lambda *_: [name(2), name(3), name(4)])
+    planned: Any = SimpleNamespace(resolved=SimpleNamespace(plan=None), archived=read(site))
+    with mutation.altered_repository(
+        site.repository(), mutation.Mutation.WAL_SEGMENT_DROPPED, lambda: planned, state_dir=tmp_path
+    ) as altered:
+        assert read_archive(source(site, repository=altered)).inventory.segments[ONE] == {2, 4}
+    assert read(site).inventory.segments[ONE] == {2, 3, 4}
