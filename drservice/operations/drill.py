@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from drservice import telemetry
 from drservice.checks.interface import RecoveredDatabase, RecoveredDocuments, RecoveredService
@@ -40,6 +41,7 @@ from drservice.operations.evidence import Evidence
 from drservice.operations.instants import proven_span
 from drservice.operations.loss import (
     ask_production,
+    covered_by_receiver,
     is_tail_empty,
     loss_at,
 )
@@ -131,7 +133,8 @@ def _recover_and_check(
 ) -> Course:
     """Restore, spoil if this drill has to fail, ask everything, destroy."""
     began = context.clock.monotonic()
-    production = ask_production(request.component.production_dsn)
+    covers = partial(covered_by_receiver, context.state_dir, request.service.name, request.component.name)
+    production = ask_production(request.component.production_dsn, covers=covers)
     # Commits are stamped by production's clock, so the decision is too, as long as it can be asked.
     decided_at = production.at if production is not None else context.clock.now()
     course = Course(

@@ -28,6 +28,7 @@ from drservice.components.postgres.waldump import (
     TransactionEnd,
     dump_segment,
 )
+from drservice.components.postgres.walrecords import is_idle
 from drservice.environments.exchange import Exchange
 from drservice.environments.interface import Environment, EnvironmentSpec
 from drservice.environments.sandbox import prepare_sandbox
@@ -36,7 +37,15 @@ from drservice.model.ids import ServiceName
 from drservice.model.reach import TailSegment, WalGap, WalInventory, holder_of, limit_of
 from drservice.model.recovery import RecoveryPlan, Target, TargetKind, choose_plan, reachable_windows
 from drservice.model.snapshot import SnapshotRecord
-from drservice.model.wal import Lsn, Timeline, WalFileName, segment_name, segment_number, segments_between
+from drservice.model.wal import (
+    Lsn,
+    Timeline,
+    WalFileName,
+    segment_begin,
+    segment_name,
+    segment_number,
+    segments_between,
+)
 from drservice.operations.clocksearch import candidates
 from drservice.operations.inventory import Archived
 from drservice.operations.progress import Progress
@@ -105,6 +114,15 @@ class WalScanner:
             while len(self._dumps) > _DUMPS_KEPT:
                 self._dumps.popitem(last=False)
         return known
+
+    def is_idle(self, name: str, begin: Lsn, end: Lsn) -> bool:
+        """Tell whether a segment has only heartbeats, and what an idle server writes, from one record's end to another's.
+
+        What is not recognised counts as work.
+        """
+        size = self.archived.inventory.segment_bytes
+        base = segment_begin(segment_number(name, size), size).value
+        return is_idle(memoryview(self._fetch(name)), begin.value - base, end.value - base)
 
     def _read(self, name: str) -> Dump:
         environment, exchange = self._place()

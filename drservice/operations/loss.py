@@ -9,20 +9,26 @@ which transactions ended well in production and in the copy. What cannot be told
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from drservice.clock import from_iso
 from drservice.components.postgres.asking import Asking, asking
 from drservice.components.postgres.waldump import TransactionEnd
 from drservice.environments.interface import Environment
 from drservice.errors import DrError
-from drservice.model.wal import Lsn
+from drservice.model.ids import ComponentName, ServiceName
+from drservice.model.wal import Lsn, segment_begin, segment_number
 from drservice.operations.locate import RecoveryEnd, WalScanner, plan_segments
 from drservice.operations.restorerequest import RestoreResult
+from drservice.operations.streamstate import is_alive, read_state
 
 _SECONDS = 60.0
+_HEARD_SECONDS = 1.5
+"""A receiver says four times a second how far it is, and the newest heartbeat may be on its way to it."""
 _MOST_TRANSACTIONS = 200_000
 """Above that a server is busy, and the newest durable commit is young anyway."""
 _STATE = (
@@ -50,10 +56,18 @@ class Production:
     """The first transaction id that no transaction had ended with (64 bits)."""
     running: frozenset[int] = frozenset()
     """Transactions below it that had not ended."""
+    is_covered: bool = False
+    """A receiver of WAL on this host had everything up to ``flushed`` made durable, or knew the rest for heartbeats and
+    what else an idle server writes."""
 
 
-def ask_production(dsn: str) -> Production | None:
-    """Return where production stands; ``None`` if it does not answer: then nobody knows what it held."""
+def ask_production(dsn: str, *, covers: Callable[[Lsn], bool] = lambda _: False) -> Production | None:
+    """Return where production stands; ``None`` if it does not answer: then nobody knows what it held.
+
+    Args:
+        dsn: production.
+        covers: whether a receiver has taken care of everything up to a position.
+    """
     try:
         with asking(dsn, seconds=_SECONDS, application_name="drservice drill") as session:
             at, position, counter, running = session.answer(_STATE)
@@ -66,7 +80,26 @@ def ask_production(dsn: str) -> Production | None:
         flushed=Lsn.parse(position),
         next_xid=int(counter),
         running=_numbers(running),
+        is_covered=covers(Lsn.parse(position)),
     )
+
+
+def covered_by_receiver(state_dir: Path, service: ServiceName, component: ComponentName, position: Lsn) -> bool:
+    """Tell whether the receiver of this host says, within a moment, that WAL up to a position is taken care of.
+
+    What becomes durable in that moment is counted by when the store had it, like everything else.
+    """
+    deadline = time.monotonic() + _HEARD_SECONDS
+    while True:
+        try:
+            state = read_state(state_dir, service, component) if is_alive(state_dir, service, component) else None
+        except (DrError, OSError):
+            return False
+        if state is None or time.monotonic() > deadline:
+            return False
+        if state.covered_lsn is not None and state.covered_lsn >= position:
+            return True
+        time.sleep(_HEARD_SECONDS / 20)
 
 
 def is_tail_empty(
@@ -87,7 +120,7 @@ def is_tail_empty(
     """
     if production is None:
         return False
-    if production.flushed <= restored.planned.resolved.plan.reach.end:
+    if production.is_covered or production.flushed <= restored.planned.resolved.plan.reach.end:
         return True
     if since_xid is None or not 0 <= production.next_xid - since_xid <= _MOST_TRANSACTIONS:
         return False
@@ -178,7 +211,10 @@ def loss_at(
         if not is_held:
             until = archived.source.held_until(name, at=instant + skew)
             held = [event for event in commits if event.end <= until]
-        was_at_risk = was_at_risk or len(held) < len(commits)
+            missed = [event.end for event in commits if event.end > until]
+            begin = max((event.end for event in held), default=segment_begin(segment_number(name, size), size))
+            # Heartbeats are nobody's work: a receiver lets them wait, and nothing is lost with them.
+            was_at_risk = was_at_risk or bool(missed and not scanner.is_idle(name, begin, max(missed)))
         if held:
             return (instant - max(event.at for event in held)).total_seconds() if was_at_risk else 0.0
     return max(0.0, (instant - plan.snapshot.stopped_at).total_seconds()) if was_at_risk else 0.0

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 from drservice.components.postgres.waldump import Outcome, TransactionEnd
+from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.recovery import choose_plan
 from drservice.model.wal import Lsn, Timeline, segment_name, segment_number
 from drservice.operations.locate import WalScanner
-from drservice.operations.loss import loss_at
+from drservice.operations.loss import covered_by_receiver, loss_at
 from drservice.operations.restorerequest import RestoreResult
+from drservice.operations.streamstate import StreamPhase, StreamState, lock_path, write_state
+from drservice.processes import open_private
 from tests.unit.model.test_recovery import LATEST, MONDAY, NOON, SIZE, archive, at
 
 SECOND = timedelta(seconds=1)
@@ -25,6 +31,12 @@ class Scanner:
     """Tells the commits of each segment."""
 
     commits: Mapping[str, tuple[datetime, ...]]
+    idle: bool = False
+    """What is asked about holds heartbeats alone."""
+
+    def is_idle(self, name: str, begin: Lsn, end: Lsn) -> bool:
+        assert at(segment_number(name, SIZE)) <= begin < end
+        return self.idle
 
     def dump(self, name: str) -> SimpleNamespace:
         begin = at(segment_number(name, SIZE))
@@ -70,6 +82,11 @@ def restored(
         reached=SimpleNamespace(lsn=at(reached), time=time),
     )
     return cast("RestoreResult", found)
+
+
+def idle(**commits: int) -> WalScanner:
+    """Return the same where everything that the store did not hold were heartbeats."""
+    return cast("WalScanner", replace(cast("Scanner", scanner(**commits)), idle=True))
 
 
 def scanner(**commits: int) -> WalScanner:
@@ -139,3 +156,47 @@ def test_what_was_stored_in_pieces_before_its_segment_is_not_lost() -> None:
 
 def test_a_store_that_tells_no_times_leaves_the_loss_unknown() -> None:
     assert loss_at(NOON + 50 * SECOND, restored(reached=5.5), scanner(s5=40)) is None
+
+
+def test_heartbeats_that_were_not_stored_yet_are_no_loss() -> None:
+    """A receiver lets them wait, a minute or more; work behind the same piece is lost all the same."""
+    found = restored(stored={2: 0, 3: 1, 4: 2, 5: 70}, pieces=((5.0, 70),))
+    instant = NOON + 40 * SECOND
+    assert loss_at(instant, found, scanner(s4=1, s5=39)) == 39.0
+    assert loss_at(instant, found, idle(s4=1, s5=39)) == 0.0
+    assert loss_at(instant, found, idle(s4=1, s5=39), tail_at_risk=True) == 39.0
+
+
+def test_what_a_receiver_has_taken_care_of_is_no_empty_claim(tmp_path: Path) -> None:
+    erp, database = ServiceName("erp"), ComponentName("database")
+    assert not covered_by_receiver(tmp_path, erp, database, Lsn(5)), "there is none"
+    now = datetime.now(UTC)
+    state = StreamState(
+        service=erp,
+        component=database,
+        system_id=None,
+        timeline=None,
+        slot="s",
+        state=StreamPhase.STREAMING,
+        received_lsn=Lsn(9),
+        durable_lsn=Lsn(4),
+        covered_lsn=Lsn(9),
+        server_lsn=Lsn(9),
+        durable_server_time=now,
+        server_time=now,
+        synchronous=False,
+        problem=None,
+        remedy=None,
+        pid=1,
+        updated_at=now,
+    )
+    write_state(tmp_path, state)
+    assert not covered_by_receiver(tmp_path, erp, database, Lsn(5)), "it is dead: its word is old"
+    path = lock_path(tmp_path, erp, database)
+    path.parent.mkdir()
+    file = open_private(path)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        assert covered_by_receiver(tmp_path, erp, database, Lsn(9))
+    finally:
+        os.close(file)
