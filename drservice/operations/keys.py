@@ -289,7 +289,9 @@ def _false_ones(wrappings: Sequence[Wrapping], ours: frozenset[str], right: byte
     found: list[FalseWrapping] = []
     for item in wrappings:
         if item.secret is not None and item.secret != right:
-            reason = "what it holds is not the data key, or not known to be"
+            reason = (
+                "what it holds is not the data key" if right is not None else "what it holds is not known to be right"
+            )
         elif item.secret is None and item.recipients & ours:
             reason = f"an identity here should open it and does not: {item.problem.message if item.problem else ''}"
         else:

@@ -183,9 +183,14 @@ def _verify_keys(repository: Repository, result: Verified) -> None:
     """Look whether the wrappings of each data key agree; readers find the right one, so it spoils no snapshot."""
     service = result.scope.service
     for key_id in sorted({key_id for record in result.snapshots for key_id in record.key_ids}):
-        held = {item.secret for item in repository.keyring.wrappings(key_id, service=service)} - {None}
+        opened = [item for item in repository.keyring.wrappings(key_id, service=service) if item.secret is not None]
+        held = {item.secret for item in opened}
         if len(held) > 1:
-            false = WrongDataKeyError(f"the wrappings of data key {key_id} hold {len(held)} different keys")
+            which = ", ".join(f"{item.object_key.rsplit('/', 1)[-1]} by {item.host}" for item in opened)
+            false = WrongDataKeyError(
+                f"the wrappings of data key {key_id} hold {len(held)} different keys ({which});"
+                " `drservice keys rewrap --dry-run` tells which are false"
+            )
             result.findings.append(_finding(layout.data_key_prefix(service, key_id), false, ()))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyrage
 import pytest
 
+from drservice.cli.keys import _rewrapped_lines
 from drservice.credentials import Secret
 from drservice.errors import NoIdentityError, StoreUnreachableError
 from drservice.model.estate import PostgresSettings, Service
@@ -231,6 +232,9 @@ def test_a_wrapping_that_lies_counts_for_nobody_and_only_the_right_key_is_handed
     assert set(done.wrapped) == {key.id for key in lied.keys}, "what the headers say is not enough"
     assert ({item.object_key for item in done.false}, done.unopened) == (lies, ())
     assert {item.host for item in done.false} == {lied.site.host.host}
+    lines = list(_rewrapped_lines(done, dry_run=False))
+    assert "2 data keys; 2 wrapped, 0 name every recipient already" in lines[0]
+    assert [line.split(":")[0] for line in lines if "signed by" in line] == ["  FALSE", "  FALSE"]
     lied.read_by(Identities.load([f"file:{tmp_path / 'new'}"]))
     again = lied.rewrap(tmp_path, newcomer)
     assert (again.wrapped, len(again.false)) == ((), 2)

@@ -270,6 +270,7 @@ def test_verify_names_a_data_key_whose_wrappings_differ_and_calls_no_snapshot_sp
         )
         assert {finding.key.split("/")[2] for finding in done.findings} == set(sealed.record.key_ids)
         assert {finding.code for finding in done.findings} == {WrongDataKeyError.code}
+        assert all(f"{1:026d}.age by {sealed.site.host.host}" in finding.problem for finding in done.findings)
         assert done.spoilt() == set()
 
 
