@@ -186,6 +186,12 @@ def prune(invocation: Invocation, service: str | None) -> None:
         for item in found
     ]
     table = format_table(("COMPONENT", "SNAPSHOTS", "PACKS", "UNUSED", "UNUSED, TOO YOUNG"), rows) if rows else ["none"]
+    table += [
+        f"{item.service}/{item.component}: {item.covered_pieces} pieces of WAL ({format_bytes(item.covered_bytes)}) lie"
+        " under whole segments; they go when that WAL expires"
+        for item in found
+        if item.covered_pieces
+    ]
     invocation.output.result("prune", document, [*table, f"nothing was deleted: {SWEEP_DISABLED}"])
 
 
@@ -200,4 +206,6 @@ def _packs(item: ComponentPacks) -> dict[str, object]:
         "unused_bytes": item.unused_bytes,
         "too_young": item.waiting,
         "too_young_bytes": item.waiting_bytes,
+        "covered_pieces": item.covered_pieces,
+        "covered_piece_bytes": item.covered_bytes,
     }

@@ -16,6 +16,7 @@ from drservice.model.ids import ComponentName, ServiceName, SnapshotId, is_ulid
 from drservice.model.retentionwal import GRACE
 from drservice.objectstore.interface import ObjectInfo
 from drservice.operations.progress import Progress
+from drservice.operations.retentiontail import covered_pieces
 from drservice.repository import layout
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
@@ -37,6 +38,9 @@ class ComponentPacks:
     waiting: int
     """Unused too, but too young to be sure."""
     waiting_bytes: int
+    covered_pieces: int = 0
+    """Pieces of WAL whose segments are archived whole: they say nothing more. They go when their WAL expires."""
+    covered_bytes: int = 0
 
     @property
     def unused_bytes(self) -> int:
@@ -71,6 +75,7 @@ def _mark(repository: Repository, scope: Scope, before: datetime) -> ComponentPa
     unused = [info for info in packs if info.key not in used]
     certain = tuple(info for info in unused if info.modified_at < before)
     waiting = [info for info in unused if info.modified_at >= before]
+    covered = covered_pieces(repository, scope)
     return ComponentPacks(
         service=scope.service,
         component=scope.component,
@@ -80,6 +85,8 @@ def _mark(repository: Repository, scope: Scope, before: datetime) -> ComponentPa
         unused=certain,
         waiting=len(waiting),
         waiting_bytes=sum(info.stored_bytes for info in waiting),
+        covered_pieces=len(covered),
+        covered_bytes=sum(stored.stored_bytes for stored in covered),
     )
 
 

@@ -11,12 +11,38 @@ from collections.abc import Iterator, Sequence
 from drservice.model.ids import SystemId
 from drservice.model.retentionstock import StoredSnapshot
 from drservice.model.retentionwal import StoredWal
+from drservice.model.tail import StoredPiece, by_segment
 from drservice.model.wal import Lsn, WalFileName, segment_begin, segment_name
 from drservice.repository.clocks import ClockArchive
+from drservice.repository.records import Scope
+from drservice.repository.repository import Repository
 from drservice.repository.tail import TailArchive
 
 _NAMING_BYTES = 16 << 20
 """Of a cluster without a snapshot the size of a segment is not known here, and all of its WAL stays or goes."""
+
+
+def covered_pieces(repository: Repository, scope: Scope) -> list[StoredPiece]:
+    """Return the pieces whose segments are archived whole, of all clusters; never one of a segment that is not.
+
+    Raises:
+        ObjectStoreError: a listing is not complete.
+        FormatError, DamagedObjectError, KeyProblemError: no piece tells the size of its cluster's segments.
+    """
+    tail, archive = repository.tail(scope), repository.wal(scope)
+    found: list[StoredPiece] = []
+    for system_id in tail.system_ids():
+        # Pieces first: a segment that becomes whole between the two listings covers those of it that were listed.
+        pieces = [(timeline, tail.pieces(system_id, timeline)) for timeline in tail.timelines(system_id)]
+        size = tail.segment_bytes(system_id)
+        if size is None:
+            continue
+        whole = {file.name for file in archive.listing(system_id)}
+        for timeline, stored in pieces:
+            for number, own in by_segment(stored, size):
+                if segment_name(timeline, number, size) in whole:
+                    found += own
+    return found
 
 
 def streamed_objects(

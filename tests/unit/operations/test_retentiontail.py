@@ -6,6 +6,9 @@ from pathlib import Path
 
 from drservice.model.tail import ClockPair
 from drservice.model.wal import Lsn, Timeline
+from drservice.operations.progress import SilentProgress
+from drservice.operations.prune import mark_packs
+from drservice.operations.retentiontail import covered_pieces
 from tests.doubles.repositories import SYSTEM_ID
 from tests.doubles.retained import SEGMENT, RetainedService
 from tests.doubles.stores import RecordingStore
@@ -70,3 +73,15 @@ def test_pieces_of_a_cluster_that_has_no_snapshot_yet_all_stay(tmp_path: Path) -
     service.clock.pass_seconds(100 * 86400)
     service.apply()
     assert left(service, "tail") == [1, 2]
+
+
+def test_pieces_under_whole_segments_are_marked_and_those_of_the_unfinished_one_never(tmp_path: Path) -> None:
+    service = RetainedService.create(tmp_path)
+    service.wal(3, 4)
+    stream(service, 3, 4, 5)
+    repository = service.site.repository()
+    before = service.site.keys()
+    [marked] = mark_packs(repository, service.service, progress=SilentProgress())
+    assert marked.covered_pieces == 2
+    assert [stored.piece.start.value // SEGMENT for stored in covered_pieces(repository, service.site.scope)] == [3, 4]
+    assert service.site.keys() == before
