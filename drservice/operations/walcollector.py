@@ -187,9 +187,8 @@ class Collector:
     @property
     def durable(self) -> Lsn:
         """Everything before it is stored, and the server may forget it."""
-        oldest = self._segments[0] if self._segments else None
-        limit = self._acknowledged.end if oldest is None else oldest.end - 1
-        return Lsn(min(self._acknowledged.end, limit, max(self._received, self._stored)))
+        oldest = self._segments[0].begin if self._segments else self._received
+        return Lsn(min(self._acknowledged.end, oldest + self._segment_bytes - 1))
 
     @property
     def covered(self) -> Lsn:

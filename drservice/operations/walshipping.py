@@ -161,6 +161,8 @@ class Shipping:
     def stored_end(self, timeline: Timeline, begin: Lsn) -> Lsn:
         """Return how far the segment that begins at ``begin`` is stored without a gap, as pieces or as a whole.
 
+        One that is stored in pieces only ends before its end, however many there are: the whole is still to be stored.
+
         Raises:
             ObjectStoreError: not known.
         """
@@ -169,7 +171,7 @@ class Shipping:
         if self._archive.exists(name, system_id=self._system_id):
             return begin + self._segment_bytes
         pieces = self._tail.pieces(self._system_id, timeline, begin=begin, end=begin + self._segment_bytes)
-        return covered_until(begin, (item.piece for item in pieces))
+        return min(covered_until(begin, (item.piece for item in pieces)), begin + (self._segment_bytes - 1))
 
     def archived_end(self, timeline: Timeline) -> Lsn | None:
         """Return where the WAL of a timeline ends in the repository; ``None``: there is none of it.

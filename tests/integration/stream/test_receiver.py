@@ -165,7 +165,13 @@ def test_t22_a_dropped_slot_is_made_anew_and_the_wal_between_is_fetched_while_th
         world.write(2000)
         world.cluster.sql("checkpoint")  # a new slot keeps WAL from here on
         end = world.write(10)
-        with world.receiver() as running:
+        gate = Gate()
+        gate.away.set()
+        with world.receiver(store=SlowStore(world.site.store, wait=gate)) as running:
+            running.wait(lambda s: s.received_lsn is not None and s.received_lsn >= end, "all of it to be received")
+            redo = Lsn.parse(world.cluster.value("select redo_lsn::text from pg_control_checkpoint()"))
+            assert Lsn.parse(str(world.slot()["restart_lsn"])) >= redo, "the slot was set back to what nobody keeps"
+            gate.away.clear()
             state = running.wait_durable(end)
             assert state.problem is None
     finally:

@@ -88,6 +88,15 @@ def test_nothing_behind_a_segment_is_durable_before_the_segment_is_stored_as_a_w
     assert one.durable == BEGIN + SEGMENT + 1000
 
 
+def test_a_segment_that_is_stored_in_pieces_only_is_not_left_behind() -> None:
+    one = collector(stored=BEGIN + SEGMENT)
+    assert one.durable < BEGIN + SEGMENT
+    add(one, SEGMENT + 10, 1.0)
+    assert one.durable < BEGIN + SEGMENT
+    one.acknowledge(take(one, 1.0))
+    assert one.durable == BEGIN + SEGMENT
+
+
 def test_a_full_segment_goes_up_as_a_whole_and_no_piece_of_it_is_cut_any_more() -> None:
     one = collector()
     add(one, SEGMENT, 1.0, server_end=BEGIN + 10 * SEGMENT)
