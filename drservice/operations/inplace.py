@@ -125,7 +125,7 @@ def prepare_in_place(context: RestoreContext, request: RestoreRequest) -> Prepar
             f"{scope.service}/{scope.component} has no readable snapshot", hint="Take one: drservice backup."
         )
     aside = find_aside(context.state_dir, scope, directory)
-    existing = _examine(directory, record)
+    existing = _examine(directory, record, is_continued=aside is not None and not is_cluster(directory))
     control = control_of(existing)
     find_programs(record.postgres.server_version)
     archived = archive_of(context.repository, record)
@@ -256,7 +256,7 @@ def _require_sensible(request: RestoreRequest) -> Path:
     return directory
 
 
-def _examine(directory: Path, record: SnapshotRecord) -> Existing:
+def _examine(directory: Path, record: SnapshotRecord, *, is_continued: bool) -> Existing:
     existing = examine(directory, system_id=record.postgres.system_id)
     if existing is None:
         raise UsageError(
@@ -280,7 +280,7 @@ def _examine(directory: Path, record: SnapshotRecord) -> Existing:
                     hint="In place is for directories that hold their WAL. Restore --into a new directory, and link"
                     " pg_wal there again.",
                 )
-    if any((directory / "pg_tblspc").glob("*")):
+    if not is_continued and any((directory / "pg_tblspc").glob("*")):  # else they are the attempt's, of the snapshot
         raise UnsupportedClusterError(
             f"{directory} has tablespaces beside it, which --in-place does not restore over",
             hint="Restore --into a new directory.",

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 from drservice.components.postgres import existing
+from drservice.environments.sandbox import Sandbox
 from drservice.errors import RecoveryError, ServerRunningError
 from drservice.model.recovery import Target, TargetKind
 from drservice.model.wal import Timeline, WalFileName
 from drservice.operations import inplace
 from drservice.operations import restore as restoring
 from drservice.operations.salvage import salvage
+from tests.doubles.cluster import hand_over
 from tests.doubles.estate import Pusher, TempEstate, tree, wait_for
-from tests.integration.test_in_place import crash_with_orders, estate, in_place, maker, names, started
+from tests.integration.test_in_place import Killed, crash_with_orders, estate, in_place, maker, names, started
 
 __all__ = ["estate", "maker"]
 
@@ -159,6 +161,40 @@ def test_one_who_interrupts_it_is_told_that_no_server_starts(
         in_place(estate)
     assert "No server starts on the directory until the same command has completed it" in notes[-1]
     assert "data.before-" in notes[-1]
+
+
+def test_one_that_was_killed_is_completed_although_the_snapshot_has_a_tablespace_that_is_gone(
+    estate: TempEstate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = estate.cluster
+    location = cluster.root / "space"
+    location.mkdir()
+    hand_over(location)
+    cluster.sql(f"create tablespace fast location '{location}'")
+    cluster.sql("create table spaced tablespace fast as select 7 as number")
+    with Pusher(estate) as pusher:
+        estate.backup()
+        instant = cluster.value("select clock_timestamp()")
+        cluster.sql("select pg_sleep(0.05)")
+        cluster.sql("drop table spaced")
+        cluster.sql("drop tablespace fast")
+        pusher.drain(cluster.switch_wal())
+    cluster.kill9()
+    target = Target(kind=TargetKind.TIME, time=instant)
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(restoring, "prove", die)
+        patched.setattr(restoring, "unveil_control", lambda _: None)
+        patched.setattr(Sandbox, "destroy", lambda _: None)
+        with pytest.raises(Killed):
+            in_place(estate, target)
+    assert list((cluster.data / "pg_tblspc").iterdir()), "the attempt placed it"
+    in_place(estate, target)
+    cluster.start()
+    assert cluster.value("select number from spaced") == 7
 
 
 # --- helpers ------------------------------------------------------------------------------------------------
