@@ -60,6 +60,7 @@ def _document(known: ServiceInfo) -> dict[str, object]:
         "seconds_at_risk": _rounded(risk.seconds, 3),
         "bytes_at_risk": risk.bytes,
         "at_risk_problem": risk.problem,
+        "proven_until": None if risk.proven_until is None else to_iso(risk.proven_until),
         "documents_seconds_at_risk": _rounded(known.documents_at_risk_seconds, 3),
         "estimated_rto_seconds": _rounded(known.estimated_rto_seconds, 1),
         "verified_at": to_iso(known.proved.at) if known.proved else None,
@@ -263,6 +264,8 @@ def _files_lines(known: FilesInfo) -> Iterator[str]:
 def _risk_line(risk: AtRisk) -> str:
     if risk.bytes is None or risk.seconds is None:
         return f"at risk now: unknown ({risk.problem})"
+    if risk.bytes == 0 and risk.proven_until is not None:
+        return f"at risk now: nothing, proven up to {to_iso(risk.proven_until)}"
     if risk.bytes == 0:
         return "at risk now: nothing, the archive holds everything the server has flushed"
     return f"at risk now: {format_bytes(risk.bytes)} of WAL, written within the last {format_seconds(risk.seconds)}"

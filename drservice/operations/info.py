@@ -39,6 +39,8 @@ class AtRisk:
     bytes: int | None
     seconds: float | None
     problem: str | None
+    proven_until: datetime | None = None
+    """By a receiver's word: nothing that was committed up to here would be lost; by the server's clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +182,12 @@ def _streamed_at_risk(
     is_fresh = abs((clock.now() - state.updated_at).total_seconds()) <= STALE_SECONDS
     if not is_fresh or state.system_id != newest.postgres.system_id or not windows or _ends_in_gap(windows, gaps):
         return None
-    return AtRisk(bytes=state.bytes_at_risk, seconds=state.seconds_at_risk, problem=None)
+    return AtRisk(
+        bytes=state.bytes_at_risk,
+        seconds=state.seconds_at_risk,
+        problem=None,
+        proven_until=state.server_time if state.bytes_at_risk == 0 else state.durable_server_time,
+    )
 
 
 def _ends_in_gap(windows: tuple[WindowInfo, ...], gaps: tuple[WalGap, ...]) -> bool:

@@ -116,7 +116,7 @@ class WalScanner:
         return known
 
     def is_idle(self, name: str, begin: Lsn, end: Lsn) -> bool:
-        """Tell whether a segment has only heartbeats, and what an idle server writes, from one record's end to another's.
+        """Tell whether a segment has only heartbeats and an idle server's own WAL from one record's end to another's.
 
         What is not recognised counts as work.
         """

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from drservice.clock import from_iso
 from drservice.node.companions import Companions
 from drservice.node.streamtelling import told_streams
 from drservice.node.walstreams import RECEIVING
@@ -49,8 +50,7 @@ def checks(estate: TempEstate, *, status: int) -> dict[str, dict[str, Any]]:
     return {item["name"].removeprefix(f"{SERVICE}/database: "): item for item in found}
 
 
-def test_a_node_streams_and_people_see_what_is_at_risk(estate: TempEstate, tmp_path: Path) -> None:
-    del tmp_path
+def test_a_node_streams_and_people_see_what_is_at_risk(estate: TempEstate) -> None:
     service, component = estate.parts()
     receivers = Companions(RECEIVING, estate=estate.estate, host="db1", log_level="info", first_seconds=0.0)
     receivers.start()
@@ -74,6 +74,7 @@ def test_a_node_streams_and_people_see_what_is_at_risk(estate: TempEstate, tmp_p
         assert stream["lag_seconds"] < 5
         assert known["seconds_at_risk"] == stream["lag_seconds"]
         assert known["bytes_at_risk"] == stream["lag_bytes"]
+        assert abs((from_iso(known["proven_until"]) - datetime.now(UTC)).total_seconds()) < 10
         told = checks(estate, status=0)
         assert told["WAL receiver"]["detail"].startswith("streaming (pid ")
         assert "archive_command" not in told, "nothing is archived by the server: nothing is asked"
