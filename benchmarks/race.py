@@ -42,13 +42,13 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from racebarman import BarmanCloud
 from racecluster import LARGE, REFERENCE, SMALL, Cluster, Size, remove, warm
-from racepeers import Bucket, bucket_server, fetch_pgbackrest, machine
+from racepeers import Bucket, bucket_server, fetch_barman, fetch_pgbackrest, machine
 from racepush import PushRace
-from racers import Backup, Drservice, PgBackRest, Racer, Restored, stored
+from racers import ROWS, Backup, Drservice, PgBackRest, Racer, Restored, stored
 from racewatch import Cost, busy_share
 
-ROWS = ("full", "unchanged", "restore", "delta", "incremental", "pitr", "push")
 STORES = ("directory", "s3")
 _DAMAGED_SHARE = 0.01
 _PAGE_BYTES = 8192
@@ -191,8 +191,11 @@ class Round:
     def _place(self, racer: Racer, name: str) -> Path:
         return self.base / f"{name}-{racer.name}"
 
+    def _taking(self, row: str) -> list[Racer]:
+        return [racer for racer in self.racers if row in racer.rows]
+
     def _backups(self, row: str) -> None:
-        for racer in self.racers:
+        for racer in self._taking(row):
             self.cluster.archive_by(racer.archive_command)
             self.cluster.settle()
             self.cluster.warm()
@@ -208,11 +211,11 @@ class Round:
         self.cluster.archive_by(None)
 
     def _restores(self) -> None:
-        for racer in self.racers:
+        for racer in self._taking("restore"):
             self._restore("restore", racer, self.first[racer.name].label, self._place(racer, "restored"), delta=False)
 
     def _deltas(self) -> None:
-        for racer in self.racers:
+        for racer in self._taking("delta"):
             into = self._place(racer, "restored")
             damage(into, self.cluster.relation_files())
             warm(into)
@@ -257,7 +260,7 @@ class Round:
     def _pushes(self) -> None:
         self.pushes.server()
         jobs = {"drservice": self.pushes.drservice, "pgbackrest": self.pushes.pgbackrest}
-        for racer in self.racers:
+        for racer in self._taking("push"):
             os.sync()
             self.results.add(self.store, "push", racer.name, None, **jobs[racer.name](self.bucket))
 
@@ -284,6 +287,7 @@ def damage(folder: Path, files: Sequence[str]) -> None:
 def race(arguments: argparse.Namespace, size: Size, work: Path) -> dict[str, object]:
     """Make the cluster, run all rounds, and return the document."""
     program = fetch_pgbackrest(arguments.peers)
+    barman = fetch_barman(arguments.peers) if "s3" in arguments.stores else None
     results = Results()
     scale = size.scale / REFERENCE.scale if size is LARGE else 1.0 if size is REFERENCE else 0.3
     rows = {store: [row for row in _rows_of(store) if row in arguments.rows] for store in arguments.stores}
@@ -305,7 +309,7 @@ def race(arguments: argparse.Namespace, size: Size, work: Path) -> dict[str, obj
                     base = work / f"{store}-{number}"
                     cluster.own(base, mode=0o755)
                     bucket = inner.enter_context(bucket_server(base)) if store == "s3" else None
-                    racers = make_racers(base, cluster, bucket, program)[:: -1 if number % 2 else 1]
+                    racers = make_racers(base, cluster, bucket, program, barman)[:: -1 if number % 2 else 1]
                     one = Round(
                         store=store,
                         base=base,
@@ -316,7 +320,7 @@ def race(arguments: argparse.Namespace, size: Size, work: Path) -> dict[str, obj
                         results=results,
                     )
                     one.run(rows[store], clock, scale)
-                    versions = {racer.name: racer.version() for racer in racers}
+                    versions |= {racer.name: racer.version() for racer in racers}
                 remove(base)
         versions["postgres"] = cluster.sql("show server_version")
     return {
@@ -342,12 +346,15 @@ def _rows_of(store: str) -> tuple[str, ...]:
     return ROWS if store == "directory" else ("full", "unchanged", "restore", "incremental", "push")
 
 
-def make_racers(base: Path, cluster: Cluster, bucket: Bucket | None, program: Path) -> list[Racer]:
+def make_racers(base: Path, cluster: Cluster, bucket: Bucket | None, program: Path, barman: Path | None) -> list[Racer]:
     """Return the programs with repositories of their own."""
-    return [
+    racers: list[Racer] = [
         Drservice(base / "drservice", cluster, bucket),
         PgBackRest(base / "pgbackrest", cluster, bucket, program=program),
     ]
+    if bucket is not None and barman is not None:
+        racers.append(BarmanCloud(base / "barman", cluster, bucket, root=barman))
+    return racers
 
 
 def _cache_folder() -> Path:

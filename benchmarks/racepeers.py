@@ -57,6 +57,17 @@ def fetch_pgbackrest(folder: Path) -> Path:
     return program
 
 
+def fetch_barman(folder: Path) -> Path:
+    """Return a folder with Debian's barman-cloud and the Python that it runs in, fetched if it is not there already."""
+    place = folder / "barman"
+    root = place / "root"
+    if not (place / ".ready").exists():
+        place.mkdir(exist_ok=True)
+        _unpack(place, ["barman-cli-cloud", "python3-boto3"])
+        (place / ".ready").touch()
+    return root
+
+
 def _unpack(folder: Path, packages: list[str]) -> Path:
     for name in ("lists/partial", "archives/partial", "root"):
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -10,11 +10,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Protocol
 
 import psycopg
 from racecluster import Cluster
@@ -24,6 +25,7 @@ from racewatch import Cost, quietly, timed
 ROOT = Path(__file__).resolve().parents[1]
 PASSPHRASE = "benchmark-benchmark-benchmark"
 KINDS = ("put", "get", "head", "list", "delete")
+ROWS = ("full", "unchanged", "restore", "delta", "incremental", "pitr", "push")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,7 @@ class Drservice:
     """This project, by its command line."""
 
     name = "drservice"
+    rows: Collection[str] = ROWS
 
     def __init__(self, base: Path, cluster: Cluster, bucket: Bucket | None) -> None:
         self.base, self.cluster, self.bucket = base, cluster, bucket
@@ -201,6 +204,7 @@ class PgBackRest:
     """pgBackRest with bundles and block incrementals, its fastest way of doing the same."""
 
     name = "pgbackrest"
+    rows: Collection[str] = ROWS
 
     def __init__(self, base: Path, cluster: Cluster, bucket: Bucket | None, *, program: Path) -> None:
         self.base, self.cluster, self.bucket, self.program = base, cluster, bucket, program
@@ -245,18 +249,7 @@ class PgBackRest:
         began = time.monotonic()
         cost, _ = self._timed("restore", *options, *target)
         placed = time.monotonic() - began
-        sock = into.with_name(f"{into.name}-sock")
-        if not sock.is_dir():
-            self.cluster.own(sock, mode=0o700)
-        began = time.monotonic()
-        self.cluster.run(
-            "pg_ctl", "-D", into, "-l", into.with_name(f"{into.name}.log"), "-s", "-W", "-o", f"-k {sock}", "start"
-        )
-        dsn = f"host={sock} dbname=postgres user=postgres"
-        _await_writable(dsn)
-        started = time.monotonic() - began
-        fingerprint = self.cluster.fingerprint(dsn)
-        self.cluster.run("pg_ctl", "-D", into, "-s", "-w", "-m", "fast", "stop")
+        started, fingerprint = recovered(self.cluster, into)
         return Restored(
             placed_seconds=cost.seconds,
             answering_seconds=cost.seconds + started,
@@ -340,7 +333,66 @@ def pgbackrest_configuration(
     return "\n".join(lines) + "\n"
 
 
-Racer = Drservice | PgBackRest
+def recovered(cluster: Cluster, into: Path) -> tuple[float, str]:
+    """Start a server on what was restored until it takes writes: how long that took, and what it holds."""
+    sock = into.with_name(f"{into.name}-sock")
+    if not sock.is_dir():
+        cluster.own(sock, mode=0o700)
+    began = time.monotonic()
+    log = into.with_name(f"{into.name}.log")
+    cluster.run("pg_ctl", "-D", into, "-l", log, "-s", "-W", "-o", f"-k {sock}", "start")
+    dsn = f"host={sock} dbname=postgres user=postgres"
+    _await_writable(dsn)
+    started = time.monotonic() - began
+    fingerprint = cluster.fingerprint(dsn)
+    cluster.run("pg_ctl", "-D", into, "-s", "-w", "-m", "fast", "stop")
+    return started, fingerprint
+
+
+class Racer(Protocol):
+    """What each program can do."""
+
+    name: str
+    asked: Asked
+    rows: Collection[str]
+    """What it takes part in."""
+
+    @property
+    def archive_command(self) -> str:
+        """Return what PostgreSQL runs for each segment."""
+        ...
+
+    def helping(self) -> AbstractContextManager[None]:
+        """Run what else is needed, for the block."""
+        ...
+
+    def prepare(self) -> None:
+        """Make keys, configuration and repository."""
+        ...
+
+    def backup(self, *, full: bool) -> Backup:
+        """Take a backup."""
+        ...
+
+    def restore(self, label: str | None, into: Path, *, delta: bool) -> Restored:
+        """Restore a backup, or all there is, and wait for the server."""
+        ...
+
+    def push(self, segments: Sequence[Path]) -> None:
+        """Archive segments that were held, while nobody is timed."""
+        ...
+
+    def stored(self) -> Path:
+        """Return where backups lie, and nothing else of size but WAL."""
+        ...
+
+    def is_wal(self, path: Path) -> bool:
+        """Tell whether a file of the repository is WAL."""
+        ...
+
+    def version(self) -> str:
+        """Return which version it is."""
+        ...
 
 
 def _await_writable(dsn: str) -> None:

@@ -128,7 +128,26 @@ def table(result: Mapping[str, Any]) -> str:
         f"|---|---|---|---|---|---|---|{'---|' if counted else ''}",
         *(f"{_table_row(line)}{f' {_requests(line)} |' if counted else ''}" for line in lines),
     ]
-    return "\n".join([*rows, "", _conditions(result)])
+    return "\n".join([*rows, "", *_others(result), _conditions(result)])
+
+
+def _others(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a paragraph for each program that takes part in few rows: what it does is not the same."""
+    for name in sorted(result["versions"].keys() - {OURS, PEER, "postgres"}):
+        told = [
+            f"{wanted.title} ({label}) {_number(found[f'median_{wanted.key}'])} {wanted.unit}{_kept(found)}"
+            for store, label in _STORES.items()
+            for wanted in _ROWS
+            if (found := result["stores"].get(store, {}).get(wanted.row, {}).get("programs", {}).get(name))
+            and f"median_{wanted.key}" in found
+        ]
+        yield f"{result['versions'][name]}, neither compressed nor encrypted: {'; '.join(told)}."
+        yield ""
+
+
+def _kept(found: Mapping[str, float]) -> str:
+    stored = found.get("median_stored_bytes")
+    return "" if stored is None else f", {stored / 1e6:.0f} MB"
 
 
 def _requests(line: Line) -> str:

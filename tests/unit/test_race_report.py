@@ -96,6 +96,20 @@ def test_requests_are_a_column_where_a_bucket_was_raced_and_are_empty_for_a_fold
     assert "requests" not in report.table(result())
 
 
+def test_a_program_that_takes_part_in_few_rows_is_told_of_below_the_table() -> None:
+    told = result()
+    told["versions"]["barman-cloud"] = "barman-cloud 3.13.3"
+    told["stores"]["s3"] = {
+        "full": {"programs": {"barman-cloud": {"median_seconds": 12.34, "median_stored_bytes": 2_100_000_000}}},
+        "restore": {"programs": {"barman-cloud": {"median_placed_seconds": 9.5, "median_answering_seconds": 11}}},
+    }
+    assert (
+        "barman-cloud 3.13.3, neither compressed nor encrypted: first backup (S3) 12.3 s, 2100 MB;"
+        " restore, files in place (S3) 9.50 s; restore, server answers (S3) 11.0 s."
+    ) in report.table(told).splitlines()
+    assert "barman" not in report.table(result())
+
+
 def load_peers() -> ModuleType:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
