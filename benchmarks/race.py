@@ -9,7 +9,8 @@ Makes a cluster of 2.2 GB with page checksums (``racecluster.py``) and, in each 
 with a fresh repository: the first backup, one more of the unchanged cluster, a restore of the first, a restore onto
 that copy after one in a hundred of its pages was overwritten, a backup after pgbench has run, a recovery through 1 GB
 of WAL, and the archiving of 200 segments that are ready. The order turns from round to round (A B, B A). First in a
-folder, then in a bucket (``rclone serve s3`` behind TLS).
+folder, then in a bucket (``rclone serve s3`` behind TLS), where the requests that each asked for are counted from the
+server's log, and barman-cloud takes part in the first backup and its restore (``racebarman.py``).
 
 Equal for all: zstd level 1, encryption, two processes, page checksums verified, files read once before, nothing else
 dirty (a checkpoint and a switch of segments before each backup, so that neither waits for the other's), whole processes
