@@ -109,9 +109,8 @@ class HostLoss:
         began = time.monotonic()
         died_at = self._kill()
         people.stop()
-        self.story.line(
-            Span(f"{clock(died_at)}  server and receiver killed, {self.plant.data.name}/ removed", Colour.BAD)
-        )
+        what = f"server and receiver are killed, {self.plant.data} is removed"
+        self.story.line(Span(f"{clock(died_at)}  {what}", Colour.BAD))
         restored = self._restore()
         self.plant.start(("archive_mode=on",))  # what was restored archives nothing until somebody says so
         with connect(self.plant.dsn, application_name="drservice demo") as session:
@@ -165,7 +164,7 @@ class HostLoss:
                 f"{len(lost)} of {seen.acknowledged} acknowledged orders are gone, the oldest {format_seconds(age)} old"
             )
         else:
-            words = f"none of {seen.acknowledged} acknowledged orders gone"
+            words = f"none of {seen.acknowledged} acknowledged orders is gone"
         self.story.line(Span(words, Colour.GOOD if age <= HostLossFacts.PROMISED_SECONDS else Colour.BAD))
         return HostLossFacts(
             acknowledged=seen.acknowledged,

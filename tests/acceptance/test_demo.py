@@ -306,8 +306,9 @@ def test_an_ordinary_user_can_keep_the_recovered_database_and_destroy_it_later()
         (signal.SIGINT, "00:40", ()),
         pytest.param(signal.SIGTERM, "$ drservice rebuild", (), marks=pytest.mark.long),
         pytest.param(signal.SIGTERM, "- replay WAL", ("--short",), marks=pytest.mark.long),
-        (signal.SIGINT, "5. A drill", ("--short",)),
-        pytest.param(signal.SIGTERM, "7. The recovery", ("--short",), marks=pytest.mark.long),
+        (signal.SIGINT, ". A drill that must fail", ("--short",)),
+        pytest.param(signal.SIGTERM, ". The recovery", ("--short",), marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, "server and receiver are killed", ("--short",), marks=pytest.mark.long),
     ],
 )
 def test_an_interrupted_demo_leaves_nothing(number: signal.Signals, when: str, arguments: tuple[str, ...]) -> None:
@@ -351,7 +352,7 @@ def test_a_program_that_postgres_cannot_run_is_told_at_once(tmp_path: Path) -> N
 def test_a_damaged_repository_fails_the_demo(component: str) -> None:
     process = start_demo("--short")
     told: list[str] = []
-    read_until(process.stdout, "7. The recovery", told)
+    read_until(process.stdout, ". The recovery", told)
     folder = folder_in("".join(told))
     shutil.rmtree(folder / "repository" / "s" / "erp" / component / "packs")
     stdout, stderr = process.communicate(timeout=120)
@@ -364,7 +365,7 @@ def test_a_damaged_repository_fails_the_demo(component: str) -> None:
 def test_a_drill_that_does_not_pass_fails_the_demo_although_everything_comes_back() -> None:
     process = start_demo("--short", "--json")
     told: list[str] = []
-    read_until(process.stderr, "4. A drill", told)  # the pass before it is done
+    read_until(process.stderr, ". A drill, while the plant works", told)  # the pass before it is done
     folder = folder_in("".join(told))
     shutil.rmtree(folder / "repository" / "s" / "erp" / "documents" / "snapshots")
     stdout, stderr = process.communicate(timeout=120)
@@ -380,7 +381,7 @@ def test_a_drill_that_does_not_pass_fails_the_demo_although_everything_comes_bac
 def test_documents_that_are_lost_fail_the_demo() -> None:
     process = start_demo("--short")
     told: list[str] = []
-    read_until(process.stdout, "7. The recovery", told)
+    read_until(process.stdout, ". The recovery", told)
     folder = folder_in("".join(told))
     shutil.rmtree(folder / "repository" / "s" / "erp" / "documents" / "snapshots")
     stdout, stderr = process.communicate(timeout=120)
