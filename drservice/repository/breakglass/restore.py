@@ -614,13 +614,16 @@ class Component:
         demand(not lost, f"{len(lost)} packs are missing or cut short: {', '.join(lost[:50])}")
 
     def wal_files(self, system_id: str) -> dict[str, list[str]]:
-        """Return name -> keys of the objects that may hold it, the plain name first (§8)."""
+        """Return name -> keys of the objects that may hold it, in the order they are read in (§8)."""
         found: dict[str, list[str]] = {}
         folder = f"{self.prefix}/wal/{system_id}"
         for timeline in self.repository.names(folder, "[0-9A-F]{8}"):
             for name in self.repository.names(f"{folder}/{timeline}", WAL_NAME):
                 plain = name[:-28] if re.search(r"\.r[0-9A-Z]{26}$", name) else name
-                found.setdefault(plain, []).append(f"{folder}/{timeline}/{name}")
+                at = (
+                    0 if plain.endswith(".partial") else len(found.get(plain, []))
+                )  # its last copy was written furthest
+                found.setdefault(plain, []).insert(at, f"{folder}/{timeline}/{name}")
         return found
 
     def wal(self, keys: list[str], *, body: bool = True) -> tuple[Fields, bytes]:
@@ -941,6 +944,32 @@ def place_tails(tails: Iterable[Tail], into: Path) -> Iterator[str]:
             yield tail.name
 
 
+def place_partials(names: list[str], size: int, into: Path) -> None:
+    """Give the unfinished last segment of a timeline the name PostgreSQL asks for, and say so (§8)."""
+    whole = runs(names, size)
+    for name in names:
+        number = int(name[8:16], 16) * ((1 << 32) // size) + int(name[16:24], 16) if name.endswith(".partial") else -1
+        if number > whole.get(name[:8], [[0, -1]])[-1][1]:
+            (into / name).rename(into / name[:24])
+            say(f"{name[:24]} is the last segment of its timeline, as far as it was written (it was stored as {name})")
+
+
+def lost_before(line: str, history: str, found: dict[str, list[list[int]]], size: int, first: int) -> Iterator[str]:
+    """Yield what is missing of the timelines a history leads through, before it leaves them (whole segments only)."""
+    begin = first
+    for text in history.splitlines():
+        if not text.strip() or text.lstrip().startswith("#"):
+            continue
+        parent, switch = text.split()[:2]
+        end, name = lsn(switch) // size, f"{int(parent):08X}"
+        for start, last in [*found.get(name, []), [end, end]]:
+            if begin < min(start, end):
+                left = segment_name(name, min(start, end) - 1, size)
+                yield f"{segment_name(name, begin, size)} to {left}, which {line} needs"
+            begin = max(begin, min(last + 1, end))
+        begin = max(begin, end)
+
+
 def place_wal(component: Component, snapshot: Snapshot, into: Path) -> None:
     """Write all WAL from the snapshot's start on, of all timelines, and refuse gaps by name."""
     about = snapshot.header["postgres"]
@@ -960,6 +989,7 @@ def place_wal(component: Component, snapshot: Snapshot, into: Path) -> None:
     in_threads("WAL files", place, list(wanted))
     tails = component.tails(str(about["system_id"]), size, files, timeline, first)
     wanted.update({name: [] for name in place_tails(tails, into)})
+    place_partials(list(wanted), size, into)
     sync_folder(into)
     found = runs(wanted, size)
     missing = []
@@ -968,11 +998,10 @@ def place_wal(component: Component, snapshot: Snapshot, into: Path) -> None:
         if line > timeline and f"{line}.history" not in wanted:
             missing.append(f"{line}.history")
         elif line > timeline:
-            parent, switch = (into / f"{line}.history").read_text().strip().split("\n")[-1].split()[:2]
-            begin, parent_end = max(first, lsn(switch) // size), lsn(switch) // size - 1
-            ends = found.get(f"{int(parent):08X}", [[0, parent_end]])[-1]
-            if ends[1] < parent_end:
-                missing.append(f"{segment_name(f'{int(parent):08X}', ends[1] + 1, size)} and more before {line}")
+            with reading(f"{line}.history"):
+                text = (into / f"{line}.history").read_text()
+                missing.extend(lost_before(line, text, found, size, first))
+                begin = max(first, lsn([row.split()[1] for row in text.splitlines() if row[:1].isdigit()][-1]) // size)
         if parts[0][0] > begin:
             missing.append(f"{segment_name(line, begin, size)} to {segment_name(line, parts[0][0] - 1, size)}")
         for (_, end), (start, _) in zip(parts, parts[1:]):  # noqa: B905, RUF007 - Python 3.9 has neither

@@ -515,6 +515,40 @@ def test_a_timeline_that_lacks_its_first_segment_is_named(scene: Scene, capsys: 
     assert "000000020000000000000004" in capsys.readouterr().err
 
 
+def test_a_timeline_in_the_middle_of_which_nothing_is_there_is_named(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PostgreSQL would take it for the end of the WAL, and promote there."""
+    wal_path(scene, "000000020000000000000004").unlink()
+    scene.writer.wal("00000003.history", b"# a remark\n1\t0/40100\tone\n2\t0/70100\ttwo\n\n")
+    scene.writer.wal("000000030000000000000007", bytes(1 << 16))
+    assert scene.restore_with_wal() == 1
+    lost = "000000020000000000000004 to 000000020000000000000006, which 00000003 needs"
+    assert lost in capsys.readouterr().err
+    assert_incomplete(scene)
+    for number in (4, 5, 6):
+        scene.writer.wal(f"00000002{number:016X}", bytes(1 << 16))
+    for folder in (scene.into, scene.wal_into):
+        folder.rename(folder.with_name(f"{folder.name}.old"))
+    assert scene.restore_with_wal() == 0
+
+
+def test_the_last_segment_that_was_salvaged_lies_under_its_own_name_as_far_as_it_was_ever_written(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "000000020000000000000005"
+    copies = {"": b"first", ".r01ARZ3NDEKTSV4RRFFQ69G5FAV": b"second", ".r01ARZ3NDEKTSV4RRFFQ69G5FAW": b"third"}
+    for end, content in copies.items():
+        scene.writer.wal(f"{name}.partial", content.ljust(1 << 16, b"\0"), stored_as=f"{name}.partial{end}")
+    left = "000000010000000000000004"
+    scene.writer.wal(f"{left}.partial", bytes(1 << 16))
+    assert scene.restore_with_wal() == 0
+    assert (scene.wal_into / name).read_bytes().startswith(b"third")
+    assert f"{name} is the last segment of its timeline, as far as it was written" in capsys.readouterr().out
+    assert (scene.wal_into / left).read_bytes() == scene.wal[left]
+    assert (scene.wal_into / f"{left}.partial").exists()
+
+
 def test_wal_of_timelines_before_the_snapshot_is_not_needed(scene: Scene) -> None:
     scene.writer.wal("000000000000000000000003", bytes(1 << 16))
     assert scene.restore_with_wal() == 0
