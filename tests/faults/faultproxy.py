@@ -62,6 +62,10 @@ class FaultProxy:
     """The account that the request expects to own the bucket."""
     pause_seconds: dict[str, float] = field(default_factory=dict)
     """How long a request of a method waits before it is passed on; requests wait side by side."""
+    page_keys: int | None = None
+    """How many keys the server puts into one page of a listing; ``None`` = as many as it likes."""
+    pages: int = 0
+    """Pages after the first of a listing."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def judge(self, method: str, path: str, *, signed_by: str, owner: str) -> Behaviour:
@@ -133,7 +137,11 @@ def fault_proxy(upstream: str) -> Iterator[FaultProxy]:  # noqa: C901 - the hand
             connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=60)
             try:
                 headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
-                connection.request(self.command, self.path, body=body or None, headers=headers)
+                path = self.path
+                if proxy.page_keys is not None and "list-type=2" in path:
+                    path += f"&max-keys={proxy.page_keys}"
+                    proxy.pages += "continuation-token=" in path
+                connection.request(self.command, path, body=body or None, headers=headers)
                 response = connection.getresponse()
                 return response.status, response.getheaders(), response.read()
             finally:
