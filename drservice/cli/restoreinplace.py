@@ -66,7 +66,7 @@ def outcome_lines(result: RestoreResult, outcome: InPlaceOutcome, service: str) 
     lines = [f"  in place: {outcome.directory}, shut down cleanly"]
     if outcome.salvaged:
         lines.append(f"  salvaged before: {', '.join(outcome.salvaged[:_SHOWN])} ({len(outcome.salvaged)} WAL files)")
-    lines.append(f"  set aside: {outcome.aside} has the configuration of before")
+    lines.append(f"  set aside: {outcome.aside} has the configuration of before, and what else was no data")
     for name in outcome.set_aside:
         path = shlex.quote(str(outcome.aside / "pg_wal" / name))
         lines.append(f"  NOT ARCHIVED: {name}: drservice wal push --service {service}/{component} {path}")
