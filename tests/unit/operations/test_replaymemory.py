@@ -1,4 +1,4 @@
-"""Memory for replay: an eighth of the least that is known, never more than 512 MB."""
+"""Memory for replay: an eighth of the least that is known, never more than 2 GB."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from drservice.operations.replaymemory import buffers_option
 @pytest.mark.parametrize(
     ("available_mib", "group", "limit_mib", "expected_mib"),
     [
-        (32_000, "max", None, 512),
+        (32_000, "max", None, 2048),
+        (8_000, "max", None, 1000),
         (1_600, "max", None, 200),
         (32_000, str(800 << 20), None, 100),
         (32_000, "max", 512, 64),
@@ -36,4 +37,4 @@ def test_the_least_that_is_known_decides(
 def test_on_this_host_it_is_a_setting_a_server_takes() -> None:
     name, value = buffers_option(Limits())
     assert name == "shared_buffers"
-    assert 16 << 10 <= int(value.removesuffix("kB")) <= 512 << 10
+    assert 16 << 10 <= int(value.removesuffix("kB")) <= 2048 << 10
