@@ -9,7 +9,8 @@ import shutil
 import struct
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -20,7 +21,7 @@ from drservice.clock import SystemClock
 from drservice.components.postgres.controlfile import crc32c, read_control_file
 from drservice.model.ids import SystemId
 from drservice.model.wal import Timeline, WalFileName, segment_name, segment_number
-from drservice.operations import continuity
+from drservice.operations import continuity, walcare
 from drservice.operations.continuity import ArchiveWatch, Continuity, keep_continuous
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
@@ -365,6 +366,15 @@ def test_a_hole_is_told_once_by_whoever_keeps_looking(site: Site, monkeypatch: p
     keep_continuous(watch, stop, seconds=0.0)
     holes = [event for event in told if "hole" in event]
     assert holes == ["a hole in the archived WAL", "a hole in the archived WAL is no more"]
+
+
+def test_whoever_ships_the_wal_fills_what_is_missing_beside_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walcare, "keep_continuous", partial(keep_continuous, seconds=0.05))
+    _, component = site.story.estate.parts()
+    component = replace(component, data_directory=site.data)
+    with walcare.cared_for(site.repository, site.scope, component, state_dir=site.state, clock=SystemClock()):
+        wait_for(lambda: site.archived(site.story.lost[-1]) is not None, "the hole to be filled")
+    assert not [thread for thread in threading.enumerate() if thread.name == "wal-continuity"]
 
 
 # --- the command ------------------------------------------------------------------------------------------------
