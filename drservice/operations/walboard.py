@@ -113,6 +113,11 @@ class StreamBoard:
         )
         self._published_at = float("-inf")
 
+    def publish_last(self) -> None:
+        """Write the state down as it is when the receiver ends."""
+        self._published_at = float("-inf")
+        self.publish()
+
     def publish(self) -> None:
         """Write the state down and tell it, unless that was done a moment ago."""
         now = self._clock.monotonic()

@@ -96,13 +96,7 @@ class Shipping:
             DrError: not stored, or not known to be.
         """
         if isinstance(upload, Pairs):
-            self._clocks.put(
-                system_id=self._system_id,
-                timeline=upload.timeline,
-                segment=upload.segment,
-                segment_bytes=self._segment_bytes,
-                pairs=upload.pairs,
-            )
+            self._put_clock(upload)
             return
         self._check(upload.segment)
         if upload.kind is JobKind.PIECE:
@@ -125,6 +119,18 @@ class Shipping:
         )
         gc.collect()  # a request of botocore's is a cycle, and holds what it sent until somebody looks
         telemetry.info("wal segment stored", name=upload.segment.name, outcome=outcome.value)
+
+    def _put_clock(self, upload: Pairs) -> None:
+        try:
+            self._clocks.put(
+                system_id=self._system_id,
+                timeline=upload.timeline,
+                segment=upload.segment,
+                segment_bytes=self._segment_bytes,
+                pairs=upload.pairs,
+            )
+        except ValueError as error:  # a search is slower without it, and nothing else
+            telemetry.warning("clock of a segment not stored", segment=upload.segment, problem=str(error))
 
     def put_partial(self, segment: Segment, *, last_write: datetime) -> PutOutcome:
         """Store the last segment of a timeline that was left, as far as it was written."""

@@ -50,6 +50,7 @@ _BESIDE_BYTES = 24 << 20
 _TAKEN_BYTES = 4 << 20
 """Read at one go before uploads and reports are looked after."""
 _LOOK_SECONDS = 0.25
+_SAY_SECONDS = 0.05
 _STATUS_SECONDS = 10.0
 _ASK_SECONDS = 1.0
 """A server that has said nothing for so long is asked: what is at risk is measured by its clock."""
@@ -162,6 +163,7 @@ class _Receiver:
                 pause = _LEAST_PAUSE_SECONDS
             self._rest(pause)
             pause = min(pause * 2, _MOST_PAUSE_SECONDS)
+        self._board.publish_last()
 
     def _rest(self, seconds: float) -> None:
         clock = self._context.clock
@@ -189,7 +191,12 @@ class _Receiver:
             resume = Resumption(connection, identity, shipping, dsn=component.production_dsn, slot=slot).resume()
             if self._board.state.system_id != identity.system_id:
                 self._board.state = replace(
-                    self._board.state, system_id=identity.system_id, durable_lsn=None, durable_server_time=None
+                    self._board.state,
+                    system_id=identity.system_id,
+                    received_lsn=None,
+                    durable_lsn=None,
+                    covered_lsn=None,
+                    durable_server_time=None,
                 )
             with (
                 SlotWatch(component.production_dsn, slot, clock=context.clock) as watch,
@@ -253,6 +260,7 @@ class _Stream:
         timeout = connection.sender_timeout_seconds()
         self._status_seconds = _STATUS_SECONDS if timeout is None else min(_STATUS_SECONDS, timeout / 4)
         self._bound_bytes = max(_HELD_BYTES, identity.wal_segment_bytes + _BESIDE_BYTES)
+        self._said_at = float("-inf")
         self._reported = (Lsn(0), float("-inf"))
         self._asked_at = self._heard_at = clock.monotonic()
         self._server_time: datetime | None = None
@@ -290,7 +298,8 @@ class _Stream:
         """Stream one timeline; ``None``: the receiver is to stop. Nothing that was received is left unstored."""
         self._connection.start(slot=self._board.state.slot, begin=begin.segment, timeline=begin.timeline)
         telemetry.info("wal stream begins", timeline=begin.timeline, begin=str(begin.segment), stored=str(begin.stored))
-        self._board.state = replace(self._board.state, timeline=begin.timeline)
+        # Where another server, or another timeline, ended says nothing about this one.
+        self._board.state = replace(self._board.state, timeline=begin.timeline, server_lsn=None)
         self._reported = (Lsn(0), float("-inf"))
         self._heard_at = self._clock.monotonic()
         try:
@@ -389,7 +398,8 @@ class _Stream:
             is_quiet = now - self._heard_at >= _ASK_SECONDS and now - self._asked_at >= _ASK_SECONDS
             if collector.durable != durable or now - at >= self._status_seconds or is_quiet:
                 self._report(collector, now, ask=is_quiet)
-        self._say(collector, now)
+        if now - self._said_at >= _SAY_SECONDS:
+            self._say(collector, now)
 
     def _failed(self, item: Upload, problem: DrError) -> None:
         if isinstance(item, Pairs):
@@ -444,6 +454,7 @@ class _Stream:
                     break
             self._look_after(collector)
             self._wait(collector, None)
+        self._said_at = float("-inf")
         self._look_after(collector)
 
     def _wait(self, collector: Collector, socket: int | None) -> None:
@@ -469,6 +480,7 @@ class _Stream:
     # --- what is said ---------------------------------------------------------------------------------------
 
     def _say(self, collector: Collector, now: float) -> None:
+        self._said_at = now
         facts = self._watch.facts
         state = self._board.state
         durable = collector.durable

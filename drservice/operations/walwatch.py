@@ -25,11 +25,10 @@ _UNLIMITED_BYTES = 4 << 30
 class SlotWatch:
     """Looks every few seconds, from entering to leaving; safe for threads."""
 
-    def __init__(self, dsn: str, name: str, *, clock: Clock, look_seconds: float = _LOOK_SECONDS) -> None:
+    def __init__(self, dsn: str, name: str, *, clock: Clock) -> None:
         self._dsn = dsn
         self._name = name
         self._clock = clock
-        self._look_seconds = look_seconds
         self._over = threading.Event()
         self._facts: WaitingFacts | None = None
         self._down_since: float | None = None
@@ -71,7 +70,7 @@ class SlotWatch:
                 if self._over.wait(1.0):
                     break
                 continue
-            self._over.wait(self._look_seconds)
+            self._over.wait(_LOOK_SECONDS)
         if session is not None:
             session.close()
 

@@ -330,14 +330,16 @@ def test_an_idle_servers_wal_waits_and_the_first_commit_takes_it_along(world: St
     def pieces() -> int:
         return len([key for operation, key in store.calls if operation == "create" and "/tail/" in key])
 
+    def beat_once() -> None:
+        world.cluster.sql("begin read write; select pg_logical_emit_message(true, 'drservice', 'heartbeat'); commit")
+
     with idle.receiver(store=store) as running:
+        beat_once()  # and the hint bits that only the first of a kind writes
         running.wait_durable(world.write(1))
         time.sleep(1.2)  # what follows work closely counts as work
         before = pieces()
         for _ in range(5):
-            world.cluster.sql(
-                "begin read write; select pg_logical_emit_message(true, 'drservice', 'heartbeat'); commit"
-            )
+            beat_once()
             time.sleep(0.1)
         beat = world.flushed()
         state = running.wait(lambda s: s.covered_lsn is not None and s.covered_lsn >= beat, "heartbeats to be covered")
@@ -414,7 +416,10 @@ def test_a_role_that_may_only_replicate_streams(world: StreamWorld) -> None:
 # --- synchronous ----------------------------------------------------------------------------------------------
 
 
-def test_a_synchronous_commit_is_acknowledged_only_when_it_is_stored(world: StreamWorld) -> None:
+def test_a_synchronous_commit_is_acknowledged_only_when_it_is_stored(
+    world: StreamWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drservice.operations.walwatch._LOOK_SECONDS", 0.2)
     wal = WalSettings(mode=WalMode.STREAM, synchronous=True)
     synchronous = replace(world, settings=replace(world.settings, wal=wal))
     gate = Gate()
