@@ -135,19 +135,7 @@ def measure_reach(
         fork, end = (leaves, leaves) if leaves is not None and end >= leaves else (None, end)
     if written is not None and end < written:
         is_cut, last = True, max(last, (written.value - 1) // size)
-    gap = None
-    if is_cut:
-        after = number
-        while after <= last and holder_of(after, path, inventory) is None:
-            after += 1
-        owner = _owner(missing, path, size)
-        gap = WalGap(
-            timeline=owner,
-            begin=end,
-            end=segment_begin(after, size),
-            first_name=segment_name(owner, missing, size),
-            segments=after - missing,
-        )
+    gap = _gap(end, missing, number, last, path, inventory) if is_cut else None
     return Reach(
         path=path,
         end=end,
@@ -156,6 +144,24 @@ def measure_reach(
         fork=fork,
         partial=partial,
         tail=None if tail is None else segment_name(tail, number - 1, size),
+    )
+
+
+def _gap(
+    begin: Lsn, missing: int, number: int, last: int, path: Sequence[TimelineSpan], inventory: WalInventory
+) -> WalGap:
+    """Return what is missing from ``begin`` on: its first file is ``missing``, and looked for is from ``number`` on."""
+    size = inventory.segment_bytes
+    after = number
+    while after <= last and holder_of(after, path, inventory) is None:
+        after += 1
+    owner = _owner(missing, path, size)
+    return WalGap(
+        timeline=owner,
+        begin=begin,
+        end=segment_begin(after, size),
+        first_name=segment_name(owner, missing, size),
+        segments=after - missing,
     )
 
 
