@@ -45,6 +45,7 @@ def push_wal(repository: Repository, scope: Scope, path: Path, *, state_dir: Pat
 
     Raises:
         ForeignSegmentError: it is not what its name says, or of another cluster (trap T17); nothing was stored.
+        WalError: it cannot be read, or the server still writes it; nothing was stored.
         SegmentConflictError: other bytes are archived under this name (trap T16); nothing was overwritten.
         DamagedObjectError, ObjectStoreError: not archived, or not known to be.
     """
@@ -56,9 +57,42 @@ def push_wal(repository: Repository, scope: Scope, path: Path, *, state_dir: Pat
             hint="archive_command passes %p relative to the data directory; run it from there.",
         ) from error
     checked = check_pushed(path, data, pinned=Lineage(repository, scope, state_dir).pinned())
+    _require_finished(path, checked.name)
     outcome = repository.wal(scope).put(checked.name, data, system_id=checked.system_id, last_write=write_time(path))
     telemetry.info("wal file archived", name=path.name, outcome=outcome.value, bytes=len(data))
     return Pushed(name=path.name, outcome=outcome, bytes=len(data))
+
+
+def _require_finished(path: Path, name: WalFileName) -> None:
+    """Refuse a segment that a server still writes, which only a person's hand pushes: the whole one could never follow.
+
+    In ``pg_wal`` a finished one is marked for the archiver, or the server has gone on to a later one.
+
+    Raises:
+        WalError: it is being written.
+    """
+    status = path.parent / "archive_status"
+    if name.kind is not WalFileKind.SEGMENT or not status.is_dir():
+        return
+    if any((status / f"{name.name}{mark}").exists() for mark in (".ready", ".done")):
+        return
+    for neighbour in path.parent.glob(f"{name.name[:8]}*"):
+        if len(neighbour.name) == len(name.name) and neighbour.name > name.name and _holds_what_it_says(neighbour):
+            return
+    raise WalError(
+        f"{name.name} is still being written",
+        hint="PostgreSQL archives it when it is finished; `select pg_switch_wal()` finishes it.",
+    )
+
+
+def _holds_what_it_says(segment: Path) -> bool:
+    """Tell a segment from one that is recycled under a name to come."""
+    try:
+        with segment.open("rb") as stream:
+            check_wal_file(segment.name, stream.read(HEAD_BYTES), segment.stat().st_size)
+    except (ValueError, OSError, ForeignSegmentError):
+        return False
+    return True
 
 
 def check_pushed(path: Path, data: bytes | memoryview, *, pinned: SystemId | None) -> Checked:
