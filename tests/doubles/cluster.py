@@ -192,6 +192,9 @@ class Cluster:
                 continue
         self.process.wait(30)
         self.process = None
+        deadline = time.monotonic() + 10
+        while any(Path(f"/proc/{pid}/exe").exists() for pid in children) and time.monotonic() < deadline:
+            time.sleep(0.01)  # a process that was killed works in the directory until the kernel has come to it
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def children(self) -> list[int]:
