@@ -458,8 +458,8 @@ class WalRemovedError(StreamError):
     code = "DR733"
     exit_status = ExitStatus.INTEGRITY
     hint = (
-        "Take a new snapshot: instants in the hole cannot be reached. If the slot itself points to what is gone, drop it"
-        " (pg_drop_replication_slot): the receiver makes a new one."
+        "Take a new snapshot: instants in the hole cannot be reached. If the slot itself points to what is gone, drop"
+        " it (pg_drop_replication_slot): the receiver makes a new one."
     )
 
 
