@@ -1,7 +1,8 @@
 """What a timed command costs: wall and processor seconds, memory of each of its processes, the machine's own load.
 
 Memory is asked of the kernel while the command runs (``VmHWM`` of every process it started, twenty times a second), so
-that a process pool is not mistaken for one process: ``rusage`` knows only the largest.
+that a process pool is not mistaken for one process: ``rusage`` knows only the largest. Shared memory does not count: a
+PostgreSQL that replays has as much of it as it was given, and each of its processes shows all that it has touched.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ def _peak_bytes(pid: int) -> int:
         lines = (_PROC / str(pid) / "status").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+    known = {name: value for name, _, value in (line.partition(":") for line in lines)}
+    most, shared = (int(known.get(name, "0").split()[0]) * 1024 for name in ("VmHWM", "RssShmem"))
+    return max(0, most - shared)
 
 
 def busy_share(seconds: float = _LOOK_SECONDS) -> float:
