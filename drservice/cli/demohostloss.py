@@ -29,7 +29,7 @@ from drservice.errors import DrError
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.recovery import Target, TargetKind
 from drservice.model.wal import Lsn
-from drservice.operations.restorerequest import Afterwards, RestoreContext, RestoreRequest, RestoreResult
+from drservice.operations.restorerequest import Afterwards, RestoreRequest, RestoreResult
 from drservice.operations.servicerestore import restore_service
 from drservice.operations.streamstate import StreamPhase, StreamState, read_state
 
@@ -129,12 +129,6 @@ class HostLoss:
         self.story.line(f"$ drservice restore {demosite.SERVICE} --to latest --into {self.plant.data}")
         proof = self.proof
         service = proof.estate.service(demosite.SERVICE)
-        context = RestoreContext(
-            repository=proof.plane.repository,
-            state_dir=proof.estate.state_dir,
-            clock=proof.plane.clock,
-            progress=NoteTeller(self.story),
-        )
         request = RestoreRequest(
             service=service,
             component=service.database(),
@@ -142,7 +136,7 @@ class HostLoss:
             into=self.plant.data,
             afterwards=Afterwards.STOP,
         )
-        return restore_service(context, proof.ledger, request)
+        return restore_service(proof.context(NoteTeller(self.story)), proof.ledger, request)
 
     def _facts(
         self,

@@ -58,6 +58,15 @@ class Proof:
     plane: DataPlane
     ledger: Evidence
 
+    def context(self, progress: Progress) -> RestoreContext:
+        """Return what a recovery works with here."""
+        return RestoreContext(
+            repository=self.plane.repository,
+            state_dir=self.estate.state_dir,
+            clock=self.plane.clock,
+            progress=progress,
+        )
+
     def drill(self) -> DrillFacts:
         """Recover to an instant that nobody chose, ask everything, judge, destroy."""
         self.story.chapter("A drill, while the plant works")
@@ -171,19 +180,13 @@ class Proof:
     def _run(self, mutation: Mutation | None, progress: Progress) -> tuple[DrillResult, float]:
         mark = time.monotonic()
         service = self.estate.service(demosite.SERVICE)
-        context = RestoreContext(
-            repository=self.plane.repository,
-            state_dir=self.estate.state_dir,
-            clock=self.plane.clock,
-            progress=progress,
-        )
         request = DrillRequest(
             service=service,
             component=service.database(),
             plan=self.estate.drill(service, None),
             mutation=mutation,
         )
-        return run_drill(context, self.ledger, request), time.monotonic() - mark
+        return run_drill(self.context(progress), self.ledger, request), time.monotonic() - mark
 
 
 @contextmanager

@@ -47,7 +47,7 @@ from drservice.model.snapshot import SnapshotRecord
 from drservice.model.wal import Lsn, WalFileName
 from drservice.operations.backup import BackupContext
 from drservice.operations.evidence import Evidence
-from drservice.operations.restorerequest import Afterwards, RestoreContext, RestoreRequest, RestoreResult
+from drservice.operations.restorerequest import Afterwards, RestoreRequest, RestoreResult
 from drservice.operations.servicebackup import ServiceBackup, run_service_backup
 from drservice.operations.servicerestore import document_counts, restore_service
 from drservice.repository.walarchive import WalArchive
@@ -324,12 +324,6 @@ class Today:
         self.story.chapter("The recovery")
         self.story.line(f"$ drservice restore {demosite.SERVICE} --to {to_iso(target)} --start")
         service = proof.estate.service(demosite.SERVICE)
-        context = RestoreContext(
-            repository=proof.plane.repository,
-            state_dir=proof.estate.state_dir,
-            clock=proof.plane.clock,
-            progress=StepTeller(self.story),
-        )
         request = RestoreRequest(
             service=service,
             component=service.database(),
@@ -338,7 +332,7 @@ class Today:
             afterwards=Afterwards.LEAVE_RUNNING,
             files=tuple(service.files()),
         )
-        return restore_service(context, proof.ledger, request)
+        return restore_service(proof.context(StepTeller(self.story)), proof.ledger, request)
 
     def _ask(self, restored: RestoreResult) -> tuple[dict[str, int], dict[str, str | None], bool]:
         """Ask the recovered service for its orders and documents, and whether the rows from before are as they were."""

@@ -7,6 +7,8 @@ reached the target, its rows say which documents belong to it, and exactly those
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -245,7 +247,8 @@ def _recover(
     programs = find_programs(record.postgres.server_version)
     phases.end("start")
     account = processes.server_account(None) if onto is None else onto.account
-    control, placed, stripped, spaces = _place(context, request, planned, environment, phases, account, onto)
+    with _naming_another(planned):
+        control, placed, stripped, spaces = _place(context, request, planned, environment, phases, account, onto)
     recovered = _replay_and_prove(context, request, planned, environment, programs, control, phases, spaces)
     phases.end("check")
     files = _restore_files(context, request, environment, _instant(planned, recovered.reached), phases)
@@ -356,24 +359,18 @@ def _replay(
     return spaces.replay(start, wait)
 
 
-def _place(
-    context: RestoreContext,
-    request: RestoreRequest,
-    planned: Planned,
-    environment: Environment,
-    phases: Phases,
-    account: processes.Account | None,
-    onto: Existing | None,
-) -> tuple[ControlFile, Placed, tuple[str, ...], Tablespaces]:
+@contextmanager
+def _naming_another(planned: Planned) -> Iterator[None]:
+    """Let the error of a damaged snapshot say which other one the target can be restored from."""
     try:
-        return _place_cluster(context, request, planned, environment, phases, account, onto)
+        yield
     except DrError as error:
         if error.exit_status is not ExitStatus.INTEGRITY:
             raise
         raise offering_another(error, planned.resolved, planned.records, planned.archived.inventory) from error
 
 
-def _place_cluster(
+def _place(
     context: RestoreContext,
     request: RestoreRequest,
     planned: Planned,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -52,21 +51,6 @@ class World:
         folder.mkdir(exist_ok=True)
         given = {"state": folder / "state", "signers": self.signer, **changes}
         return self.estate.write_configuration(folder / "drservice.yaml", **given)
-
-
-@pytest.fixture(scope="session")
-def template_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all test processes of this run share."""
-    base = tmp_path_factory.getbasetemp()
-    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-
-
-@pytest.fixture
-def clusters(template_cache: Path) -> Iterator[ClusterMaker]:
-    """Makes clusters; all of them end with the test."""
-    maker = ClusterMaker(cache=template_cache)
-    yield maker
-    maker.close()
 
 
 def archived(cluster: Cluster, segment: str) -> None:
