@@ -15,7 +15,7 @@ SOURCES := $(if $(CLOSED),$(shell find drservice -type f -not -path '*/__pycache
 STAMPS := $(VENV)/.stamps
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo demo-web test test-browser test-docker test-ceph test-long screenshots check bench bench-files bench-proof bench-load bench-crash bench-web fuzz chaos lock compose-config format clean
+.PHONY: help setup demo demo-web test test-browser test-docker test-ceph test-long screenshots check bench bench-files bench-proof bench-load bench-crash bench-stream bench-web fuzz chaos lock compose-config format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -106,6 +106,9 @@ bench-load: setup ## live through a day of 200 services with three nodes and cou
 bench-crash: setup $(STAMPS)/tests ## destroy a host under load, 45 times, and count which promised commits are lost (a quarter of an hour)
 	$(BIN)/python benchmarks/crash.py --output benchmarks/results/crash.json $(ARGS)
 	$(BIN)/python benchmarks/crashreport.py
+
+bench-stream: setup $(STAMPS)/tests ## how old WAL is that is not in the bucket, catching up, memory, and what commits pay (6 minutes)
+	$(BIN)/python benchmarks/stream.py --output benchmarks/results/stream.json $(ARGS)
 
 chaos: setup ## kill -9 processes at random moments under load and write docs/chaos.md (KILLS=100 SEED=7)
 	$(BIN)/python benchmarks/chaos.py --kills $(or $(KILLS),100) $(if $(SEED),--seed $(SEED)) --output docs/chaos.md

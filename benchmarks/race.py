@@ -45,7 +45,7 @@ from pathlib import Path
 
 from racebarman import BarmanCloud
 from racecluster import LARGE, REFERENCE, SMALL, Cluster, Size, remove, warm
-from racepeers import Bucket, bucket_server, fetch_barman, fetch_pgbackrest, machine
+from racepeers import Bucket, bucket_server, cache_folder, fetch_barman, fetch_pgbackrest, machine
 from racepush import PushRace
 from racers import ROWS, Backup, Drservice, PgBackRest, Racer, Restored, stored
 from racewatch import Cost, busy_share
@@ -358,13 +358,6 @@ def make_racers(base: Path, cluster: Cluster, bucket: Bucket | None, program: Pa
     return racers
 
 
-def _cache_folder() -> Path:
-    """Return where peers are kept between runs, readable for PostgreSQL's user."""
-    if os.geteuid() == 0:
-        return Path("/var/cache/drservice-bench")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drservice-bench"
-
-
 def main() -> None:
     """Race and write down what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -374,7 +367,7 @@ def main() -> None:
     sizes.add_argument("--large", action="store_true", help="a cluster of ten times the size, for the memory")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--stores", nargs="+", choices=STORES, default=list(STORES))
-    parser.add_argument("--peers", type=Path, default=_cache_folder(), help="where fetched peers are kept")
+    parser.add_argument("--peers", type=Path, default=cache_folder(), help="where fetched peers are kept")
     parser.add_argument("--work", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("--anyway", action="store_true", help="count the result although the machine was busy")
     parser.add_argument("--output", type=Path)

@@ -39,6 +39,13 @@ _REQUEST = re.compile(
 """What the server writes about each request that it answers."""
 
 
+def cache_folder() -> Path:
+    """Return where peers are kept between runs, readable for PostgreSQL's user."""
+    if os.geteuid() == 0:
+        return Path("/var/cache/drservice-bench")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drservice-bench"
+
+
 def fetch_pgbackrest(folder: Path) -> Path:
     """Return a pgBackRest of Debian's archive that runs here, from the folder if it is there already."""
     program = folder / "pgbackrest"

@@ -2,9 +2,10 @@
 
     python benchmarks/stream.py [--seconds 20] [--backlog-mb 1024] [--idle-seconds 130] [--output FILE]
 
-A real server under pgbench, ``drservice wal stream`` as a process of its own, ``rclone serve s3`` on loopback. The age
-is taken from outside, many times a second: the server's flushed position against what the receiver has reported. What
-commits pay is compared in turns (A B A B) with archive_command alone. Numbers of one run on one machine: compare within
+A real server under pgbench, ``drservice wal stream`` as a process of its own, ``rclone serve s3`` on loopback, with TLS
+because pgBackRest wants it. The age is taken from outside, many times a second: the server's flushed position against
+what the receiver has reported. What commits pay is compared in turns (A B C A B C) with archive_command alone, and with
+pgBackRest's asynchronous archiving into the same bucket. Numbers of one run on one machine: compare within
 a run.
 """
 
@@ -30,13 +31,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import psycopg
+from racepeers import bucket_server, cache_folder, fetch_pgbackrest
+from racewatch import quietly
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from streampeer import AsyncArchiver  # noqa: E402 - it uses the tests' servers, too
+
 from tests.doubles.cluster import Cluster, ClusterMaker  # noqa: E402 - the tests' servers are in the checkout
 from tests.doubles.estate import PROGRAM, SERVICE, TempEstate  # noqa: E402 - as above
-from tests.doubles.s3server import rclone_server  # noqa: E402 - as above
 
 _PATIENCE_SECONDS = 600.0
 _SAMPLE_SECONDS = 0.004
@@ -159,23 +163,33 @@ class Bench:
     # --- what is measured -----------------------------------------------------------------------------------
 
     def load(self, seconds: int) -> dict[str, Any]:
-        """Measure ages under load, and what the receiver costs."""
+        """Measure what the receiver costs, then ages under the same load: asking for them costs transactions, too."""
         with self.receiver() as process:
             begin, cpu = self.position(), cpu_seconds(process.pid)
-            with Ages(dsn=self.cluster.dsn()) as ages:
-                tps = self.pgbench(seconds)
+            tps = self.pgbench(seconds)
             megabytes = (self.position() - begin) / 1e6
+            used = cpu_seconds(process.pid) - cpu
+            with Ages(dsn=self.cluster.dsn()) as ages:
+                self.pgbench(seconds)
             return {
                 "tps": round(tps, 1),
                 "wal_mb_per_second": round(megabytes / seconds, 1),
                 "age": ages.summary(),
-                "receiver_cpu_seconds_per_second": round((cpu_seconds(process.pid) - cpu) / seconds, 2),
+                "receiver_cpu_seconds_per_second": round(used / seconds, 2),
                 "receiver_peak_mb": round(peak_kb(process.pid) / 1024, 1),
             }
 
     def archive_only(self, seconds: int) -> float:
         """Return the transactions per second with archive_command alone."""
         self._archive_by(self.estate.push_command())
+        try:
+            return round(self.pgbench(seconds), 1)
+        finally:
+            self._archive_by("")
+
+    def peer_archives(self, seconds: int, peer: AsyncArchiver) -> float:
+        """Return the transactions per second while pgBackRest archives ahead."""
+        self._archive_by(peer.archive_command)
         try:
             return round(self.pgbench(seconds), 1)
         finally:
@@ -243,6 +257,12 @@ def peak_kb(pid: int) -> int:
     return int(next(line for line in text.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
+def ratio(rounds: list[dict[str, Any]], other: str) -> float:
+    """Return the transactions with the receiver as a share of the other's, by medians."""
+    ours, theirs = (statistics.median(row[name] for row in rounds) for name in ("tps", other))
+    return round(ours / theirs, 3)
+
+
 def main() -> None:
     """Run everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -251,8 +271,10 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=20)
     parser.add_argument("--backlog-mb", type=int, default=1024)
     parser.add_argument("--idle-seconds", type=int, default=130, help="0: not measured")
+    parser.add_argument("--peers", type=Path, default=cache_folder(), help="where pgBackRest is kept once fetched")
     parser.add_argument("--output", type=Path)
     chosen = parser.parse_args()
+    chosen.peers.mkdir(parents=True, exist_ok=True)
     base = Path(tempfile.mkdtemp(prefix="drservice-stream-"))
     base.chmod(0o755)
     (base / "templates").mkdir()
@@ -260,27 +282,34 @@ def main() -> None:
     document: dict[str, Any] = {"made_at": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
         cluster = maker.make(settings=_SETTINGS)
-        with rclone_server(base / "s3") as server:
-            server.make_bucket("plant")
-            estate = TempEstate.over(cluster, url=server.url_for("plant", "drservice"), variables=server.environment)
+        program = fetch_pgbackrest(chosen.peers)
+        with bucket_server(base) as bucket:
+            estate = TempEstate.over(cluster, url=bucket.url("drservice"), variables=bucket.environment)
             estate.wal_settings = {"mode": "both"}
             estate.write_configuration(estate.config)
             estate.json("init")
             estate.hand_over_repository()
             cluster.start()
             cluster.pgbench_init(chosen.scale)
-            bench = Bench(base, cluster, estate, base / "s3")
+            bench = Bench(base, cluster, estate, bucket.folder("drservice"))
+            peer = AsyncArchiver(base=base / "pgbackrest", program=program, cluster=cluster)
+            peer.prepare(bucket)
             rounds = []
             for _ in range(chosen.rounds):
                 loaded = bench.load(chosen.seconds)
-                rounds.append({**loaded, "archive_command_tps": bench.archive_only(chosen.seconds)})
+                alone = bench.archive_only(chosen.seconds)
+                rounds.append(
+                    {
+                        **loaded,
+                        "archive_command_tps": alone,
+                        "pgbackrest_tps": bench.peer_archives(chosen.seconds, peer),
+                    }
+                )
                 print(json.dumps(rounds[-1]), flush=True)
             document["load"] = rounds
-            document["tps_ratio"] = round(
-                statistics.median(row["tps"] for row in rounds)
-                / statistics.median(row["archive_command_tps"] for row in rounds),
-                3,
-            )
+            document["pgbackrest"] = quietly([str(program), "version"], folder=base).decode().strip()
+            document["tps_to_archive_command"] = ratio(rounds, "archive_command_tps")
+            document["tps_to_pgbackrest"] = ratio(rounds, "pgbackrest_tps")
             document["catch_up"] = bench.catch_up(chosen.backlog_mb << 20)
             print(json.dumps(document["catch_up"]), flush=True)
             if chosen.idle_seconds:
