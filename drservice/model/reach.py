@@ -131,7 +131,7 @@ def measure_reach(
     if tail is not None:
         end = inventory.tails[tail][number - 1].end
         leaves = limit_of(number - 1, path, tail, size)
-        is_cut = leaves is not None and end < leaves
+        is_cut = end < (leaves if leaves is not None else _begin_of(tail, path))
         fork, end = (leaves, leaves) if leaves is not None and end >= leaves else (None, end)
     if written is not None and end < written:
         is_cut, last = True, max(last, (written.value - 1) // size)
@@ -179,16 +179,29 @@ def _is_begun(number: int, timeline: Timeline, inventory: WalInventory) -> bool:
 
 
 def _unfinished(number: int, path: Sequence[TimelineSpan], inventory: WalInventory) -> Timeline | None:
-    """Return the timeline whose pieces serve the last segment: the newest that has any, unless it has it whole."""
+    """Return the timeline whose pieces serve the last segment: the newest that has any, unless it has it whole.
+
+    A child's pieces begin with a copy of its ancestor's bytes: before they go on behind the switch, those of whoever
+    leads further along the path serve.
+    """
+    best, furthest = None, Lsn(0)
     for span in reversed(path):
         if _lies_on(number, span, inventory.segment_bytes):
             if number in inventory.segments.get(span.timeline, ()):
-                return None
+                break
             if _is_begun(number, span.timeline, inventory):
-                return span.timeline
+                held = inventory.tails[span.timeline][number].end
+                if (end := held if span.end is None else min(held, span.end)) > furthest:
+                    best, furthest = span.timeline, end
+                if held > span.begin:
+                    break
             if number > span.begin.segment_number(inventory.segment_bytes):
-                return None
-    return None
+                break
+    return best
+
+
+def _begin_of(timeline: Timeline, path: Sequence[TimelineSpan]) -> Lsn:
+    return next(span.begin for span in path if span.timeline == timeline)
 
 
 def _ends_in_partial(number: int, path: Sequence[TimelineSpan], inventory: WalInventory) -> bool:

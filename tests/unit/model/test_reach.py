@@ -98,3 +98,24 @@ def test_a_childs_pieces_behind_the_switch_need_all_of_the_way_there() -> None:
     holed = archive(*range(2, 6), also={2: [5]}, branches=FORK)
     with pytest.raises(WalGapError, match=name(6, 2)):
         choose_plan(LATEST, [MONDAY], with_tails(holed, {2: {7: 7.5}}))
+
+
+def test_a_childs_copy_that_ends_before_the_switch_does_not_hide_what_the_ancestors_pieces_have() -> None:
+    forked = archive(*range(2, 5), also={2: []}, branches=FORK)
+    reach = choose_plan(LATEST, [MONDAY], with_tails(forked, {1: {5: 5.75}, 2: {5: 5.25}})).reach
+    assert (reach.end, reach.tail, reach.fork, reach.gap) == (at(5.5), name(5), at(5.5), None)
+    reach = choose_plan(LATEST, [MONDAY], with_tails(forked, {1: {5: 5.75}, 2: {5: 5.6}})).reach
+    assert (reach.end, reach.tail, reach.fork, reach.gap) == (at(5.6), name(5, 2), None, None)
+
+
+@pytest.mark.parametrize(
+    ("ancestors", "childs", "end"), [(None, 5.25, 5.25), (5.2, 5.25, 5.25), (5.3, 5.25, 5.3), (5.25, 5.25, 5.25)]
+)
+def test_pieces_that_do_not_reach_the_switch_are_not_the_latest_position_whose_ever_they_are(
+    ancestors: float | None, childs: float, end: float
+) -> None:
+    forked = archive(*range(2, 5), also={2: []}, branches=FORK)
+    held = with_tails(forked, {1: {} if ancestors is None else {5: ancestors}, 2: {5: childs}})
+    with pytest.raises(WalGapError, match=f"{at(end)} to "):
+        choose_plan(LATEST, [MONDAY], held)
+    assert choose_plan(to_lsn(end), [MONDAY], held).reach.end == at(end)
