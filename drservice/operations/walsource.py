@@ -95,7 +95,7 @@ def streamed_segments(
     for timeline in source.tail.timelines(source.system_id):
         held = segments.setdefault(timeline, set())
         entries = histories.get(timeline, ())
-        branch = entries[-1].end.segment_number(source.segment_bytes) if entries else None
+        branch = entries[-1].end.segment_number(source.segment_bytes) if entries else 0
         own: list[tuple[int, list[StoredPiece]]] = []
         for begin, end in list(_stretches(held, branch)):
             for number, pieces in source.pieces(timeline, begin, end):
@@ -112,9 +112,12 @@ def streamed_segments(
     return found
 
 
-def _stretches(held: set[int], branch: int | None) -> Iterator[tuple[int, int | None]]:
-    """Yield the numbers ``[begin, end)`` of which no segment is whole: holes, and what lies behind the last one."""
-    following = min(held) if branch is None and held else branch or 0
+def _stretches(held: set[int], branch: int) -> Iterator[tuple[int, int | None]]:
+    """Yield the numbers ``[begin, end)`` of which no segment is whole: before the first, holes, behind the last one.
+
+    What lies before the first may be in pieces for good, if its receiver was killed and the slot had gone on.
+    """
+    following = branch
     for number in sorted(held):
         if number > following:
             yield following, number

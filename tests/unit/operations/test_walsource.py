@@ -145,6 +145,13 @@ def test_a_hole_between_whole_segments_is_filled_from_pieces(site: Site) -> None
     assert read(site).inventory.segments[ONE] == {2, 3, 4}
 
 
+def test_a_segment_in_pieces_before_the_first_whole_one_counts(site: Site) -> None:
+    """The WAL before it has expired, or was never streamed: a snapshot may begin in it."""
+    stream(site, 2, (0, SIZE))
+    archive_whole(site, 3, 4)
+    assert read(site).inventory.segments[ONE] == {2, 3, 4}
+
+
 def test_the_partial_segment_of_a_timeline_that_has_ended_goes_before_its_pieces(site: Site) -> None:
     archive_whole(site, 2)
     stream(site, 3, (0, 1000))
