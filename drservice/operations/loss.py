@@ -10,7 +10,7 @@ which transactions ended well in production and in the copy. What cannot be told
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from drservice.environments.interface import Environment
 from drservice.errors import DrError
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.wal import Lsn, segment_begin, segment_number
+from drservice.operations.inventory import Archived
 from drservice.operations.locate import RecoveryEnd, WalScanner, plan_segments
 from drservice.operations.restorerequest import RestoreResult
 from drservice.operations.streamstate import is_alive, read_state
@@ -195,11 +196,14 @@ def loss_at(
     names = plan_segments(plan, inventory)
     last = restored.reached.lsn.segment_number(size) - plan.snapshot.postgres.start_lsn.segment_number(size)
     was_at_risk = tail_at_risk
-    for name in reversed(names[: last + 1]):
-        stored_at = inventory.stored_at.get(name) or inventory.stored_at.get(f"{name}.partial")
+    stored = {
+        name: inventory.stored_at.get(name) or inventory.stored_at.get(f"{name}.partial") for name in names[: last + 1]
+    }
+    hole = _first_hole(stored, at=instant + skew, archived=archived)
+    for position, (name, stored_at) in reversed(list(enumerate(stored.items()))):
         if stored_at is None:
             return None
-        is_held = stored_at - skew <= instant
+        is_held = stored_at - skew <= instant and position < hole
         if is_held and not was_at_risk:
             return 0.0
         commits = [
@@ -209,15 +213,30 @@ def loss_at(
         ]
         held = commits
         if not is_held:
-            until = archived.source.held_until(name, at=instant + skew)
+            begin = segment_begin(segment_number(name, size), size)
+            until = begin if position > hole else archived.source.held_until(name, at=instant + skew)
             held = [event for event in commits if event.end <= until]
             missed = [event.end for event in commits if event.end > until]
-            begin = max((event.end for event in held), default=segment_begin(segment_number(name, size), size))
+            begin = max((event.end for event in held), default=begin)
             # Heartbeats are nobody's work: a receiver lets them wait, and nothing is lost with them.
             was_at_risk = was_at_risk or bool(missed and not scanner.is_idle(name, begin, max(missed)))
         if held:
             return (instant - max(event.at for event in held)).total_seconds() if was_at_risk else 0.0
     return max(0.0, (instant - plan.snapshot.stopped_at).total_seconds()) if was_at_risk else 0.0
+
+
+def _first_hole(stored: Mapping[str, datetime | None], *, at: datetime, archived: Archived) -> int:
+    """Return which segment was the first that the store did not hold to its end: what lay behind it led nowhere.
+
+    Segments need not reach the store in order: what was missing is filled in later.
+    """
+    size = archived.inventory.segment_bytes
+    for position, (name, stored_at) in enumerate(stored.items()):
+        if stored_at is None or stored_at > at:
+            end = segment_begin(segment_number(name, size) + 1, size)
+            if archived.source.held_until(name, at=at) < end:
+                return position
+    return len(stored)
 
 
 def accuracy_seconds(restored: RestoreResult) -> float | None:

@@ -135,6 +135,14 @@ def test_what_may_lie_behind_the_archive_is_lost_back_to_the_last_durable_commit
     assert loss_at(instant, result, scanner(), tail_at_risk=True) == (instant - MONDAY.stopped_at).total_seconds()
 
 
+def test_what_lay_behind_a_segment_that_was_filled_in_later_was_not_held() -> None:
+    instant = NOON + 50 * SECOND
+    filled = {2: 1, 3: 10, 4: 90, 5: 30, 6: 95}
+    commits = scanner(s3=5, s4=25, s5=28)
+    assert loss_at(instant, restored(reached=5.5, stored=filled), commits) == 45.0
+    assert loss_at(instant, restored(reached=5.5, stored=filled, pieces=((4.5, 20),)), commits) == 25.0
+
+
 def test_the_store_s_clock_is_set_right_before_it_is_believed() -> None:
     """The store says 30 and is 30 seconds ahead: at 20, segment 4 with its commit of 15 was held; and behind: not."""
     result = restored(reached=4.5, stored=STORED)
