@@ -932,8 +932,8 @@ def place_configuration(attachments: Fields, snapshot: Snapshot, into: Path) -> 
             say(f"Configuration NOT in the snapshot: {shown(path)} ({reason})")
 
 
-def place_tails(tails: Iterable[Tail], into: Path) -> Iterator[str]:
-    """Write segments that were put together from pieces, say so, and yield their names."""
+def place_tails(tails: Iterable[Tail], into: Path) -> Iterator[tuple[str, int]]:
+    """Write segments that were put together from pieces, say so, and yield their names and ends."""
     for tail in tails:
         if tail.problem:
             say(f"ATTENTION: the WAL in {tail.name} ends at {position(tail.end)}: {tail.problem}")
@@ -941,7 +941,7 @@ def place_tails(tails: Iterable[Tail], into: Path) -> Iterator[str]:
             with new_file(into / tail.name) as file:
                 file.write(tail.content)
             say(f"{tail.name} was put together from pieces, up to {position(tail.end)}")
-            yield tail.name
+            yield tail.name, tail.end
 
 
 def place_partials(names: list[str], size: int, into: Path) -> None:
@@ -952,6 +952,37 @@ def place_partials(names: list[str], size: int, into: Path) -> None:
         if number > whole.get(name[:8], [[0, -1]])[-1][1]:
             (into / name).rename(into / name[:24])
             say(f"{name[:24]} is the last segment of its timeline, as far as it was written (it was stored as {name})")
+
+
+def complete_copies(ends: dict[str, int], size: int, into: Path) -> None:
+    """Give a timeline's first segment what it begins with: the parent's bytes up to the switch, as far as they lack.
+
+    PostgreSQL takes the newest timeline's file. One that ends before the switch would hide what the parent has; without
+    one it would read on in the parent's, behind the switch, the history that was left.
+    """
+    for history in sorted(into.glob("*.history")):
+        rows = [row.split() for row in history.read_text().splitlines() if row[:1].isdigit()]
+        switch = lsn(rows[-1][1]) if rows else 0
+        begin = switch - switch % size
+        name = segment_name(history.name[:8], begin // size, size)
+        parent = f"{int(rows[-1][0]):08X}{name[8:]}" if rows else ""
+        end = ends.get(name, switch if (into / name).exists() else begin)
+        has_parent = bool(parent) and (into / parent).exists()
+        if end >= switch or (end == begin and not has_parent):
+            continue
+        reach = min(switch, ends.get(parent, switch)) if has_parent else end
+        if reach > end:
+            content = (into / parent).read_bytes()[: reach - begin]
+            own = (into / name).read_bytes()[: end - begin] if end > begin else b""
+            demand(content.startswith(own), f"{name} does not begin with a copy of {parent}")
+            (into / name).unlink(missing_ok=True)
+            with new_file(into / name) as file:
+                file.write(content + bytes(size - len(content)))
+            say(f"{name} goes on up to {position(reach)} with the WAL of {parent}, which it begins with a copy of")
+            ends[name] = reach
+        if reach < switch:
+            lost = f"{position(max(reach, end))} to {position(switch)}"
+            say(f"ATTENTION: WAL is missing from {lost}, where {name[:8]} begins")
 
 
 def lost_before(line: str, history: str, found: dict[str, list[list[int]]], size: int, first: int) -> Iterator[str]:
@@ -988,8 +1019,11 @@ def place_wal(component: Component, snapshot: Snapshot, into: Path) -> None:
 
     in_threads("WAL files", place, list(wanted))
     tails = component.tails(str(about["system_id"]), size, files, timeline, first)
-    wanted.update({name: [] for name in place_tails(tails, into)})
+    ends = dict(place_tails(tails, into))
+    wanted.update({name: [] for name in ends})
     place_partials(list(wanted), size, into)
+    with reading("the histories"):
+        complete_copies(ends, size, into)
     sync_folder(into)
     found = runs(wanted, size)
     missing = []

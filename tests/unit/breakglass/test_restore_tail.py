@@ -132,6 +132,67 @@ def test_pieces_of_a_segment_that_is_there_whole_change_nothing(scene: Scene) ->
     assert (scene.wal_into / "000000020000000000000004").read_bytes() == b"\1" * SEGMENT
 
 
+FORK = BEGIN + SEGMENT // 2
+CHILD = f"00000003{LAST[8:]}"
+
+
+def fork_in_the_last(scene: Scene) -> None:
+    scene.writer.wal("00000003.history", b"1\t0/40100\tone\n2\t0/%X\ttwo\n" % FORK)
+
+
+@pytest.mark.parametrize("parent", ["whole", "pieces", "short", "none"])
+def test_a_childs_pieces_that_end_before_the_switch_go_on_with_the_parents(
+    scene: Scene, capsys: pytest.CaptureFixture[str], parent: str
+) -> None:
+    fork_in_the_last(scene)
+    scene.writer.tail(3, BEGIN, WAL[:1000], size=SEGMENT)
+    if parent == "whole":
+        scene.writer.wal(LAST, WAL)
+    elif parent != "none":
+        put(scene, 0, SEGMENT * 3 // 4 if parent == "pieces" else 3000)
+    assert scene.restore_with_wal() == 0
+    held = {"short": 3000, "none": 1000}.get(parent, SEGMENT // 2)
+    child = (scene.wal_into / CHILD).read_bytes()
+    assert child == WAL[:held] + bytes(SEGMENT - held), "to the switch, and nothing of the history that was left"
+    told = capsys.readouterr().out
+    assert (f"{CHILD} goes on up to 0/{BEGIN + held:X}" in told) == (parent != "none")
+    lost = f"ATTENTION: WAL is missing from 0/{BEGIN + held:X} to 0/{FORK:X}"
+    assert (lost in told) == (parent in {"short", "none"})
+
+
+@pytest.mark.parametrize("parent", ["whole", "pieces"])
+def test_a_timeline_without_wal_of_its_own_does_not_read_on_in_the_history_it_left(scene: Scene, parent: str) -> None:
+    fork_in_the_last(scene)
+    if parent == "whole":
+        scene.writer.wal(LAST, WAL)
+    else:
+        put(scene, 0, SEGMENT * 3 // 4)
+    assert scene.restore_with_wal() == 0
+    assert (scene.wal_into / CHILD).read_bytes() == WAL[: SEGMENT // 2] + bytes(SEGMENT // 2)
+    assert last(scene).startswith(WAL[: SEGMENT * 3 // 4]), "who goes along the parent still gets all of it"
+
+
+def test_a_childs_pieces_that_are_no_copy_of_the_parents_are_refused(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fork_in_the_last(scene)
+    scene.writer.tail(3, BEGIN, bytes(1000), size=SEGMENT)
+    put(scene, 0, 3000)
+    assert scene.restore_with_wal() == 1
+    assert f"{CHILD} does not begin with a copy of {LAST}" in capsys.readouterr().err
+
+
+def test_a_childs_pieces_that_go_on_behind_the_switch_stay_as_they_are(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fork_in_the_last(scene)
+    scene.writer.tail(3, BEGIN, WAL[: SEGMENT // 2] + b"child", size=SEGMENT)
+    put(scene, 0, SEGMENT * 3 // 4)
+    assert scene.restore_with_wal() == 0
+    assert (scene.wal_into / CHILD).read_bytes() == (WAL[: SEGMENT // 2] + b"child").ljust(SEGMENT, b"\0")
+    assert "ATTENTION" not in capsys.readouterr().out
+
+
 def test_list_and_verify_know_pieces(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     put(scene, 0, 1000)
     assert scene.run("list") == 0
