@@ -4,6 +4,8 @@
   at once. WAL of an idle server alone waits for ``idle_interval``.
 * A *segment* goes up as a whole as soon as its last byte is here; what was not cut from it by then is not cut any more.
   While the server has the rest of a segment already (catching up), none is cut at all.
+* What earlier runs stored of the first segment is *compared* with what the server sends before it counts: a server that
+  was set back, or a clone, has the same positions and other bytes.
 * *Durable* is the contiguous prefix of what was acknowledged, and ends before the end of the oldest segment that is
   not stored as a whole: the server may recycle what lies before it, and only the last segment is restored from pieces.
 
@@ -42,6 +44,8 @@ class JobKind(Enum):
 
     PIECE = "piece"
     SEGMENT = "segment"
+    COMPARISON = "comparison"
+    """Nothing: what is in the repository already is compared with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +146,7 @@ class Collector:
         timeline: the timeline.
         segment_bytes: size of a segment.
         begin: where the stream begins: the begin of a segment.
-        stored: up to here pieces that begin at ``begin`` are in the repository already.
+        stored: up to here pieces that begin at ``begin`` are in the repository already, by their names.
         pacing: how long WAL may wait.
     """
 
@@ -164,7 +168,10 @@ class Collector:
         self._linger = 0.0 if pacing.synchronous else min(_LINGER_SECONDS, self._interval)
         self._received = begin.value
         self._stored = stored.value
-        self._acknowledged = _Acknowledged(max(begin.value, stored.value))
+        self._to_compare = begin.value < stored.value < begin.value + segment_bytes
+        """A whole one is compared where it is stored once more."""
+        self._is_comparing = False
+        self._acknowledged = _Acknowledged(begin.value)
         self._segments: deque[Segment] = deque()
         self._whole_in_flight = 0
         self._server_end = begin.value
@@ -175,6 +182,8 @@ class Collector:
         self._uncut_since = 0.0
         self._worked_at = float("-inf")
         self._idle_seen = (-1, False)
+        self._idle = (begin.value, begin.value)
+        """WAL of an idle server, as it was when that was seen last; it stays that, whatever follows."""
         self._draining = False
 
     # --- what is known --------------------------------------------------------------------------------------
@@ -193,15 +202,19 @@ class Collector:
     @property
     def covered(self) -> Lsn:
         """Everything before it is durable, or is known to be WAL of an idle server."""
+        durable = self.durable.value
         last = self._segments[-1] if self._segments else None
-        if last is None or last.begin + last.cut != self.durable.value or not self._is_idle(last):
-            return self.durable
-        return self.received
+        if last is not None and last.begin + last.cut == durable and self._is_idle(last):
+            return self.received
+        return Lsn(max(durable, self._idle[1]) if self._idle[0] <= durable else durable)
 
     @property
     def durable_server_time(self) -> datetime | None:
-        """Last known moment of the server whose WAL is all durable by now; ``None``: none yet."""
+        """Last known moment of the server whose WAL is all durable by now, or idle; ``None``: none yet."""
         self._forget()
+        covered = self.covered.value
+        while self._proofs and self._proofs[0].end <= covered:
+            self._durable_time = self._proofs.popleft().server_time
         return self._durable_time
 
     @property
@@ -212,15 +225,16 @@ class Collector:
         return held if last is None else held + max(0, self._received - max(last.begin, self._acknowledged.end))
 
     def oldest_age_seconds(self, now: float) -> float:
-        """Return how long the oldest byte has been here that is not durable; 0 if there is none."""
+        """Return how long the oldest byte has been here that is neither durable nor idle; 0 if there is none."""
         self._forget()
-        durable = self.durable.value
-        return next((max(0.0, now - mark.arrived) for mark in self._marks if mark.end > durable), 0.0)
+        covered = self.covered.value
+        return next((max(0.0, now - mark.arrived) for mark in self._marks if mark.end > covered), 0.0)
 
     @property
     def is_drained(self) -> bool:
         """Whether everything that was received is stored, and every full segment as a whole."""
-        return self._acknowledged.end >= self._received and not any(segment.is_full for segment in self._segments)
+        is_stored = self._received <= max(self._acknowledged.end, self._stored)
+        return is_stored and not self._is_comparing and not any(segment.is_full for segment in self._segments)
 
     @property
     def unfinished(self) -> Segment | None:
@@ -271,8 +285,14 @@ class Collector:
 
     def next_job(self, now: float) -> Job | None:
         """Return what is to be uploaded next, by somebody who is free now; ``None``: nothing is due."""
+        if self._to_compare and self._received >= self._stored:
+            self._to_compare, self._is_comparing = False, True
+            first = self._segments[0]
+            return self._job(JobKind.COMPARISON, first, first.begin, self._stored)
         for segment in self._segments:
             if segment.is_full and segment.whole_is_due:
+                if self._is_comparing:
+                    return None  # a whole segment goes before pieces, so it must not be another history's
                 if self._whole_in_flight >= _WHOLE_IN_FLIGHT:
                     return None
                 segment.whole_is_due = False
@@ -297,7 +317,9 @@ class Collector:
     def acknowledge(self, job: Job) -> None:
         """Take note that a job's bytes are stored, for good."""
         self._acknowledged.add(job.begin, job.end)
-        if job.kind is JobKind.SEGMENT:
+        if job.kind is JobKind.COMPARISON:
+            self._is_comparing = False
+        elif job.kind is JobKind.SEGMENT:
             self._whole_in_flight -= 1
             self._segments.remove(job.segment)
         self._forget()
@@ -327,6 +349,8 @@ class Collector:
         if self._idle_seen[0] != self._received:
             idle = is_idle(segment.data, segment.cut, segment.filled)
             self._idle_seen = (self._received, idle)
+            if idle:
+                self._idle = (segment.begin + segment.cut, self._received)
         return self._idle_seen[1]
 
     def _job(self, kind: JobKind, segment: Segment, begin: int, end: int) -> Job:
@@ -347,8 +371,6 @@ class Collector:
         durable = self.durable.value
         while self._marks and self._marks[0].end <= durable:
             self._marks.popleft()
-        while self._proofs and self._proofs[0].end <= durable:
-            self._durable_time = self._proofs.popleft().server_time
 
     def _filling(self) -> Segment:
         last = self._segments[-1] if self._segments else None

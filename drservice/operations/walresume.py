@@ -81,9 +81,14 @@ class Resumption:
         """Return where to go on; the slot exists then and keeps WAL.
 
         Raises:
-            WrongTimelineError: the repository knows a newer timeline than this primary.
+            WrongTimelineError: the repository knows a newer timeline than this primary, or WAL it never wrote.
             PostgresError, ObjectStoreError: refused, or not known.
         """
+        found = self._find()
+        self._require_written(found.begin)
+        return found
+
+    def _find(self) -> Resume:
         path = timeline_path(self._identity.timeline, self._ancestors())
         restart = self._restart()
         if restart is not None:
@@ -100,6 +105,20 @@ class Resumption:
         if last.timeline == kept.timeline and last.stored >= kept.segment:
             return Resume(begin=last, kept_from=restart)
         return Resume(begin=last, kept_from=restart, otherwise=kept)
+
+    def _require_written(self, begin: Begin) -> None:
+        """Refuse a primary that has not written what is stored: it was set back, or is a copy of the one that did.
+
+        A server never streams what it has not flushed. (A standby may be behind the primary that was streamed before.)
+        """
+        if begin.timeline != self._identity.timeline or begin.stored <= self._identity.flushed:
+            return
+        now = self._connection.identify()  # another receiver may have stored more since it was asked
+        if now.in_recovery is not True and begin.stored > now.flushed:
+            raise WrongTimelineError(
+                f"the repository has WAL up to {begin.stored} (timeline {begin.timeline}), which this server never"
+                f" wrote: it is at {now.flushed}, so it was set back, or is a copy"
+            )
 
     def _ancestors(self) -> Sequence[HistoryEntry]:
         """Return the server's own history, and store it if it is new."""

@@ -7,13 +7,21 @@ Identical bytes that are there already are fine, so archive_command may run besi
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from drservice import telemetry
 from drservice.clock import Clock
 from drservice.components.postgres.walfile import HEAD_BYTES, check_wal_file
+from drservice.errors import (
+    DamagedObjectError,
+    FormatError,
+    MissingObjectError,
+    SegmentConflictError,
+    WrongTimelineError,
+)
 from drservice.model.ids import SystemId
 from drservice.model.tail import ClockPair, covered_until
 from drservice.model.wal import Lsn, Timeline, WalFileKind, WalFileName, segment_begin, segment_name, segment_number
@@ -24,6 +32,9 @@ from drservice.repository.tail import TailArchive
 from drservice.repository.walarchive import PutOutcome, WalArchive
 
 _PAIR_SPACING = timedelta(seconds=1)
+_COMPARED = 8
+"""Pieces of earlier runs that are compared with what the server sends. Histories that parted before the last of them
+do not come together again: every commit has its time."""
 _MOST_PAIRS = 20_000
 """Hours of them are held: of a segment that fills slowly, or of those that are not here yet during a catch-up."""
 
@@ -92,23 +103,18 @@ class Shipping:
 
         Raises:
             ForeignSegmentError: the segment is not what it should be; nothing was stored.
-            SegmentConflictError: other bytes are stored under its name.
+            SegmentConflictError: other bytes are stored under its name, or of its stretch.
             DrError: not stored, or not known to be.
         """
         if isinstance(upload, Pairs):
             self._put_clock(upload)
             return
         self._check(upload.segment)
+        if upload.kind is JobKind.COMPARISON:
+            self._compare(upload)
+            return
         if upload.kind is JobKind.PIECE:
-            self._tail.put(
-                upload.data,
-                system_id=self._system_id,
-                timeline=upload.segment.timeline,
-                start=Lsn(upload.begin),
-                server_time=upload.server_time,
-                segment_bytes=self._segment_bytes,
-                key=self._day_keys.today(),
-            )
+            self._put_piece(upload)
             return
         outcome = self._archive.put(
             WalFileName.parse(upload.segment.name),
@@ -119,6 +125,41 @@ class Shipping:
         )
         gc.collect()  # a request of botocore's is a cycle, and holds what it sent until somebody looks
         telemetry.info("wal segment stored", name=upload.segment.name, outcome=outcome.value)
+
+    def _put_piece(self, upload: Job) -> None:
+        self._tail.put(
+            upload.data,
+            system_id=self._system_id,
+            timeline=upload.segment.timeline,
+            start=Lsn(upload.begin),
+            server_time=upload.server_time,
+            segment_bytes=self._segment_bytes,
+            key=self._day_keys.today(),
+        )
+
+    def _compare(self, upload: Job) -> None:
+        """Require that the last pieces of a stretch hold what the server sent; the hashes in their headers tell.
+
+        One that cannot be read any more is stored once more.
+        """
+        segment = upload.segment
+        begin, end = Lsn(upload.begin), Lsn(upload.end)
+        stored = self._tail.pieces(self._system_id, segment.timeline, begin=begin, end=end)
+        fitting = [item for item in stored if item.piece.end <= end]
+        for item in fitting[-_COMPARED:]:
+            own = replace(upload, kind=JobKind.PIECE, begin=item.piece.start.value, end=item.piece.end.value)
+            try:
+                facts = self._tail.facts(item, system_id=self._system_id)
+            except (FormatError, DamagedObjectError, MissingObjectError) as error:
+                telemetry.warning("stored piece of wal unusable", piece=item.piece.name, problem=error.message)
+                self._put_piece(own)
+                continue
+            if facts.plain_sha256 != hashlib.sha256(own.data).hexdigest():
+                raise SegmentConflictError(
+                    f"WAL from {item.piece.start} to {item.piece.end} (timeline {segment.timeline}) is stored with"
+                    " other content: this server is a copy of the one that wrote it, or was set back",
+                    hint=WrongTimelineError.hint,
+                )
 
     def _put_clock(self, upload: Pairs) -> None:
         try:

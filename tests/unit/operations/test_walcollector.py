@@ -125,16 +125,31 @@ def test_two_segments_at_a_time_are_on_their_way() -> None:
     assert one.durable == BEGIN + 2 * SEGMENT
 
 
-def test_what_is_stored_already_is_durable_and_not_stored_again_but_part_of_the_whole() -> None:
+def test_what_is_stored_already_is_compared_and_then_durable_and_not_stored_again_but_part_of_the_whole() -> None:
     one = collector(stored=BEGIN + 3000)
-    assert one.durable == BEGIN + 3000
     add(one, 2000, 1.0)
     assert jobs(one, 2.0) == []
     add(one, 1500, 2.0)
-    assert jobs(one, 3.0) == [("piece", 3000, 3500)]
+    comparison, piece = take(one, 3.0), take(one, 3.0)
+    assert (comparison.kind, bytes(comparison.data)) == (JobKind.COMPARISON, WORK[:3000])
+    assert (piece.kind, piece.begin, piece.end) == (JobKind.PIECE, BEGIN.value + 3000, BEGIN.value + 3500)
+    one.acknowledge(piece)
+    assert one.durable == BEGIN, "what another history wrote may lie there"
     add(one, SEGMENT - 3500, 4.0)
+    assert one.next_job(4.0) is None, "a whole segment goes before the pieces of another history"
+    one.acknowledge(comparison)
+    assert one.durable == BEGIN + 3500
     whole = take(one, 4.0)
     assert (whole.kind, bytes(whole.data)) == (JobKind.SEGMENT, WORK)
+
+
+def test_a_stream_that_ends_before_what_is_stored_already_has_nothing_to_store() -> None:
+    one = collector(stored=BEGIN + 3000)
+    add(one, 2000, 1.0)
+    one.drain()
+    assert one.next_job(2.0) is None
+    assert one.is_drained
+    assert one.durable == BEGIN
 
 
 def test_a_gap_or_a_repetition_in_the_stream_is_refused() -> None:
@@ -243,5 +258,20 @@ def test_work_behind_heartbeats_takes_them_along_at_once() -> None:
     assert jobs(one, 101.0) == []
     work = record(10, 0, bytes(16), 701) + commit(701)
     one.add(one.received, memoryview(work), server_end=one.received + len(work), server_time=NOON, now=102.0)
-    assert one.covered == one.durable
+    assert one.covered == BEGIN + len(data)
+    assert one.oldest_age_seconds(102.1) == pytest.approx(0.1), "the heartbeats before were no risk, and stay none"
     assert jobs(one, 102.1) == [("piece", 0, len(data) + len(work))]
+
+
+def test_wal_of_an_idle_server_is_no_risk_while_it_is_on_its_way() -> None:
+    """Else the receiver of an idle server calls itself stalled each time, for as long as the store takes."""
+    one = collector()
+    data = HEAD + message("drservice", 700) + commit(700)
+    one.add(BEGIN, memoryview(data), server_end=BEGIN + len(data), server_time=NOON, now=100.0)
+    assert one.covered == one.received
+    piece = take(one, 161.0)
+    assert (one.covered, one.durable) == (one.received, BEGIN)
+    assert one.oldest_age_seconds(161.0) == 0.0
+    assert one.durable_server_time == NOON
+    one.acknowledge(piece)
+    assert one.durable == one.received
