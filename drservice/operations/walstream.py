@@ -257,6 +257,8 @@ class _Stream:
         self._clock = clock
         self._stop = stop
         self._is_open = True
+        self._broken: DrError | None = None
+        """Why there is no connection, while what was received is stored."""
         timeout = connection.sender_timeout_seconds()
         self._status_seconds = _STATUS_SECONDS if timeout is None else min(_STATUS_SECONDS, timeout / 4)
         self._bound_bytes = max(_HELD_BYTES, identity.wal_segment_bytes + _BESIDE_BYTES)
@@ -304,7 +306,8 @@ class _Stream:
         self._heard_at = self._clock.monotonic()
         try:
             ended = self._follow(collector)
-        except PostgresUnreachableError:
+        except PostgresUnreachableError as error:
+            self._broken = error
             self._close()
             self._drain(collector)
             raise
@@ -498,8 +501,10 @@ class _Stream:
         )
         is_stalled = collector.covered != collector.received and collector.oldest_age_seconds(now) > _STALLED_SECONDS
         problem = self._problem(collector, is_stalled=is_stalled)
-        if self._is_open:
+        if is_stalled or self._is_open:
             self._board.say(StreamPhase.STALLED if is_stalled else StreamPhase.STREAMING, problem)
+        elif self._broken is not None:
+            self._board.say(StreamPhase.CONNECTING, self._broken)
         self._board.publish()
 
     def _problem(self, collector: Collector, *, is_stalled: bool) -> DrError | None:
