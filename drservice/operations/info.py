@@ -10,7 +10,7 @@ from pathlib import Path
 from drservice.clock import Clock
 from drservice.components.postgres.connection import connect
 from drservice.components.postgres.facts import cluster_facts
-from drservice.errors import DrError, PostgresError
+from drservice.errors import DrError, MissingObjectError, PostgresError
 from drservice.model.estate import PostgresSettings, Service, WalMode
 from drservice.model.reach import WalGap
 from drservice.model.recovery import Window, gaps_of, windows_of
@@ -148,7 +148,13 @@ def _last_write(repository: Repository, scope: Scope, archived: Archived, name: 
     """Return when the last WAL of a segment was written; of pieces, when the server sent the last one."""
     if (streamed := archived.streamed.get(name)) is not None:
         return archived.source.server_time_of(streamed)
-    return repository.wal(scope).facts(archived.files[name]).last_write
+    archive = repository.wal(scope)
+    if (file := archived.files.get(name)) is None:  # it has become whole while pieces were listed
+        listed = archive.listing(archived.inventory.system_id)
+        file = next((item for item in listed if item.name == name), None)
+        if file is None:
+            raise MissingObjectError(f"{name} was archived a moment ago and is not listed")
+    return archive.facts(file).last_write
 
 
 def stream_info(scope: Scope, component: PostgresSettings, state_dir: Path) -> StreamInfo | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from drservice.errors import DamagedObjectError, NoIdentityError, SegmentAbsentE
 from drservice.model.wal import Lsn, Timeline, WalFileName, segment_name
 from drservice.objectstore.interface import ObjectStore
 from drservice.operations import mutation
+from drservice.operations.info import windows_with_times
 from drservice.operations.inventory import Archived, read_archive
 from drservice.operations.wal import fetch_wal
 from drservice.operations.walsource import PlannedWal, WalSource
@@ -20,6 +22,7 @@ from drservice.repository.keys import Identities
 from drservice.repository.repository import Repository
 from tests.doubles.repositories import SYSTEM_ID, Site, flipped, noise
 from tests.doubles.stores import RecordingStore
+from tests.unit.model.test_recovery import snapshot
 
 SIZE = 1 << 20
 ONE = Timeline(1)
@@ -123,6 +126,10 @@ def test_a_segment_that_becomes_whole_while_the_archive_is_listed_is_no_hole(sit
     archived = read_archive(listed, proven=True)
     assert archived.inventory.segments[ONE] == {2, 3}
     assert list(archived.inventory.tails[ONE]) == [4]
+    without = replace(archived, inventory=replace(archived.inventory, tails={}))
+    records = [snapshot("MONDAY", 2.5, 3.5, system=SYSTEM_ID)]
+    [window] = windows_with_times(site.repository(), site.scope, without, records)
+    assert (window.window.last_segment, window.window.end) == (name(3), Lsn(4 * SIZE)), "the window tells its times"
 
 
 def test_pieces_under_whole_segments_are_not_listed(site: Site) -> None:
