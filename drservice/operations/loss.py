@@ -57,17 +57,17 @@ class Production:
     """The first transaction id that no transaction had ended with (64 bits)."""
     running: frozenset[int] = frozenset()
     """Transactions below it that had not ended."""
-    is_covered: bool = False
-    """A receiver of WAL on this host had everything up to ``flushed`` made durable, or knew the rest for heartbeats and
-    what else an idle server writes."""
+    durable: Lsn | None = None
+    """Set if a receiver of WAL on this host took care of everything up to ``flushed``: what it had made durable ends
+    here, and the rest it knew for heartbeats and what else an idle server writes."""
 
 
-def ask_production(dsn: str, *, covers: Callable[[Lsn], bool] = lambda _: False) -> Production | None:
+def ask_production(dsn: str, *, covers: Callable[[Lsn], Lsn | None] = lambda _: None) -> Production | None:
     """Return where production stands; ``None`` if it does not answer: then nobody knows what it held.
 
     Args:
         dsn: production.
-        covers: whether a receiver has taken care of everything up to a position.
+        covers: up to where a receiver that has taken care of everything up to a position made WAL durable.
     """
     try:
         with asking(dsn, seconds=_SECONDS, application_name="drservice drill") as session:
@@ -81,25 +81,25 @@ def ask_production(dsn: str, *, covers: Callable[[Lsn], bool] = lambda _: False)
         flushed=Lsn.parse(position),
         next_xid=int(counter),
         running=_numbers(running),
-        is_covered=covers(Lsn.parse(position)),
+        durable=covers(Lsn.parse(position)),
     )
 
 
-def covered_by_receiver(state_dir: Path, service: ServiceName, component: ComponentName, position: Lsn) -> bool:
-    """Tell whether the receiver of this host says, within a moment, that WAL up to a position is taken care of.
+def covered_by_receiver(state_dir: Path, service: ServiceName, component: ComponentName, position: Lsn) -> Lsn | None:
+    """Return up to where WAL is durable, if the receiver of this host says that up to a position it is taken care of.
 
-    What becomes durable in that moment is counted by when the store had it, like everything else.
+    It is waited for a moment. What becomes durable in it is counted by when the store had it, like everything else.
     """
     deadline = time.monotonic() + _HEARD_SECONDS
     while True:
         try:
             state = read_state(state_dir, service, component) if is_alive(state_dir, service, component) else None
         except (DrError, OSError):
-            return False
+            return None
         if state is None or time.monotonic() > deadline:
-            return False
+            return None
         if state.covered_lsn is not None and state.covered_lsn >= position:
-            return True
+            return state.durable_lsn
         time.sleep(_HEARD_SECONDS / 20)
 
 
@@ -121,7 +121,11 @@ def is_tail_empty(
     """
     if production is None:
         return False
-    if production.is_covered or production.flushed <= restored.planned.resolved.plan.reach.end:
+    resolved = restored.planned.resolved
+    # A ``.partial`` counts as far as there is WAL in it; what a receiver made durable may have been damaged since.
+    end = resolved.plan.reach.end if resolved.plan.reach.partial is None else resolved.wal_end
+    claimed = production.flushed if production.durable is None else min(production.durable, production.flushed)
+    if end is not None and claimed <= end:
         return True
     if since_xid is None or not 0 <= production.next_xid - since_xid <= _MOST_TRANSACTIONS:
         return False

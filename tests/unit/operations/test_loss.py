@@ -12,11 +12,12 @@ from types import SimpleNamespace
 from typing import cast
 
 from drservice.components.postgres.waldump import Outcome, TransactionEnd
+from drservice.environments.interface import Environment
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.recovery import choose_plan
 from drservice.model.wal import Lsn, Timeline, segment_name, segment_number
 from drservice.operations.locate import WalScanner
-from drservice.operations.loss import covered_by_receiver, loss_at
+from drservice.operations.loss import Production, covered_by_receiver, is_tail_empty, loss_at
 from drservice.operations.restorerequest import RestoreResult
 from drservice.operations.streamstate import StreamPhase, StreamState, lock_path, write_state
 from drservice.processes import open_private
@@ -177,7 +178,7 @@ def test_heartbeats_that_were_not_stored_yet_are_no_loss() -> None:
 
 def test_what_a_receiver_has_taken_care_of_is_no_empty_claim(tmp_path: Path) -> None:
     erp, database = ServiceName("erp"), ComponentName("database")
-    assert not covered_by_receiver(tmp_path, erp, database, Lsn(5)), "there is none"
+    assert covered_by_receiver(tmp_path, erp, database, Lsn(5)) is None, "there is none"
     now = datetime.now(UTC)
     state = StreamState(
         service=erp,
@@ -199,12 +200,36 @@ def test_what_a_receiver_has_taken_care_of_is_no_empty_claim(tmp_path: Path) -> 
         updated_at=now,
     )
     write_state(tmp_path, state)
-    assert not covered_by_receiver(tmp_path, erp, database, Lsn(5)), "it is dead: its word is old"
+    assert covered_by_receiver(tmp_path, erp, database, Lsn(5)) is None, "it is dead: its word is old"
     path = lock_path(tmp_path, erp, database)
     path.parent.mkdir()
     file = open_private(path)
     fcntl.flock(file, fcntl.LOCK_EX)
     try:
-        assert covered_by_receiver(tmp_path, erp, database, Lsn(9))
+        assert covered_by_receiver(tmp_path, erp, database, Lsn(9)) == Lsn(4), "the rest is known for idle"
     finally:
         os.close(file)
+
+
+def tail_is_empty(result: RestoreResult, *, flushed: float, durable: float | None) -> bool:
+    production = Production(at=NOON, flushed=at(flushed), next_xid=9, durable=None if durable is None else at(durable))
+    nobody = cast("Environment", SimpleNamespace())
+    return is_tail_empty(production, result, dsn="host=/nowhere", environment=nobody, since_xid=None)
+
+
+def test_what_a_receiver_made_durable_and_the_restore_did_not_bring_is_at_risk() -> None:
+    whole = restored(reached=6.5)
+    assert tail_is_empty(whole, flushed=7.5, durable=7.0), "the rest is an idle server's"
+    assert not tail_is_empty(whole, flushed=7.5, durable=7.25), "a piece behind it was damaged, or went away"
+    assert tail_is_empty(whole, flushed=7.0, durable=None)
+    assert not tail_is_empty(whole, flushed=7.5, durable=None)
+
+
+def test_a_partial_segment_counts_as_far_as_there_is_wal_in_it() -> None:
+    result = restored(reached=6.5)
+    reach = replace(result.planned.resolved.plan.reach, partial=f"{name(6)}.partial")
+    plan = replace(result.planned.resolved.plan, reach=reach)
+    for wal_end, empty in ((at(6.5), False), (at(6.75), True), (None, False)):
+        resolved = SimpleNamespace(plan=plan, wal_end=wal_end)
+        found = cast("RestoreResult", SimpleNamespace(planned=SimpleNamespace(resolved=resolved)))
+        assert tail_is_empty(found, flushed=6.6, durable=None) is empty
