@@ -98,9 +98,10 @@ def component_info(
             estimated_rto_seconds=None,
             stream=stream_info(scope, component, state_dir),
         )
+    # Asked first: what it says is durable by now is in a listing that is made from now on, or it is not there.
+    stream, asked_at = stream_info(scope, component, state_dir), clock.now()
     archived = archive_of(repository, newest)
     windows = windows_with_times(repository, scope, archived, listing.records)
-    stream = stream_info(scope, component, state_dir)
     gaps = tuple(gaps_of(listing.records, archived.inventory))
     estimate = None
     if measured is not None and windows:
@@ -115,7 +116,8 @@ def component_info(
         windows=windows,
         gaps=gaps,
         unread_histories=archived.unread_histories,
-        at_risk=_streamed_at_risk(stream, newest, windows, gaps, clock) or _at_risk(component, newest, windows, clock),
+        at_risk=_streamed_at_risk(stream, newest, windows, gaps, asked_at)
+        or _at_risk(component, newest, windows, clock),
         measured=measured,
         estimated_rto_seconds=estimate,
         stream=stream,
@@ -176,17 +178,19 @@ def _streamed_at_risk(
     newest: SnapshotRecord,
     windows: tuple[WindowInfo, ...],
     gaps: tuple[WalGap, ...],
-    clock: Clock,
+    asked_at: datetime,
 ) -> AtRisk | None:
     """Return what a receiver that lives says is at risk; ``None``: ask the server, there is none to believe.
 
-    What it makes durable leads on from a snapshot only where nothing is missing before it.
+    What it made durable leads on from a snapshot only where nothing is missing before it, and is still there.
     """
     state = stream.state if stream is not None and stream.is_alive else None
     if state is None or state.bytes_at_risk is None or state.seconds_at_risk is None:
         return None
-    is_fresh = abs((clock.now() - state.updated_at).total_seconds()) <= STALE_SECONDS
+    is_fresh = abs((asked_at - state.updated_at).total_seconds()) <= STALE_SECONDS
     if not is_fresh or state.system_id != newest.postgres.system_id or not windows or _ends_in_gap(windows, gaps):
+        return None
+    if state.durable_lsn is None or state.durable_lsn > windows[-1].window.end:
         return None
     return AtRisk(
         bytes=state.bytes_at_risk,
