@@ -122,7 +122,15 @@ class Companions:
             now = time.monotonic()
             if companion.process is not None:
                 self._note_end(name, companion, now)
-            if now >= companion.due_at and not self._trade.is_served(estate, name):
+            if now < companion.due_at:
+                continue
+            try:
+                is_served = self._trade.is_served(estate, name)
+            except (DrError, OSError) as error:  # of one component: the others' are looked after
+                telemetry.error(f"whether a {self._trade.name} runs is not known", component=name, problem=str(error))
+                self._put_off(companion, now)
+                continue
+            if not is_served:
                 self._begin(name, component, companion, estate.source)
 
     def _run(self) -> None:

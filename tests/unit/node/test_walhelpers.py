@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from drservice.model.estate import Estate
+from drservice.node.companions import Companions
 from drservice.node.walhelpers import wanted_helpers
 from drservice.node.walstreams import RECEIVING, wanted_receivers
 from drservice.operations.streamstate import lock_path
@@ -80,3 +85,27 @@ def test_a_component_that_has_a_receiver_gets_no_second_one(tmp_path: Path) -> N
         assert RECEIVING.is_served(estate, "erp/database")
     finally:
         os.close(file)
+
+
+def test_a_component_that_cannot_be_looked_at_leaves_the_others_their_receivers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_disks(tmp_path)
+    estate = load(configured(tmp_path, mode="stream", remote="stream")).estate
+    started: list[str] = []
+
+    def is_served(_: Estate, name: str) -> bool:
+        if name == "erp/database":
+            raise PermissionError(name)
+        return False
+
+    def begin(command: Sequence[str], **_: object) -> NoReturn:
+        started.append(command[-2])
+        raise OSError("enough is seen")
+
+    monkeypatch.setattr("drservice.node.companions.start", begin)
+    receivers = Companions(
+        replace(RECEIVING, is_served=is_served), estate=lambda: estate, host="db1", log_level="info", first_seconds=0.0
+    )
+    receivers.look()
+    assert started == ["erp/elsewhere"]
