@@ -303,7 +303,7 @@ def test_an_ordinary_user_can_keep_the_recovered_database_and_destroy_it_later()
 @pytest.mark.parametrize(
     ("number", "when", "arguments"),
     [
-        (signal.SIGINT, "00:40", ()),
+        pytest.param(signal.SIGINT, "00:40", (), marks=pytest.mark.long),
         pytest.param(signal.SIGTERM, "$ drservice rebuild", (), marks=pytest.mark.long),
         pytest.param(signal.SIGTERM, "- replay WAL", ("--short",), marks=pytest.mark.long),
         (signal.SIGINT, ". A drill that must fail", ("--short",)),

@@ -29,7 +29,7 @@ def plant(template_cache: Path) -> Iterator[Plant]:
         maker.close()
 
 
-@pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
+@pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
 def test_drills_in_a_row_leave_no_process_mount_namespace_cgroup_or_folder(plant: Plant, rounds: int) -> None:
     config, environments = plant.estate.config, environments_dir(plant)
     begin, before = ledger_size(config), take_census(environments)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from drservice.clock import to_iso
 from drservice.model.wal import Lsn
@@ -80,6 +81,7 @@ def rows_at(estate: TempEstate, target: str, config: Path) -> set[int]:
         estate.json("environment", "destroy", document["environment"]["id"], config=config)
 
 
+@pytest.mark.long
 def test_a_standby_promoted_under_load_is_followed_and_restored_across_the_switch(clusters: ClusterMaker) -> None:
     primary = clusters.make(settings={"wal_keep_size": "'256MB'"})
     primary.start()

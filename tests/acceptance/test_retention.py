@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from drservice.operations.restore import run_restore
 from drservice.wiring.data_plane import open_data_plane
 from tests.acceptance.conftest import archived
 from tests.doubles.cluster import ClusterMaker
-from tests.doubles.estate import TempEstate, as_user
+from tests.doubles.estate import Pusher, TempEstate, as_user
 from tests.faults.world import Listener
 
 AGES = (40, 30, 20)
@@ -54,12 +55,13 @@ def with_retention(estate: TempEstate, **periods: str) -> None:
 def estate(template_cache: Path) -> Iterator[TempEstate]:
     """Snapshots of forty, thirty and twenty days ago, and a recovery point of now; a row for each; WAL in between."""
     maker = ClusterMaker(cache=template_cache)
-    cluster = maker.make(wal_segment_mb=1)
+    cluster = maker.make(wal_segment_mb=1, settings={"archive_mode": "on", "archive_command": "''"})
     made = TempEstate.over(cluster)
+    pushing = ExitStack()
     try:
         made.json("init", account=as_user("postgres"))
-        made.archive_with_the_program()
         cluster.start()
+        pushing.enter_context(Pusher(made))
         cluster.sql("create table orders (id int primary key)")
         seen = {path for path in made.repository.rglob("*") if path.is_file()}
         for number, days in enumerate(AGES):
@@ -74,6 +76,7 @@ def estate(template_cache: Path) -> Iterator[TempEstate]:
         with_retention(made, within="14d")
         yield made
     finally:
+        pushing.close()
         made.close()
         maker.close()
 

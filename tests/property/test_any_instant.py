@@ -170,7 +170,10 @@ def run(
             story.estate.close()
 
 
-@pytest.mark.parametrize(("method", "kind", "checksums"), SAMPLED)
+@pytest.mark.parametrize(
+    ("method", "kind", "checksums"),
+    [*SAMPLED[:2], *(pytest.param(*sample, marks=pytest.mark.long) for sample in SAMPLED[2:])],
+)
 def test_random_instants_come_back_as_the_oracle_says(
     clusters: ClusterMaker, tmp_path: Path, method: str, kind: str, checksums: str
 ) -> None:

@@ -11,6 +11,7 @@ from drservice.errors import WalGapError
 from drservice.model.reach import TailSegment, WalInventory, measure_reach
 from drservice.model.recovery import choose_plan, describe_timelines, windows_of
 from drservice.model.wal import Timeline, segment_name
+from drservice.operations.locate import plan_segments
 from tests.unit.model.test_recovery import LATEST, MONDAY, SIZE, TUESDAY, archive, at, to_lsn
 
 FORK = {2: [(1, 5.5)]}
@@ -119,3 +120,17 @@ def test_pieces_that_do_not_reach_the_switch_are_not_the_latest_position_whose_e
     with pytest.raises(WalGapError, match=f"{at(end)} to "):
         choose_plan(LATEST, [MONDAY], held)
     assert choose_plan(to_lsn(end), [MONDAY], held).reach.end == at(end)
+
+
+def test_the_partial_segment_of_the_old_timeline_serves_up_to_the_switch() -> None:
+    """After a failover nothing of the new timeline is archived before its first segment is full."""
+    forked = replace(archive(*range(2, 5), also={2: []}, branches=FORK), partials={Timeline(1): frozenset({5})})
+    plan = choose_plan(LATEST, [MONDAY], forked)
+    reach = plan.reach
+    assert (reach.end, reach.fork, reach.gap) == (at(5.5), at(5.5), None)
+    assert (reach.partial, reach.segments) == (f"{name(5)}.partial", 4)
+    assert plan_segments(plan, forked)[-1] == name(5)
+    later = replace(forked, segments={**forked.segments, Timeline(2): frozenset({5, 6})})
+    assert choose_plan(LATEST, [MONDAY], later).reach.partial is None, "the new timeline's own file begins with it"
+    [window] = windows_of([MONDAY], forked)
+    assert (window.end, window.last_segment) == (at(5.5), f"{name(5)}.partial")
