@@ -94,6 +94,8 @@ class Resumption:
         if restart is not None:
             return Resume(begin=self._at(path, restart), kept_from=restart)
         last = self._last_stored(path)
+        if last is not None:
+            self._require_written(last)  # no slot is left on a server that is refused: it would fill its disk
         self._connection.create_slot(self._slot)
         restart = self._restart()
         if restart is None:

@@ -18,6 +18,7 @@ from drservice.components.postgres.walfile import HEAD_BYTES, check_wal_file
 from drservice.errors import (
     DamagedObjectError,
     FormatError,
+    KeyProblemError,
     MissingObjectError,
     SegmentConflictError,
     WrongTimelineError,
@@ -140,7 +141,7 @@ class Shipping:
     def _compare(self, upload: Job) -> None:
         """Require that the last pieces of a stretch hold what the server sent; the hashes in their headers tell.
 
-        One that cannot be read any more is stored once more.
+        One that cannot be read or believed any more (its host was replaced) is stored once more.
         """
         segment = upload.segment
         begin, end = Lsn(upload.begin), Lsn(upload.end)
@@ -150,7 +151,7 @@ class Shipping:
             own = replace(upload, kind=JobKind.PIECE, begin=item.piece.start.value, end=item.piece.end.value)
             try:
                 facts = self._tail.facts(item, system_id=self._system_id)
-            except (FormatError, DamagedObjectError, MissingObjectError) as error:
+            except (FormatError, DamagedObjectError, KeyProblemError, MissingObjectError) as error:
                 telemetry.warning("stored piece of wal unusable", piece=item.piece.name, problem=error.message)
                 self._put_piece(own)
                 continue
