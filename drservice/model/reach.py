@@ -122,10 +122,12 @@ def measure_reach(
         number += 1
     missing = number if fork is None and tail is None else number - 1  # its rest, or the child's copy of it
     partial = None
-    if fork is None and number > last and number >= first and _ends_in_partial(number, path, inventory):
-        partial = f"{segment_name(path[-1].timeline, number, size)}.partial"
+    ending = _ends_in_partial(number, path, inventory) if fork is None and number > last and number >= first else None
+    if ending is not None:
+        partial = f"{segment_name(ending, number, size)}.partial"
+        fork = limit_of(number, path, ending, size)
         number += 1
-        missing = number
+        missing = number if fork is None else number - 1
     end = fork if fork is not None else segment_begin(number, size)
     is_cut = number <= last
     if tail is not None:
@@ -204,10 +206,20 @@ def _begin_of(timeline: Timeline, path: Sequence[TimelineSpan]) -> Lsn:
     return next(span.begin for span in path if span.timeline == timeline)
 
 
-def _ends_in_partial(number: int, path: Sequence[TimelineSpan], inventory: WalInventory) -> bool:
-    """Tell whether the WAL of the path's last timeline goes on, and ends, in a segment archived as ``.partial``."""
-    last = path[-1]
-    return _lies_on(number, last, inventory.segment_bytes) and number in inventory.partials.get(last.timeline, ())
+def _ends_in_partial(number: int, path: Sequence[TimelineSpan], inventory: WalInventory) -> Timeline | None:
+    """Return the timeline whose WAL ends in a segment archived as ``.partial``: the last, or one left inside of it.
+
+    The server that was promoted archives what it had of the old timeline's last segment; of the new one, which begins
+    with the same bytes, nothing is stored before it is finished.
+    """
+    for span in reversed(path):
+        if _lies_on(number, span, inventory.segment_bytes):
+            is_left = limit_of(number, path, span.timeline, inventory.segment_bytes) is not None
+            if number in inventory.partials.get(span.timeline, ()) and (is_left or span is path[-1]):
+                return span.timeline
+            if number > span.begin.segment_number(inventory.segment_bytes):
+                return None
+    return None
 
 
 def _lies_on(number: int, span: TimelineSpan, size: int) -> bool:

@@ -236,6 +236,13 @@ def _to_the_end(plan: RecoveryPlan, notes: tuple[str, ...], scanner: WalScanner)
     Where its last segment is an ancestor's that runs on past the fork, recovery is told to stop before the fork.
     """
     fork = plan.reach.fork
+    unfinished = plan.reach.tail or (plan.reach.partial or "").removesuffix(".partial")
+    if fork is not None and unfinished:
+        last = scanner.dump(unfinished).end.position
+        if last is not None and last <= fork:  # nothing lies behind it to stop at: PostgreSQL would miss its target
+            if last < fork:
+                notes = (*notes, f"WARNING: WAL from {last} to {fork}, where the timeline was left, is not stored")
+            fork = None
     if fork is None:
         end: Lsn | None = None
         if plan.reach.partial is not None:
