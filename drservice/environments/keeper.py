@@ -18,6 +18,7 @@ no more.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -37,6 +38,8 @@ from drservice.environments.watch import PERIOD_SECONDS, Bounds, Watch
 LAUNCH = "launch.json"
 STATE = "state.json"
 EXIT = "exit.json"
+BROKEN = "broken.json"
+"""Which limit was broken, from before anything is killed for it: whoever is killed may be asked at once why."""
 SERVER_LOG = "server.log"
 KEEPER_LOG = "keeper.log"
 
@@ -109,7 +112,8 @@ def _keep(folder: Path, report: int) -> int:
     assert own is not None
     _note(folder, {"keeper": dataclasses.asdict(own)})
     # Only now: with neither note for a moment, a reaper could take a restart for a leftover.
-    (folder / EXIT).unlink(missing_ok=True)
+    for name in (EXIT, BROKEN):
+        (folder / name).unlink(missing_ok=True)
     read_end, write_end = os.pipe()
     os.dup2(write_end, _STARTED_DESCRIPTOR)
     os.close(write_end)
@@ -135,8 +139,7 @@ def _keep(folder: Path, report: int) -> int:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     watch.note(cpu_ms=int((usage.ru_utime + usage.ru_stime) * 1000))
     status = 128 - bwrap.returncode if bwrap.returncode < 0 else bwrap.returncode
-    noted = {"limit": broken.limit.value, "detail": broken.detail} if broken else None
-    write_durably(folder / EXIT, {"status": status, "broken": noted})
+    write_durably(folder / EXIT, {"status": status, "broken": _as_note(broken) if broken else None})
     return 0
 
 
@@ -192,6 +195,8 @@ def _watch_until_its_end(
         found = watch.look()
         if broken is None and found is not None:
             broken = found
+            with contextlib.suppress(OSError):  # it is told again at the end
+                write_durably(root / "keeper" / BROKEN, _as_note(broken))
             if broken.limit is LimitKind.LIFETIME and server is not None:
                 kill_at = time.monotonic() + _LAST_ORDERS_SECONDS
                 proc.send_signal(server, signal.SIGINT)
@@ -200,6 +205,10 @@ def _watch_until_its_end(
     if broken is not None:
         _kill_everything(root, bwrap)  # programs beside the server
     return broken
+
+
+def _as_note(broken: BrokenLimit) -> dict[str, object]:
+    return {"limit": broken.limit.value, "detail": broken.detail}
 
 
 def _kill_everything(root: Path, bwrap: subprocess.Popen[bytes]) -> None:

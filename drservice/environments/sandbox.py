@@ -487,8 +487,8 @@ class Sandbox:
         )
 
     def _broken_limit(self) -> BrokenLimit | None:
-        value = self._read_note(keeper.EXIT).get("broken")
-        if not isinstance(value, dict):
+        value = self._read_note(keeper.EXIT).get("broken") or self._read_note(keeper.BROKEN)
+        if not isinstance(value, dict) or not value:
             return None
         return BrokenLimit(limit=LimitKind(value["limit"]), detail=value["detail"])
 

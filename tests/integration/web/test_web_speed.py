@@ -22,13 +22,13 @@ from tests.doubles.website import PATIENT, QUICK, Website
 SMALL = Size(services=6, runs=60, records=60)
 LARGE = Size(services=120, runs=1200, records=1200)
 MOST = {
-    "/overview": 10,
-    "/overview/table?condition=overdue": 10,
+    "/overview": 11,
+    "/overview/table?condition=overdue": 11,
     "/services/service-0003": 16,
     "/runs": 5,
     "/evidence": 20,
-    "/api/v1/services": 9,
-    "/api/v1/services/service-0003": 9,
+    "/api/v1/services": 10,
+    "/api/v1/services/service-0003": 10,
     "/api/v1/services/service-0003/window": 5,
     "/api/v1/schedules": 4,
     "/api/v1/runs": 4,
