@@ -142,7 +142,14 @@ def test_the_script_restores_the_golden_repository_with_its_wal(folder: Path, tm
     label = {"backup_label": hashlib.sha256(EXPECTED["backup_label"].encode()).hexdigest()}
     assert hashes(content_of(tmp_path / "out")) == {**EXPECTED["files"], **label}
     assert {str(path.readlink()) for path in (tmp_path / "out").rglob("*") if path.is_symlink()} == {"1/1259"}
-    assert hashes(content_of(tmp_path / "wal")) == EXPECTED["wal"]
+    placed = hashes(content_of(tmp_path / "wal"))
+    # The script makes the copy that a timeline begins with, so that PostgreSQL does not read on in the history it left.
+    begun, parent = ((tmp_path / "wal" / f"{line:08X}0000000000000003").read_bytes() for line in (2, 1))
+    assert len(begun) == len(parent)
+    assert parent.startswith(begun.rstrip(b"\0"))
+    assert begun != parent
+    del placed["000000020000000000000003"]
+    assert placed == EXPECTED["wal"]
 
 
 def test_the_script_verifies_the_golden_repository(folder: Path) -> None:
