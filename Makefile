@@ -109,6 +109,7 @@ bench-crash: setup $(STAMPS)/tests ## destroy a host under load, 45 times, and c
 
 bench-stream: setup $(STAMPS)/tests ## how old WAL is that is not in the bucket, catching up, memory, and what commits pay (6 minutes)
 	$(BIN)/python benchmarks/stream.py --output benchmarks/results/stream.json $(ARGS)
+	$(BIN)/python benchmarks/crashreport.py
 
 chaos: setup ## kill -9 processes at random moments under load and write docs/chaos.md (KILLS=100 SEED=7)
 	$(BIN)/python benchmarks/chaos.py --kills $(or $(KILLS),100) $(if $(SEED),--seed $(SEED)) --output docs/chaos.md

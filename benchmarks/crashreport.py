@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
 from report import README, ROOT, readme_with
 
 RESULT = ROOT / "benchmarks/results/crash.json"
+STREAM = ROOT / "benchmarks/results/stream.json"
 MARKERS = ("<!-- crash: begin, written by benchmarks/crashreport.py -->", "<!-- crash: end -->")
 
 
@@ -28,6 +30,29 @@ def table(result: Mapping[str, Any]) -> str:
         " share two cores and one disk. `make bench-crash` repeats it; [how it is measured](benchmarks/crash.py)."
     )
     return "\n".join([*rows, "", conditions])
+
+
+def stream_table(result: Mapping[str, Any]) -> str:
+    """Return the table of what streaming takes."""
+    load, catching_up, idle = result["load"], result["catch_up"], result.get("idle")
+    ages = [row["age"] for row in load]
+    peak = max(catching_up["receiver_peak_mb"], *(row["receiver_peak_mb"] for row in load))
+    tps = statistics.median(row["tps"] for row in load)
+    half, most = (statistics.median(age[name] for age in ages) for name in ("p50_ms", "p99_ms"))
+    alone, peer = result["tps_to_archive_command"], result["tps_to_pgbackrest"]
+    shares = f"{alone:.2f} of those with `archive_command` alone, {peer:.2f} of those with pgBackRest archiving ahead"
+    rows = [
+        "| the stream under pgbench, into a bucket | |",
+        "|---|---|",
+        f"| age of the oldest byte that is not stored | p50 {half:.0f} ms, p99 {most:.0f} ms |",
+        f"| transactions per second, with the receiver | {tps:,.0f}: {shares} |",
+        f"| a backlog of {catching_up['backlog_mb']:,} MB | {catching_up['mb_per_second']:.0f} MB/s |",
+        f"| memory of the receiver, at most | {peak:.0f} MB |",
+        *([f"| objects per minute of an idle server | {idle['objects_per_minute']:.1f} |"] if idle else []),
+        "",
+        f"Measured {result['made_at'][:10]}, medians of {len(load)} rounds; `make bench-stream` repeats it.",
+    ]
+    return "\n".join(rows)
 
 
 def _row(row: Mapping[str, Any]) -> str:
@@ -51,6 +76,8 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", dest="only_print", help="show the table and write nothing")
     arguments = parser.parse_args()
     part = table(json.loads(RESULT.read_text()))
+    if STREAM.exists():
+        part += f"\n\n{stream_table(json.loads(STREAM.read_text()))}"
     if arguments.only_print:
         print(part)
         return
