@@ -45,6 +45,7 @@ from drservice.processes import Finished
 _LOG_TAIL_BYTES = 1 << 20
 _POLL_SECONDS = 0.01
 _KILL_SECONDS = 15.0
+_ENDING_SECONDS = 30.0
 _IMMEDIATE_SECONDS = 5.0
 _ORDERLY_SECONDS = 60.0
 _SELF_TEST_SECONDS = 20.0
@@ -291,6 +292,8 @@ class Sandbox:
         Raises:
             EnvironmentLimitError: naming the limit and what was used.
         """
+        if self._read_note(keeper.BROKEN):  # it is being ended
+            _wait_until(lambda: not self.running(), _ENDING_SECONDS)
         self.exit_status()  # waits for the keeper's note if the server has just ended
         broken = self._broken_limit()
         if broken is not None:
@@ -487,8 +490,8 @@ class Sandbox:
         )
 
     def _broken_limit(self) -> BrokenLimit | None:
-        value = self._read_note(keeper.EXIT).get("broken") or self._read_note(keeper.BROKEN)
-        if not isinstance(value, dict) or not value:
+        value = self._read_note(keeper.EXIT).get("broken")
+        if not isinstance(value, dict):
             return None
         return BrokenLimit(limit=LimitKind(value["limit"]), detail=value["detail"])
 

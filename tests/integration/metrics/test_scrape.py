@@ -13,6 +13,7 @@ from sqlalchemy import insert
 from drservice.catalogue.database import Database
 from drservice.catalogue.runs import RunRequest
 from drservice.catalogue.tables import Message, Record
+from drservice.catalogue.walstreams import ToldStream, WalStreams
 from drservice.model.runs import RunKind, RunState
 from drservice.web.metrics import CONTENT_TYPE
 from tests.doubles.website import Website
@@ -70,6 +71,18 @@ def have_trouble(website: Website) -> None:
     with website.site.database.session() as session:
         session.execute(insert(Message), {**message, "body": "b", "attempts": 0, "created_at": now})
         session.execute(insert(Record), {**finding, "predicate": {"finding": "A", "state": "opened"}})
+    stream = ToldStream(
+        service="erp",
+        component="database",
+        state="stalled",
+        is_synchronous=False,
+        durable_lsn=1 << 24,
+        server_lsn=1 << 25,
+        seconds_at_risk=7.0,
+        bytes_at_risk=1 << 24,
+        safe_wal_bytes=1 << 30,
+    )
+    WalStreams(website.site.database).tell("db1", [stream])
 
 
 def test_every_metric_of_alerts_and_dashboard_is_in_a_scrape(website: Website) -> None:
