@@ -50,7 +50,7 @@ def stream_table(result: Mapping[str, Any]) -> str:
         f"| memory of the receiver, at most | {peak:.0f} MB |",
         *([f"| objects per minute of an idle server | {idle['objects_per_minute']:.1f} |"] if idle else []),
         "",
-        f"Measured {result['made_at'][:10]}, medians of {len(load)} rounds; `make bench-stream` repeats it.",
+        f"Measured {result['made_at'][:10]}, rounds: {len(load)} (medians); `make bench-stream` repeats it.",
     ]
     return "\n".join(rows)
 
