@@ -211,6 +211,7 @@ class Bench:
         self._await(lambda: len(writers.promised) > 0)
         begun = time.monotonic()
         time.sleep(self.random.uniform(*scenario.load_seconds))
+        writers.require_all_at_work()
         children = cluster.children()
         assert cluster.process is not None
         killed_at = kill_at_once(cluster.process, children, groups)

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 
 from drservice import telemetry
 from drservice.components.postgres.connection import Session, connect
-from drservice.errors import DrError
 
 BEAT_SECONDS = 1.0
 PREFIX = "drservice"
@@ -65,10 +64,10 @@ class Heartbeat:
                         wait = self._turn(session)
                         pause = _FIRST_PAUSE_SECONDS
                         self._stop.wait(wait)
-            except DrError as error:
-                if error.message != self.problem:
-                    telemetry.warning("no heartbeat: an idle server's loss is not known", problem=error.message)
-                self.problem = error.message
+            except Exception as error:  # noqa: BLE001 - a defect in one beat must not end all of them without a word
+                if str(error) != self.problem:
+                    telemetry.warning("no heartbeat: an idle server's loss is not known", problem=str(error))
+                self.problem = str(error)
                 self._stop.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 

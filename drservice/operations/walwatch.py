@@ -18,6 +18,7 @@ from drservice.components.postgres.streaming import is_shutting_down
 from drservice.errors import DrError, PostgresUnreachableError, SlotLostError, StreamError
 
 _LOOK_SECONDS = 5.0
+_AGAIN_SECONDS = 1.0
 _UNLIMITED_BYTES = 4 << 30
 """Kept for a receiver on a server without ``max_slot_wal_keep_size`` before its disk is worried about."""
 
@@ -62,19 +63,20 @@ class SlotWatch:
                 session = session or connect(self._dsn, application_name=f"{self._name} watch")
                 self._facts = waiting_facts(session, self._name)
                 self._down_since = None
-            except DrError as error:
+            except Exception as error:  # noqa: BLE001 - a defect in one look must not end the watch without a word
                 if session is not None:
                     session.close()
                 session = None
+                self._facts = None  # what was true before the failure is not claimed behind it
                 self._heard(error)
-                if self._over.wait(1.0):
+                if self._over.wait(_AGAIN_SECONDS):
                     break
                 continue
             self._over.wait(_LOOK_SECONDS)
         if session is not None:
             session.close()
 
-    def _heard(self, error: DrError) -> None:
+    def _heard(self, error: Exception) -> None:
         if is_shutting_down(error):
             self._down_since = self._down_since or self._clock.monotonic()
         elif not isinstance(error, PostgresUnreachableError) and not self._is_told:

@@ -53,6 +53,16 @@ class Writers:
         for thread in self._threads:
             thread.join(30)
 
+    def require_all_at_work(self) -> None:
+        """Make sure that nobody has stopped yet: what was not written cannot be lost, and would prove nothing.
+
+        Raises:
+            SystemExit: somebody has.
+        """
+        idle = [thread.name for thread in self._threads if not thread.is_alive()]
+        if idle:
+            raise SystemExit(f"these have stopped before the crash: {', '.join(idle)}")
+
     def _write(self, writer: int) -> None:
         body = os.urandom(self.body_bytes // 2).hex()
         with suppress(psycopg.OperationalError), psycopg.connect(self.dsn, autocommit=True) as connection:
@@ -94,7 +104,7 @@ def kill_at_once(postmaster: subprocess.Popen[bytes], children: Sequence[int], o
 def age_of_loss(promised: dict[int, float], found: set[int], killed_at: float) -> tuple[int, float]:
     """Return how many promised rows are lost, and how long before the kill the oldest of them had been promised (s)."""
     lost = [at for row, at in promised.items() if row not in found]
-    return len(lost), max((killed_at - at for at in lost), default=0.0)
+    return len(lost), max((max(0.0, killed_at - at) for at in lost), default=0.0)
 
 
 def require_in_order(found: set[int]) -> None:
