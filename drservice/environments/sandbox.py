@@ -29,13 +29,7 @@ import drservice
 from drservice import processes
 from drservice.clock import Clock
 from drservice.environments import bubblewrap, folder, isolation, keeper, proc, seccomp, streaming, watch
-from drservice.environments.interface import (
-    Endpoint,
-    EnvironmentDescription,
-    EnvironmentSpec,
-    EnvironmentState,
-    Probe,
-)
+from drservice.environments.interface import Endpoint, EnvironmentDescription, EnvironmentSpec, EnvironmentState, Probe
 from drservice.environments.limits import BrokenLimit, LimitKind, Usage
 from drservice.environments.proc import ProcessIdentity
 from drservice.errors import EnvironmentFailedError, EnvironmentLimitError, IsolationError, ProgramMissingError
@@ -107,11 +101,14 @@ def list_sandboxes(environments_dir: Path) -> list[EnvironmentDescription]:
     Raises:
         EnvironmentFailedError: a folder cannot be understood.
     """
-    return [
-        open_sandbox(root).describe()
-        for root in folder.folders(environments_dir.absolute())
-        if (root / folder.DESCRIPTION).exists()
-    ]
+    found: list[EnvironmentDescription] = []
+    for root in folder.folders(environments_dir.absolute()):
+        try:
+            found.append(open_sandbox(root).describe())
+        except EnvironmentFailedError:
+            if (root / folder.DESCRIPTION).exists():  # asked afterwards: it may go at any moment before
+                raise
+    return found
 
 
 def reap(environments_dir: Path, clock: Clock) -> list[EnvironmentId]:

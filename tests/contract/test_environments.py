@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from drservice.clock import SystemClock
-from drservice.environments import proc
+from drservice.environments import folder, proc
 from drservice.environments.interface import Environment, EnvironmentState
 from drservice.environments.isolation import require_isolated
 from drservice.environments.sandbox import Sandbox, list_sandboxes, open_sandbox, prepare_sandbox
@@ -300,6 +300,28 @@ def test_destroy_leaves_nothing_and_may_be_repeated(environment: Sandbox) -> Non
     with pytest.raises(EnvironmentFailedError):
         open_sandbox(root)
     assert list_sandboxes(root.parent) == []
+
+
+def test_one_that_goes_while_the_list_is_made_is_left_out_and_a_broken_one_is_not(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = prepare(), prepare()
+    root = root_of(first)
+    read = folder.read_description
+
+    def go_first(path: Path) -> folder.Description:
+        if path == root:
+            (path / folder.DESCRIPTION).unlink(missing_ok=True)
+        return read(path)
+
+    about = (root / folder.DESCRIPTION).read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "read_description", go_first)
+        assert [item.id for item in list_sandboxes(root.parent)] == [second.id]
+    (root / folder.DESCRIPTION).write_bytes(b"{}")
+    with pytest.raises(EnvironmentFailedError, match=str(first.id)):
+        list_sandboxes(root.parent)
+    (root / folder.DESCRIPTION).write_bytes(about)
 
 
 def _connects(environment: Sandbox) -> bool:

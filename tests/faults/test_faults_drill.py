@@ -172,11 +172,9 @@ def test_two_drills_at_once_end_both_and_do_not_disturb_each_other(plant: Plant,
     try:
         while any(drill.poll() is None for drill in both):
             ids.update(about.id for about in environments(plant))
-    finally:
-        for drill in both:
-            drill.wait(timeout=120)  # they share the plant with the other tests: whatever happens here, they end first
-    for drill in both:
-        told, problems = drill.communicate()
+    finally:  # they share the plant with the other tests: whatever happens here, they end first
+        ended = [(drill, *drill.communicate(timeout=120)) for drill in both]
+    for drill, told, problems in ended:
         assert drill.returncode == 0, problems.decode()
         assert b'"verdict": "passed"' in told
     drills, obligations = drills_of(plant, begin), obligations_of(plant, begin)
