@@ -15,7 +15,7 @@ SOURCES := $(if $(CLOSED),$(shell find drservice -type f -not -path '*/__pycache
 STAMPS := $(VENV)/.stamps
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo demo-web test test-browser test-docker test-ceph test-long screenshots check bench bench-files bench-proof bench-load bench-crash bench-stream bench-web fuzz chaos lock compose-config format clean
+.PHONY: help setup quick demo demo-web test test-browser test-docker test-ceph test-long screenshots check bench bench-files bench-proof bench-load bench-crash bench-stream bench-web fuzz chaos lock compose-config format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -77,12 +77,16 @@ screenshots: setup $(STAMPS)/browser ## renew the pictures of the README from th
 test-long: setup $(STAMPS)/tests ## the tests that take too long for every commit
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "long and not docker" $(PYTEST_ARGS)
 
-check: setup $(STAMPS)/tests ## lint, types, layers, fast tests
+check: setup ## lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -q -n 2 tests/unit tests/test_architecture.py
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+quick: setup $(STAMPS)/tests ## check, and the fast tests: what to run before a commit (2 minutes)
+	$(MAKE) --no-print-directory check
+	$(BIN)/python -m pytest -q -n 2 tests/unit
 
 bench: setup ## race the main job against pgBackRest, which it fetches from Debian (ROUNDS=2: a quarter of an hour)
 	$(BIN)/python benchmarks/race.py --rounds $(or $(ROUNDS),2) --output benchmarks/results/race.json $(ARGS)
