@@ -1,6 +1,6 @@
 """Turns the result of the race into the README's table and chart, so that neither is ever typed by hand.
 
-    python benchmarks/report.py       (reads benchmarks/results/race.json, writes docs/images/race.svg and README.md)
+    python benchmarks/report.py       (reads benchmarks/results/race*.json, writes docs/images/race.svg and README.md)
 
 The table stands between two markers in the README; a test compares it with the result that is committed.
 """
@@ -17,6 +17,7 @@ from xml.sax.saxutils import escape
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/race.json"
+LARGE = ROOT / "benchmarks/results/race-large.json"
 CHART = ROOT / "docs/images/race.svg"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- race: begin, written by benchmarks/report.py -->", "<!-- race: end -->"
@@ -119,8 +120,8 @@ def _line(
 # --- The table ----------------------------------------------------------------------------------------------------
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """Return the README's table, with what it was measured on."""
+def table(result: Mapping[str, Any], large: Mapping[str, Any] | None = None) -> str:
+    """Return the README's table, with what it was measured on, and a paragraph about ten times the size."""
     peer, lines = result["versions"][PEER], list(lines_of(result))
     counted = any(line.ours_requests is not None for line in lines)
     rows = [
@@ -128,7 +129,19 @@ def table(result: Mapping[str, Any]) -> str:
         f"|---|---|---|---|---|---|---|{'---|' if counted else ''}",
         *(f"{_table_row(line)}{f' {_requests(line)} |' if counted else ''}" for line in lines),
     ]
-    return "\n".join([*rows, "", *_others(result), _conditions(result)])
+    at_large = [large_text(large), ""] if large is not None else []
+    return "\n".join([*rows, "", *_others(result), *at_large, _conditions(result)])
+
+
+def large_text(result: Mapping[str, Any]) -> str:
+    """Return the sentence about a large cluster: times, and the memory that shall not grow with it."""
+    told = [
+        f"{line.title} {_number(line.ours)} {line.unit} against {_number(line.theirs)} (**{line.ratio:.2f}**), memory"
+        f" {_pair(line.ours_memory, line.theirs_memory)}"
+        for line in lines_of(result)
+    ]
+    rounds = "one round" if result["rounds"] == 1 else f"{result['rounds']} rounds"
+    return f"At {result['source_bytes'] / 1e9:.0f} GB in a folder, {result['measured_at'][:10]}, {rounds}: {'; '.join(told)}."
 
 
 def _others(result: Mapping[str, Any]) -> Iterator[str]:
@@ -276,14 +289,16 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", dest="only_print", help="show the table and write nothing")
     arguments = parser.parse_args()
     result = json.loads(arguments.result.read_text())
+    large = json.loads(LARGE.read_text())
     if arguments.only_print:
-        print(table(result))
+        print(table(result, large))
         return
-    if not result["quiet"]:
-        raise SystemExit(f"{arguments.result} is no result: others used the processors; run the race again")
+    for path, measured in ((arguments.result, result), (LARGE, large)):
+        if not measured["quiet"]:
+            raise SystemExit(f"{path} is no result: others used the processors; run the race again")
     CHART.write_text(chart(result))
     try:
-        README.write_text(readme_with(README.read_text(), table(result)))
+        README.write_text(readme_with(README.read_text(), table(result, large)))
     except ValueError as error:
         raise SystemExit(str(error)) from error
 

@@ -147,6 +147,13 @@ def test_the_chart_draws_rates_as_time_so_that_less_is_better_everywhere() -> No
     assert "50.0 against 20.0 segments/s" in shown
 
 
+def test_ten_times_the_size_is_a_sentence_with_the_memory() -> None:
+    large = {**result(), "rounds": 1, "source_bytes": 20_400_000_000}
+    assert report.large_text(large).startswith(
+        "At 20 GB in a folder, 2026-11-26, one round: first backup 2.50 s against 5.00 (**0.50**), memory 120 / 20 MB"
+    )
+
+
 def test_only_what_stands_between_the_markers_is_replaced() -> None:
     text = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
     assert report.readme_with(text, "new") == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
@@ -159,5 +166,7 @@ def test_the_readme_and_the_chart_are_what_the_committed_result_makes_of_them() 
     committed = json.loads(report.RESULT.read_text())
     assert committed["quiet"], "a result of a busy machine is none"
     readme = report.README.read_text()
-    assert report.readme_with(readme, report.table(committed)) == readme, "run benchmarks/report.py"
+    large = json.loads(report.LARGE.read_text())
+    assert large["quiet"], "as above"
+    assert report.readme_with(readme, report.table(committed, large)) == readme, "run benchmarks/report.py"
     assert report.CHART.read_text() == report.chart(committed), "run benchmarks/report.py"
