@@ -141,7 +141,8 @@ def large_text(result: Mapping[str, Any]) -> str:
         for line in lines_of(result)
     ]
     rounds = "one round" if result["rounds"] == 1 else f"{result['rounds']} rounds"
-    return f"At {result['source_bytes'] / 1e9:.0f} GB in a folder, {result['measured_at'][:10]}, {rounds}: {'; '.join(told)}."
+    size = f"{result['source_bytes'] / 1e9:.0f} GB"
+    return f"At {size} in a folder, {result['measured_at'][:10]}, {rounds}: {'; '.join(told)}."
 
 
 def _others(result: Mapping[str, Any]) -> Iterator[str]:
