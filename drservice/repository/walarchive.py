@@ -34,7 +34,7 @@ from drservice.errors import (
 from drservice.model.ids import KeyId, SystemId, make_ulid
 from drservice.model.retentionwal import StoredWal
 from drservice.model.wal import Timeline, WalFileKind, WalFileName
-from drservice.objectstore.interface import ObjectStore
+from drservice.objectstore.interface import CreateMode, ObjectStore
 from drservice.repository import layout
 from drservice.repository.envelope import (
     HEAD_READ_BYTES,
@@ -233,6 +233,8 @@ class WalArchive:
             now=now,
         )
         self._store.create(object_key, pieces)
+        if self._store.capabilities.create_mode is CreateMode.SINGLE_WRITER:
+            return  # such a create has read back what is stored and compared all of it
         expected = sum(len(piece) for piece in pieces)
         stored = self._store.stat(object_key).stored_bytes
         if stored != expected:
