@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
-from drservice.checks import business, filestore, postgres, programs, watermarks
+from drservice.checks import business, filestore, odoo, postgres, programs, watermarks
 from drservice.checks.interface import Ask, Check, Finding, NotApplicable, RecoveredService, spoken, unverified
 from drservice.checks.programs import Restart
 from drservice.clock import Clock
+from drservice.components.odoo.invariants import INVARIANTS
 from drservice.errors import DrError
 from drservice.model.checks import CheckResult, CheckState, Severity
 from drservice.model.estate import FilesKind, Service
@@ -127,6 +128,23 @@ def _files_checks(component: ComponentName, kind: FilesKind, times: CheckTimes) 
         Severity.WARNING,
     )
     yield _check(component, "documents-not-covered", filestore.ask_covered, times.sql_seconds, Severity.WARNING)
+    yield from _odoo_checks(component, times)
+
+
+def _odoo_checks(component: ComponentName, times: CheckTimes) -> Iterator[Check]:
+    """Yield what is asked of the database that Odoo's documents follow; it has no component of its own."""
+    yield _check(component, "odoo-modules", odoo.ask_modules, times.sql_seconds)
+    for invariant in INVARIANTS:
+        yield _check(
+            component,
+            f"odoo-{invariant.name}",
+            partial(odoo.ask_invariant, invariant),
+            times.business_seconds,
+            Severity.CRITICAL if invariant.critical else Severity.WARNING,
+        )
+    yield _check(
+        component, "odoo-broken-in-production", odoo.ask_broken_in_production, times.sql_seconds, Severity.WARNING
+    )
 
 
 Listener: TypeAlias = Callable[[str, CheckResult | None], None]

@@ -141,7 +141,7 @@ def _not_tested(
     criteria: Criteria, results: Sequence[CheckResult], measured: Measured, excused: Mapping[str, str]
 ) -> list[str]:
     answered = {result.name for result in results if result.state is not CheckState.UNVERIFIED}
-    told = [f"{name}: {reason}" for name, reason in excused.items() if name not in answered]
+    told = _folded({name: reason for name, reason in excused.items() if name not in answered})
     told += [f"{result.name}: {result.detail}" for result in results if result.state is CheckState.UNVERIFIED]
     seen = {result.name for result in results} | set(excused)
     told += [f"{name}: it has no result" for name in criteria.checks if name not in seen]
@@ -156,3 +156,11 @@ def _not_tested(
     if not criteria.documents:
         told.append("documents: none belong to the service")
     return told
+
+
+def _folded(excused: Mapping[str, str]) -> list[str]:
+    """Return what makes no sense for a service; checks with the same reason stand together."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in excused.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]

@@ -11,9 +11,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from drservice import telemetry
 from drservice.canonical import Json
+from drservice.components.odoo.gathering import gather_odoo
 from drservice.components.odoo_filestore.capture import CapturedFiles, capture_files
 from drservice.components.postgres.asking import asking
 from drservice.components.postgres.baseline import measure_baseline
@@ -210,7 +212,13 @@ def _measure(
         checks = [check for check in service.checks if check.component == component.name]
         followed = [item.database for item in service.files() if item.follows == component.name and item.database]
         try:
-            baselines[component.name] = measure_baseline(component.dsn, checks, clock=context.clock, databases=followed)
+            baselines[component.name] = measure_baseline(
+                component.dsn,
+                checks,
+                clock=context.clock,
+                databases=followed,
+                gather=partial(gather_odoo, clock=context.clock),
+            )
         except DrError as error:
             notes.append(f"no baseline of {component.name}: {error.message}")
             telemetry.warning("baseline not measured", component=component.name, problem=error.message)

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 from drservice.clock import from_iso
+from drservice.components.odoo.invariants import INVARIANTS
 from drservice.model.evidence import seed_commitment, target_from_seed
 from drservice.operations.mutation import EXPLANATIONS, Mutation
 from tests.doubles.cluster import ClusterMaker
@@ -95,7 +96,13 @@ def test_a_drill_recovers_asks_judges_records_and_leaves_nothing(plant: Plant) -
     planned = {item["name"]: item["severity"] for item in obligation["criteria"]["checks"]}
     assert planned == {check["name"]: check["severity"] for check in outcome["checks"]}
     excused = [check["name"] for check in outcome["checks"] if check["not_applicable"]]
-    assert excused == ["configuration/files-content"], "what cannot be asked is planned and recorded all the same"
+    of_odoo = [f"documents/odoo-{item.name}" for item in INVARIANTS]
+    assert set(excused) == {
+        "configuration/files-content",
+        "documents/odoo-modules",
+        "documents/odoo-broken-in-production",
+        *of_odoo,
+    }, "what cannot be asked is planned and recorded all the same"
     assert set(planned) == {*states, *excused}
     assert obligation["criteria"]["documents"] is True
     assert obligation["recorded_at"] < outcome["recorded_at"]

@@ -184,8 +184,10 @@ def test_a_sound_copy_passes_every_check_and_the_amcheck_extension_is_gone_again
     )
     outcome = plant.run()
     assert {result.name: result.state for result in outcome.results if result.state is not PASSED} == {}
-    assert outcome.not_applicable == {}
-    assert [result.name for result in outcome.results] == [check.name for check in plan_suite(plant.service)]
+    assert set(outcome.not_applicable.values()) == {"database 'plant' has no table of Odoo's modules"}
+    assert [result.name for result in outcome.results] == [
+        check.name for check in plan_suite(plant.service) if "/odoo-" not in check.name
+    ]
     assert not plant.sandbox.running()  # pg_checksums needs it stopped
     plant.start()
     assert plant.sql("select count(*) from pg_extension where extname = 'amcheck'") == [(0,)]

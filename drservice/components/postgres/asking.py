@@ -63,6 +63,27 @@ class Asking:
             raise UnansweredError("the question has no row for an answer" if not rows else "it has more than one row")
         return rows[0]
 
+    @contextmanager
+    def hurried(self, seconds: float) -> Iterator[None]:
+        """Let the questions asked in the block have less time than the session's.
+
+        Raises:
+            PostgresError: the server refuses to be set.
+        """
+        before = self._seconds
+        self._limit(min(before, seconds))
+        try:
+            yield
+        finally:
+            # Where the connection broke in the block there is nothing left to set, and its own error is told.
+            with suppress(PostgresError):
+                self._limit(before)
+
+    def _limit(self, seconds: float) -> None:
+        self._seconds = seconds
+        milliseconds = str(max(1, int(seconds * 1000)))
+        self._session.rows("select pg_catalog.set_config('statement_timeout', %s, false)", (milliseconds,))
+
     def scan(self, sql: str) -> Iterator[Row]:
         """Ask for a list, in bounded memory.
 

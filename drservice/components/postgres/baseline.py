@@ -16,9 +16,9 @@ Sources: PostgreSQL's ``xact.c`` (RecordTransactionCommit, then ProcArrayEndTran
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from drservice.canonical import canonical_bytes, parse_canonical
 from drservice.clock import Clock
@@ -125,6 +125,23 @@ WATERMARKS: Sequence[Watermark] = (
 )
 """Tables in the shape of Odoo's. A database without them has no watermarks but its sequences."""
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """What one database said about the application that lives in it."""
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+
+Gather: TypeAlias = Callable[[Asking, str], Gathered]
+"""Asks a database by its name; what cannot be answered is among the problems."""
+
+
+def _gather_nothing(_source: Asking, _database: str) -> Gathered:
+    return Gathered()
+
+
 SEQUENCES = "sequences"
 _SEQUENCES_SQL = (
     "select format('%I.%I', schemaname, sequencename), last_value,"
@@ -178,6 +195,7 @@ def measure_baseline(
     clock: Clock,
     *,
     databases: Sequence[str] = (),
+    gather: Gather = _gather_nothing,
     seconds: float = _STATEMENT_SECONDS,
 ) -> Baseline:
     """Ask production what a recovered copy will be asked: the checks that compare with it, and the watermarks.
@@ -193,6 +211,7 @@ def measure_baseline(
         checks: the business checks of this component; the others are passed over.
         clock: for the instant.
         databases: further ones that are asked for watermarks, beside the dsn's and those of the checks.
+        gather: asks these databases about their application.
         seconds: for each statement.
 
     Raises:
@@ -207,12 +226,16 @@ def measure_baseline(
             raise UnansweredError("the server does not tell its database, snapshot and system id")
         recorder = _Recorder(xmin=int(xmin))
         recorder.record(first, database, [check for check in asked if check.database in {None, database}])
+        if database in databases:
+            recorder.gather(first, database, gather)
         others = dict.fromkeys([*(check.database for check in asked), *databases])
         for other in others:
             if other is None or other == database:
                 continue
             with asking(dsn, seconds=seconds, database=other, application_name="drservice baseline") as further:
                 recorder.record(further, other, [check for check in asked if check.database == other])
+                if other in databases:
+                    recorder.gather(further, other, gather)
         (lsn,) = first.answer(_POSITION_SQL)
     if lsn is None:
         raise UnansweredError("the server does not tell its position")
@@ -247,6 +270,18 @@ class _Recorder:
         except DrError as error:
             self.problems[key] = error.message
 
+    def gather(self, source: Asking, database: str, gather: Gather) -> None:
+        try:
+            found = gather(source, database)
+        except PostgresUnreachableError:
+            raise
+        except DrError as error:
+            self.problems[f"odoo:{database}"] = f"production could not be asked: {error.message}"
+            return
+        self.problems.update(found.problems)
+        for name, value in found.values.items():
+            self._take(name, value)
+
     def _keep(self, name: str, source: Asking, sql: str) -> None:
         try:
             value = join_columns(source.answer(settle(sql, self.xmin)))
@@ -257,7 +292,11 @@ class _Recorder:
             return
         if value is None:
             self.problems[name] = "production answered NULL"
-        elif len(value) > _LONGEST_VALUE:
+        else:
+            self._take(name, value)
+
+    def _take(self, name: str, value: str) -> None:
+        if len(value) > _LONGEST_VALUE:
             self.problems[name] = f"production's answer has {len(value)} letters; {_LONGEST_VALUE} can be kept"
         else:
             self.values[name] = value

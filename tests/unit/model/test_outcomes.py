@@ -85,6 +85,13 @@ def test_a_drill_that_planned_no_check_or_asked_none_has_not_passed() -> None:
     assert judge(CRITERIA, (), GOOD, not_applicable=excused).reasons == ("no planned check was asked",)
 
 
+def test_checks_that_make_no_sense_for_the_same_reason_are_told_together() -> None:
+    criteria = replace(CRITERIA, checks=(*CRITERIA.checks, "odoo-a", "odoo-b"))
+    verdict = judge(criteria, ALL_GOOD, GOOD, not_applicable={"odoo-a": "no Odoo", "odoo-b": "no Odoo"})
+    assert verdict.passed
+    assert verdict.not_tested == ("odoo-a, odoo-b: no Odoo",)
+
+
 def test_what_was_never_promised_is_told_as_not_tested() -> None:
     nothing = Criteria(checks=CRITERIA.checks)
     verdict = judge(nothing, ALL_GOOD, replace(GOOD, rto_ms=None, rpo_ms=None, documents_missing=None))
