@@ -92,6 +92,16 @@ def clock_key(
     return f"{clock_prefix(service, component, system_id, timeline)}{name}"
 
 
+def documents_prefix(service: ServiceName, component: ComponentName) -> str:
+    """Return the prefix of all document sets of a component."""
+    return f"s/{service}/{component}/documents/"
+
+
+def documents_key(service: ServiceName, component: ComponentName, document_set: str) -> str:
+    """Return the key of a document set."""
+    return f"{documents_prefix(service, component)}{document_set}"
+
+
 def _streamed_prefix(
     service: ServiceName,
     component: ComponentName,

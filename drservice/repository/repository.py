@@ -33,6 +33,7 @@ from drservice.objectstore.interface import ObjectStore
 from drservice.repository import layout
 from drservice.repository.clocks import ClockArchive
 from drservice.repository.daykey import DayKeys
+from drservice.repository.documentsets import DocumentSets
 from drservice.repository.envelope import HostKey, Trust
 from drservice.repository.keys import Identities, Keyring
 from drservice.repository.points import PointArchive
@@ -247,6 +248,17 @@ class Repository:
     def tail(self, scope: Scope) -> TailArchive:
         """Return the pieces of WAL of a component; each call is a writer's run of its own."""
         return TailArchive(
+            self.store,
+            scope=scope,
+            trust=self.trust,
+            keyring=self.keyring,
+            signer=self._host_key,
+            clock=self._clock,
+        )
+
+    def document_sets(self, scope: Scope) -> DocumentSets:
+        """Return the document sets of a component."""
+        return DocumentSets(
             self.store,
             scope=scope,
             trust=self.trust,

@@ -1,0 +1,123 @@
+"""Documents as an append-only set, and up to where they are known to be with the rows that refer to them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from drservice.model.ids import KeyId, SnapshotId, SystemId
+from drservice.model.snapshot import SnapshotRecord, SnapshotState
+from drservice.model.wal import Lsn, Timeline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentPosition:
+    """Where a database stood, and what its clock said, before its rows were asked which documents they refer to."""
+
+    system_id: SystemId
+    timeline: Timeline
+    lsn: Lsn
+    server_time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentPart:
+    """Bytes of a document: all of them, or those of one that is too big for a set, from ``offset`` on."""
+
+    name: str
+    """As rows have it: ``xx/<sha1>``."""
+    size: int
+    """Of the whole document."""
+    offset: int
+    data: bytes
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether these are all bytes of the document."""
+        return self.offset == 0 and len(self.data) == self.size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSet:
+    """A set of documents, as its public header has it."""
+
+    id: str
+    key: str
+    position: DocumentPosition
+    documents: int
+    """How many documents and parts of documents are in it."""
+    plain_bytes: int
+    key_id: KeyId
+    previous: str | None
+    """The set before it in its run."""
+    is_whole: bool
+    """Every document that rows visible at its position refer to is in a set or a pass, or is named as lost there."""
+    stored_bytes: int
+    stored_at: datetime
+    """By the store's clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Covered:
+    """How far documents follow the rows of a recovered database."""
+
+    newest: datetime | None
+    """When the newest position was read at or before which every row's document is stored; ``None``: never."""
+    by: str | None
+    """The set or the pass that says so."""
+    behind_seconds: float
+    """How much older than the recovered rows that is; 0: the documents are as new as the rows."""
+
+
+def nearest_sets(sets: Sequence[StoredSet], instant: datetime | None) -> tuple[StoredSet, ...]:
+    """Return in which order sets are looked into for the documents of an instant, the nearest first.
+
+    ``None`` stands for the latest position. It is an order and no choice: a document is named by its content, so a copy
+    is right wherever it lies.
+    """
+    if instant is None:
+        return tuple(sorted(sets, key=lambda item: (item.position.server_time, item.id), reverse=True))
+    return tuple(sorted(sets, key=lambda item: (abs(item.position.server_time - instant), item.id)))
+
+
+def covered_at(
+    records: Sequence[SnapshotRecord], sets: Sequence[StoredSet], *, lsn: Lsn, system_id: SystemId, instant: datetime
+) -> Covered:
+    """Return up to where the documents of a database are known that was recovered to a position.
+
+    A row that was committed behind the newest position at which anybody looked may refer to a document that nobody has
+    taken. What was looked at is a whole set (the position stands in it) or a pass over all files (its beginning).
+
+    Args:
+        records: passes over the filestore.
+        sets: of documents.
+        lsn: the position that was reached.
+        system_id: of the recovered cluster.
+        instant: what the server's clock said there.
+    """
+    looks: list[tuple[datetime, str]] = []
+    for item in sets:
+        if not item.is_whole:
+            continue
+        beyond = item.position.system_id == system_id and item.position.lsn >= lsn
+        when = max(item.position.server_time, instant) if beyond else item.position.server_time
+        looks.append((when, item.id))
+    looks += [(record.documents.walk_began_at, record.id) for record in records if _tells_all(record)]
+    if not looks:
+        return Covered(newest=None, by=None, behind_seconds=0.0)
+    newest, by = max(looks)
+    return Covered(newest=newest, by=by, behind_seconds=max(0.0, (instant - newest).total_seconds()))
+
+
+def _tells_all(record: SnapshotRecord) -> bool:
+    """Tell whether a pass looked at everything: what it lacks, production lacked."""
+    return record.state is not SnapshotState.PARTIAL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a document was found: in a snapshot or in a set."""
+
+    snapshot: SnapshotId | None = None
+    document_set: str | None = None
