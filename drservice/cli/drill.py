@@ -8,6 +8,7 @@ import click
 
 from drservice.cli.formatting import connect_line, format_seconds, format_table
 from drservice.cli.invocation import Invocation
+from drservice.cli.losslines import loss_lines
 from drservice.errors import ExitStatus
 from drservice.model.checks import CheckState
 from drservice.model.estate import DrillPlan, Estate, Service
@@ -110,6 +111,7 @@ def drill_lines(result: DrillResult) -> Iterator[str]:
         yield "  " + ", ".join(f"{name} {format_seconds(value)}" for name, value in phases.items())
         for item in result.results:
             yield f"  {_MARKS[item.state]} {item.name}: {item.detail} ({format_seconds(item.seconds)})"
+        yield from (f"  {line}" for line in loss_lines([it.as_json() for it in restored.losses], whole=False))
     yield from (f"  not tested: {text}" for text in result.verdict.not_tested)
     outcome = f"record {result.record.number}" if result.record is not None else "NOT ON RECORD YET, kept on this host"
     yield f"  obligation: record {result.obligation_entry}; outcome: {outcome}"

@@ -8,9 +8,12 @@ import click
 
 from drservice.cli.formatting import format_table
 from drservice.cli.invocation import Invocation
+from drservice.cli.losslines import loss_lines
 from drservice.clock import SystemClock, to_iso
 from drservice.environments.sandbox import list_sandboxes, open_sandbox, reap
-from drservice.errors import UnknownNameError, UsageError
+from drservice.errors import FormatError, UnknownNameError, UsageError
+from drservice.model.ids import EnvironmentId
+from drservice.operations.lossreport import kept_reports, read_report, reports_of
 from drservice.operations.promoting import promote_paused
 
 
@@ -62,6 +65,37 @@ def promote(invocation: Invocation, environment: str) -> None:
         "timeline": int(reached.timeline),
     }
     invocation.output.result("environment-promote", document, [f"{environment}: {text}" for text in reached.evidence])
+
+
+@click.command(help="Show the loss report of a restore again: its environment's, or the newest one of this host.")
+@click.argument("environment", required=False)
+@click.pass_obj
+def loss(invocation: Invocation, environment: str | None) -> None:
+    """Show a loss report again."""
+    state_dir = invocation.load().estate.state_dir
+    kept = kept_reports(state_dir)
+    if environment is None and not kept:
+        raise UnknownNameError(
+            "no loss report is kept on this host",
+            hint="Each restore of a service with Odoo's documents makes one; its record in the ledger has it too.",
+        )
+    wanted = kept[-1] if environment is None else EnvironmentId(environment)
+    if wanted not in kept:
+        raise UnknownNameError(
+            f"there is no loss report of {environment}", hint=f"Kept on this host: {', '.join(kept[-5:]) or 'none'}."
+        )
+    document = read_report(state_dir, wanted)
+    try:
+        lines = [
+            (
+                f"restore {document['environment']} of {document['service']} to {document['target']},"
+                f" reported at {str(document['made_at'])[:19]}Z"
+            ),
+            *loss_lines(reports_of(document)),
+        ]
+    except (KeyError, ValueError) as error:
+        raise FormatError(f"the loss report of {wanted} cannot be read: {error!r}") from error
+    invocation.output.result("environment-loss", dict(document), lines)
 
 
 def _path_of(invocation: Invocation, environment: str) -> Path:

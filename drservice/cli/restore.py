@@ -10,6 +10,7 @@ import click
 
 from drservice.cli.formatting import connect_line, format_bytes, format_seconds
 from drservice.cli.invocation import Invocation
+from drservice.cli.losslines import loss_lines
 from drservice.cli.restorechoices import require_compatible, require_plain
 from drservice.cli.restoreinplace import outcome_lines, preview_lines, require_confirmed
 from drservice.cli.restoreshutdown import recovery_settings, shutdown_lines
@@ -253,6 +254,9 @@ def _result_lines(result: RestoreResult, config: Path) -> list[str]:
     lines.append("  " + ", ".join(f"{name} {format_seconds(s)}" for name, s in result.phases.items()))
     for item in result.files:
         lines.extend(_files_lines(item))
+    lines.extend(loss_lines([item.as_json() for item in result.losses]))
+    if result.losses:
+        lines.append(f"  again: drservice environment loss {result.environment.id}")
     if result.in_place is not None:
         return [*lines, *outcome_lines(result, result.in_place, plan.snapshot.service)]
     if result.into is not None:

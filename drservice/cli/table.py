@@ -41,6 +41,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("restore-point", "drservice.cli.gate:restore_point", "leave a named point to come back to"),
     Entry("check", "drservice.cli.check:check", "named yes/no checks, each failure with its remedy"),
     Entry("environment list", "drservice.cli.environment:list_environments", "list environments on this host"),
+    Entry("environment loss", "drservice.cli.environment:loss", "what a restore lost, and what is to be decided"),
     Entry("environment promote", "drservice.cli.environment:promote", "end the recovery of a paused server"),
     Entry("environment destroy", "drservice.cli.environment:destroy", "end and remove an environment"),
     Entry("evidence list", "drservice.cli.evidence:list_records", "list the newest records of the ledger"),

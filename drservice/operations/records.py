@@ -15,6 +15,7 @@ from drservice.clock import to_iso
 from drservice.environments.interface import Probe
 from drservice.errors import DrError
 from drservice.model.checks import CheckResult
+from drservice.model.losses import LossReport
 from drservice.model.points import RecoveryPoint
 from drservice.model.snapshot import POSTGRES_KIND, SnapshotRecord
 from drservice.operations.phases import PHASES
@@ -210,6 +211,22 @@ def document_fields(counts: DocumentCounts | None) -> dict[str, Json] | None:
         "corrupt": counts.corrupt,
         "extra": counts.extra,
         "missing_in_production": counts.missing_in_production,
+    }
+
+
+def loss_fields(report: LossReport) -> dict[str, Json]:
+    """Return a loss report in numbers; the whole of it is an artefact of a restore."""
+    return {
+        "component": report.component,
+        "database": bounded(report.database),
+        "lossy": report.is_lossy,
+        "from": to_iso(report.window.begin),
+        "to": to_iso(report.window.end) if report.window.end is not None else None,
+        "known_behind": report.known.point if report.known is not None else None,
+        "rows_lost": report.rows_lost,
+        "numbers_at_risk": len(report.certain_numbers),
+        "queued": sum(item.count for item in report.queues),
+        "overdue_actions": report.overdue_count,
     }
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from drservice import processes
+from drservice.canonical import Json
 from drservice.clock import to_iso
 from drservice.components.postgres.controlfile import ControlFile
 from drservice.components.postgres.existing import Existing, examine
@@ -46,6 +47,7 @@ from drservice.operations.feeder import Feeder
 from drservice.operations.filesrestore import FilesRestore, RestoredFiles
 from drservice.operations.holding import held
 from drservice.operations.locate import RecoveryEnd, plan_segments, planned_wal
+from drservice.operations.lossreport import keep_report, report_losses
 from drservice.operations.measured import Measured, remember
 from drservice.operations.phases import Phases
 from drservice.operations.production import database_in, endpoints_of
@@ -136,8 +138,26 @@ def _run(context: RestoreContext, request: RestoreRequest, phases: Phases) -> Re
     _hand_over_configuration(context, request, planned)
     if request.purpose != "mutation" and request.database is None:
         _remember(context, request, planned, result)
+    _keep_losses(context, request, result)
     context.progress.done()
     return result
+
+
+def _keep_losses(context: RestoreContext, request: RestoreRequest, result: RestoreResult) -> None:
+    """Keep the loss report on this host; that it cannot be kept is told and does not undo a recovery."""
+    if not result.losses or request.purpose != "restore":
+        return
+    document: dict[str, Json] = {
+        "environment": result.environment.id,
+        "service": request.service.name,
+        "made_at": to_iso(context.clock.now()),
+        "target": request.target.describe(),
+        "losses": [item.as_json() for item in result.losses],
+    }
+    try:
+        keep_report(context.state_dir, result.environment.id, document)
+    except OSError as error:
+        context.progress.note(f"WARNING: the loss report is not kept on this host: {error}")
 
 
 def _hand_over_configuration(context: RestoreContext, request: RestoreRequest, planned: Planned) -> None:
@@ -252,6 +272,8 @@ def _recover(
     recovered = _replay_and_prove(context, request, planned, environment, programs, control, phases, spaces)
     phases.end("check")
     files = _restore_files(context, request, environment, _instant(planned, recovered.reached), phases)
+    losses = report_losses(context, request, planned, recovered.reached, environment)
+    phases.end("check")
     side = recovered.side
     return RestoreResult(
         planned=planned,
@@ -273,6 +295,7 @@ def _recover(
         side=side,
         tablespaces=recovered.tablespaces,
         action=request.action,
+        losses=losses,
     )
 
 

@@ -15,6 +15,7 @@ from drservice.environments.interface import EnvironmentDescription, Probe
 from drservice.environments.limits import Limits
 from drservice.model.estate import FilesSettings, PostgresSettings, Service
 from drservice.model.ids import EnvironmentId, SnapshotId
+from drservice.model.losses import LossReport
 from drservice.model.recovery import Target
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.filesrestore import RestoredFiles
@@ -151,6 +152,8 @@ class RestoreResult:
     action: TargetAction = TargetAction.PROMOTE
     in_place: InPlaceOutcome | None = None
     """Set if production's own directory was restored."""
+    losses: tuple[LossReport, ...] = ()
+    """What was lost, of each database that Odoo's documents follow."""
 
     @property
     def used_records(self) -> tuple[SnapshotRecord, ...]:

@@ -86,6 +86,7 @@ def restore_document(result: RestoreResult, service: str) -> dict[str, object]:
         "in_place": _in_place(result.in_place),
         "documents": documents_document(document_counts(result)),
         "files": [restored_files_document(item) for item in result.files],
+        "losses": [item.as_json() for item in result.losses],
     }
 
 
@@ -184,6 +185,7 @@ def drill_document(result: DrillResult) -> dict[str, object]:
         "mutation": result.prepared.mutation.value if result.prepared.mutation is not None else None,
         "detected": result.detected,
         "destroyed": result.destroyed,
+        "losses": [item.as_json() for item in restored.losses] if restored is not None else [],
         "error": {"code": result.error.code, "message": result.error.message} if result.error is not None else None,
     }
 

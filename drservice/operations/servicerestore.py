@@ -9,8 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from drservice.canonical import Json
-from drservice.clock import to_iso
+from drservice.canonical import Json, canonical_bytes
 from drservice.components.postgres.placing import require_empty
 from drservice.errors import DrError, ExitStatus, InterruptedRunError, TargetOutsideWindowError
 from drservice.evidence.statements import Subject
@@ -18,17 +17,16 @@ from drservice.model.checks import Baseline
 from drservice.model.estate import FilesSettings, Service
 from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import ComponentName, PointId, ServiceName, make_ulid
-from drservice.model.points import RecoveryPoint
 from drservice.model.recovery import Target
 from drservice.operations.evidence import Evidence, artefact_subjects, snapshot_subjects
 from drservice.operations.filesrestore import DocumentCounts, FilesRestore, RestoredFiles
 from drservice.operations.holding import held
 from drservice.operations.inplace import run_in_place
+from drservice.operations.pointbaselines import read_baseline, stands_on_path
 from drservice.operations.progress import Progress
-from drservice.operations.records import bounded, listing_artefact, recovery_fields, target_fields
+from drservice.operations.records import bounded, listing_artefact, loss_fields, recovery_fields, target_fields
 from drservice.operations.restore import run_restore
 from drservice.operations.restorerequest import RestoreContext, RestoreRequest, RestoreResult
-from drservice.repository import layout
 from drservice.repository.repository import Repository
 
 
@@ -60,6 +58,7 @@ def restore_service(context: RestoreContext, evidence: Evidence, request: Restor
         subject=[
             *subjects_of(result),
             *artefact_subjects(evidence, document_artefact(result), progress=context.progress),
+            *artefact_subjects(evidence, loss_artefact(result), progress=context.progress),
         ],
         fields={
             **recovered_fields(result),
@@ -127,7 +126,7 @@ def reached_fields(result: RestoreResult) -> dict[str, Json]:
 
 def recovered_fields(result: RestoreResult, *, rto_seconds: float | None = None) -> dict[str, Json]:
     """Return what restores and drills record alike; ``rto_seconds`` replaces the restore's own if checks followed."""
-    return recovery_fields(
+    fields = recovery_fields(
         point=None,
         snapshots=[(record.component, record.id) for record in result.used_records],
         phases=phases_of(result, rto_seconds=rto_seconds),
@@ -137,6 +136,14 @@ def recovered_fields(result: RestoreResult, *, rto_seconds: float | None = None)
         environment=(result.environment.id, result.environment.kind),
         error=None,
     )
+    # Of a service without Odoo nothing is said, as before there was such a report.
+    return {**fields, "losses": [loss_fields(item) for item in result.losses]} if result.losses else fields
+
+
+def loss_artefact(result: RestoreResult) -> tuple[str, bytes] | None:
+    """Return the loss reports as they are; ``None`` if there is none."""
+    reports: list[Json] = [item.as_json() for item in result.losses]
+    return ("losses.json", canonical_bytes(reports)) if reports else None
 
 
 def document_artefact(result: RestoreResult) -> tuple[str, bytes] | None:
@@ -198,37 +205,12 @@ def baselines_for(
     for key, error in listing.unreadable.items():
         progress.note(f"WARNING: a recovery point cannot be read and is left out: {key}: {error.message}")
     for point in reversed(listing.points):
-        if not _is_on_path(point, component, result):
+        if not stands_on_path(point, plan):
             continue
-        baseline = _baseline(repository, service, point, component, progress)
+        baseline = read_baseline(repository, service, point, component, progress)
         if baseline is not None and baseline.lsn <= result.reached.lsn:
             return {component: baseline}
     return {}
-
-
-def _is_on_path(point: RecoveryPoint, component: ComponentName, result: RestoreResult) -> bool:
-    member = point.member(component)
-    plan = result.planned.resolved.plan
-    if member is None or member.position is None or member.position.system_id != plan.snapshot.postgres.system_id:
-        return False
-    position = member.position
-    return any(
-        span.timeline == position.timeline and (span.end is None or position.lsn <= span.end)
-        for span in plan.reach.path
-    )
-
-
-def _baseline(
-    repository: Repository, service: ServiceName, point: RecoveryPoint, component: ComponentName, progress: Progress
-) -> Baseline | None:
-    try:
-        baselines = repository.points(service).secret(PointId(point.id)).get("baselines")
-        found = baselines.get(component) if isinstance(baselines, Mapping) else None
-        return Baseline.from_json(found) if found is not None else None
-    except (DrError, ValueError) as error:
-        key = layout.point_key(service, point.id)
-        progress.note(f"WARNING: the baseline of {key} ({to_iso(point.at)}) cannot be read: {error}")
-        return None
 
 
 def restore_folder(
