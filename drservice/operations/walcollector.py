@@ -1,6 +1,6 @@
 """Collects streamed WAL into what is uploaded, and knows how much of it is durable. Pure: no threads, no I/O.
 
-* A *piece* goes up ``interval`` after the one before or with 1 MiB, whichever comes first; the first one after a pause
+* A *piece* goes up ``interval`` after the one before or with 4 MiB, whichever comes first; the first one after a pause
   at once. WAL of an idle server alone waits for ``idle_interval``.
 * A *segment* goes up as a whole as soon as its last byte is here; what was not cut from it by then is not cut any more.
   While the server has the rest of a segment already (catching up), none is cut at all.
@@ -24,7 +24,8 @@ from drservice.components.postgres.walrecords import is_idle
 from drservice.errors import StreamError
 from drservice.model.wal import Lsn, Timeline, segment_name
 
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 4 << 20
+"""More per request costs a loaded primary less (docs/adr/0027-the-receiver.md); how old WAL gets is the interval's."""
 _IDLE_BYTES = 32 << 10
 """Heartbeats of a minute are a third of it; more than this counts as work unseen."""
 _LINGER_SECONDS = 0.005

@@ -50,11 +50,13 @@ def test_the_first_piece_after_a_pause_goes_at_once_and_the_next_after_the_inter
     assert jobs(one, 10.27) == [("piece", 1000, 1500)]
 
 
-def test_a_mebibyte_does_not_wait() -> None:
-    one = collector()
+def test_a_full_piece_does_not_wait() -> None:
+    one = Collector(timeline=Timeline(1), segment_bytes=4 * PIECE_BYTES, begin=BEGIN, stored=BEGIN, pacing=Pacing())
     add(one, 1000, 10.0)
     assert len(jobs(one, 10.01)) == 1
-    add(one, PIECE_BYTES + 10, 10.02)
+    content = memoryview((WORK * (PIECE_BYTES // len(WORK) + 2))[: PIECE_BYTES + 10])
+    start = one.received
+    one.add(start, content, server_end=start + len(content), server_time=NOON + timedelta(seconds=10.02), now=10.02)
     assert jobs(one, 10.02) == [("piece", 1000, 1000 + PIECE_BYTES)]
 
 
