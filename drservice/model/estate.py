@@ -20,6 +20,16 @@ from drservice.model.retention import RetentionPolicy
 from drservice.model.schedule import Cron
 from drservice.model.storing import NO_SETTINGS, StoreSettings
 
+ODOO_OWN_OPTIONS = frozenset(
+    {
+        "addons_path", "data_dir", "dbfilter", "gevent_port", "list_db", "log_db", "logfile", "longpolling_port",
+        "max_cron_threads", "pidfile", "proxy_mode", "syslog", "workers", "admin_passwd", "load_language",
+    }
+)  # fmt: skip
+"""Options of Odoo's configuration file that an environment sets itself, so that a copy harms nobody."""
+ODOO_OWN_PREFIXES = ("db_", "http_", "smtp_", "email_", "xmlrpc", "netrpc")
+"""Likewise all options that begin so."""
+
 
 class CaptureMethod(Enum):
     """How a PostgreSQL cluster is read."""
@@ -109,6 +119,21 @@ class FilesKind(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OdooProgram:
+    """How Odoo itself is started in a recovery environment; all paths are of this host."""
+
+    program: Path
+    """Its start script."""
+    python: Path | None = None
+    """The folder of its virtual environment; ``None`` = the system's python3."""
+    code: tuple[Path, ...] = ()
+    """Folders with its packages."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Lines for its configuration file, none of those that an environment sets itself."""
+    timeout: timedelta = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FilesSettings:
     """A folder of files as a component."""
 
@@ -119,6 +144,10 @@ class FilesSettings:
     """The database whose rows refer to the files; set for ``odoo-filestore`` only."""
     follows: ComponentName | None = None
     """The PostgreSQL component that holds ``database``; set for ``odoo-filestore`` only."""
+    addons: tuple[Path, ...] = ()
+    """Folders with Odoo's modules; for ``odoo-filestore`` only."""
+    odoo: OdooProgram | None = None
+    """How Odoo is started in a drill's environment, if it is; for ``odoo-filestore`` only."""
     node: str | None = None
     workers: int = 2
     compression_level: int = 1

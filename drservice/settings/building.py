@@ -33,6 +33,7 @@ from drservice.model.estate import (
     NotifyKind,
     NotifyPlace,
     Objectives,
+    OdooProgram,
     PostgresSettings,
     RepositorySettings,
     Schedules,
@@ -261,6 +262,8 @@ def _component(name: str, component: schema.Component, service: schema.Service) 
                 path=pathlib.Path(component.path),
                 database=component.database,
                 follows=ComponentName(followed),
+                addons=tuple(pathlib.Path(folder) for folder in component.addons),
+                odoo=_odoo(component.odoo) if component.odoo is not None else None,
                 node=component.node,
             )
         case schema.DirectoryComponent():
@@ -272,6 +275,16 @@ def _component(name: str, component: schema.Component, service: schema.Service) 
             )
         case _:
             return None
+
+
+def _odoo(program: schema.OdooProgram) -> OdooProgram:
+    return OdooProgram(
+        program=pathlib.Path(program.program),
+        python=pathlib.Path(program.python) if program.python is not None else None,
+        code=tuple(pathlib.Path(folder) for folder in program.code),
+        options=dict(program.options),
+        timeout=program.timeout,
+    )
 
 
 def _evidence(evidence: schema.Evidence) -> EvidenceSettings:

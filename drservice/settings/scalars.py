@@ -15,6 +15,7 @@ from datetime import date, timedelta
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from drservice.model.estate import ODOO_OWN_OPTIONS, ODOO_OWN_PREFIXES
 from drservice.model.ids import is_name
 from drservice.model.storing import THAWING_CLASSES
 
@@ -36,6 +37,7 @@ _RECIPIENT = re.compile(rf"age1[{_BECH32}]{{58}}")
 _ORIGIN = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?")
 _SECRET_SCHEMES = ("file:", "env:", "command:")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ODOO_OPTION = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _CONNINFO_WORD = re.compile(r"\s*([A-Za-z_]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)(?=\s|\Z)")
 _SECRET_PARAMETERS = {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
 
@@ -265,6 +267,22 @@ def check_absolute_path(text: str) -> str:
     """Accept an absolute path without ``..``."""
     if not text.startswith("/") or "\0" in text or ".." in text.split("/"):
         raise ValueError(f"expected an absolute path, not {_shown(text)}")
+    return text
+
+
+def check_odoo_option(text: str) -> str:
+    """Accept an option of Odoo's configuration file that a recovery environment does not set itself."""
+    if not _ODOO_OPTION.fullmatch(text):
+        raise ValueError(f"expected the name of an option such as server_wide_modules, not {_shown(text)}")
+    if text in ODOO_OWN_OPTIONS or text.startswith(ODOO_OWN_PREFIXES):
+        raise ValueError(f"{text} is set by the recovery environment itself")
+    return text
+
+
+def check_odoo_option_text(text: str) -> str:
+    """Accept what stands behind the equals sign of an option, on one line."""
+    if not text.isprintable():
+        raise ValueError("expected one line of text")
     return text
 
 

@@ -6,175 +6,58 @@ them. Models are strict (a number is no text) and closed (an unknown key is an e
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import timedelta
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    WithJsonSchema,
+from pydantic import AfterValidator, Field
+
+from drservice.settings.fields import (
+    AbsolutePath,
+    AvoidWindow,
+    BucketOwner,
+    Closed,
+    ConnectTimeout,
+    Day,
+    Dsn,
+    Duration,
+    Expected,
+    IdleInterval,
+    Lease,
+    Listen,
+    Name,
+    Network,
+    OdooOption,
+    OdooOptionText,
+    OdooTimeout,
+    Period,
+    PeriodDays,
+    PublicUrl,
+    Rate,
+    ReadTimeout,
+    Recipient,
+    RedisUrl,
+    References,
+    RepositoryUrl,
+    RetryTime,
+    Schedule,
+    SecretReference,
+    SignerKey,
+    StorageClass,
+    Text,
+    Timezone,
+    WalInterval,
+    WebUrl,
+    check_catalogue,
 )
 
-from drservice.model.calendar import NamedPeriod, Window
-from drservice.model.checks import Expectation
-from drservice.model.schedule import Cron
-from drservice.settings import scalars
 
-T = TypeVar("T")
-
-
-def _from_text(parse: Callable[[str], T], expected: str) -> BeforeValidator:
-    """Turn a parser of text into a validator that refuses everything else with the same words."""
-
-    def validate(value: object) -> T:
-        if not isinstance(value, str):
-            raise ValueError(f"expected {expected}")  # noqa: TRY004 - pydantic collects ValueError only
-        return parse(value)
-
-    return BeforeValidator(validate)
-
-
-def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
-    """Turn a parser into a check that keeps the text as it was written."""
-
-    def check(text: str) -> str:
-        parse(text)
-        return text
-
-    return check
-
-
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-Name: TypeAlias = Annotated[
-    str,
-    AfterValidator(scalars.check_name),
-    WithJsonSchema({"type": "string", "pattern": "^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$"}),
-]
-Duration: TypeAlias = Annotated[
-    timedelta,
-    _from_text(scalars.parse_duration, "a duration with its unit, such as 250ms, 5s, 30m, 2h or 14d"),
-    PlainSerializer(scalars.format_duration),
-    WithJsonSchema({"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d|w)$"}),
-]
-Period: TypeAlias = Annotated[
-    str,
-    _from_text(scalars.check_period, "a period with its unit, such as 36h, 14d, 12w, 24mo or 7y"),
-    WithJsonSchema({"type": "string", "pattern": "^[0-9]+(h|d|w|mo|y)$"}),
-]
-Schedule: TypeAlias = Annotated[
-    str,
-    _from_text(_checked(Cron.parse), "a cron expression in quotes, such as '0 1 * * *'"),
-    WithJsonSchema({"type": "string", "description": "minute hour day month weekday"}),
-]
-SecretReference: TypeAlias = Annotated[
-    str,
-    _from_text(scalars.check_reference, "a reference: file:/absolute/path, env:NAME or command:PROGRAM"),
-    WithJsonSchema({"type": "string", "pattern": "^(file:/|env:|command:)"}),
-]
-Recipient: TypeAlias = Annotated[
-    str,
-    AfterValidator(scalars.check_recipient),
-    WithJsonSchema(
-        {
-            "type": "string",
-            "pattern": "^(age1[02-9ac-hj-np-z]{58}$|ssh-(ed25519|rsa) [A-Za-z0-9+/]+={0,2}( |$))",
-        }
-    ),
-]
-SignerKey: TypeAlias = Annotated[
-    str,
-    AfterValidator(_checked(scalars.parse_signer_key)),
-    WithJsonSchema({"type": "string", "pattern": "^ed25519:"}),
-]
-AbsolutePath: TypeAlias = Annotated[
-    str, AfterValidator(scalars.check_absolute_path), WithJsonSchema({"type": "string", "pattern": "^/"})
-]
-ConnectTimeout: TypeAlias = Annotated[Duration, AfterValidator(scalars.duration_between("1s", "5m"))]
-ReadTimeout: TypeAlias = Annotated[Duration, AfterValidator(scalars.duration_between("1s", "15m"))]
-RetryTime: TypeAlias = Annotated[Duration, AfterValidator(scalars.duration_between("1s", "1h"))]
-WalInterval: TypeAlias = Annotated[Duration, AfterValidator(scalars.duration_between("20ms", "1m"))]
-IdleInterval: TypeAlias = Annotated[Duration, AfterValidator(scalars.duration_between("1s", "1h"))]
-StorageClass: TypeAlias = Annotated[
-    str,
-    AfterValidator(scalars.check_storage_class),
-    WithJsonSchema({"type": "string", "pattern": "^[A-Z][A-Z0-9_]{0,62}$"}),
-]
-BucketOwner: TypeAlias = Annotated[
-    str,
-    _from_text(scalars.check_bucket_owner, "an account in quotes, such as '111122223333'"),
-    WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9._$@+=,-]{1,128}$"}),
-]
-RepositoryUrl: TypeAlias = Annotated[
-    str,
-    AfterValidator(scalars.check_repository_url),
-    WithJsonSchema({"type": "string", "pattern": "^(s3://|file:///)"}),
-]
-Dsn: TypeAlias = Annotated[str, AfterValidator(scalars.check_dsn)]
-WebUrl: TypeAlias = Annotated[str, AfterValidator(scalars.check_web_url)]
-RedisUrl: TypeAlias = Annotated[str, AfterValidator(scalars.check_redis_url)]
-PublicUrl: TypeAlias = Annotated[str, AfterValidator(scalars.check_public_url)]
-Listen: TypeAlias = Annotated[str, _from_text(_checked(scalars.parse_listen), "ADDRESS:PORT in quotes")]
-Network: TypeAlias = Annotated[str, AfterValidator(scalars.check_network)]
-Rate: TypeAlias = Annotated[
-    str,
-    _from_text(_checked(scalars.parse_rate), "a rate in quotes, such as '20MB/s'"),
-    WithJsonSchema({"type": "string", "pattern": "^[0-9]+(MB|GB)/s$"}),
-]
-Lease: TypeAlias = Annotated[Duration, AfterValidator(scalars.check_lease)]
-AvoidWindow: TypeAlias = Annotated[str, AfterValidator(_checked(Window.parse))]
-PeriodDays: TypeAlias = Annotated[str, AfterValidator(_checked(NamedPeriod.parse))]
-Timezone: TypeAlias = Annotated[str, AfterValidator(scalars.check_timezone)]
-Day: TypeAlias = Annotated[
-    str,
-    _from_text(scalars.check_date, "a day as YYYY-MM-DD"),
-    WithJsonSchema({"type": "string", "format": "date"}),
-]
-Text: TypeAlias = Annotated[str, Field(min_length=1)]
-References: TypeAlias = Annotated[
-    list[SecretReference],
-    BeforeValidator(_as_list),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "pattern": "^(file:/|env:|command:)"},
-                {"type": "array", "items": {"type": "string", "pattern": "^(file:/|env:|command:)"}},
-            ]
-        }
-    ),
-]
-
-
-Expected: TypeAlias = Annotated[
-    str,
-    _from_text(_checked(Expectation.parse), "an expectation in quotes, such as '= 0', '>= 1' or 'unchanged'"),
-    WithJsonSchema({"type": "string", "minLength": 1}),
-]
-
-
-def _check_catalogue(text: str) -> str:
-    return text if text == "embedded" else scalars.check_catalogue_url(text)
-
-
-class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
-
-
-class Signer(_Closed):
+class Signer(Closed):
     """A host whose objects are believed."""
 
     key: SignerKey = Field(description="public key of the host: ed25519: and 32 bytes in Base64 or hex")
     services: list[Name] = Field(default=[], description="services it may write; empty means all")
 
 
-class Lock(_Closed):
+class Lock(Closed):
     """Object Lock of the bucket: nothing is written to one that does not keep it."""
 
     mode: Literal["compliance", "governance"] = Field(description="compliance cannot be shortened by anybody")
@@ -183,7 +66,7 @@ class Lock(_Closed):
     )
 
 
-class StorageClasses(_Closed):
+class StorageClasses(Closed):
     """What kind of storage each kind of object is put on; what is absent goes where the bucket puts it."""
 
     packs: StorageClass | None = Field(default=None, description="data")
@@ -193,7 +76,7 @@ class StorageClasses(_Closed):
     ledger: StorageClass | None = Field(default=None, description="records of evidence")
 
 
-class Store(_Closed):
+class Store(Closed):
     """How a bucket is reached and what it is asked for; a directory has none of this."""
 
     ca: AbsolutePath | None = Field(
@@ -214,14 +97,14 @@ class Store(_Closed):
     )
 
 
-class Copy(_Closed):
+class Copy(Closed):
     """A second repository that is kept up to date."""
 
     name: Name = Field(description="its name in messages")
     url: RepositoryUrl = Field(description="its address, as repository.url")
 
 
-class Repository(_Closed):
+class Repository(Closed):
     """Where snapshots, WAL and evidence are, and who may read and write them."""
 
     url: RepositoryUrl = Field(
@@ -246,7 +129,7 @@ class Repository(_Closed):
     copies: list[Copy] = Field(default=[], description="repositories kept as copies of this one")
 
 
-class Objectives(_Closed):
+class Objectives(Closed):
     """What is promised."""
 
     rpo: Duration | None = Field(default=None, description="most committed work that may be lost")
@@ -254,7 +137,7 @@ class Objectives(_Closed):
     documents_rpo: Duration | None = Field(default=None, description="the same as rpo, for documents")
 
 
-class Wal(_Closed):
+class Wal(Closed):
     """How the WAL of a cluster is shipped."""
 
     mode: Literal["archive", "stream", "both"] = Field(
@@ -278,7 +161,7 @@ class Wal(_Closed):
     )
 
 
-class PostgresComponent(_Closed):
+class PostgresComponent(Closed):
     """A PostgreSQL cluster."""
 
     kind: Literal["postgres"]
@@ -296,7 +179,25 @@ class PostgresComponent(_Closed):
     compression_level: int = Field(default=1, ge=1, le=19, description="zstd level; higher is smaller and slower")
 
 
-class OdooFilestoreComponent(_Closed):
+class OdooProgram(Closed):
+    """How Odoo itself is started in a recovery environment: what it needs of this host, shown read-only inside."""
+
+    program: AbsolutePath = Field(description="Odoo's start script (odoo, odoo-bin)")
+    python: AbsolutePath | None = Field(
+        default=None, description="the folder of its virtual environment; the system's python3 without"
+    )
+    code: list[AbsolutePath] = Field(
+        default_factory=list, description="folders with its packages, if they are not in the virtual environment"
+    )
+    options: dict[OdooOption, OdooOptionText] = Field(
+        default_factory=dict, description="what else its configuration file has to say, such as server_wide_modules"
+    )
+    timeout: OdooTimeout = Field(
+        default="10m", validate_default=True, description="how long it may take to start and to answer"
+    )
+
+
+class OdooFilestoreComponent(Closed):
     """The documents of an Odoo database."""
 
     kind: Literal["odoo-filestore"]
@@ -305,10 +206,14 @@ class OdooFilestoreComponent(_Closed):
     follows: Name | None = Field(
         default=None, description="the component with that database; needed if the service has several clusters"
     )
+    addons: list[AbsolutePath] = Field(default_factory=list, description="folders with Odoo's modules, on this host")
+    odoo: OdooProgram | None = Field(
+        default=None, description="with it drills start Odoo itself on the recovered database and open a document"
+    )
     node: Name | None = Field(default=None, description="the host that runs its backups")
 
 
-class DirectoryComponent(_Closed):
+class DirectoryComponent(Closed):
     """A folder."""
 
     kind: Literal["directory"]
@@ -316,7 +221,7 @@ class DirectoryComponent(_Closed):
     node: Name | None = Field(default=None, description="the host that runs its backups")
 
 
-class GitComponent(_Closed):
+class GitComponent(Closed):
     """Git clones with configuration and code."""
 
     kind: Literal["git"]
@@ -324,7 +229,7 @@ class GitComponent(_Closed):
     node: Name | None = Field(default=None, description="the host that runs its backups")
 
 
-class RedisComponent(_Closed):
+class RedisComponent(Closed):
     """A Redis database."""
 
     kind: Literal["redis"]
@@ -340,7 +245,7 @@ Component: TypeAlias = Annotated[
 ]
 
 
-class Schedules(_Closed):
+class Schedules(Closed):
     """When runs start, as cron expressions in the calendar's time zone (docs/calendars.md)."""
 
     backup: Schedule | None = Field(default=None, description="when backups start")
@@ -367,7 +272,7 @@ class Schedules(_Closed):
     )
 
 
-class Retention(_Closed):
+class Retention(Closed):
     """How long snapshots are kept."""
 
     within: Period | None = Field(default=None, description="keep every snapshot this young")
@@ -377,7 +282,7 @@ class Retention(_Closed):
     yearly: Period | None = Field(default=None, description="keep one snapshot a year for this long")
 
 
-class Check(_Closed):
+class Check(Closed):
     """A business question asked of a recovered service."""
 
     name: Name = Field(description="its name in results")
@@ -391,7 +296,7 @@ class Check(_Closed):
     owner: Text | None = Field(default=None, description="who is asked when it fails")
 
 
-class Service(_Closed):
+class Service(Closed):
     """A business service with its own objectives."""
 
     tier: int = Field(default=3, ge=1, le=5, description="1 is recovered first")
@@ -410,7 +315,7 @@ class Service(_Closed):
     checks: list[Check] = Field(default=[], description="business checks, beside the built-in ones")
 
 
-class Anchor(_Closed):
+class Anchor(Closed):
     """A second store that keeps checkpoints of the ledger."""
 
     name: Name = Field(description="its name in messages and bundles")
@@ -419,7 +324,7 @@ class Anchor(_Closed):
     store: Store = Field(default_factory=Store, description="as repository.store")
 
 
-class Evidence(_Closed):
+class Evidence(Closed):
     """The ledger of evidence in the repository."""
 
     log_keys: list[SignerKey] = Field(
@@ -431,7 +336,7 @@ class Evidence(_Closed):
     )
 
 
-class Calendar(_Closed):
+class Calendar(Closed):
     """The working time of a plant."""
 
     timezone: Timezone = Field(description="IANA time zone, such as Europe/Berlin")
@@ -453,7 +358,7 @@ class Calendar(_Closed):
     )
 
 
-class Dependency(_Closed):
+class Dependency(Closed):
     """Something outside that a service needs."""
 
     kind: Literal["oidc", "https", "dns", "tls", "tcp"] = Field(description="how it is probed")
@@ -463,7 +368,7 @@ class Dependency(_Closed):
     valid_days: int | None = Field(default=None, ge=1, description="least remaining validity of a certificate")
 
 
-class Drill(_Closed):
+class Drill(Closed):
     """A plan for a drill."""
 
     service: Name = Field(description="the service that is recovered")
@@ -477,7 +382,7 @@ class Drill(_Closed):
     keep: bool = Field(default=False, description="leave the environment running afterwards")
 
 
-class Oidc(_Closed):
+class Oidc(Closed):
     """Sign-in with an identity provider."""
 
     issuer: WebUrl = Field(description="the provider's address")
@@ -486,7 +391,7 @@ class Oidc(_Closed):
     groups_claim: Text = Field(default="groups", description="the claim that lists a person's groups")
 
 
-class Role(_Closed):
+class Role(Closed):
     """Who holds a role."""
 
     groups: list[Text] = Field(default=[], description="groups of the identity provider")
@@ -496,14 +401,14 @@ class Role(_Closed):
 RoleName: TypeAlias = Literal["viewer", "auditor", "operator", "restorer", "approver", "admin"]
 
 
-class Access(_Closed):
+class Access(Closed):
     """Who may use web and API."""
 
     oidc: Oidc | None = Field(default=None, description="sign-in with an identity provider")
     roles: dict[RoleName, Role] = Field(default={}, description="who holds which role")
 
 
-class Notification(_Closed):
+class Notification(Closed):
     """A place that is told."""
 
     name: Name | None = Field(default=None, description="its name in messages; place-1, place-2, ... if absent")
@@ -513,7 +418,7 @@ class Notification(_Closed):
     )
 
 
-class Web(_Closed):
+class Web(Closed):
     """Where pages and API answer."""
 
     listen: Listen = Field(
@@ -529,7 +434,7 @@ class Web(_Closed):
     )
 
 
-class Node(_Closed):
+class Node(Closed):
     """How hosts execute runs."""
 
     runs: int = Field(default=2, ge=1, le=64, description="how many runs a host executes at one time")
@@ -548,7 +453,7 @@ class Node(_Closed):
     )
 
 
-class History(_Closed):
+class History(Closed):
     """How long the catalogue remembers what ran; what the ledger has on record stays."""
 
     runs: Duration = Field(
@@ -563,13 +468,13 @@ class History(_Closed):
     )
 
 
-class Configuration(_Closed):
+class Configuration(Closed):
     """Everything one configuration file describes."""
 
     version: Literal[1] = Field(description="version of this format")
     state_dir: AbsolutePath = Field(default="/var/lib/drservice", description="where this host keeps its state")
     repository: Repository = Field(description="where snapshots, WAL and evidence are")
-    catalogue: Annotated[str, AfterValidator(_check_catalogue)] = Field(
+    catalogue: Annotated[str, AfterValidator(check_catalogue)] = Field(
         default="embedded", description="embedded or postgresql://USER@HOST/DATABASE"
     )
     services: dict[Name, Service] = Field(default={}, description="business services, by name")
