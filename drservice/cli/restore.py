@@ -19,7 +19,7 @@ from drservice.cli.targets import parse_target
 from drservice.clock import to_iso
 from drservice.components.postgres.recovery import TargetAction
 from drservice.errors import ExitStatus, UsageError
-from drservice.model.estate import FilesKind, FilesSettings, Service
+from drservice.model.estate import FilesComponent, FilesKind, Service
 from drservice.model.ids import SnapshotId
 from drservice.model.recovery import Target, TargetKind
 from drservice.operations.filesrestore import RestoredFiles
@@ -107,7 +107,7 @@ def restore(
     estate = invocation.load().estate
     chosen = estate.service(service)
     only = chosen.component(component) if component is not None else None
-    if isinstance(only, FilesSettings):
+    if isinstance(only, FilesComponent):
         require_plain(frozenset(option for option, is_given in given.items() if is_given))
         return _folder(invocation, chosen, only, target, into, start=start, dry_run=dry_run)
     request = RestoreRequest(
@@ -152,7 +152,7 @@ def _cluster(invocation: Invocation, request: RestoreRequest, *, confirm: str | 
 def _folder(
     invocation: Invocation,
     service: Service,
-    component: FilesSettings,
+    component: FilesComponent,
     target: Target,
     into: Path | None,
     *,

@@ -472,3 +472,44 @@ class WrongTimelineError(StreamError):
         "Point dsn (or primary_dsn) at the present primary. If this server is to go on in its place, restart it with"
         " standby.signal and promote it: it then begins a timeline of its own."
     )
+
+
+# --- Git clones and Redis -----------------------------------------------------------------------------------
+
+
+class GitCloneError(DrError):
+    """A git clone cannot be captured or restored."""
+
+    code = "DR760"
+    hint = "Look at the clone that the message names with git itself, as its owner."
+
+
+class GitMismatchError(GitCloneError):
+    """A restored clone is not what was recorded of it."""
+
+    code = "DR761"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "Nothing is under the target's name; restore an older snapshot, and run `drservice verify`."
+
+
+class RedisError(DrError):
+    """Redis refuses what a backup needs."""
+
+    code = "DR770"
+    hint = "The user needs the commands PSYNC, REPLCONF and INFO (ACL: +psync +replconf +info +config|get)."
+
+
+class RedisUnreachableError(RedisError):
+    """There is no connection to Redis, or it went away."""
+
+    code = "DR771"
+    exit_status = ExitStatus.UNREACHABLE
+    hint = "Check url, password and that Redis runs; everything else of the service is backed up without it."
+
+
+class RedisDumpError(RedisError):
+    """What Redis sent is no whole RDB file."""
+
+    code = "DR772"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "Back up again; if it stays so, look at Redis' own log."

@@ -116,6 +116,10 @@ class FilesKind(Enum):
     """Documents named by the SHA-1 of their content; the rows of a database refer to them."""
     DIRECTORY = "directory"
     """Anything else: restored as it was captured."""
+    GIT = "git"
+    """Clones, each as a bundle of its refs with what was not committed."""
+    REDIS = "redis"
+    """The content of a Redis as an RDB file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +157,75 @@ class FilesSettings:
     compression_level: int = 1
 
 
-ComponentSettings: TypeAlias = PostgresSettings | FilesSettings
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GitSettings:
+    """Git clones as a component."""
+
+    name: ComponentName
+    clones: tuple[Path, ...]
+    node: str | None = None
+    workers: int = 2
+    compression_level: int = 1
+
+    @property
+    def kind(self) -> FilesKind:
+        """What its snapshots are."""
+        return FilesKind.GIT
+
+    @property
+    def follows(self) -> ComponentName | None:
+        """No cluster."""
+        return None
+
+    @property
+    def database(self) -> str | None:
+        """No database."""
+        return None
+
+
+class RedisRestore(Enum):
+    """What a restore does with the content of a Redis."""
+
+    FLUSH = "flush"
+    """It begins empty: what was in it is made anew, or nobody needs it."""
+    LOAD = "load"
+    """It gets the content of the snapshot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisSettings:
+    """A Redis as a component: the whole server, whatever database the URL names."""
+
+    name: ComponentName
+    url: str
+    password: str | None = None
+    """A secret reference."""
+    ca_file: Path | None = None
+    """Certificates that are trusted instead of the system's; for ``rediss`` only."""
+    restore: RedisRestore = RedisRestore.FLUSH
+    node: str | None = None
+    workers: int = 2
+    compression_level: int = 1
+
+    @property
+    def kind(self) -> FilesKind:
+        """What its snapshots are."""
+        return FilesKind.REDIS
+
+    @property
+    def follows(self) -> ComponentName | None:
+        """No cluster."""
+        return None
+
+    @property
+    def database(self) -> str | None:
+        """No PostgreSQL database."""
+        return None
+
+
+FilesComponent: TypeAlias = FilesSettings | GitSettings | RedisSettings
+"""What is stored as files, after the clusters."""
+ComponentSettings: TypeAlias = PostgresSettings | FilesComponent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,15 +352,15 @@ class Service:
         kept = {
             name: item
             for name, item in self.components.items()
-            if item is cluster or (isinstance(item, FilesSettings) and item.follows in {None, cluster.name})
+            if item is cluster or (isinstance(item, FilesComponent) and item.follows in {None, cluster.name})
         }
         return replace(
             self, components=kept, checks=tuple(check for check in self.checks if check.component == cluster.name)
         )
 
-    def files(self) -> list[FilesSettings]:
-        """Return the components that are folders of files, in the order of the configuration."""
-        return [item for item in self.components.values() if isinstance(item, FilesSettings)]
+    def files(self) -> list[FilesComponent]:
+        """Return the components that are stored as files, in the order of the configuration."""
+        return [item for item in self.components.values() if isinstance(item, FilesComponent)]
 
     def database(self, name: str | None = None) -> PostgresSettings:
         """Return the named PostgreSQL component, or the only one.

@@ -23,7 +23,7 @@ class SnapshotState(Enum):
 
 
 POSTGRES_KIND = "postgres"
-FILES_KINDS = frozenset({"odoo-filestore", "directory"})
+FILES_KINDS = frozenset({"odoo-filestore", "directory", "git", "redis"})
 """Kinds whose snapshots carry :class:`FilesFacts`."""
 
 

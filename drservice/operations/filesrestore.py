@@ -20,9 +20,10 @@ from drservice.components.odoo_filestore.placing import (
 )
 from drservice.components.postgres.asking import asking
 from drservice.environments.interface import Environment
-from drservice.model.estate import FilesKind, FilesSettings, Service
+from drservice.model.estate import FilesComponent, FilesKind, FilesSettings, Service
 from drservice.model.points import files_at, order_for_documents
 from drservice.model.snapshot import SnapshotRecord
+from drservice.operations.preparedrestore import place_prepared, usable
 from drservice.operations.production import read_references
 from drservice.operations.progress import Progress
 from drservice.processes import Account
@@ -60,7 +61,7 @@ class DocumentCounts:
 class RestoredFiles:
     """One folder of files that was restored."""
 
-    component: FilesSettings
+    component: FilesComponent
     root: Path
     records: tuple[SnapshotRecord, ...]
     """The preferred snapshot, and the others that documents were placed from; empty if there is none."""
@@ -70,6 +71,8 @@ class RestoredFiles:
     documents: PlacedDocuments | None = None
     """``None`` for a plain folder."""
     notes: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
+    """What the snapshot should have and has not, in sentences."""
 
     @property
     def counts(self) -> DocumentCounts | None:
@@ -88,7 +91,7 @@ class RestoredFiles:
     def problems(self) -> tuple[str, ...]:
         """Return what is not as it was, in sentences; empty if nothing is."""
         name = self.component.name
-        found = [] if self.records else [f"there is no snapshot of {name}"]
+        found = [*self.lacking] if self.records else [f"there is no snapshot of {name}"]
         placed = self.documents
         if placed is not None:
             if placed.missing:
@@ -111,7 +114,7 @@ class FilesRestore:
     progress: Progress
 
     def beside(
-        self, environment: Environment, component: FilesSettings, *, instant: datetime | None, into: Path | None
+        self, environment: Environment, component: FilesComponent, *, instant: datetime | None, into: Path | None
     ) -> RestoredFiles:
         """Restore one folder beside a recovered cluster.
 
@@ -127,7 +130,7 @@ class FilesRestore:
             PostgresError: the recovered database does not say what it refers to.
         """
         self.progress.step(f"restore {component.name}")
-        if component.kind is FilesKind.DIRECTORY:
+        if component.kind is not FilesKind.ODOO_FILESTORE:
             root = into or environment.folder(component.name) / _FOLDER
             return self._folder(component, instant=instant, root=root, account=_owner(into))
         assert component.database is not None
@@ -159,7 +162,7 @@ class FilesRestore:
             notes=(*references.notes, *placed.unreadable, *((recovered,) if back else ())),
         )
 
-    def folder(self, component: FilesSettings, *, instant: datetime | None, root: Path) -> RestoredFiles:
+    def folder(self, component: FilesComponent, *, instant: datetime | None, root: Path) -> RestoredFiles:
         """Restore a folder as the snapshot has it that stands for the instant (``None`` = the latest).
 
         It belongs to the present user: whose it was, nobody knows on another host.
@@ -170,12 +173,16 @@ class FilesRestore:
         return self._folder(component, instant=instant, root=root, account=None)
 
     def _folder(
-        self, component: FilesSettings, *, instant: datetime | None, root: Path, account: Account | None
+        self, component: FilesComponent, *, instant: datetime | None, root: Path, account: Account | None
     ) -> RestoredFiles:
-        chosen = files_at(self._records(component), instant)
+        chosen = files_at(usable(component, self._records(component)), instant)
         if chosen is None:
             return RestoredFiles(component=component, root=root, records=())
-        placed = place_folder(self._context(component, account), chosen.id, root)
+        context = self._context(component, account)
+        if isinstance(component, FilesSettings):
+            placed, notes, lacking = place_folder(context, chosen.id, root), tuple[str, ...](), tuple[str, ...]()
+        else:
+            placed, notes, lacking = place_prepared(context, component, chosen, root)
         late = instant is not None and chosen.stopped_at > instant
         note = f"there is no snapshot of {component.name} from before the target; the first one after it was taken"
         return RestoredFiles(
@@ -185,10 +192,11 @@ class FilesRestore:
             files=placed.files,
             written_bytes=placed.written_bytes,
             fetched_bytes=placed.fetched_bytes,
-            notes=(note,) if late else (),
+            notes=(*notes, *((note,) if late else ())),
+            lacking=lacking,
         )
 
-    def _context(self, component: FilesSettings, account: Account | None) -> PlaceContext:
+    def _context(self, component: FilesComponent, account: Account | None) -> PlaceContext:
         return PlaceContext(
             repository=self.repository,
             scope=self.repository.scope(self.service.name, component.name),
@@ -197,7 +205,7 @@ class FilesRestore:
             progress=self.progress,
         )
 
-    def _records(self, component: FilesSettings) -> Sequence[SnapshotRecord]:
+    def _records(self, component: FilesComponent) -> Sequence[SnapshotRecord]:
         listing = self.repository.snapshots(self.repository.scope(self.service.name, component.name))
         for key, error in listing.unreadable.items():
             self.progress.note(f"WARNING: a snapshot cannot be read and is left out: {key}: {error.message}")

@@ -7,18 +7,45 @@ import os
 from drservice.clock import to_iso
 from drservice.components.postgres.asking import asking
 from drservice.evidence.anchoring import Anchor
-from drservice.model.estate import Estate, FilesKind, FilesSettings, Service
+from drservice.model.estate import (
+    Estate,
+    FilesComponent,
+    FilesKind,
+    FilesSettings,
+    GitSettings,
+    RedisSettings,
+    Service,
+)
 from drservice.operations.checklist import Checklist
 from drservice.operations.evidence import Evidence
+from drservice.operations.healthprepared import check_clones, check_redis
 from drservice.operations.production import read_references
 from drservice.repository.repository import Repository
 
 _SECONDS = 60.0
 
 
-def check_files(repository: Repository, service: Service, component: FilesSettings, checklist: Checklist) -> None:
-    """Ask whether a folder can be captured, whether its rows can be asked, and whether it ever was captured."""
+def check_files(repository: Repository, service: Service, component: FilesComponent, checklist: Checklist) -> None:
+    """Ask whether what is stored as files can be captured, whether its rows can be asked, and whether it ever was."""
     prefix = f"{service.name}/{component.name}"
+    if isinstance(component, GitSettings):
+        check_clones(component, prefix, checklist)
+    elif isinstance(component, RedisSettings):
+        check_redis(service, component, prefix, checklist)
+    else:
+        _check_folder(service, component, prefix, checklist)
+    with checklist.asking(f"{prefix}: snapshots"):
+        listing = repository.snapshots(repository.scope(service.name, component.name))
+        if listing.records:
+            newest = listing.records[-1]
+            checklist.ok(f"{prefix}: snapshots", f"{len(listing.records)}, the newest of {to_iso(newest.started_at)}")
+        else:
+            checklist.fail(f"{prefix}: snapshots", "there is none", f"Run: drservice backup {service.name}")
+        for key, error in listing.unreadable.items():
+            checklist.fail(f"{prefix}: unreadable snapshot", f"{key}: {error.message}", error.hint)
+
+
+def _check_folder(service: Service, component: FilesSettings, prefix: str, checklist: Checklist) -> None:
     name = f"{prefix}: folder"
     if os.access(component.path, os.R_OK | os.X_OK) and component.path.is_dir():
         checklist.ok(name, str(component.path))
@@ -30,15 +57,6 @@ def check_files(repository: Repository, service: Service, component: FilesSettin
         )
     if component.kind is FilesKind.ODOO_FILESTORE:
         _check_rows(service, component, prefix, checklist)
-    with checklist.asking(f"{prefix}: snapshots"):
-        listing = repository.snapshots(repository.scope(service.name, component.name))
-        if listing.records:
-            newest = listing.records[-1]
-            checklist.ok(f"{prefix}: snapshots", f"{len(listing.records)}, the newest of {to_iso(newest.started_at)}")
-        else:
-            checklist.fail(f"{prefix}: snapshots", "there is none", f"Run: drservice backup {service.name}")
-        for key, error in listing.unreadable.items():
-            checklist.fail(f"{prefix}: unreadable snapshot", f"{key}: {error.message}", error.hint)
 
 
 def _check_rows(service: Service, component: FilesSettings, prefix: str, checklist: Checklist) -> None:

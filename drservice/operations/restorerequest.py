@@ -13,7 +13,7 @@ from drservice.components.postgres.server import PostgresPrograms
 from drservice.components.postgres.tablespaces import Moved
 from drservice.environments.interface import EnvironmentDescription, Probe
 from drservice.environments.limits import Limits
-from drservice.model.estate import FilesSettings, PostgresSettings, Service
+from drservice.model.estate import FilesComponent, PostgresSettings, Service
 from drservice.model.ids import EnvironmentId, SnapshotId
 from drservice.model.losses import LossReport
 from drservice.model.recovery import Target
@@ -63,7 +63,7 @@ class RestoreRequest:
     delta: bool = False
     """Restore onto the cluster's directory if there is one of the same cluster: only what differs is fetched."""
     afterwards: Afterwards
-    files: tuple[FilesSettings, ...] = ()
+    files: tuple[FilesComponent, ...] = ()
     """Folders to restore with the cluster. With any, ``into`` gets a folder for each component, by its name."""
     tablespaces: Mapping[str, Path] = field(default_factory=dict)
     """Which extra tablespaces (location or OID) go into new or empty folders of their own, instead of ``pg_tblspc``."""

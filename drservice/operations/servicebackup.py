@@ -22,15 +22,17 @@ from drservice.components.postgres.baseline import measure_baseline
 from drservice.errors import DrError, InterruptedRunError, PostgresError
 from drservice.evidence.statements import Statement
 from drservice.model.checks import Baseline
-from drservice.model.estate import FilesKind, FilesSettings, PostgresSettings, Service
+from drservice.model.estate import FilesComponent, FilesKind, FilesSettings, PostgresSettings, Service
 from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import ComponentName, make_ulid
 from drservice.model.points import RecoveryPoint, instant_of, member_of, state_of
 from drservice.model.snapshot import SnapshotRecord, SnapshotState
 from drservice.operations.backup import BackupContext, BackupResult, run_backup
 from drservice.operations.evidence import Evidence, snapshot_subjects
+from drservice.operations.preparedbackup import capture_prepared
 from drservice.operations.production import References, read_references
 from drservice.operations.records import backup_fields
+from drservice.repository.writer import SnapshotWriter
 
 _REFERENCES_SECONDS = 600.0
 
@@ -173,7 +175,7 @@ def backup_service(
     if only is not None:
         component = service.component(only)
         databases = [component] if isinstance(component, PostgresSettings) else []
-        files = [component] if isinstance(component, FilesSettings) else []
+        files = [component] if isinstance(component, FilesComponent) else []
     else:
         databases, files = service.databases(), service.files()
     baselines, notes = _measure(context, service, databases) if only is None else ({}, ())
@@ -225,21 +227,17 @@ def _measure(
     return baselines, tuple(notes)
 
 
-def _backup_files(context: BackupContext, service: Service, component: FilesSettings) -> FilesResult:
+def _backup_files(context: BackupContext, service: Service, component: FilesComponent) -> FilesResult:
     began = context.clock.monotonic()
     context.progress.step(f"back up {service.name}/{component.name}")
-    references, notes = _references(service, component)
     scope = context.repository.scope(service.name, component.name)
     with context.repository.writer(
         scope, state_dir=context.state_dir, workers=component.workers, level=component.compression_level
     ) as writer:
-        captured = capture_files(
-            writer,
-            component=component,
-            referred=references.documents if references is not None else None,
-            clock=context.clock,
-            progress=context.progress,
-        )
+        if isinstance(component, FilesSettings):
+            captured, notes = _capture_folder(context, writer, service, component)
+        else:
+            captured, notes = capture_prepared(context, writer, service, component)
         record = writer.commit(captured.commit_facts())
         telemetry.info("snapshot committed", snapshot=record.id, stored_bytes=record.stored_bytes)
     context.progress.done()
@@ -249,6 +247,20 @@ def _backup_files(context: BackupContext, service: Service, component: FilesSett
         notes=notes,
         seconds=context.clock.monotonic() - began,
     )
+
+
+def _capture_folder(
+    context: BackupContext, writer: SnapshotWriter, service: Service, component: FilesSettings
+) -> tuple[CapturedFiles, tuple[str, ...]]:
+    references, notes = _references(service, component)
+    captured = capture_files(
+        writer,
+        component=component,
+        referred=references.documents if references is not None else None,
+        clock=context.clock,
+        progress=context.progress,
+    )
+    return captured, notes
 
 
 def _references(service: Service, component: FilesSettings) -> tuple[References | None, tuple[str, ...]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from drservice.clock import Clock, from_iso
 from drservice.errors import DrError, ObjectStoreError
-from drservice.model.estate import FilesSettings, Service
+from drservice.model.estate import FilesComponent, Service
 from drservice.model.points import RecoveryPoint
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.evidence import Evidence
@@ -26,7 +26,7 @@ from drservice.repository.repository import Repository
 class FilesInfo:
     """What is known of a folder of files."""
 
-    component: FilesSettings
+    component: FilesComponent
     snapshots: tuple[SnapshotRecord, ...]
     unreadable: dict[str, DrError]
     seconds_at_risk: float | None
@@ -169,7 +169,7 @@ def _proved(databases: Sequence[ComponentInfo], drills: Sequence[DrillEntry]) ->
     return newest
 
 
-def _files_info(repository: Repository, service: Service, component: FilesSettings, now: datetime) -> FilesInfo:
+def _files_info(repository: Repository, service: Service, component: FilesComponent, now: datetime) -> FilesInfo:
     listing = repository.snapshots(repository.scope(service.name, component.name))
     return FilesInfo(
         component=component,

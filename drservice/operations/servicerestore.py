@@ -14,7 +14,7 @@ from drservice.components.postgres.placing import require_empty
 from drservice.errors import DrError, ExitStatus, InterruptedRunError, TargetOutsideWindowError
 from drservice.evidence.statements import Subject
 from drservice.model.checks import Baseline
-from drservice.model.estate import FilesSettings, Service
+from drservice.model.estate import FilesComponent, Service
 from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import ComponentName, PointId, ServiceName, make_ulid
 from drservice.model.recovery import Target
@@ -217,7 +217,7 @@ def restore_folder(
     context: RestoreContext,
     evidence: Evidence,
     service: Service,
-    component: FilesSettings,
+    component: FilesComponent,
     target: Target,
     into: Path,
 ) -> RestoredFiles:

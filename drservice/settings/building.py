@@ -28,6 +28,7 @@ from drservice.model.estate import (
     EvidenceSettings,
     FilesKind,
     FilesSettings,
+    GitSettings,
     HistorySettings,
     NodeSettings,
     NotifyKind,
@@ -35,11 +36,12 @@ from drservice.model.estate import (
     Objectives,
     OdooProgram,
     PostgresSettings,
+    RedisRestore,
+    RedisSettings,
     RepositorySettings,
     Schedules,
     Service,
     SignerSettings,
-    UnprotectedComponent,
     WalMode,
     WalSettings,
     WebSettings,
@@ -81,7 +83,7 @@ def build_estate(configuration: schema.Configuration, source: pathlib.Path) -> E
 
 def notices(configuration: schema.Configuration, estate: Estate) -> tuple[str, ...]:
     """Return a sentence for each declared thing that this version does not act on, or that has no effect."""
-    told = [_component_notice(path, entry) for path, entry in _foreign_components(configuration)]
+    told: list[str] = []
     for service_name, service in configuration.services.items():
         for name, component in service.components.items():
             if not isinstance(component, schema.PostgresComponent):
@@ -145,15 +147,8 @@ def _service(name: str, service: schema.Service) -> Service:
             documents_rpo=service.objectives.documents_rpo,
         ),
         components={
-            ComponentName(key): built
-            for key, component in service.components.items()
-            if (built := _component(key, component, service)) is not None
+            ComponentName(key): _component(key, component, service) for key, component in service.components.items()
         },
-        unprotected=tuple(
-            UnprotectedComponent(name=ComponentName(key), kind=component.kind)
-            for key, component in service.components.items()
-            if isinstance(component, schema.GitComponent | schema.RedisComponent)
-        ),
         checks=tuple(
             BusinessCheck(
                 name=check.name,
@@ -248,8 +243,7 @@ def _retention(retention: schema.Retention) -> RetentionPolicy:
     )
 
 
-def _component(name: str, component: schema.Component, service: schema.Service) -> ComponentSettings | None:
-    """Return a component this version protects; ``None`` for another kind, which becomes a notice."""
+def _component(name: str, component: schema.Component, service: schema.Service) -> ComponentSettings:
     match component:
         case schema.PostgresComponent():
             return _postgres(name, component)
@@ -273,8 +267,21 @@ def _component(name: str, component: schema.Component, service: schema.Service) 
                 path=pathlib.Path(component.path),
                 node=component.node,
             )
-        case _:
-            return None
+        case schema.GitComponent():
+            return GitSettings(
+                name=ComponentName(name),
+                clones=tuple(pathlib.Path(path) for path in component.clones),
+                node=component.node,
+            )
+        case schema.RedisComponent():
+            return RedisSettings(
+                name=ComponentName(name),
+                url=component.url,
+                password=component.password,
+                ca_file=pathlib.Path(component.ca) if component.ca is not None else None,
+                restore=RedisRestore(component.restore),
+                node=component.node,
+            )
 
 
 def _odoo(program: schema.OdooProgram) -> OdooProgram:
@@ -332,17 +339,6 @@ def _postgres(name: str, component: schema.PostgresComponent) -> PostgresSetting
         workers=component.workers,
         compression_level=component.compression_level,
     )
-
-
-def _foreign_components(configuration: schema.Configuration) -> Iterator[tuple[str, schema.Component]]:
-    for service_name, service in configuration.services.items():
-        for name, component in service.components.items():
-            if isinstance(component, schema.GitComponent | schema.RedisComponent):
-                yield f"services.{service_name}.components.{name}", component
-
-
-def _component_notice(path: str, component: schema.Component) -> str:
-    return f"{path} ({component.kind}) is declared but not protected by this version: it is not backed up"
 
 
 def _declared(value: object, pattern: list[str], path: str) -> Iterator[str]:

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
-from drservice.model.estate import Estate, FilesSettings, Objectives, Service
+from drservice.model.estate import (
+    ComponentSettings,
+    Estate,
+    FilesSettings,
+    GitSettings,
+    Objectives,
+    RedisRestore,
+    RedisSettings,
+    Service,
+)
 from drservice.model.preview import SchedulePreview, preview
 from drservice.model.retention import RetentionPolicy
 from drservice.model.runs import RunKind
@@ -203,17 +212,26 @@ def _unprotected_components(path: str, old: Service, new: Service) -> Iterator[U
     for name, component in old.components.items():
         here, now_there = f"{path}.components.{name}", new.components.get(name)
         if now_there is None:
-            kinds = [item.kind for item in new.unprotected if item.name == name]
-            reason = f"this version does not back up the kind {kinds[0]}" if kinds else "no longer declared"
-            yield Unprotected(path=here, reason=reason)
+            yield Unprotected(path=here, reason="no longer declared")
         elif type(now_there) is not type(component):
             yield Unprotected(path=here, reason="it is of another kind; what was captured under this name is not")
-        elif (
-            isinstance(component, FilesSettings)
-            and isinstance(now_there, FilesSettings)
-            and component.path != now_there.path
-        ):
-            yield Unprotected(path=here, reason=f"{component.path} is no longer captured, {now_there.path} is")
+        elif (reason := _no_longer_captured(component, now_there)) is not None:
+            yield Unprotected(path=here, reason=reason)
+
+
+def _no_longer_captured(old: ComponentSettings, new: ComponentSettings) -> str | None:
+    """Return what of a component that stays is not captured or not restored any more."""
+    if isinstance(old, FilesSettings) and isinstance(new, FilesSettings) and old.path != new.path:
+        return f"{old.path} is no longer captured, {new.path} is"
+    if isinstance(old, GitSettings) and isinstance(new, GitSettings):
+        gone = [str(path) for path in old.clones if path not in new.clones]
+        return f"no longer captured: {', '.join(gone)}" if gone else None
+    if isinstance(old, RedisSettings) and isinstance(new, RedisSettings):
+        if old.url != new.url:
+            return f"{old.url} is no longer captured, {new.url} is"
+        if (old.restore, new.restore) == (RedisRestore.LOAD, RedisRestore.FLUSH):
+            return "a restore does not bring its content back any more"
+    return None
 
 
 def _weaker_retention(before: Estate, after: Estate, now: datetime) -> Iterator[str]:

@@ -21,7 +21,6 @@ from drservice.settings.positions import Document, Path, Plain, Problem, format_
 
 T = TypeVar("T")
 
-_CAPTURED = ("postgres", "odoo-filestore", "directory")
 _SHORTEST_HISTORY = timedelta(days=7)
 _SECRET_WORDS = ("AGE-SECRET-KEY-", "PRIVATE KEY-----")
 
@@ -104,8 +103,9 @@ def _needs(document: Document) -> Iterator[Problem]:
             if component.get("method") == "local" and "data_directory" not in component:
                 path: Path = ("services", name, "components", component_name, "method")
                 yield _problem(document, path, "method local needs `data_directory`")
+            here: Path = ("services", name, "components", component_name)
+            yield from _prepared_needs(document, here, component)
             if component.get("kind") == "odoo-filestore":
-                here: Path = ("services", name, "components", component_name)
                 yield from _filestore_needs(document, here, component, _mapping(_mapping(service).get("components")))
     yield from _unique_names(document, ("repository", "copies"), "copy")
     yield from _unique_names(document, ("evidence", "anchors"), "anchor")
@@ -143,7 +143,7 @@ def _hosts(document: Document) -> Iterator[Problem]:
         first: tuple[str, str] | None = None
         for component, entry in _mapping(_mapping(service).get("components")).items():
             node = _mapping(entry).get("node")
-            if not isinstance(node, str) or _mapping(entry).get("kind") not in _CAPTURED:
+            if not isinstance(node, str):
                 continue
             first = first or (component, node)
             if node != first[1]:
@@ -261,6 +261,18 @@ def _filestore_needs(
         yield _problem(document, here, "documents need a component of kind postgres in the same service")
     elif len(clusters) > 1:
         yield _problem(document, here, f"there are {len(clusters)} clusters; `follows` must name the documents' one")
+
+
+def _prepared_needs(document: Document, here: Path, component: Mapping[str, Plain]) -> Iterator[Problem]:
+    """A clone that is named twice would be stored twice; certificates are for a connection with TLS."""
+    seen: set[str] = set()
+    for index, path in _items(component.get("clones")):
+        if isinstance(path, str) and path.rstrip("/") in seen:
+            yield _problem(document, (*here, "clones", index), "it is named above already; expected another clone")
+        seen.add(str(path).rstrip("/"))
+    url = component.get("url")
+    if component.get("kind") == "redis" and "ca" in component and isinstance(url, str) and url.startswith("redis:"):
+        yield _problem(document, (*here, "ca"), "certificates need TLS; expected a rediss:// address in `url`")
 
 
 def _dependency_needs(document: Document, here: Path, dependency: Mapping[str, Plain]) -> Iterator[Problem]:

@@ -225,7 +225,9 @@ class GitComponent(Closed):
     """Git clones with configuration and code."""
 
     kind: Literal["git"]
-    clones: list[AbsolutePath] = Field(min_length=1, description="folders of the clones")
+    clones: list[AbsolutePath] = Field(
+        min_length=1, description="folders of the clones; each is captured with what is not committed"
+    )
     node: Name | None = Field(default=None, description="the host that runs its backups")
 
 
@@ -233,9 +235,18 @@ class RedisComponent(Closed):
     """A Redis database."""
 
     kind: Literal["redis"]
-    url: RedisUrl = Field(description="redis://HOST:PORT/NUMBER, without a password")
+    url: RedisUrl = Field(
+        description="redis://HOST:PORT/NUMBER, without a password; the whole server is captured. rediss:// for TLS"
+    )
     password: SecretReference | None = Field(default=None, description="the password, as a reference")
-    restore: Literal["flush", "load"] = Field(default="flush", description="what a restore does with its content")
+    ca: AbsolutePath | None = Field(
+        default=None, description="file with the certificates that are trusted instead of the system's, for rediss://"
+    )
+    restore: Literal["flush", "load"] = Field(
+        default="flush",
+        description="flush: it begins empty after a restore; load: it gets the content of the last snapshot, and what"
+        " was written since is lost",
+    )
     node: Name | None = Field(default=None, description="the host that runs its backups")
 
 

@@ -275,7 +275,8 @@ def test_config_show_tells_values_origins_and_what_is_not_acted_on(tmp_path: Pat
     path = tmp_path / "drservice.yaml"
     path.write_text(
         "version: 1\nrepository: {url: 'file:///r'}\nservices:\n  erp:\n    components:\n"
-        "      database: {kind: postgres, dsn: host=db1}\n      queue: {kind: redis, url: 'redis://cache:6379/0'}\n"
+        "      database: {kind: postgres, dsn: host=db1}\n    depends_on: [mail]\n"
+        "dependencies:\n  mail: {kind: dns, host: mail.example.com}\n"
     )
     path.chmod(0o640)
     done = call((*PROGRAM, "config", "show", "--json", "--config", str(path)), cwd=tmp_path)
@@ -284,10 +285,10 @@ def test_config_show_tells_values_origins_and_what_is_not_acted_on(tmp_path: Pat
     assert shown["schema"] == "drservice/config-show/v1"
     assert {"path": "services.erp.components.database.dsn", "value": "host=db1", "line": 6} in shown["values"]
     assert {"path": "state_dir", "value": "/var/lib/drservice", "line": None} in shown["values"]
-    assert "not backed up" in shown["notices"][0]
+    assert "not acted on" in shown["notices"][0]
     human = call((*PROGRAM, "--config", str(path), "config", "show"), cwd=tmp_path)
     assert "line 6" in human.stdout
-    assert human.stderr.startswith("warning: services.erp.components.queue (redis) is declared but not protected")
+    assert human.stderr.startswith("warning: services.erp.depends_on is declared but not acted on")
     named = call((*PROGRAM, "config", "show"), cwd=tmp_path, DRSERVICE_CONFIG=str(path))
     assert named.stdout == human.stdout
 

@@ -158,7 +158,7 @@ class Walk:
         if stat.S_ISDIR(mode):
             self._on_folder(FoundFolder(path, mode & 0o777))
             deeper.append(path)
-        elif stat.S_ISLNK(mode) and self._kind is FilesKind.DIRECTORY:
+        elif stat.S_ISLNK(mode) and self._kind is not FilesKind.ODOO_FILESTORE:
             try:
                 self._on_link(FoundLink(path, os.readlink(name, dir_fd=descriptor)))
             except OSError as error:

@@ -135,7 +135,7 @@ def test_a_schedule_that_begins_does_not(changed: Compare) -> None:
             "{kind: directory, path: /srv/labels}",
             "{kind: git, clones: [/srv/labels]}",
             "services.labels.components.files",
-            "this version does not back up the kind git",
+            "it is of another kind; what was captured under this name is not",
         ),
         (
             "{kind: directory, path: /srv/labels}",

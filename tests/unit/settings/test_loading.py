@@ -16,9 +16,13 @@ from drservice.model.estate import (
     CatchUp,
     DrillTarget,
     FilesKind,
+    FilesSettings,
+    GitSettings,
     NodeSettings,
     NotifyKind,
     NotifyPlace,
+    RedisRestore,
+    RedisSettings,
     Schedules,
     WalMode,
     WalSettings,
@@ -110,7 +114,12 @@ def test_the_whole_contract_is_read(write: Write) -> None:
     assert (database.method, database.wal.mode) == (CaptureMethod.AUTO, WalMode.STREAM)
     assert (database.workers, database.compression_level) == (2, 1)
     assert database.wal.archive_wait == timedelta(minutes=5)
-    documents, labels = erp.files()
+    documents, configuration, labels, queue = erp.files()
+    assert isinstance(labels, FilesSettings)
+    assert isinstance(configuration, GitSettings)
+    assert configuration.clones == (Path("/srv/odoo-addons"), Path("/etc/drservice"))
+    assert isinstance(queue, RedisSettings)
+    assert (queue.url, queue.password, queue.restore) == ("redis://cache:6379/0", None, RedisRestore.FLUSH)
     assert (documents.kind, documents.database, documents.follows) == (FilesKind.ODOO_FILESTORE, "plant", "database")
     assert (labels.kind, labels.path, labels.follows) == (FilesKind.DIRECTORY, Path("/srv/labels"), None)
     assert [(check.name, str(check.expect)) for check in erp.checks] == [("moves-balance", "= 0")]
@@ -182,12 +191,10 @@ def test_what_is_declared_but_not_acted_on_is_told(write: Write) -> None:
     notices = load(write(WHOLE)).notices
     told = {notice.split()[0] for notice in notices}
     assert told == {
-        *(f"services.erp.components.{name}" for name in ("configuration", "queue")),
         "services.erp.depends_on",
         "drills.erp-quarterly.runbook",
         *("repository.copies", "dependencies", "access"),
     }
-    assert any("queue (redis) is declared but not protected" in notice for notice in notices)
 
 
 def test_how_wal_is_streamed_is_read_and_synchronous_without_a_stream_is_told(write: Write) -> None:
