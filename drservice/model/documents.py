@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from drservice.model.ids import KeyId, SnapshotId, SystemId
+from drservice.model.ids import KeyId, SystemId
 from drservice.model.snapshot import SnapshotRecord, SnapshotState
 from drservice.model.wal import Lsn, Timeline
 
@@ -81,43 +81,44 @@ def nearest_sets(sets: Sequence[StoredSet], instant: datetime | None) -> tuple[S
     return tuple(sorted(sets, key=lambda item: (abs(item.position.server_time - instant), item.id)))
 
 
-def covered_at(
-    records: Sequence[SnapshotRecord], sets: Sequence[StoredSet], *, lsn: Lsn, system_id: SystemId, instant: datetime
-) -> Covered:
-    """Return up to where the documents of a database are known that was recovered to a position.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsAt:
+    """Which position of which history a recovered database shows."""
+
+    system_id: SystemId
+    timeline: Timeline
+    lsn: Lsn
+    instant: datetime
+    """Of the last commit in it, by the clock of the server."""
+
+
+def covered_at(records: Sequence[SnapshotRecord], sets: Sequence[StoredSet], rows: RowsAt) -> Covered:
+    """Return up to where the documents of a recovered database are known.
 
     A row that was committed behind the newest position at which anybody looked may refer to a document that nobody has
-    taken. What was looked at is a whole set (the position stands in it) or a pass over all files (its beginning).
+    taken. What was looked at is a whole set (its position) or a pass over all files (its beginning).
 
     Args:
         records: passes over the filestore.
         sets: of documents.
-        lsn: the position that was reached.
-        system_id: of the recovered cluster.
-        instant: what the server's clock said there.
+        rows: what the database shows.
     """
     looks: list[tuple[datetime, str]] = []
     for item in sets:
         if not item.is_whole:
             continue
-        beyond = item.position.system_id == system_id and item.position.lsn >= lsn
-        when = max(item.position.server_time, instant) if beyond else item.position.server_time
+        position = item.position
+        same = (position.system_id, position.timeline) == (rows.system_id, rows.timeline)
+        beyond = same and position.lsn >= rows.lsn  # true whatever a clock said that was set meanwhile
+        when = max(position.server_time, rows.instant) if beyond else position.server_time
         looks.append((when, item.id))
     looks += [(record.documents.walk_began_at, record.id) for record in records if _tells_all(record)]
     if not looks:
         return Covered(newest=None, by=None, behind_seconds=0.0)
     newest, by = max(looks)
-    return Covered(newest=newest, by=by, behind_seconds=max(0.0, (instant - newest).total_seconds()))
+    return Covered(newest=newest, by=by, behind_seconds=max(0.0, (rows.instant - newest).total_seconds()))
 
 
 def _tells_all(record: SnapshotRecord) -> bool:
     """Tell whether a pass looked at everything: what it lacks, production lacked."""
     return record.state is not SnapshotState.PARTIAL
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Where a document was found: in a snapshot or in a set."""
-
-    snapshot: SnapshotId | None = None
-    document_set: str | None = None

@@ -121,6 +121,11 @@ class DocumentSets:
         self._signer = signer
         self._clock = clock
 
+    @property
+    def is_distant(self) -> bool:
+        """Whether the store is far away: many small reads side by side are worth it."""
+        return self._store.capabilities.distant
+
     # --- writing --------------------------------------------------------------------------------------------
 
     def put(
@@ -237,7 +242,7 @@ class DocumentSets:
         infos = [info for info in self._store.list(prefix) if is_ulid(info.key.removeprefix(prefix))]
         sets: list[StoredSet] = []
         unreadable: dict[str, DrError] = {}
-        width = _READERS if self._store.capabilities.distant else 1
+        width = _READERS if self.is_distant else 1
         with ThreadPoolExecutor(max_workers=width, thread_name_prefix="sets") as threads:
             for info, got in zip(infos, threads.map(self._header, infos), strict=True):
                 if isinstance(got, StoredSet):

@@ -19,6 +19,7 @@ from drservice.components.odoo_filestore.placing import (
     place_folder,
 )
 from drservice.components.odoo_filestore.record import DocumentRecord, document_record
+from drservice.model.documents import StoredSet
 from drservice.model.estate import FilesKind, FilesSettings
 from drservice.model.ids import ComponentName, ServiceName, SnapshotId
 from drservice.model.snapshot import SnapshotRecord
@@ -113,9 +114,10 @@ class Filestore:
         wanted: Collection[str],
         *,
         store: ObjectStore | None = None,
+        sets: Sequence[StoredSet] = (),
     ) -> PlacedDocuments:
         """Restore documents."""
-        return place_documents(self.context(store=store), snapshots, target, wanted=wanted)
+        return place_documents(self.context(store=store), snapshots, target, wanted=wanted, sets=sets)
 
     def place_all(self, snapshot: SnapshotId, target: Path) -> PlacedFolder:
         """Restore a plain folder."""

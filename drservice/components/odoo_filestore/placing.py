@@ -4,9 +4,10 @@ Everything is placed in a folder beside the target under a name of this run (``s
 into place as a whole: under the target's name there is everything or nothing. A crash leaves the folder of its run,
 which nobody takes for a restore and anybody may delete.
 
-A document that cannot be restored from the preferred snapshot is looked for in the others. One that production itself
-had lost is told apart from one that we lost; one that was damaged in production already is *not* placed: under its name
-Odoo would take every later upload of the right content for a collision.
+A document that cannot be restored from the preferred snapshot is looked for in the others, and then in the sets that
+were stored between them. One that production itself had lost is told apart from one that we lost; one that was damaged
+in production already is *not* placed: under its name Odoo would take every later upload of the right content for a
+collision.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from drservice.components.odoo_filestore.names import is_document, sha1_of_name
+from drservice.components.odoo_filestore.placingsets import FoundInSets, place_from_sets
 from drservice.components.odoo_filestore.record import document_record
 from drservice.components.odoo_filestore.staging import Staging, staging
 from drservice.errors import DocumentsDamagedError, DrError, NoIdentityError
+from drservice.model.documents import StoredSet
 from drservice.model.ids import SnapshotId
 from drservice.processes import Account
 from drservice.repository.bulkplacing import BulkPlaced, PlacingSpec, WantedFile, data_bytes, place_whole_files
@@ -60,7 +63,11 @@ class PlacedDocuments:
     written_bytes: int
     fetched_bytes: int
     unreadable: tuple[str, ...]
-    """Why snapshots, or parts of them, could not be looked into."""
+    """Why snapshots, sets, or parts of them, could not be looked into."""
+    from_sets: int = 0
+    """Placed from sets of documents: no snapshot has them."""
+    used_sets: tuple[str, ...] = ()
+    """The sets that documents were placed from, in the order they were asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +97,7 @@ class _Search:
     lost_since: set[str] = field(default_factory=set)
     """Of which production had no good copy any more when the first snapshot was taken."""
     used: list[SnapshotId] = field(default_factory=list)
+    sets: FoundInSets = field(default_factory=FoundInSets)
     unreadable: list[str] = field(default_factory=list)
 
 
@@ -106,7 +114,12 @@ class PlaceContext:
 
 
 def place_documents(
-    context: PlaceContext, snapshots: Sequence[SnapshotId], target: Path, *, wanted: Collection[str]
+    context: PlaceContext,
+    snapshots: Sequence[SnapshotId],
+    target: Path,
+    *,
+    wanted: Collection[str],
+    sets: Sequence[StoredSet] = (),
 ) -> PlacedDocuments:
     """Place the documents that rows refer to as a new filestore.
 
@@ -115,6 +128,7 @@ def place_documents(
         snapshots: the preferred one first; the others are asked for what it lacks.
         target: new or empty; its parent exists.
         wanted: ``store_fname`` of every row, as read from the recovered database.
+        sets: where what no snapshot has is looked for, in this order.
 
     Returns:
         Counts and names; ``target`` holds every document that could be restored, and no other.
@@ -130,6 +144,8 @@ def place_documents(
         for number, snapshot in enumerate(snapshots):
             if search.wanted or number == 0:
                 _place_from(context, snapshot, made, search, preferred=number == 0)
+        if search.wanted and sets:
+            _place_from_sets(context, sets, made, search)
         made.put_in_place(context.account, mode=_CLOSED)
     left = search.wanted
     lost = left & search.damaged
@@ -149,7 +165,24 @@ def place_documents(
         written_bytes=search.written_bytes,
         fetched_bytes=search.fetched_bytes,
         unreadable=tuple(search.unreadable),
+        from_sets=len(search.sets.placed),
+        used_sets=tuple(search.sets.used),
     )
+
+
+def _place_from_sets(context: PlaceContext, sets: Sequence[StoredSet], made: Staging, search: _Search) -> None:
+    """Place what the sets have of what no snapshot had."""
+    archive = context.repository.document_sets(context.scope)
+    found = place_from_sets(archive, sets, made, wanted=search.wanted, account=context.account)
+    search.wanted -= found.placed
+    search.damaged |= found.damaged
+    search.never_there |= found.missing
+    search.never_right |= found.corrupt
+    search.placed += len(found.placed)
+    search.written_bytes += found.written_bytes
+    search.fetched_bytes += found.fetched_bytes
+    search.unreadable += found.unreadable
+    search.sets = found
 
 
 def _place_from(

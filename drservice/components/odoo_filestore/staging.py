@@ -8,12 +8,14 @@ end, under its final name. A crash just before that leaves a whole restore that 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from drservice.errors import ConfigurationError, RecoveryError, TargetDirectoryError
@@ -22,6 +24,9 @@ from drservice.repository.descent import Folders, Root
 from drservice.repository.target import free_bytes, require_space, sync_opened, write_error
 
 _FOLDER_MODE = 0o755
+_FILE_MODE = 0o644
+"""What Odoo gives its documents."""
+_UNFINISHED = b".unfinished"
 _WRITE_BACK_BYTES = 256 << 20
 """The disk begins to write when so much waits for it, which it would have to write in the end anyway."""
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -81,6 +86,59 @@ class Staging:
             os.symlink(target, name, dir_fd=inside)
             if account is not None:
                 os.chown(name, account.uid, account.gid, dir_fd=inside, follow_symlinks=False)
+
+    def write_file(self, path: bytes, data: bytes, account: Account | None) -> None:
+        """Write a new file with its owner.
+
+        Raises:
+            RecoveryError: it cannot be written, or is there.
+        """
+        with writing(path), self._open(path, os.O_EXCL) as descriptor:
+            _write_all(descriptor, data, 0)
+            _give(descriptor, account, _FILE_MODE)
+
+    def write_part(self, path: bytes, offset: int, data: bytes) -> None:
+        """Write bytes of a file that is put together; it has another name until it is whole.
+
+        Raises:
+            RecoveryError: they cannot be written.
+        """
+        with writing(path), self._open(path + _UNFINISHED, 0) as descriptor:
+            _write_all(descriptor, data, offset)
+
+    def finish_parts(self, path: bytes, sha1: str, account: Account | None) -> bool:
+        """Give a file that was put together its name if its content has that SHA-1; otherwise remove it.
+
+        Raises:
+            RecoveryError: it cannot be read or renamed.
+        """
+        with writing(path), self._open(path + _UNFINISHED, 0) as descriptor:
+            with open(descriptor, "rb", closefd=False) as file:
+                right = hashlib.file_digest(file, partial(hashlib.sha1, usedforsecurity=False)).hexdigest() == sha1
+            if right:
+                _give(descriptor, account, _FILE_MODE)
+                inside = self._folders.at(path.rpartition(b"/")[0])
+                name = path.rpartition(b"/")[2]
+                os.rename(name + _UNFINISHED, name, src_dir_fd=inside, dst_dir_fd=inside)
+        if not right:
+            self.drop_parts(path)
+        return right
+
+    def drop_parts(self, path: bytes) -> None:
+        """Remove what was written of a file that is not whole."""
+        folder, _, name = path.rpartition(b"/")
+        with writing(path):
+            os.unlink(name + _UNFINISHED, dir_fd=self._folders.at(folder))
+
+    @contextmanager
+    def _open(self, path: bytes, flags: int) -> Iterator[int]:
+        folder, _, name = path.rpartition(b"/")
+        always = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(name, always | flags, 0o600, dir_fd=self._folders.at(folder))
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def wrote(self, amount: int) -> None:
         """Hear of bytes that were written: now and then the disk begins with them while others are written.
@@ -223,6 +281,14 @@ def _give(descriptor: int, account: Account | None, mode: int) -> None:
     if account is not None:
         os.fchown(descriptor, account.uid, account.gid)
     os.fchmod(descriptor, mode)
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    left = memoryview(data)
+    while left:
+        written = os.pwrite(descriptor, left, offset)
+        offset += written
+        left = left[written:]
 
 
 def _sync(folder: int) -> None:
