@@ -252,6 +252,8 @@ class Bench:
     def idle(self, seconds: int) -> dict[str, float]:
         """Count what a server stores per minute that does nothing but beat."""
         with self.receiver():
+            end = self.position()
+            self.wait(lambda: self.flushed_by_receiver() >= end)  # what the turns before left is no idle server's
             time.sleep(3)
             before, begin = self.objects(), time.monotonic()
             while time.monotonic() - begin < seconds:
