@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
-from drservice.checks import business, filestore, odoo, postgres, programs, watermarks
+from drservice.checks import business, filestore, odoo, odoostart, postgres, prepared, programs, watermarks
 from drservice.checks.interface import Ask, Check, Finding, NotApplicable, RecoveredService, spoken, unverified
 from drservice.checks.programs import Restart
 from drservice.clock import Clock
 from drservice.components.odoo.invariants import INVARIANTS
 from drservice.errors import DrError
 from drservice.model.checks import CheckResult, CheckState, Severity
-from drservice.model.estate import FilesKind, Service
+from drservice.model.estate import FilesKind, FilesSettings, Service
 from drservice.model.ids import ComponentName
 
 _GRACE_SECONDS = 15.0
@@ -53,7 +53,8 @@ def plan_suite(
 ) -> tuple[Check, ...]:
     """Return every check that will run, in order, from the configuration alone.
 
-    SQL first, then what reads whole files, then the programs that read every page; those that stop a server are last.
+    SQL first, then what reads whole files, then Odoo itself, which may change the copy, then the programs that read
+    every page, also those that Odoo wrote; those that stop a server are last.
 
     Args:
         service: what the configuration describes.
@@ -74,6 +75,11 @@ def plan_suite(
             ask=partial(business.ask_business, check),
         )
         for check in service.checks
+    ]
+    plan += [
+        _check(item.name, "odoo-starts", odoostart.ask_odoo_starts, item.odoo.timeout.total_seconds())
+        for item in service.files()
+        if isinstance(item, FilesSettings) and item.odoo is not None
     ]
     plan += [_check(name, "pg_amcheck", programs.ask_amcheck, times.programs_seconds) for name in databases]
     plan += [
@@ -117,6 +123,12 @@ def _files_checks(component: ComponentName, kind: FilesKind, times: CheckTimes) 
     if kind is FilesKind.DIRECTORY:
         yield _check(component, "files-present", filestore.ask_files, times.documents_seconds)
         yield _check(component, "files-content", filestore.ask_content, times.sql_seconds, Severity.WARNING)
+        return
+    if kind is FilesKind.GIT:
+        yield _check(component, "clones-as-recorded", prepared.ask_clones, times.documents_seconds)
+        return
+    if kind is FilesKind.REDIS:
+        yield _check(component, "redis-loads", prepared.ask_redis, times.documents_seconds)
         return
     yield _check(component, "documents-present", filestore.ask_present, times.documents_seconds)
     yield _check(component, "documents-hash", filestore.ask_hashes, times.documents_seconds)

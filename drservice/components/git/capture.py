@@ -137,9 +137,9 @@ def _prepare(path: Path, inside: str, folder: PreparedFolder, *, name: str, acco
             shallow=_shallow(git, account),
             submodules=tree.submodules,
             staged=bool(tree.staged),
-            changed=[os.fsdecode(item) for item in tree.changed if item not in gone],
-            deleted=[os.fsdecode(item) for item in (*tree.deleted, *(one for one in gone if one in tree.known))],
-            notes=notes,
+            changed=tuple(os.fsdecode(item) for item in tree.changed if item not in gone),
+            deleted=tuple(os.fsdecode(item) for item in (*tree.deleted, *(one for one in gone if one in tree.known))),
+            notes=tuple(notes),
         )
     folder.write(base + b"/" + RECORD.encode(), encode_clone(record))
     return record
@@ -345,12 +345,12 @@ def _branches(settings: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]
     return found
 
 
-def _shallow(git: Git, account: Account | None) -> list[str]:
+def _shallow(git: Git, account: Account | None) -> tuple[str, ...]:
     with files_as(account):
         try:
-            return sorted((git.folder / "shallow").read_text("ascii").split())
+            return tuple(sorted((git.folder / "shallow").read_text("ascii").split()))
         except FileNotFoundError:
-            return []
+            return ()
 
 
 def _take_file(root: int, path: bytes, folder: PreparedFolder, base: bytes, account: Account | None) -> bool:

@@ -20,7 +20,7 @@ from drservice.processes import Account
 
 _SECONDS = 4 * 3600.0
 _SHOWN = 300
-_FENCE = (
+FENCE = (
     "-c", "core.hooksPath=/dev/null",
     "-c", "core.fsmonitor=false",
     "-c", "core.attributesFile=/dev/null",
@@ -65,7 +65,7 @@ class Git:
             ProgramMissingError: git is not installed.
         """
         finished = processes.run(
-            [program(), *_FENCE, *words],
+            [program(), *FENCE, *words],
             account=self.account,
             environment=self._environment(),
             cwd=self._place(),
@@ -84,7 +84,7 @@ class Git:
         """
         with os.fdopen(os.dup(descriptor), "wb") as file:
             process = processes.start(
-                [program(), *_FENCE, *words],
+                [program(), *FENCE, *words],
                 account=self.account,
                 environment=self._environment(),
                 cwd=self._place(),
@@ -109,7 +109,7 @@ class Git:
         os.lseek(descriptor, 0, os.SEEK_SET)
         with os.fdopen(os.dup(descriptor), "rb") as file:
             process = processes.start(
-                [program(), *_FENCE, *words],
+                [program(), *FENCE, *words],
                 account=self.account,
                 environment=self._environment(),
                 cwd=self._place(),

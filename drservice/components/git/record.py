@@ -146,15 +146,15 @@ def decode_clone(content: bytes, what: str) -> CloneRecord:
                 for name, item in fields["branches"].items()
             },
             line_ends={key: _text(fields["line_ends"][key]) for key in LINE_ENDS if key in fields["line_ends"]},
-            shallow=[_commit(item) for item in fields["shallow"]],
-            submodules=[
+            shallow=tuple(_commit(item) for item in fields["shallow"]),
+            submodules=tuple(
                 Submodule(path=_text(one["path"]), recorded=_commit(one["commit"]), url=one["url"])
                 for one in fields["submodules"]
-            ],
+            ),
             staged=bool(fields["staged"]),
-            changed=[_path(item) for item in fields["changed"]],
-            deleted=[_path(item) for item in fields["deleted"]],
-            notes=[_text(item) for item in fields["notes"]],
+            changed=tuple(_path(item) for item in fields["changed"]),
+            deleted=tuple(_path(item) for item in fields["deleted"]),
+            notes=tuple(_text(item) for item in fields["notes"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{what} cannot be read") from error
