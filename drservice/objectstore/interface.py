@@ -35,7 +35,7 @@ class CreateMode(Enum):
     """Versioned bucket without conditionals: the oldest version of a key is the truth for every reader."""
 
     SINGLE_WRITER = "single-writer"
-    """Neither: HEAD, PUT, read back, under a lock on this host. A weakness that is shown to people."""
+    """Neither: HEAD, PUT, a look at what is stored, under a lock on this host. A weakness that is shown to people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 ``file:///srv/drservice/repository`` is a directory. ``s3://bucket/prefix`` is a bucket, with these options
 after ``?``: ``region``, ``endpoint`` (an http or https address), ``ca`` (a file with certificates),
 ``path_style=true|false``, ``checksum=when_required|when_supported`` and ``profile`` (of the AWS configuration).
-Opening a directory loads neither boto3 nor tenacity, because ``wal push`` starts for every segment.
+Opening a directory loads neither botocore nor tenacity, because ``wal push`` starts for every segment.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _directory_of(url: str) -> Path | None:
 
 
 def _s3_location(url: str, settings: StoreSettings = NO_SETTINGS) -> S3Location:
-    from drservice.objectstore.s3client import Checksum, S3Location  # noqa: PLC0415 - boto3 takes 0.3 s to load
+    from drservice.objectstore.s3client import Checksum, S3Location  # noqa: PLC0415 - botocore takes 0.15 s to load
 
     parts = urlsplit(url)
     if "@" in parts.netloc:
@@ -204,7 +204,7 @@ def _options(query: str) -> dict[str, str]:
 def _open_s3(
     location: S3Location, *, lock_dir: Path, max_age: timedelta, budget: RetryBudget | None, clock: Clock
 ) -> ObjectStore:
-    # boto3 takes 0.3 s to load; a directory repository must not pay for it at every segment.
+    # botocore takes 0.15 s to load; a directory repository must not pay for it at every segment.
     from drservice.objectstore import probing  # noqa: PLC0415 - see above
     from drservice.objectstore.retrying import RetryBudget, RetryingStore, repeat  # noqa: PLC0415 - see above
 
@@ -254,7 +254,7 @@ def open_s3(url: str, *, lock_dir: Path, settings: StoreSettings, clock: Clock) 
 
 
 def _open_s3_readonly(location: S3Location, *, lock_dir: Path, budget: RetryBudget | None, clock: Clock) -> ObjectStore:
-    # boto3 takes 0.3 s to load; a directory repository must not pay for it.
+    # botocore takes 0.15 s to load; a directory repository must not pay for it.
     from drservice.objectstore import probing  # noqa: PLC0415 - see above
     from drservice.objectstore.retrying import RetryBudget, RetryingStore, repeat  # noqa: PLC0415 - see above
 
@@ -276,7 +276,7 @@ def _open_s3_readonly(location: S3Location, *, lock_dir: Path, budget: RetryBudg
 
 
 def _s3_store(location: S3Location, capabilities: Capabilities, *, lock_dir: Path, clock: Clock) -> S3Store:
-    from drservice.objectstore.s3 import S3Store  # noqa: PLC0415 - boto3 takes 0.3 s to load
+    from drservice.objectstore.s3 import S3Store  # noqa: PLC0415 - botocore takes 0.15 s to load
 
     return S3Store(location, capabilities=capabilities, lock_folder=lock_dir / "single-writer", clock=clock)
 

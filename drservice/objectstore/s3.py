@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from drservice.clock import Clock, SystemClock
 from drservice.errors import (
@@ -31,7 +31,7 @@ from drservice.errors import (
     StoreUnreachableError,
 )
 from drservice.model.storing import is_locked, kind_of
-from drservice.objectstore.bodies import BodyReader, PausingBody, md5_of, same_pieces, size_of
+from drservice.objectstore.bodies import BodyReader, PausingBody, buffers_of, md5_of, same_pieces, size_of
 from drservice.objectstore.interface import Body, Capabilities, CreateMode, ObjectInfo
 from drservice.objectstore.keys import is_key, split_key, split_prefix
 from drservice.objectstore.locks import host_lock
@@ -43,6 +43,9 @@ _LOCK_PATIENCE_SECONDS = 300.0
 _LOCK_STRIPES = 256
 _KNOWN_VERSIONS = 1 << 12
 _PIECE_BYTES = 1 << 20
+_NOTHING: Final[Mapping[str, object]] = {}
+_AT_ONCE_BYTES = 2 << 20
+"""What is sent without asking first whether it is wanted: a round trip costs more than sending it in vain."""
 
 
 class S3Store:
@@ -69,6 +72,8 @@ class S3Store:
         self._clock = clock or SystemClock()
         self._base = location.base
         self._oldest_ids: OrderedDict[str, str] = OrderedDict()
+        self._tells_md5: bool | None = None
+        """Whether an ETag is the MD5 of the object; ``None`` until one was seen."""
         self.client = S3Client(location, clock=self._clock)
 
     @property
@@ -245,7 +250,7 @@ class S3Store:
         """
         split_key(key)
         try:
-            self._put(key, body, IfNoneMatch="*")
+            self._put(key, body, {"IfNoneMatch": "*"})
         except ConflictError as error:
             # A conflict says only that another request was in flight (Amazon S3 API, PutObject, 409
             # ConditionalRequestConflict); whether it won is another question.
@@ -263,7 +268,7 @@ class S3Store:
 
     def _put_version(self, key: str, body: Body | PausingBody, **more: object) -> str:
         split_key(key)
-        answer = self._put(key, body, **more)
+        answer = self._put(key, body, more)
         version = answer.get("VersionId")
         if not version or version == "null":
             raise ObjectStoreError(
@@ -314,8 +319,11 @@ class S3Store:
         with self._writer_lock(key):
             if self._is_taken(key, put_follows=True):
                 raise ObjectExistsError(f"{key} exists in {self.description}")
-            self._put(key, body)
-            if not self._holds(key, body):
+            # What is read back and compared needs no MD5 on its way, which costs more than sending it does.
+            digest = md5_of(body) if self._tells_md5 is not False else None
+            known = {} if digest is None else {"ContentMD5": _encoded(digest)}
+            self._put(key, body, known, is_compared=True)
+            if not (digest and self._tells(key, digest, size_of(body))) and not self._holds(key, body):
                 raise ObjectExistsError(
                     f"{key} in {self.description} is not what was just stored: another host writes here",
                     hint="This store cannot exclude a second host. Let one host alone write to it.",
@@ -340,7 +348,9 @@ class S3Store:
             return False
         return True
 
-    def _put(self, key: str, body: Body | PausingBody, **more: object) -> Answer:
+    def _put(
+        self, key: str, body: Body | PausingBody, more: Mapping[str, object] = _NOTHING, *, is_compared: bool = False
+    ) -> Answer:
         content = body.content if isinstance(body, PausingBody) else body
         arguments: dict[str, object] = {"Key": self._base + key, **more}
         storage_class = self._location.settings.storage_classes.get(kind_of(key))
@@ -349,9 +359,10 @@ class S3Store:
         if (lock := self._capabilities.lock) is not None and is_locked(key):
             arguments["ObjectLockMode"] = lock.mode.name
             arguments["ObjectLockRetainUntilDate"] = lock.end_for(key, self.client.recent_time())
-        if self._location.checksum is Checksum.WHEN_REQUIRED or "ObjectLockMode" in arguments:
-            arguments["ContentMD5"] = base64.b64encode(md5_of(content)).decode("ascii")
-        arguments["Body"] = body if isinstance(body, (bytes, PausingBody)) else BodyReader(body)
+        is_checked = self._location.checksum is Checksum.WHEN_REQUIRED and not is_compared
+        if (is_checked or "ObjectLockMode" in arguments) and "ContentMD5" not in arguments:
+            arguments["ContentMD5"] = _encoded(md5_of(content))
+        arguments["Body"] = body if isinstance(body, PausingBody) else _sendable(body)
         with contextlib.ExitStack() as cleanup:
             if isinstance(body, PausingBody):
                 # A quick PUT of the same key may be the one that is seen; the slow one was seen before it then.
@@ -395,6 +406,15 @@ class S3Store:
         if length is not None and len(data) != length:
             raise self._too_short(key, offset + len(data), offset, length)
         return data
+
+    def _tells(self, key: str, digest: bytes, size: int) -> bool:
+        """Tell whether the store says that it holds a body of this MD5: no other object has the same one by chance.
+
+        One that tells something else as the ETag (what it does not say at the PUT) is not asked again.
+        """
+        told = self._head(key)
+        self._tells_md5 = told.get("ETag", "").strip('"') == digest.hex()
+        return self._tells_md5 and bool(told["ContentLength"] == size)
 
     def _holds(self, key: str, body: Body) -> bool:
         """Tell whether ``body`` is what is stored: read in pieces, because a copy of it has no room in a worker."""
@@ -508,6 +528,17 @@ class S3Store:
             f"there is no bucket {self._location.bucket} (asked for {self.description})",
             hint="Check repository.url; drservice makes no buckets, because their settings are yours.",
         )
+
+
+def _sendable(body: Body) -> bytes | BodyReader:
+    """Return a body as it is sent best: of a file-like one only when the store says so (``Expect: 100-continue``)."""
+    if isinstance(body, bytes):
+        return body
+    return b"".join(buffers_of(body)) if size_of(body) <= _AT_ONCE_BYTES else BodyReader(body)
+
+
+def _encoded(digest: bytes) -> str:
+    return base64.b64encode(digest).decode("ascii")
 
 
 def _instant(modified_at: datetime) -> datetime:

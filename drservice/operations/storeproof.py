@@ -69,7 +69,7 @@ def prove_store(estate: Estate, evidence: Evidence, *, clock: Clock, progress: P
     Raises:
         ObjectStoreError, StoreDeniedError, StoreUnreachableError: it cannot be tried.
     """
-    from drservice.objectstore.conformance import try_store  # noqa: PLC0415 - boto3 takes 0.3 s to load
+    from drservice.objectstore.conformance import try_store  # noqa: PLC0415 - botocore takes 0.15 s to load
 
     settings = estate.repository
     tried = try_store(settings.url, lock_dir=estate.state_dir / "run", settings=settings.store, clock=clock)

@@ -84,9 +84,11 @@ class RangeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """Everything a worker needs; picklable."""
+    """Everything a worker needs; picklable without ``store``."""
 
     open_store: Callable[[], ObjectStore]
+    store: ObjectStore | None
+    """The caller's own, for a worker in its process: opening a bucket again costs 50 ms, and new connections."""
     target: PackTarget
     cache: Path | None
     resume: Path | None
@@ -112,7 +114,8 @@ class CaptureWorker:
         self._missing = spec.missing
         self._closed: list[ClosedPack] = []
         self._journal = JournalFolder(spec.journal).writer(f"{spec.journal_prefix}-{name}", spec.target.key_id)
-        self._store = spec.open_store()
+        self._store = spec.store or spec.open_store()
+        self._is_borrowed = spec.store is not None
         self._sink = PackSink(self._store, spec.target, self._on_closed)
         self._cache = SnapshotCache(spec.cache) if spec.cache else None
         self._resume = ResumeIndex(spec.resume) if spec.resume else None
@@ -137,7 +140,8 @@ class CaptureWorker:
         """Release files and connections; what is not flushed is dropped."""
         self._sink.close()
         self._journal.close()
-        self._store.close()
+        if not self._is_borrowed:
+            self._store.close()
         for index in (self._cache, self._resume):
             if index is not None:
                 index.close()

@@ -104,6 +104,8 @@ class IntakeParts:
     nodes: NodeSink
     missing: frozenset[bytes]
     spec: WorkerSpec
+    spec_here: WorkerSpec
+    """For a worker in this process."""
     workers: int
     on_pack: Callable[[bytes, int], None]
     take_over: Callable[[Entry], bool]
@@ -136,11 +138,13 @@ class FolderIntake:
         """
         changed = (item for folder in folders for item in self._judge_folder(folder))
         first, small = _beginning(changed)
-        make = partial(BulkWorker, self._parts.spec, self._root, self._hashed)
+        is_here = small or self._parts.workers < 2
+        spec = self._parts.spec_here if is_here else self._parts.spec
+        make = partial(BulkWorker, spec, self._root, self._hashed)
         batches = _batches(chain(first, changed))
         if not first:
             pass
-        elif small or self._parts.workers < 2:
+        elif is_here:
             self._absorb(run_inline(make, batches))
         else:
             pool: Pool[Sequence[FolderTask], BulkReply] = Pool(make, self._parts.workers)

@@ -234,7 +234,7 @@ class WalArchive:
         )
         self._store.create(object_key, pieces)
         if self._store.capabilities.create_mode is CreateMode.SINGLE_WRITER:
-            return  # such a create has read back what is stored and compared all of it
+            return  # such a create has made sure that what is stored is what was sent
         expected = sum(len(piece) for piece in pieces)
         stored = self._store.stat(object_key).stored_bytes
         if stored != expected:

@@ -226,7 +226,7 @@ class SnapshotWriter:
             return
         batches = plan_batches(tasks)
         if not self._is_worth_a_pool(sum(task.length for task in tasks)):
-            self._absorb(intake, run_inline(partial(CaptureWorker, self._worker_spec()), batches), progress)
+            self._absorb(intake, run_inline(partial(CaptureWorker, self._worker_spec(here=True)), batches), progress)
             return
         pool, self._ready = self._ready or self._pool(), None
         try:
@@ -262,6 +262,7 @@ class SnapshotWriter:
             nodes=self._nodes,
             missing=self._missing,
             spec=self._worker_spec(),
+            spec_here=self._worker_spec(here=True),
             workers=self._context.workers,
             on_pack=self._remember_pack,
             take_over=self._carry_leaves,
@@ -275,7 +276,7 @@ class SnapshotWriter:
     def stream(self) -> StreamCapture:
         """Return a capture for files that arrive one after the other (a tar stream)."""
         intake = Intake(on_file=self._finish_file, on_pack=self._remember_pack)
-        worker = CaptureWorker(self._worker_spec(), f"stream-{self._streams}")
+        worker = CaptureWorker(self._worker_spec(here=True), f"stream-{self._streams}")
         self._streams += 1
         return StreamCapture(intake=intake, worker=worker, previous=self._previous_entry)
 
@@ -289,7 +290,7 @@ class SnapshotWriter:
                 progress.advance(result.plain_bytes)
         intake.require_empty()
 
-    def _worker_spec(self) -> WorkerSpec:
+    def _worker_spec(self, *, here: bool = False) -> WorkerSpec:
         target = PackTarget(
             scope=self._scope,
             kind=DATA_KIND,
@@ -300,6 +301,7 @@ class SnapshotWriter:
         )
         return WorkerSpec(
             open_store=self._context.open_store,
+            store=self._context.store if here else None,
             target=target,
             cache=self._cache.path if self._cache is not None else None,
             resume=self._resume,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import time
 import uuid
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +17,6 @@ from drservice.objectstore.interface import CreateMode
 from drservice.objectstore.opening import PROBE_MAX_AGE, open_store, open_store_readonly
 from drservice.objectstore.retrying import RetryBudget, RetryingStore
 from drservice.objectstore.s3 import S3Store
-from drservice.objectstore.s3client import Answer, S3Client
 from tests.doubles.s3server import MotoBehaviour, MotoBuckets, free_port, moto_server, rclone_server
 
 
@@ -70,30 +67,6 @@ def test_rclone_is_a_single_writer_store(tmp_path: Path) -> None:
         store = open_store(server.url_for(bucket_name()), lock_dir=tmp_path / "locks")
         assert store.capabilities.create_mode is CreateMode.SINGLE_WRITER
         assert "only one host" in store.capabilities.warnings[0]
-        store.close()
-
-
-def test_a_create_without_conditions_asks_puts_and_reads_back_and_a_missing_bucket_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-    call = S3Client.call
-
-    def noting(client: S3Client, operation: str, action: str, **arguments: object) -> Answer:
-        asked.append(operation)
-        return call(client, operation, action, **arguments)
-
-    with rclone_server(tmp_path / "buckets") as server, server.credentials():
-        name = bucket_name()
-        store = open_store(server.url_for(name), lock_dir=tmp_path / "locks")
-        monkeypatch.setattr(S3Client, "call", noting)
-        store.create("s/erp/database/x", b"body")
-        assert asked == ["head_object", "put_object", "get_object"], "each is paid for each object"
-        shutil.rmtree(tmp_path / "buckets" / name)
-        time.sleep(0.3)  # the server looks again a moment later
-        with pytest.raises(ObjectStoreError, match="NoSuchBucket") as caught:
-            store.create("s/erp/database/y", b"body")
-        assert "makes no buckets" in caught.value.hint
         store.close()
 
 

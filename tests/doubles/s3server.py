@@ -85,7 +85,11 @@ class S3Server:
 
 @contextlib.contextmanager
 def rclone_server(
-    folder: Path, *, keys: str = f"{ACCESS_KEY},{SECRET_KEY}", tls: tuple[Path, Path] | None = None
+    folder: Path,
+    *,
+    keys: str = f"{ACCESS_KEY},{SECRET_KEY}",
+    tls: tuple[Path, Path] | None = None,
+    tells_md5: bool = True,
 ) -> Iterator[S3Server]:
     """Run ``rclone serve s3`` on ``folder``; a bucket is a directory in it.
 
@@ -93,6 +97,7 @@ def rclone_server(
         folder: is made if it is not there.
         keys: access and secret key that requests must be signed with.
         tls: files with certificate and key; buckets must be there as directories then.
+        tells_md5: the ETag of an object is its MD5.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
@@ -109,6 +114,7 @@ def rclone_server(
                 "--dir-cache-time=100ms",  # planted files show soon; at 0 rclone spins and takes seconds a call
                 "--config=/dev/null",
                 *([f"--cert={tls[0]}", f"--key={tls[1]}"] if tls is not None else []),
+                *([] if tells_md5 else ["--etag-hash="]),
                 str(folder),
             ],
             stdin=subprocess.DEVNULL,

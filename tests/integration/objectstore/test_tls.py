@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -14,10 +17,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from drservice.clock import SystemClock
 from drservice.errors import ConfigurationError, ObjectStoreError, StoreUnreachableError
 from drservice.model.storing import NO_SETTINGS, StoreSettings
-from drservice.objectstore.opening import open_store_readonly
+from drservice.objectstore.bodies import md5_of
+from drservice.objectstore.opening import open_s3, open_store_readonly
 from drservice.objectstore.retrying import RetryBudget
+from drservice.objectstore.s3 import S3Store
 from tests.doubles.s3server import REGION, S3Server, rclone_server
 
 BUDGET = RetryBudget(total_seconds=3, first_wait_seconds=0.01, longest_wait_seconds=0.05)
@@ -139,3 +145,27 @@ def test_a_file_that_holds_no_certificates_is_told(place: Place, tmp_path: Path)
     (tmp_path / "empty.pem").write_text("nothing")
     with pytest.raises(ConfigurationError, match="no certificates"):
         read(place, tmp_path, StoreSettings(ca_file=tmp_path / "empty.pem"))
+
+
+def _hash_of(request: Any) -> str:
+    value = request.headers["X-Amz-Content-SHA256"]
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+@pytest.mark.parametrize("is_hashed", [True, False])
+def test_a_body_with_an_md5_or_behind_tls_is_not_hashed_once_more_to_be_signed(
+    place: Place, tmp_path: Path, *, is_hashed: bool
+) -> None:
+    url = f"s3://bucket/p?region={REGION}&endpoint={place.server.endpoint}"
+    store = open_s3(url, lock_dir=tmp_path, settings=StoreSettings(ca_file=place.right), clock=SystemClock())
+    assert store is not None
+    inner = store.inner
+    assert isinstance(inner, S3Store)
+    signed: list[str] = []
+    events = inner.client._client.meta.events
+    events.register("before-send.s3.*", lambda request, **_: signed.append(_hash_of(request)))
+    more = {"ContentMD5": base64.b64encode(md5_of(b"body")).decode()} if is_hashed else {}
+    inner.client.call("put_object", "put", Key="p/x", Body=b"body", **more)
+    inner.client.call("head_object", "ask", Key="p/x")
+    assert signed == ["UNSIGNED-PAYLOAD", hashlib.sha256(b"").hexdigest()]
+    store.close()
