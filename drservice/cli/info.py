@@ -62,6 +62,7 @@ def _document(known: ServiceInfo) -> dict[str, object]:
         "at_risk_problem": risk.problem,
         "proven_until": None if risk.proven_until is None else to_iso(risk.proven_until),
         "documents_seconds_at_risk": _rounded(known.documents_at_risk_seconds, 3),
+        "effective_rpo_seconds": _rounded(known.effective_rpo_seconds, 3),
         "estimated_rto_seconds": _rounded(known.estimated_rto_seconds, 1),
         "verified_at": to_iso(known.proved.at) if known.proved else None,
         "verified_by": known.proved.how if known.proved else None,

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from drservice import processes
+from drservice.clock import to_iso
 from drservice.components.odoo_filestore.placing import (
     PlaceContext,
     PlacedDocuments,
@@ -20,6 +21,7 @@ from drservice.components.odoo_filestore.placing import (
 )
 from drservice.components.postgres.asking import asking
 from drservice.environments.interface import Environment
+from drservice.model.documents import Covered, RowsAt, StoredSet, covered_at, nearest_sets
 from drservice.model.estate import FilesComponent, FilesKind, FilesSettings, Service
 from drservice.model.points import files_at, order_for_documents
 from drservice.model.snapshot import SnapshotRecord
@@ -39,12 +41,14 @@ class DocumentCounts:
 
     expected: int = 0
     missing: int = 0
-    """In no snapshot, and not known to have been missing in production."""
+    """In no snapshot and no set, and not known to have been missing in production."""
     corrupt: int = 0
     extra: int = 0
     """In the snapshot, and no row refers to them: not placed."""
     missing_in_production: int = 0
     """Production had no good copy when it was captured: nothing there, or other content than the name says."""
+    behind_seconds: float = 0.0
+    """How much older than the recovered rows the newest look at the documents is; behind it a document may be lost."""
 
     def __add__(self, other: DocumentCounts) -> DocumentCounts:
         """Add the counts of two folders."""
@@ -54,6 +58,7 @@ class DocumentCounts:
             corrupt=self.corrupt + other.corrupt,
             extra=self.extra + other.extra,
             missing_in_production=self.missing_in_production + other.missing_in_production,
+            behind_seconds=max(self.behind_seconds, other.behind_seconds),
         )
 
 
@@ -70,6 +75,8 @@ class RestoredFiles:
     fetched_bytes: int = 0
     documents: PlacedDocuments | None = None
     """``None`` for a plain folder."""
+    covered: Covered | None = None
+    """How far the documents follow the recovered rows; ``None`` for a plain folder."""
     notes: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
     """What the snapshot should have and has not, in sentences."""
@@ -86,6 +93,7 @@ class RestoredFiles:
             corrupt=len(placed.corrupt),
             extra=placed.extra,
             missing_in_production=len(placed.missing_in_production) + len(placed.corrupt_in_production),
+            behind_seconds=self.covered.behind_seconds if self.covered is not None else 0.0,
         )
 
     def problems(self) -> tuple[str, ...]:
@@ -114,7 +122,13 @@ class FilesRestore:
     progress: Progress
 
     def beside(
-        self, environment: Environment, component: FilesComponent, *, instant: datetime | None, into: Path | None
+        self,
+        environment: Environment,
+        component: FilesComponent,
+        *,
+        instant: datetime | None,
+        rows: RowsAt,
+        into: Path | None,
     ) -> RestoredFiles:
         """Restore one folder beside a recovered cluster.
 
@@ -122,6 +136,7 @@ class FilesRestore:
             environment: where the recovered server runs; files go below it unless ``into`` says otherwise.
             component: the folder.
             instant: what the database was recovered to; ``None`` for the latest position.
+            rows: which position the database shows.
             into: the folder to make; its parent exists. It belongs to the present user, one in an environment to the
                 server account.
 
@@ -144,9 +159,15 @@ class FilesRestore:
             references = read_references(session)
         records = order_for_documents(self._records(component), instant)
         root = into or environment.folder(component.name) / component.database
+        sets = self._sets(component)
         placed = place_documents(
-            self._context(component, _owner(into)), [record.id for record in records], root, wanted=references.documents
+            self._context(component, _owner(into)),
+            [record.id for record in records],
+            root,
+            wanted=references.documents,
+            sets=nearest_sets(sets, instant),
         )
+        covered = covered_at(records, sets, rows)
         for text in placed.unreadable:
             self.progress.note(f"WARNING: {text}")
         back = len(placed.recovered_from_older)
@@ -159,7 +180,13 @@ class FilesRestore:
             written_bytes=placed.written_bytes,
             fetched_bytes=placed.fetched_bytes,
             documents=placed,
-            notes=(*references.notes, *placed.unreadable, *((recovered,) if back else ())),
+            covered=covered,
+            notes=(
+                *references.notes,
+                *placed.unreadable,
+                *((recovered,) if back else ()),
+                *_behind(component, covered, rows),
+            ),
         )
 
     def folder(self, component: FilesComponent, *, instant: datetime | None, root: Path) -> RestoredFiles:
@@ -210,6 +237,26 @@ class FilesRestore:
         for key, error in listing.unreadable.items():
             self.progress.note(f"WARNING: a snapshot cannot be read and is left out: {key}: {error.message}")
         return listing.records
+
+    def _sets(self, component: FilesComponent) -> Sequence[StoredSet]:
+        scope = self.repository.scope(self.service.name, component.name)
+        listing = self.repository.document_sets(scope).listing()
+        for key, error in listing.unreadable.items():
+            self.progress.note(f"WARNING: a document set cannot be read and is left out: {key}: {error.message}")
+        return listing.sets
+
+
+def _behind(component: FilesComponent, covered: Covered, rows: RowsAt) -> tuple[str, ...]:
+    """Say which rows are newer than the newest look at the documents."""
+    if covered.newest is None:
+        return (f"nobody has looked at all documents of {component.name} yet: any of them may be missing",)
+    if not covered.behind_seconds:
+        return ()
+    text = (
+        f"the rows are newer than the documents: {component.name} was looked at {to_iso(covered.newest)}, rows were"
+        f" committed until {to_iso(rows.instant)}: documents of these {covered.behind_seconds:.1f} s may be missing"
+    )
+    return (text,)
 
 
 def _owner(into: Path | None) -> Account | None:

@@ -211,6 +211,8 @@ def document_fields(counts: DocumentCounts | None) -> dict[str, Json] | None:
         "corrupt": counts.corrupt,
         "extra": counts.extra,
         "missing_in_production": counts.missing_in_production,
+        # Where they are as new as the rows nothing is said, as before anybody knew.
+        **({"behind_ms": milliseconds(counts.behind_seconds)} if counts.behind_seconds else {}),
     }
 
 

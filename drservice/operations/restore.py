@@ -40,6 +40,7 @@ from drservice.environments.interface import Environment, EnvironmentSpec
 from drservice.environments.isolation import require_isolated
 from drservice.environments.sandbox import prepare_sandbox
 from drservice.errors import DrError, ExitStatus, UsageError
+from drservice.model.documents import RowsAt
 from drservice.model.recovery import TargetKind
 from drservice.operations.alternatives import offering_another
 from drservice.operations.causes import naming_the_cause
@@ -49,6 +50,7 @@ from drservice.operations.holding import held
 from drservice.operations.locate import RecoveryEnd, plan_segments, planned_wal
 from drservice.operations.lossreport import keep_report, report_losses
 from drservice.operations.measured import Measured, remember
+from drservice.operations.odoostart import shown_folders
 from drservice.operations.phases import Phases
 from drservice.operations.production import database_in, endpoints_of
 from drservice.operations.replay import Reached, await_connection, await_recovery, prove, start_server
@@ -109,6 +111,7 @@ def _run(context: RestoreContext, request: RestoreRequest, phases: Phases) -> Re
         service=request.service.name,
         purpose=request.purpose,
         data_directory=directory,
+        folders=shown_folders(request.service),
         expires_at=context.clock.now() + lifetime,
         limits=request.limits,
     )
@@ -271,7 +274,7 @@ def _recover(
         control, placed, stripped, spaces = _place(context, request, planned, environment, phases, account, onto)
     recovered = _replay_and_prove(context, request, planned, environment, programs, control, phases, spaces)
     phases.end("check")
-    files = _restore_files(context, request, environment, _instant(planned, recovered.reached), phases)
+    files = _restore_files(context, request, environment, planned, recovered.reached, phases)
     losses = report_losses(context, request, planned, recovered.reached, environment)
     phases.end("check")
     side = recovered.side
@@ -453,16 +456,25 @@ def _restore_files(
     context: RestoreContext,
     request: RestoreRequest,
     environment: Environment,
-    instant: datetime | None,
+    planned: Planned,
+    reached: Reached,
     phases: Phases,
 ) -> tuple[RestoredFiles, ...]:
     """Place what belongs to the recovered position; the time is booked as fetching, which nearly all of it is."""
     files = FilesRestore(repository=context.repository, service=request.service, progress=context.progress)
+    plan = planned.resolved.plan
+    rows = RowsAt(
+        system_id=plan.snapshot.postgres.system_id,
+        timeline=plan.timeline,
+        lsn=reached.lsn,
+        instant=reached.time or plan.snapshot.stopped_at,
+    )
     restored = tuple(
         files.beside(
             environment,
             component,
-            instant=instant,
+            instant=_instant(planned, reached),
+            rows=rows,
             into=request.into / component.name if request.into is not None else None,
         )
         for component in request.files

@@ -116,12 +116,15 @@ def documents_document(counts: DocumentCounts | None) -> dict[str, object]:
 
 def restored_files_document(item: RestoredFiles) -> dict[str, object]:
     """Return a restored folder as the JSON contract spells it."""
-    placed = item.documents
+    placed, covered = item.documents, item.covered
     return {
         "component": item.component.name,
         "kind": item.component.kind.value,
         "path": str(item.root) if item.records else None,
         "snapshots": [record.id for record in item.records],
+        "sets": list(placed.used_sets) if placed is not None else [],
+        "covered_until": to_iso(covered.newest) if covered is not None and covered.newest is not None else None,
+        "behind_seconds": round(covered.behind_seconds, 3) if covered is not None else None,
         "files": item.files,
         "written_bytes": item.written_bytes,
         "fetched_bytes": item.fetched_bytes,
@@ -171,6 +174,10 @@ def drill_document(result: DrillResult) -> dict[str, object]:
         "not_tested": list(result.verdict.not_tested),
         "checks": [_check(item) for item in result.results],
         "rpo_seconds": _seconds(measured.rpo_ms),
+        "documents_rpo_seconds": _documents_rpo(result),
+        "effective_rpo_seconds": (
+            _seconds(measured.rpo_ms) if _documents_rpo(result) is None else _documents_rpo(result)
+        ),
         "target_accuracy_seconds": _seconds(measured.target_accuracy_ms),
         "isolation": (
             [{"name": p.name, "isolated": p.isolated, "detail": p.detail} for p in restored.isolation]
@@ -188,6 +195,13 @@ def drill_document(result: DrillResult) -> dict[str, object]:
         "losses": [item.as_json() for item in restored.losses] if restored is not None else [],
         "error": {"code": result.error.code, "message": result.error.message} if result.error is not None else None,
     }
+
+
+def _documents_rpo(result: DrillResult) -> float | None:
+    """Return the RPO of the documents: that of the rows, and what the documents are behind them; never the smaller."""
+    database = _seconds(result.measured.rpo_ms)
+    counts = document_counts(result.restored) if result.restored is not None else None
+    return None if database is None or counts is None else round(database + counts.behind_seconds, 3)
 
 
 def drill_exit_status(result: DrillResult) -> ExitStatus:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from drservice.clock import Clock, from_iso
 from drservice.errors import DrError, ObjectStoreError
-from drservice.model.estate import FilesComponent, Service
+from drservice.model.documents import StoredSet
+from drservice.model.estate import FilesComponent, FilesKind, Service
 from drservice.model.points import RecoveryPoint
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.evidence import Evidence
@@ -30,7 +31,8 @@ class FilesInfo:
     snapshots: tuple[SnapshotRecord, ...]
     unreadable: dict[str, DrError]
     seconds_at_risk: float | None
-    """Since the newest pass began: files made since then would be lost. ``None`` = there is no pass."""
+    """Since the newest pass began, or the newest whole set was taken: files made since then would be lost; ``None``:
+    there is neither."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,16 @@ class ServiceInfo:
         ages = [item.seconds_at_risk for item in self.files]
         known = [age for age in ages if age is not None]
         return max(known) if known and len(known) == len(ages) else None
+
+    @property
+    def effective_rpo_seconds(self) -> float | None:
+        """What the service as a whole would lose now: the larger of database and documents; ``None`` if unknown."""
+        if self.at_risk.seconds is None:
+            return None
+        if not any(item.component.kind is FilesKind.ODOO_FILESTORE for item in self.files):
+            return self.at_risk.seconds
+        ages = [item.seconds_at_risk for item in self.files if item.component.kind is FilesKind.ODOO_FILESTORE]
+        return None if None in ages else max(self.at_risk.seconds, *(age for age in ages if age is not None))
 
     @property
     def estimated_rto_seconds(self) -> float | None:
@@ -170,17 +182,17 @@ def _proved(databases: Sequence[ComponentInfo], drills: Sequence[DrillEntry]) ->
 
 
 def _files_info(repository: Repository, service: Service, component: FilesComponent, now: datetime) -> FilesInfo:
-    listing = repository.snapshots(repository.scope(service.name, component.name))
+    scope = repository.scope(service.name, component.name)
+    listing = repository.snapshots(scope)
     return FilesInfo(
         component=component,
         snapshots=listing.records,
         unreadable=dict(listing.unreadable),
-        seconds_at_risk=_age(listing.records, now),
+        seconds_at_risk=_age(listing.records, now, repository.document_sets(scope).newest()),
     )
 
 
-def _age(records: Sequence[SnapshotRecord], now: datetime) -> float | None:
-    if not records:
-        return None
-    began = max(record.documents.walk_began_at for record in records)
-    return max(0.0, (now - began).total_seconds())
+def _age(records: Sequence[SnapshotRecord], now: datetime, newest: StoredSet | None) -> float | None:
+    looks = [record.documents.walk_began_at for record in records]
+    looks += [newest.position.server_time] if newest is not None else []
+    return max(0.0, (now - max(looks)).total_seconds()) if looks else None

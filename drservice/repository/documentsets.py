@@ -252,6 +252,17 @@ class DocumentSets:
         sets.sort(key=lambda item: (item.position.server_time, item.id))
         return SetListing(sets=tuple(sets), unreadable=unreadable)
 
+    def newest(self) -> StoredSet | None:
+        """Return the newest set that is whole, by the writers' clocks; it costs a listing and a read or two.
+
+        Raises:
+            ObjectStoreError: the listing is not complete, or the store did not answer.
+        """
+        prefix = layout.documents_prefix(self._scope.service, self._scope.component)
+        infos = [info for info in self._store.list(prefix) if is_ulid(info.key.removeprefix(prefix))]
+        headers = (self._header(info) for info in reversed(infos))
+        return next((item for item in headers if isinstance(item, StoredSet) and item.is_whole), None)
+
     def _header(self, info: ObjectInfo) -> StoredSet | DrError | None:
         try:
             return _decode(self._read_head(info.key, info.stored_bytes), info)

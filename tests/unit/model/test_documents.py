@@ -1,0 +1,61 @@
+"""How far documents follow the rows: by positions of one history, else by time; only whole looks count."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from drservice.model.documents import Covered, DocumentPosition, RowsAt, StoredSet, covered_at
+from drservice.model.ids import KeyId, SystemId
+from drservice.model.wal import Lsn, Timeline
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+ROWS = RowsAt(system_id=SystemId("7"), timeline=Timeline(1), lsn=Lsn(1000), instant=NOON)
+
+
+def taken(*, seconds: float, lsn: int, whole: bool = True, timeline: int = 1) -> StoredSet:
+    return StoredSet(
+        id=f"SET-{lsn}",
+        key=f"s/erp/documents/documents/SET-{lsn}",
+        position=DocumentPosition(
+            system_id=SystemId("7"),
+            timeline=Timeline(timeline),
+            lsn=Lsn(lsn),
+            server_time=NOON + timedelta(seconds=seconds),
+        ),
+        documents=1,
+        plain_bytes=1,
+        key_id=KeyId("K"),
+        previous=None,
+        is_whole=whole,
+        stored_bytes=1,
+        stored_at=NOON,
+    )
+
+
+def covered(*sets: StoredSet) -> Covered:
+    return covered_at([], sets, ROWS)
+
+
+def test_a_look_behind_the_rows_covers_them() -> None:
+    assert covered(taken(seconds=-5, lsn=900), taken(seconds=1, lsn=1000)).behind_seconds == 0
+
+
+def test_rows_behind_the_newest_look_are_said_by_how_much() -> None:
+    found = covered(taken(seconds=-9, lsn=800), taken(seconds=-5, lsn=999))
+    assert (found.newest, found.by, found.behind_seconds) == (NOON - timedelta(seconds=5), "SET-999", 5)
+
+
+def test_a_position_counts_more_than_a_clock_that_was_set_back() -> None:
+    assert covered(taken(seconds=-3600, lsn=1001)).behind_seconds == 0
+
+
+def test_a_position_of_another_history_proves_nothing() -> None:
+    assert covered(taken(seconds=-60, lsn=5000, timeline=2)).behind_seconds == 60
+    foreign = taken(seconds=-60, lsn=5000)
+    foreign = replace(foreign, position=replace(foreign.position, system_id=SystemId("8")))
+    assert covered(foreign).behind_seconds == 60
+
+
+def test_a_set_that_compared_nothing_proves_nothing() -> None:
+    assert covered(taken(seconds=5, lsn=2000, whole=False)) == Covered(newest=None, by=None, behind_seconds=0)
