@@ -28,6 +28,7 @@ from drservice.repository.hostkey import make_host_key
 from drservice.repository.keys import make_identity
 from tests.doubles.cluster import ClusterMaker, hand_over
 from tests.doubles.estate import copy_tree, wait_for
+from tests.doubles.odoobusiness import create_office
 from tests.doubles.plant import DATABASE, Plant, placed
 from tests.doubles.runbooks import FOLDER, People, Walk, command_blocks, read, shipped
 
@@ -65,6 +66,8 @@ def calm(maker: ClusterMaker) -> Iterator[Plant]:
     plant = Plant.over(maker.make(wal_segment_mb=1))
     for statement in filter(str.strip, OPEN_WORK.split(";")):
         plant.sql(statement)
+    with plant.cluster.connect(DATABASE) as connection:
+        create_office(connection)
     plant.json("backup", SERVICE)
     plant.sql(LATE_LINE)
     plant.sql("create table instant as select clock_timestamp() as at")
@@ -273,6 +276,8 @@ def test_a_command_that_does_not_exist_is_noticed() -> None:
 
 def test_point_in_time_restore(plants: Callable[[], Plant]) -> None:
     plant = plants()
+    with plant.cluster.connect(DATABASE) as connection:
+        create_office(connection)
     plant.json("backup", SERVICE)
     before = plant.sql("select * from account_move_line order by id")
     moves = plant.sql("select * from stock_move order by id")
@@ -312,6 +317,9 @@ def test_point_in_time_restore(plants: Callable[[], Plant]) -> None:
     assert " 81\n" in played.outputs["compare"]
     assert "1 documents put back" in played.outputs["put-documents-back"]
     assert "salvaged before: " in played.outputs["go-back"]
+    assert "2 mails (mail_mail 1, 3)" in played.outputs["losses"]
+    assert plant.sql("select id, state from mail_mail order by id") == [(1, "exception"), (2, "sent"), (3, "exception")]
+    assert "-- WH/MO/: last one here 2\n-- select setval('public.ir_sequence_001'" in played.outputs["write-numbers"]
     after = plant.sql("select * from account_move_line order by id")
     assert [row[:4] for row in after] == [row[:4] for row in before]
     assert after[0][4] == "worked on since", "work that was done since the mistake stays"

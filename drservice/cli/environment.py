@@ -8,7 +8,7 @@ import click
 
 from drservice.cli.formatting import format_table
 from drservice.cli.invocation import Invocation
-from drservice.cli.losslines import loss_lines
+from drservice.cli.losslines import loss_lines, number_statements
 from drservice.clock import SystemClock, to_iso
 from drservice.environments.sandbox import list_sandboxes, open_sandbox, reap
 from drservice.errors import FormatError, UnknownNameError, UsageError
@@ -69,8 +69,9 @@ def promote(invocation: Invocation, environment: str) -> None:
 
 @click.command(help="Show the loss report of a restore again: its environment's, or the newest one of this host.")
 @click.argument("environment", required=False)
+@click.option("--sql", "as_sql", is_flag=True, help="only the offered statements on numbers, to look through and run")
 @click.pass_obj
-def loss(invocation: Invocation, environment: str | None) -> None:
+def loss(invocation: Invocation, environment: str | None, *, as_sql: bool) -> None:
     """Show a loss report again."""
     state_dir = invocation.load().estate.state_dir
     kept = kept_reports(state_dir)
@@ -86,13 +87,12 @@ def loss(invocation: Invocation, environment: str | None) -> None:
         )
     document = read_report(state_dir, wanted)
     try:
-        lines = [
-            (
-                f"restore {document['environment']} of {document['service']} to {document['target']},"
-                f" reported at {str(document['made_at'])[:19]}Z"
-            ),
-            *loss_lines(reports_of(document)),
-        ]
+        if as_sql:
+            lines = list(number_statements(reports_of(document)))
+        else:
+            head = f"restore {document['environment']} of {document['service']} to {document['target']}"
+            made_at = f"{str(document['made_at'])[:19]}Z"
+            lines = [f"{head}, reported at {made_at}", *loss_lines(reports_of(document))]
     except (KeyError, ValueError) as error:
         raise FormatError(f"the loss report of {wanted} cannot be read: {error!r}") from error
     invocation.output.result("environment-loss", dict(document), lines)

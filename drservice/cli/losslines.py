@@ -32,15 +32,37 @@ def loss_lines(reports: Sequence[Mapping[str, Json]], *, whole: bool = True) -> 
         yield from (f"  not known: {_text(problem)}" for problem in _list(report["problems"]))
 
 
+def number_statements(reports: Sequence[Mapping[str, Json]]) -> Iterator[str]:
+    """Yield the SQL that keeps numbers from being given out twice, for people to look through and to run with psql.
+
+    What is certain is a statement; what may be, a comment that a person turns into one. Nothing here runs it.
+
+    Raises:
+        KeyError, ValueError: it is no report.
+    """
+    for report in reports:
+        yield f"-- numbers of {report['component']}/{_text(report['database'])}: look through them, then run them there"
+        for item in map(_map, _list(report["numbers"])):
+            last = item["last_in_production"]
+            there = f", in production {last}" if last is not None else ""
+            yield f"-- {_text(item['name'])}: last one here {item['last_here']}{there}"
+            if item["sql"] is None:
+                yield f"--   {_remedy(item)}"
+            else:
+                yield f"{'' if item['certain'] is True else '-- '}{item['sql']}"
+
+
 def _headline(report: Mapping[str, Json]) -> Iterator[str]:
     window, known = _map(report["window"]), report["known_behind"]
-    name = f"{report['component']}/{_text(report['database'])}"
-    if window["to"] is None:
-        yield f"LOST of {name}: what was committed after {_time(window['from'])}; the repository knows of nothing later"
+    head, begin = f"loss report of {report['component']}/{_text(report['database'])}", _time(window["from"])
+    if report["lossy"] is not True:
+        yield f"{head}: nothing is known to be lost; what may have been committed after {begin} is in no repository"
+    elif window["to"] is None:
+        yield f"{head}: LOST is what was committed after {begin}; the repository knows of nothing later"
     else:
         seconds = format_seconds(float(str(window["seconds"])))
         yield (
-            f"LOST of {name}: {_time(window['from'])} to {_time(window['to'])} at least ({seconds};"
+            f"{head}: LOST is what was committed from {begin} to {_time(window['to'])} at least ({seconds};"
             f" production was last heard of by {window['heard_by']})"
         )
     if isinstance(known, Mapping):

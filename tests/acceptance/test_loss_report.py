@@ -90,21 +90,27 @@ def test_a_restore_tells_what_the_newest_point_behind_its_target_had(story: Stor
 
 def test_numbers_that_would_be_given_out_twice_are_named_with_what_prevents_it(restored: dict[str, Any]) -> None:
     numbers = by_name(restored["losses"][0], "numbers", "name")
-    invoices = numbers["INV/2026/"]
+    invoices = numbers["INV/2026/ of journal 1"]
     assert (invoices["last_here"], invoices["last_in_production"], invoices["proposed_next"]) == (30, 34, 35)
     assert (invoices["certain"], invoices["sql"]) == (True, None)
-    bills = numbers["BILL/2026/"]
+    bills = numbers["BILL/2026/ of journal 2"]
     assert (bills["last_here"], bills["last_in_production"], bills["proposed_next"]) == (0, 1, 2)
-    # Each offer is taken in the copy: it does what it says, and repeating it does no harm.
+    assert (numbers["WH/MO/"]["last_here"], numbers["WH/MO/"]["last_in_production"]) == (2, 9)
+    assert numbers["Cheques (2)"]["last_in_production"] == 14
+
+
+def test_the_offered_statements_run_as_they_are_printed_and_do_what_they_say(
+    story: Story, restored: dict[str, Any]
+) -> None:
+    script = story.plant.estate.run("environment", "loss", "--sql").stdout.decode()
+    assert "-- INV/2026/ of journal 1: last one here 30, in production 34\n--   by hand, in Odoo" in script
+    statements = [line for line in script.splitlines() if not line.startswith("--")]
+    assert len(statements) == 2, "only what is certain is no comment"
     with psycopg.connect(f"{restored['environment']['dsn']} dbname={DATABASE}", autocommit=True) as copy:
-        for _ in range(2):
-            for name in ("WH/MO/", "Cheques"):
-                assert numbers[name]["certain"] is True
-                copy.execute(numbers[name]["sql"].encode())
+        for _ in range(2):  # repeating it does no harm
+            copy.execute(script.encode())
         assert copy.execute("select nextval('ir_sequence_001')").fetchone() == (110,)
         assert copy.execute("select number_next from ir_sequence where implementation = 'no_gap'").fetchone() == (15,)
-    assert (numbers["WH/MO/"]["last_here"], numbers["WH/MO/"]["last_in_production"]) == (2, 9)
-    assert numbers["Cheques"]["last_in_production"] == 14
 
 
 def test_what_waits_in_the_copy_is_that_of_its_instant(restored: dict[str, Any]) -> None:
@@ -125,7 +131,7 @@ def test_the_report_is_shown_again_by_its_environment_and_as_the_newest(story: S
     assert again["losses"] == restored["losses"]
     assert story.plant.json("environment", "loss")["environment"] == environment
     told = story.plant.estate.run("environment", "loss", environment).stdout.decode()
-    assert "NUMBERS GIVEN OUT TWICE: INV/2026/ 31 to 34 are outside already; go on with 35" in told
+    assert "NUMBERS GIVEN OUT TWICE: INV/2026/ of journal 1 31 to 34 are outside already; go on with 35" in told
     assert "WAITING TO BE SENT, AGAIN PERHAPS: 2 mails (mail_mail 1, 3)" in told
     assert (
         "offered, not done: update public.ir_sequence set number_next = greatest(number_next, 15) where id = 2;" in told

@@ -30,7 +30,7 @@ TABLES: dict[str, str] = {
         "id serial primary key, cron_name text, active bool, nextcall timestamp, interval_number int default 1,"
         " interval_type text default 'days'"
     ),
-    "mail_mail": f"id serial primary key, state text, {_TIMES}",
+    "mail_mail": f"id serial primary key, state text, failure_reason text, {_TIMES}",
     "sms_sms": f"id serial primary key, state text, {_TIMES}",
     "fetchmail_server": "id serial primary key, name text, server_type text, active bool, state text",
     "payment_provider": "id serial primary key, code text, state text",
@@ -179,3 +179,13 @@ def create_business(connection: psycopg.Connection[Any], *, version: int = 19) -
     statements += [*_VERSIONED[version], *(row.replace("{v}", str(version)) for row in ROWS), *_VERSIONED_ROWS[version]]
     for statement in statements:
         connection.execute(statement.encode())
+
+
+def create_office(connection: psycopg.Connection[Any]) -> None:
+    """Make what tells that a database is Odoo's, and what waits in it: no business, and no tables that Plant has."""
+    tables = ("ir_module_module", "ir_sequence", "ir_cron", "mail_mail", "sms_sms", "fetchmail_server")
+    for name in tables:
+        connection.execute(f"create table {name} ({TABLES[name]})".encode())
+    for row in ROWS:
+        if any(f"into {name} " in row for name in tables) or "ir_sequence_001" in row:
+            connection.execute(row.replace("{v}", "19").encode())

@@ -341,8 +341,8 @@ def test_production_is_asked_for_counts_by_state_and_newest_times(erp: Erp) -> N
     assert values[f"odoo:{erp.database}:count-mrp_production"] == (
         '{"created":"2025-02-03T04:05:06Z","rows":{"confirmed":1,"done":1},"written":"2026-11-27T05:06:07Z"}'
     )
-    assert values[f"odoo:{erp.database}:journal-numbers"] == '[["INV/2026/@1","INV/2026/","30"]]'
-    assert values[f"odoo:{erp.database}:no-gap-numbers"] == '[["ir_sequence:2","Cheques","11"]]'
+    assert values[f"odoo:{erp.database}:journal-numbers"] == '[["INV/2026/@1","INV/2026/ of journal 1","30"]]'
+    assert values[f"odoo:{erp.database}:no-gap-numbers"] == '[["ir_sequence:2","Cheques (2)","11"]]'
 
 
 def test_what_the_role_may_not_read_in_production_is_a_problem_and_leaves_out_nothing_else(erp: Erp) -> None:

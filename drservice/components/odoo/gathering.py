@@ -147,8 +147,9 @@ def read_journals(source: Asking, schema: OdooSchema) -> list[Numbered]:
     if not schema.has("account_move", "id", "state", "journal_id", "sequence_prefix", "sequence_number"):
         return []
     rows = source.scan(
-        "select format('%s@%s', sequence_prefix, journal_id), sequence_prefix, max(sequence_number)"  # noqa: S608 - a number
-        " from public.account_move where state = 'posted' and sequence_prefix <> '' and name <> '/'"
+        "select format('%s@%s', sequence_prefix, journal_id), format('%s of journal %s', sequence_prefix, journal_id),"  # noqa: S608 - a number
+        " max(sequence_number) from public.account_move"
+        " where state = 'posted' and sequence_prefix <> '' and name <> '/'"
         f" group by journal_id, sequence_prefix order by max(id) desc limit {_MOST_PREFIXES}"
     )
     return [_numbered(row) for row in rows]
@@ -165,8 +166,8 @@ def read_no_gap(source: Asking, schema: OdooSchema) -> list[Numbered]:
         found += map(
             _numbered,
             source.scan(
-                "select format('ir_sequence:%s', id), name, number_next - 1 from public.ir_sequence"
-                " where implementation = 'no_gap' order by id limit 5000"
+                "select format('ir_sequence:%s', id), format('%s (%s)', name, id), number_next - 1"
+                " from public.ir_sequence where implementation = 'no_gap' order by id limit 5000"
             ),
         )
         if schema.has("ir_sequence_date_range", "id", "sequence_id", "date_from", "number_next"):
