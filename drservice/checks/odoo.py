@@ -27,13 +27,17 @@ from drservice.components.odoo.gathering import (
     decode_modules,
     decode_offenders,
     odoo_key,
+    read_imported,
+    read_modules,
 )
 from drservice.components.odoo.invariants import INVARIANTS, Invariant, Offenders, find_offenders
+from drservice.components.odoo.manifests import read_code, series_of
 from drservice.components.odoo.schema import OdooSchema, pinned, read_schema
 from drservice.components.postgres.asking import Asking
 from drservice.components.postgres.baseline import settle
 from drservice.errors import UnansweredError
 from drservice.model.checks import Baseline, BaselineValue
+from drservice.model.estate import FilesSettings
 from drservice.model.ids import ComponentName
 
 _MODULES_SQL = "select name, state, latest_version, {settled} from public.ir_module_module order by name"
@@ -196,3 +200,37 @@ def _compared_modules(before: dict[str, Module], present: dict[str, tuple[Module
         return failed(f"{len(wrong)} of {len(before)} modules differ: {listed(wrong)}", value=str(len(wrong)))
     told = f"; {len(later)} were changed since: {listed(later)}" if later else ""
     return passed(f"{len(before)} modules have the versions of production{told}", value="0")
+
+
+def ask_code(component: ComponentName, service: RecoveredService, seconds: float) -> Finding | NotApplicable:
+    """Compare the code in the addons folders of this host with the versions that the database was upgraded to."""
+    settings = service.service.components.get(component)
+    folders = settings.addons if isinstance(settings, FilesSettings) else ()
+    if not folders:
+        return NotApplicable(reason="no folders with Odoo's modules are configured (addons)")
+    with _asking(component, service, seconds) as odoo:
+        if odoo.why_not_odoo is not None:
+            return odoo.why_not_odoo
+        modules = read_modules(odoo.source)
+        imported = read_imported(odoo.source, odoo.schema)
+    base = modules.get("base")
+    series = series_of(base.version) if base is not None else None
+    if series is None:
+        return unverified("the database does not tell which Odoo it belongs to")
+    wanted = {name: item.version for name, item in modules.items() if name not in imported}
+    absent: list[str] = []
+    other: list[str] = []
+    for name, code in read_code(folders, wanted, series=series).items():
+        if code.problem is not None:
+            other.append(f"{name}: {code.problem}")
+        elif code.version is None:
+            absent.append(name)
+        elif code.version != wanted[name]:
+            other.append(f"{name} is {code.version}, in the database {wanted[name]}")
+    if absent or other:
+        return failed(
+            f"of {len(wanted)} modules {len(absent)} have no code here ({listed(absent) or 'none'}),"
+            f" {len(other)} have another version ({listed(other) or 'none'})",
+            value=str(len(absent) + len(other)),
+        )
+    return passed(f"the code of {len(wanted)} modules has the versions of the database", value="0")

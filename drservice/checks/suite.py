@@ -146,6 +146,7 @@ def _files_checks(component: ComponentName, kind: FilesKind, times: CheckTimes) 
 def _odoo_checks(component: ComponentName, times: CheckTimes) -> Iterator[Check]:
     """Yield what is asked of the database that Odoo's documents follow; it has no component of its own."""
     yield _check(component, "odoo-modules", odoo.ask_modules, times.sql_seconds)
+    yield _check(component, "odoo-code", odoo.ask_code, times.sql_seconds, Severity.WARNING)
     for invariant in INVARIANTS:
         yield _check(
             component,

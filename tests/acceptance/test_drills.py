@@ -100,6 +100,7 @@ def test_a_drill_recovers_asks_judges_records_and_leaves_nothing(plant: Plant) -
     assert set(excused) == {
         "configuration/files-content",
         "documents/odoo-modules",
+        "documents/odoo-code",
         "documents/odoo-broken-in-production",
         *of_odoo,
     }, "what cannot be asked is planned and recorded all the same"

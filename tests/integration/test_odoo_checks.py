@@ -45,6 +45,7 @@ class Erp:
     database: str
     folder: Path
     baseline: Baseline | None = None
+    addons: tuple[Path, ...] = ()
 
     def sql(self, *statements: str) -> None:
         for statement in statements:
@@ -65,7 +66,12 @@ class Erp:
     @property
     def service(self) -> Service:
         files = FilesSettings(
-            name=DOCS, kind=FilesKind.ODOO_FILESTORE, path=self.folder, database=self.database, follows=DB
+            name=DOCS,
+            kind=FilesKind.ODOO_FILESTORE,
+            path=self.folder,
+            database=self.database,
+            follows=DB,
+            addons=self.addons,
         )
         return Service(
             name=ServiceName("erp"), components={DB: PostgresSettings(name=DB, dsn=""), DOCS: files}, checks=()
@@ -161,7 +167,7 @@ def test_a_healthy_business_passes_every_check_of_odoo(make: Callable[[int], Erp
     assert baseline.problems == {}
     outcome = healthy.run()
     assert {item.name: item.detail for item in outcome.results if item.state is not PASSED} == {}
-    assert outcome.not_applicable == {}
+    assert outcome.not_applicable == {"documents/odoo-code": "no folders with Odoo's modules are configured (addons)"}
     assert len(outcome.results) == len(INVARIANTS) + 2
 
 
@@ -237,7 +243,8 @@ def test_what_a_database_does_not_have_is_told_and_never_passed(erp: Erp) -> Non
     erp.sql("drop table mrp_production", "alter table stock_quant drop quantity")
     erp.measure()
     outcome = erp.run()
-    assert outcome.not_applicable == {
+    told = {name: reason for name, reason in outcome.not_applicable.items() if name != "documents/odoo-code"}
+    assert told == {
         "documents/odoo-production-finished": "there is no table public.mrp_production",
         "documents/odoo-unique-productions": "there is no table public.mrp_production",
         "documents/odoo-attached-orders": "there is no table public.mrp_production",
@@ -252,7 +259,10 @@ def test_a_database_that_is_not_odoos_is_asked_nothing_of_odoo(erp: Erp) -> None
     assert not [key for key in (*baseline.values, *baseline.problems) if key.startswith("odoo:")]
     outcome = erp.run()
     assert outcome.results == ()
-    assert set(outcome.not_applicable.values()) == {f"database {erp.database!r} has no table of Odoo's modules"}
+    assert set(outcome.not_applicable.values()) == {
+        f"database {erp.database!r} has no table of Odoo's modules",
+        "no folders with Odoo's modules are configured (addons)",
+    }
 
 
 @pytest.mark.parametrize("kind", ["view", "materialized view", "foreign schema"])
@@ -328,6 +338,33 @@ def test_a_module_that_is_gone_fails_and_one_that_was_removed_later_does_not(erp
     result = erp.ask("modules")
     assert result.state is FAILED
     assert "1 of 8 modules differ: 'mrp is not there'" in result.detail
+
+
+def write_code(folder: Path, name: str, manifest: str) -> None:
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__manifest__.py").write_text(manifest)
+
+
+def test_the_code_on_this_host_is_compared_with_the_versions_of_the_database(erp: Erp, tmp_path: Path) -> None:
+    modules = ("base", "mail", "account", "stock", "mrp", "sale", "purchase", "payment_demo")
+    for name in modules:
+        write_code(tmp_path / "core", name, "{'name': 'x', 'version': '1.0'}")
+    write_code(tmp_path / "own", "sale", "{'version': '19.0.1.0'}")
+    erp.addons = (tmp_path / "own", tmp_path / "core")
+    assert erp.ask("code").state is PASSED
+    (tmp_path / "core" / "mrp" / "__manifest__.py").write_text("{'version': '1.1'}")
+    (tmp_path / "core" / "stock" / "__manifest__.py").write_text("__import__('os').system('touch ' + __file__)")
+    (tmp_path / "core" / "mail" / "__manifest__.py").unlink()
+    erp.sql(
+        "insert into ir_module_module (name, state, latest_version) values ('../core/base', 'installed', '19.0.1.0')"
+    )
+    result = erp.ask("code")
+    assert (result.state, result.severity, result.value) == (FAILED, Severity.WARNING, "4")
+    assert "2 have no code here ('../core/base', 'mail')" in result.detail
+    assert "mrp is 19.0.1.1, in the database 19.0.1.0" in result.detail
+    assert "stock: its manifest cannot be read" in result.detail
+    erp.sql("alter table ir_module_module add imported bool", "update ir_module_module set imported = name like '%a%'")
+    assert "'stock: its manifest cannot be read" in erp.ask("code").detail
 
 
 # --- production ---------------------------------------------------------------------------------------------

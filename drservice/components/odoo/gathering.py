@@ -196,6 +196,17 @@ def read_modules(source: Asking) -> dict[str, Module]:
     return {str(name): Module(state=state or "", version=version or "") for name, state, version in rows}
 
 
+def read_imported(source: Asking, schema: OdooSchema) -> frozenset[str]:
+    """Return modules whose code is not in a folder: it was imported and lies among the attachments.
+
+    Raises:
+        PostgresError: it cannot be told.
+    """
+    if not schema.has("ir_module_module", "imported"):
+        return frozenset()
+    return frozenset(str(name) for (name,) in source.scan("select name from public.ir_module_module where imported"))
+
+
 def encode_numbers(numbers: Iterable[Numbered]) -> str:
     """Return numbers as the text that a baseline keeps."""
     return canonical_bytes([[item.id, item.name, str(item.last)] for item in numbers]).decode()
