@@ -9,8 +9,10 @@ import click
 from drservice.cli.formatting import format_bytes, format_seconds, format_table
 from drservice.cli.invocation import Invocation
 from drservice.clock import to_iso
+from drservice.model.estate import FilesKind
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.info import AtRisk, ComponentInfo, StreamInfo
+from drservice.operations.preparedrestore import is_flushed
 from drservice.operations.serviceinfo import FilesInfo, Proved, ServiceInfo, service_info
 from drservice.operations.streamstate import as_document, describe_stream
 from drservice.wiring.data_plane import open_data_plane
@@ -236,6 +238,14 @@ def _database_lines(known: ComponentInfo) -> Iterator[str]:
     yield f"  {_risk_line(known.at_risk)}"
 
 
+_WHAT = {
+    FilesKind.ODOO_FILESTORE: "files made",
+    FilesKind.DIRECTORY: "files made",
+    FilesKind.GIT: "what was committed or changed",
+    FilesKind.REDIS: "what was written to it",
+}
+
+
 def _files_lines(known: FilesInfo) -> Iterator[str]:
     yield f"{known.component.name} ({known.component.kind.value})"
     rows = [
@@ -256,10 +266,12 @@ def _files_lines(known: FilesInfo) -> Iterator[str]:
         yield from (f"  {line}" for line in format_table(titles, rows))
         yield "  missing and corrupt: in production, when the snapshot was taken"
     yield from (f"  UNREADABLE {key}: {error.message}" for key, error in known.unreadable.items())
-    if known.seconds_at_risk is None:
-        yield "  at risk now: every file, there is no snapshot"
+    if is_flushed(known.component):
+        yield "  at risk now: nothing, it begins empty after a restore (restore: flush)"
+    elif known.seconds_at_risk is None:
+        yield "  at risk now: everything, there is no snapshot of it"
     else:
-        yield f"  at risk now: files made within the last {format_seconds(known.seconds_at_risk)}"
+        yield f"  at risk now: {_WHAT[known.component.kind]} within the last {format_seconds(known.seconds_at_risk)}"
 
 
 def _risk_line(risk: AtRisk) -> str:

@@ -27,9 +27,14 @@ from drservice.repository.target import sync_folder, write_error
 _CLOSED = 0o700
 
 
+def is_flushed(component: FilesComponent) -> bool:
+    """Tell whether nothing of it is relied upon: a Redis that begins empty after a restore."""
+    return isinstance(component, RedisSettings) and component.restore is RedisRestore.FLUSH
+
+
 def usable(component: FilesComponent, records: Sequence[SnapshotRecord]) -> Sequence[SnapshotRecord]:
     """Leave out snapshots that have nothing: of a Redis that was away when it was to be captured."""
-    if isinstance(component, RedisSettings) and component.restore is RedisRestore.LOAD:
+    if isinstance(component, RedisSettings) and not is_flushed(component):
         return [record for record in records if record.state is not SnapshotState.PARTIAL]
     return records
 
@@ -47,7 +52,7 @@ def place_prepared(
     require_empty(root)
     if isinstance(component, GitSettings):
         return _place_clones(context, snapshot, root)
-    if component.restore is RedisRestore.FLUSH:
+    if is_flushed(component):
         _make_empty(root, context.account)
         nothing = PlacedFolder(files=0, folders=0, links=0, written_bytes=0, fetched_bytes=0)
         return nothing, (f"{component.name} begins empty, as `restore: flush` says: nothing was placed",), ()

@@ -20,6 +20,7 @@ from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.evidence import Evidence
 from drservice.operations.info import AtRisk, ComponentInfo, component_info
 from drservice.operations.ledgernotes import ledger_notes
+from drservice.operations.preparedrestore import is_flushed, usable
 from drservice.repository.repository import Repository
 
 
@@ -95,7 +96,7 @@ class ServiceInfo:
     @property
     def documents_at_risk_seconds(self) -> float | None:
         """The oldest of the newest passes; ``None`` if there are no files, or one was never captured."""
-        ages = [item.seconds_at_risk for item in self.files]
+        ages = [item.seconds_at_risk for item in self.files if not is_flushed(item.component)]
         known = [age for age in ages if age is not None]
         return max(known) if known and len(known) == len(ages) else None
 
