@@ -189,7 +189,7 @@ def _files_info(repository: Repository, service: Service, component: FilesCompon
         component=component,
         snapshots=listing.records,
         unreadable=dict(listing.unreadable),
-        seconds_at_risk=_age(listing.records, now, repository.document_sets(scope).newest()),
+        seconds_at_risk=_age(usable(component, listing.records), now, repository.document_sets(scope).newest()),
     )
 
 
