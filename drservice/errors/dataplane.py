@@ -513,3 +513,33 @@ class RedisDumpError(RedisError):
     code = "DR772"
     exit_status = ExitStatus.INTEGRITY
     hint = "Back up again; if it stays so, look at Redis' own log."
+
+
+# --- Copies of Odoo that do nothing outside ------------------------------------------------------------------
+
+
+class NeutralizeError(DrError):
+    """A copy of Odoo's database could not be made harmless; nothing of Odoo was started on it."""
+
+    code = "DR780"
+    hint = (
+        "The message names the module and the statement. Correct the module's data/neutralize.sql (or what the database"
+        " lacks for it), back up again, and restore from that snapshot; a drill can leave it out (`neutralize: false`)."
+    )
+
+
+class NeutralizedCopyError(DrError):
+    """What was asked for is not done with a neutralized copy: its mail, keys and scheduled actions are gone."""
+
+    code = "DR781"
+    hint = "Restore again without --neutralize; a neutralized copy never takes production's place."
+
+
+class NeutralizedSourceError(NeutralizedCopyError):
+    """The database that is to be backed up is a neutralized copy."""
+
+    code = "DR782"
+    hint = (
+        "Correct dsn and database if they lead to a copy. If this is production, it was neutralized by accident:"
+        " restore it to an instant before that; `drservice check` says the same."
+    )

@@ -17,6 +17,7 @@ _TIMES = (
 )
 TABLES: dict[str, str] = {
     "ir_module_module": "id serial primary key, name text unique, state text, latest_version text",
+    "ir_config_parameter": "id serial primary key, key text unique, value text",
     "ir_attachment": (
         "id serial primary key, name text, res_model text, res_id int, type text default 'binary', url text,"
         f" store_fname text, checksum varchar(40), file_size int, db_datas bytea, {_TIMES}"

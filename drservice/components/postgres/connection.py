@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import socket
+import struct
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, LiteralString, Self
@@ -16,6 +19,8 @@ from typing import Any, LiteralString, Self
 import psycopg
 from psycopg import errors as pg_errors
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import ExecStatus
+from psycopg.pq.abc import PGresult
 
 from drservice.errors import DrError, PostgresError, PostgresUnreachableError
 
@@ -29,6 +34,7 @@ _DEFAULTS = {
 }
 """Values for what the dsn leaves open: a silent network is noticed within about a minute."""
 
+_COPYING = frozenset({ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH})
 _REFUSALS: Sequence[tuple[str, str]] = (
     (
         r"no pg_hba\.conf entry|pg_hba\.conf rejects",
@@ -160,6 +166,63 @@ class Session:
         return [
             tuple(None if cell is None else cell.decode("utf-8", "backslashreplace") for cell in row) for row in cells
         ]
+
+    def script(self, text: bytes, *, seconds: float) -> None:
+        """Run the statements of a text of somebody else's as they stand; none after one that fails, no row is kept.
+
+        All of it is one message: without a transaction of the caller's it is one by itself.
+
+        Raises:
+            PostgresUnreachableError: the connection broke, or the text was not through in time: the session is over.
+            PostgresError: the server refused a statement, or one wants to copy to or from here.
+        """
+        deadline = time.monotonic() + seconds
+        line = self._connection.pgconn
+        refusal: str | None = None
+        try:
+            line.send_query(text)
+            line.set_single_row_mode()  # a result of any size passes by in pieces
+            while line.flush():
+                self._await_line(deadline, writing=True)
+            while (result := self._next_result(deadline)) is not None:
+                if result.status in _COPYING:
+                    self._connection.close()
+                    raise PostgresError("it copies to or from the client, which is not possible here")
+                if result.status == ExecStatus.FATAL_ERROR and refusal is None:
+                    refusal = " ".join(result.get_error_message(self._connection.info.encoding).split())
+        except psycopg.Error as error:
+            raise PostgresUnreachableError(f"the connection broke: {_one_line(error)}") from error
+        if refusal is not None:
+            raise PostgresError(refusal)
+
+    def _next_result(self, deadline: float) -> PGresult | None:
+        while self._connection.pgconn.is_busy():
+            self._await_line(deadline)
+        return self._connection.pgconn.get_result()
+
+    def _await_line(self, deadline: float, *, writing: bool = False) -> None:
+        """Wait until the line moves, and take what is there."""
+        line = self._connection.pgconn
+        left = max(0.0, deadline - time.monotonic())
+        readable, writable, _ = select.select([line.socket], [line.socket] if writing else [], [], left)
+        if not readable and not writable:
+            self._connection.close()
+            raise PostgresUnreachableError("the statements were not through in time: the connection was cut")
+        if readable:
+            line.consume_input()
+
+    def listener_pid(self) -> int:
+        """Return the process that listens at the other end of a Unix socket, as this host numbers it (unix(7)).
+
+        Raises:
+            PostgresUnreachableError: the connection is closed, or is none of this host.
+        """
+        with self.line() as line:
+            if line.family != socket.AF_UNIX:
+                raise PostgresUnreachableError("it is no connection over a Unix socket")
+            raw = line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, _uid, _gid = struct.unpack("3i", raw)
+        return int(pid)
 
     def line(self) -> socket.socket:
         """Return the connection's socket under a descriptor of its own; the caller closes it, which ends nothing.
