@@ -13,6 +13,7 @@ import pytest
 from drservice.checks.interface import Check, RecoveredDatabase, RecoveredDocuments, RecoveredService
 from drservice.checks.suite import CheckTimes, SuiteOutcome, plan_suite, run_suite
 from drservice.clock import SystemClock
+from drservice.components.odoo import gathering
 from drservice.components.odoo.gathering import gather_odoo
 from drservice.components.odoo.invariants import INVARIANTS
 from drservice.components.postgres.asking import Asking
@@ -409,6 +410,28 @@ def test_a_table_that_is_too_large_is_left_out_and_told(erp: Erp) -> None:
     told = erp.ask("broken-in-production")
     assert (told.state, told.severity) == (UNVERIFIED, Severity.WARNING)
     assert "not known of stock: left out" in told.detail
+
+
+def test_a_question_that_production_is_slow_to_answer_is_given_up_and_the_others_are_asked(
+    erp: Erp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gathering, "_QUESTION_SECONDS", 0.3)
+    with erp.cluster.connect(erp.database) as blocker:
+        blocker.execute("begin")
+        blocker.execute("lock table stock_quant")
+        baseline = erp.measure()
+    slow = {key.rpartition(":")[2] for key, text in baseline.problems.items() if "statement timeout" in text}
+    assert slow == {"count-stock_quant", "stock"}
+    assert len(baseline.problems) == 2
+
+
+def test_production_is_asked_no_longer_than_a_minute_in_all(erp: Erp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "_BUDGET_SECONDS", 0.0)
+    baseline = erp.measure()
+    assert not [key for key in baseline.values if key.startswith("odoo:")]
+    assert set(baseline.problems.values()) == {"left out: production was asked for 0 s already"}
+    assert erp.ask("balanced").state is PASSED
+    assert erp.ask("modules").state is UNVERIFIED
 
 
 def test_the_search_path_of_production_is_as_it_was_when_its_own_questions_are_asked(erp: Erp) -> None:
