@@ -30,7 +30,7 @@ from drservice.model.ids import ComponentName
 _INSIDE = "/env/files/{component}/files"
 _FOLDERS = re.compile(r"[A-Za-z0-9._-]+")
 _LOADED = re.compile(r"Done loading RDB, keys loaded: ([0-9]+)")
-_READY = "Ready to accept connections"
+_READY = "eady to accept connections"
 _OLDER = "Can't handle RDB format version"
 _SAID_BYTES = 64 << 10
 

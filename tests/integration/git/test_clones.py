@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -70,6 +71,25 @@ def test_a_dirty_clone_comes_back_exactly_as_it_was(addons: Path, tmp_path: Path
     assert git(made / "addons", "remote", "get-url", "origin").strip() == str(tmp_path / "origin")
     record = json.loads((made / "addons.json").read_bytes())
     assert (record["branch"], record["head"]) == ("refs/heads/work", git(addons, "rev-parse", "HEAD").strip())
+
+
+def test_without_drservice_git_alone_makes_a_clone_of_what_was_stored(addons: Path, tmp_path: Path) -> None:
+    """The commands of docs/how-to/git.md."""
+    make_dirty(addons)
+    (addons / "left.pyc").unlink()
+    text = (Path(__file__).parents[3] / "docs" / "how-to" / "git.md").read_text()
+    commands = re.findall(r"^```\n(git clone .*?)^```", text, re.MULTILINE | re.DOTALL)
+    with prepared_folder(tmp_path / "state", "erp.code") as folder:
+        prepare_clones([addons], folder, name="erp.code")
+        stored = tmp_path / "stored"
+        shutil.copytree(folder.path / "addons", stored, symlinks=True)
+    script = commands[0].replace("git checkout main", "git checkout work")
+    done = subprocess.run(["bash", "-euc", script], cwd=stored, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    made, expected = seen(stored / "addons"), seen(addons)
+    assert {key: made[key] for key in ("index", "status", "files")} == {
+        key: expected[key] for key in ("index", "status", "files")
+    }
 
 
 def test_a_file_changed_within_the_tick_of_the_index_is_not_taken_for_unchanged(tmp_path: Path) -> None:
