@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
@@ -243,25 +243,41 @@ class Keyring:
         return next(self.store.list(layout.data_key_prefix(service, key_id)), None) is not None
 
     def recipients_of(self, key_id: KeyId, *, service: ServiceName) -> frozenset[str]:
-        """Return for whom a data key is, by the headers of all its stored wrappings that are believed and whole.
+        """Return for whom a data key is; see :meth:`recipients_of_each`."""
+        return self.recipients_of_each({key_id}, service=service)[key_id]
+
+    def recipients_of_each(self, key_ids: Collection[KeyId], *, service: ServiceName) -> Mapping[KeyId, frozenset[str]]:
+        """Return for whom data keys are, by the headers of all their stored wrappings that are believed and whole.
 
         Empty for a key without any: what is sealed with it is lost to everybody. Needs no identity, so it is what the
-        signers say; :meth:`wrappings` looks at what an identity can look at. One listing, and
-        one small read for each wrapping not seen before.
+        signers say; :meth:`wrappings` looks at what an identity can look at. One listing from the oldest key to the
+        newest, however many there are, and one small read for each wrapping not seen before.
 
         Raises:
             ObjectStoreError: the store did not answer; nothing is known.
         """
-        found: set[str] = set()
-        for info in self.store.list(layout.data_key_prefix(service, key_id)):
-            if info.key not in self._wrapped_for:
-                try:
-                    envelope, _ = self._read_wrapping(info.key, key_id, service)
-                    self._wrapped_for[info.key] = _recipients_in(envelope, info.key)
-                except (FormatError, DamagedObjectError, KeyProblemError, ObjectNotFoundError):
-                    continue  # nobody can be promised that this wrapping opens
-            found |= self._wrapped_for[info.key]
-        return frozenset(found)
+        found: dict[KeyId, frozenset[str]] = dict.fromkeys(key_ids, frozenset())
+        if not found:
+            return found
+        prefix, first, last = layout.data_key_prefix(service), min(found), max(found)
+        # A single key's listing needs no end; several keys are listed with those that were made between them.
+        chosen = layout.data_key_prefix(service, first) if first == last else prefix
+        for info in self.store.list(chosen, start_after=layout.data_key_prefix(service, first)):
+            key_id = KeyId(info.key[len(prefix) :].partition("/")[0])
+            if key_id > last:
+                break
+            if key_id in found:
+                found[key_id] |= self._believed_recipients(info.key, key_id, service)
+        return found
+
+    def _believed_recipients(self, object_key: str, key_id: KeyId, service: ServiceName) -> frozenset[str]:
+        if object_key not in self._wrapped_for:
+            try:
+                envelope, _ = self._read_wrapping(object_key, key_id, service)
+                self._wrapped_for[object_key] = _recipients_in(envelope, object_key)
+            except (FormatError, DamagedObjectError, KeyProblemError, ObjectNotFoundError):
+                return frozenset()  # nobody can be promised that this wrapping opens
+        return self._wrapped_for[object_key]
 
     def _read_wrapping(
         self, object_key: str, key_id: KeyId, service: ServiceName

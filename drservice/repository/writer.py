@@ -503,12 +503,10 @@ class SnapshotWriter:
 
     def _closed_keys(self, key_ids: Iterable[KeyId]) -> frozenset[KeyId]:
         """Return which data keys do not open for every present recipient: added since, or the wrapping is gone."""
-        keyring, needed = self._context.keyring, frozenset(self._context.recipients)
-        return frozenset(
-            key_id
-            for key_id in key_ids
-            if key_id != self._key.id and not needed <= keyring.recipients_of(key_id, service=self._scope.service)
-        )
+        needed = frozenset(self._context.recipients)
+        others = frozenset(key_ids) - {self._key.id}
+        known = self._context.keyring.recipients_of_each(others, service=self._scope.service)
+        return frozenset(key_id for key_id, recipients in known.items() if not needed <= recipients)
 
     def _absent(self, packs: Iterable[bytes]) -> frozenset[bytes]:
         """Return which of these packs the store does not have, or that are condemned."""

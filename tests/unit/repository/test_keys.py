@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pyrage
@@ -32,6 +34,7 @@ from drservice.repository.reader import PackOpener, load_pack
 from drservice.repository.repository import Repository
 from drservice.repository.verify import Depth, check_pack, verify_component
 from tests.doubles.repositories import SYSTEM_ID, Site, flipped, new_host
+from tests.doubles.stores import RecordingStore
 
 ERP = ServiceName("erp")
 
@@ -128,6 +131,24 @@ def test_the_recipients_of_a_key_are_those_of_all_its_good_wrappings(site: Site,
     publish(site, key, third)
     assert keyring.recipients_of(key.id, service=ERP) == {site.recipient, other, third}
     assert site.repository(identities=Identities()).keyring.recipients_of(key.id, service=ERP) >= {third}
+
+
+def test_the_recipients_of_many_keys_are_one_listing_and_one_read_for_each_wrapping(site: Site) -> None:
+    keys = [make_data_key(site.clock.now() + timedelta(days=day)) for day in range(5)]
+    others = [make_identity()[1] for _ in keys]
+    for key, other in zip(keys, others, strict=True):
+        publish(site, key, site.recipient)
+        publish(site, key, other)
+    store = RecordingStore(site.store)
+    keyring = site.repository(store=store).keyring
+    wanted = {keys[1].id, keys[3].id, make_data_key(site.clock.now()).id}
+    for reads in (4, 0):
+        store.calls.clear()
+        known = keyring.recipients_of_each(wanted, service=ERP)
+        assert all(known[keys[number].id] == {site.recipient, others[number]} for number in (1, 3))
+        assert sorted(map(bool, known.values())) == [False, True, True], "a key that is not stored is for nobody"
+        assert Counter(operation for operation, _ in store.calls) == Counter(list=1, read_versions=reads)
+    assert keyring.recipients_of_each((), service=ERP) == {}
 
 
 @pytest.mark.parametrize("spoil", ["flipped", "stranger", "another key", "no list"])
