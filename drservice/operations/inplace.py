@@ -28,9 +28,11 @@ from drservice.components.postgres.presence import listener_of
 from drservice.components.postgres.recovery import TargetAction
 from drservice.components.postgres.server import find_programs
 from drservice.components.postgres.withholding import is_cluster, unveil_control
+from drservice.environments.marks import is_marked_directory
 from drservice.environments.sandbox import list_sandboxes, open_sandbox
 from drservice.errors import (
     DrError,
+    NeutralizedCopyError,
     RecoveryError,
     SegmentConflictError,
     ServerRunningError,
@@ -233,12 +235,22 @@ def _require_sensible(request: RestoreRequest) -> Path:
 
     Raises:
         UsageError: it cannot.
+        NeutralizedCopyError: it is a neutralized copy, or would become one.
     """
     directory = request.component.data_directory
     if directory is None:
         raise UsageError(
             f"{request.component.name} has no data_directory in the settings",
             hint="In place means over that directory: set it, or use --into DIR.",
+        )
+    if request.neutralize:
+        raise NeutralizedCopyError(
+            "--in-place brings production back, and --neutralize takes its mail, keys and scheduled actions away"
+        )
+    if is_marked_directory(directory):
+        raise NeutralizedCopyError(
+            f"{directory} is a neutralized copy, and no production",
+            hint="Correct data_directory; a neutralized copy is ended with its folder, not restored over.",
         )
     if request.files:
         raise UsageError(

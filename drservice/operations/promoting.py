@@ -8,6 +8,7 @@ from __future__ import annotations
 from drservice.clock import Clock
 from drservice.components.postgres.connection import connect
 from drservice.environments.interface import Environment
+from drservice.environments.marks import refuse_marked
 from drservice.errors import ProofError, ReplayError, UsageError
 from drservice.model.wal import Lsn, Timeline
 from drservice.operations.replay import Reached
@@ -20,11 +21,13 @@ def promote_paused(environment: Environment, *, clock: Clock) -> Reached:
     """Promote a paused server onto a new timeline, where it stands, and prove it; it goes on running in its sandbox.
 
     Raises:
+        NeutralizedCopyError: it was neutralized.
         UsageError: it is not paused in recovery.
         ReplayError: it did not promote within a minute.
         ProofError: it is not where it stood.
         EnvironmentFailedError, PostgresError: it does not run, or cannot be asked.
     """
+    refuse_marked(environment.describe().path)
     environment.require_own_socket()
     with connect(environment.dsn, application_name="drservice promote") as session:
         in_recovery, paused, position, last = session.row(

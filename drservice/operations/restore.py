@@ -41,6 +41,7 @@ from drservice.environments.isolation import require_isolated
 from drservice.environments.sandbox import prepare_sandbox
 from drservice.errors import DrError, ExitStatus, UsageError
 from drservice.model.documents import RowsAt
+from drservice.model.neutralized import Neutralized
 from drservice.model.recovery import TargetKind
 from drservice.operations.alternatives import offering_another
 from drservice.operations.causes import naming_the_cause
@@ -50,6 +51,7 @@ from drservice.operations.holding import held
 from drservice.operations.locate import RecoveryEnd, plan_segments, planned_wal
 from drservice.operations.lossreport import keep_report, report_losses
 from drservice.operations.measured import Measured, remember
+from drservice.operations.neutralizing import Copy, neutralize_service, require_neutralizable
 from drservice.operations.odoostart import shown_folders
 from drservice.operations.phases import Phases
 from drservice.operations.production import database_in, endpoints_of
@@ -87,6 +89,7 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
     if request.database is not None and request.delta:
         raise UsageError("one database is restored into a new directory: what is left out would stay as it is there")
     _require_action(request)
+    require_neutralizable(request)
     if request.into is not None and not request.delta:
         require_empty(request.into)
     phases = Phases()
@@ -276,6 +279,7 @@ def _recover(
     phases.end("check")
     files = _restore_files(context, request, environment, planned, recovered.reached, phases)
     losses = report_losses(context, request, planned, recovered.reached, environment)
+    neutralized = _neutralize(context, request, planned, recovered.reached, environment)
     phases.end("check")
     side = recovered.side
     return RestoreResult(
@@ -299,7 +303,19 @@ def _recover(
         tablespaces=recovered.tablespaces,
         action=request.action,
         losses=losses,
+        neutralized=neutralized,
     )
+
+
+def _neutralize(
+    context: RestoreContext, request: RestoreRequest, planned: Planned, reached: Reached, environment: Environment
+) -> tuple[Neutralized, ...]:
+    """Neutralize the copy, if that is asked for; its failure ends the restore, and nothing is left to start."""
+    if not request.neutralize:
+        return ()
+    system_id = planned.resolved.plan.snapshot.postgres.system_id
+    copy = Copy(environment=environment, system_id=system_id, clock=context.clock)
+    return neutralize_service(context, request, copy, instant_of_files(planned, reached))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -438,7 +454,7 @@ def _place(
     return control, placed, stripped, spaces
 
 
-def _instant(planned: Planned, reached: Reached) -> datetime | None:
+def instant_of_files(planned: Planned, reached: Reached) -> datetime | None:
     """Return which instant the files have to stand for; ``None`` = the latest."""
     target = planned.resolved.plan.target
     match target.kind:
@@ -473,7 +489,7 @@ def _restore_files(
         files.beside(
             environment,
             component,
-            instant=_instant(planned, reached),
+            instant=instant_of_files(planned, reached),
             rows=rows,
             into=request.into / component.name if request.into is not None else None,
         )

@@ -16,6 +16,7 @@ from drservice.environments.limits import Limits
 from drservice.model.estate import FilesComponent, PostgresSettings, Service
 from drservice.model.ids import EnvironmentId, SnapshotId
 from drservice.model.losses import LossReport
+from drservice.model.neutralized import Neutralized
 from drservice.model.recovery import Target
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.filesrestore import RestoredFiles
@@ -75,6 +76,8 @@ class RestoreRequest:
     limits: Limits = field(default_factory=Limits)
     action: TargetAction = TargetAction.PROMOTE
     """What the recovered server does at the target."""
+    neutralize: bool = False
+    """Make the copies of Odoo's databases do nothing outside, before anything of Odoo starts on them."""
     in_place: bool = False
     """``into`` is production's own directory; see :mod:`~drservice.operations.inplace`, which alone sets it."""
     made: Callable[[EnvironmentId], None] = lambda _: None
@@ -154,6 +157,8 @@ class RestoreResult:
     """Set if production's own directory was restored."""
     losses: tuple[LossReport, ...] = ()
     """What was lost, of each database that Odoo's documents follow."""
+    neutralized: tuple[Neutralized, ...] = ()
+    """What was done to each database that Odoo's documents follow, if that was asked for."""
 
     @property
     def used_records(self) -> tuple[SnapshotRecord, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -29,6 +29,7 @@ from drservice.model.points import RecoveryPoint, instant_of, member_of, state_o
 from drservice.model.snapshot import SnapshotRecord, SnapshotState
 from drservice.operations.backup import BackupContext, BackupResult, run_backup
 from drservice.operations.evidence import Evidence, snapshot_subjects
+from drservice.operations.neutralsource import read_scripts, require_production
 from drservice.operations.preparedbackup import capture_prepared
 from drservice.operations.production import References, read_references
 from drservice.operations.records import backup_fields
@@ -169,6 +170,7 @@ def backup_service(
 
     Raises:
         UnknownNameError: there is no such component.
+        NeutralizedSourceError: a database that is to be backed up is a neutralized copy; nothing was begun.
         BusyError, CaptureError, PostgresError, WalTimeoutError, ObjectStoreError: as :func:`run_backup`.
     """
     started_at = context.clock.now()
@@ -178,6 +180,9 @@ def backup_service(
         files = [component] if isinstance(component, FilesComponent) else []
     else:
         databases, files = service.databases(), service.files()
+    for followed in files:
+        if isinstance(followed, FilesSettings):
+            require_production(service, followed)
     baselines, notes = _measure(context, service, databases) if only is None else ({}, ())
     captured: list[BackupResult] = []
     for cluster in databases:
@@ -260,7 +265,8 @@ def _capture_folder(
         clock=context.clock,
         progress=context.progress,
     )
-    return captured, notes
+    attachments, told = read_scripts(service, component)
+    return replace(captured, attachments=attachments), (*notes, *told)
 
 
 def _references(service: Service, component: FilesSettings) -> tuple[References | None, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from drservice.clock import Clock
@@ -42,6 +42,8 @@ class CapturedFiles:
     reused_files: int
     read_bytes: int
     record: DocumentRecord
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
+    """What else the snapshot is to keep beside the files."""
 
     def facts(self) -> FilesFacts:
         """Return what the snapshot says publicly."""
@@ -64,7 +66,7 @@ class CapturedFiles:
             started_at=self.started_at,
             stopped_at=self.stopped_at,
             facts=self.facts(),
-            attachments={ATTACHMENT: encode_record(self.record)},
+            attachments={**self.attachments, ATTACHMENT: encode_record(self.record)},
             bad_pages=(),
         )
 
