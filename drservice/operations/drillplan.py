@@ -206,10 +206,9 @@ def choose_target(plan: DrillPlan, *, span: ProvenSpan, now: datetime) -> Chosen
 
 def not_tested(prepared: PreparedDrill, told: Sequence[str]) -> list[Json]:
     """Return everything that this drill says nothing about: what its checks could not ask, and what it never does."""
-    never = [
-        "the applications on top of the database were not started",
-        "people, manual steps and approvals: this drill has none",
-    ]
+    never = ["people, manual steps and approvals: this drill has none"]
+    if not any(check.name.endswith("/odoo-starts") for check in prepared.checks):
+        never.insert(0, "the applications on top of the database were not started")
     never += prepared.chosen.notes
     if prepared.plan.runbook is not None:
         never.append(f"runbook {prepared.plan.runbook}: this version does not walk people through it")
