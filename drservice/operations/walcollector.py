@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import mmap
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
@@ -140,6 +141,11 @@ class _Acknowledged:
                     self.end, grown = reached, True
 
 
+def in_memory(size: int) -> memoryview:
+    """Return zero bytes that go when nothing refers to them any more."""
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
 class Collector:
     """Collects the WAL of one timeline from the begin of a segment on.
 
@@ -149,6 +155,7 @@ class Collector:
         begin: where the stream begins: the begin of a segment.
         stored: up to here pieces that begin at ``begin`` are in the repository already, by their names.
         pacing: how long WAL may wait.
+        allocate: makes the zero bytes that a segment is put together in.
     """
 
     def __init__(
@@ -159,12 +166,14 @@ class Collector:
         begin: Lsn,
         stored: Lsn,
         pacing: Pacing,
+        allocate: Callable[[int], memoryview] = in_memory,
     ) -> None:
         if begin.value % segment_bytes:
             raise ValueError(f"{begin} is not the begin of a segment of {segment_bytes} bytes")
         self.timeline = timeline
         self._segment_bytes = segment_bytes
         self._pacing = pacing
+        self._allocate = allocate
         self._interval = 0.0 if pacing.synchronous else pacing.interval.total_seconds()
         self._linger = 0.0 if pacing.synchronous else min(_LINGER_SECONDS, self._interval)
         self._received = begin.value
@@ -236,6 +245,11 @@ class Collector:
         """Whether everything that was received is stored, and every full segment as a whole."""
         is_stored = self._received <= max(self._acknowledged.end, self._stored)
         return is_stored and not self._is_comparing and not any(segment.is_full for segment in self._segments)
+
+    @property
+    def is_whole_on_its_way(self) -> bool:
+        """Whether a segment is being stored as a whole."""
+        return self._whole_in_flight > 0
 
     @property
     def unfinished(self) -> Segment | None:
@@ -377,7 +391,7 @@ class Collector:
         last = self._segments[-1] if self._segments else None
         if last is not None and not last.is_full:
             return last
-        data = memoryview(mmap.mmap(-1, self._segment_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        data = self._allocate(self._segment_bytes)
         stored = min(max(0, self._stored - self._received), self._segment_bytes)
         made = Segment(timeline=self.timeline, begin=self._received, data=data, cut=stored)
         self._segments.append(made)

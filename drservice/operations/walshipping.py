@@ -29,6 +29,7 @@ from drservice.model.wal import Lsn, Timeline, WalFileKind, WalFileName, segment
 from drservice.operations.walcollector import Job, JobKind, Segment
 from drservice.repository.clocks import MAX_PAIRS, ClockArchive
 from drservice.repository.daykey import DayKeys
+from drservice.repository.spool import Spools
 from drservice.repository.tail import TailArchive
 from drservice.repository.walarchive import PutOutcome, WalArchive
 
@@ -76,7 +77,10 @@ class ClockPairs:
 
 
 class Shipping:
-    """The way into the repository for the WAL of one cluster; safe for threads."""
+    """The way into the repository for the WAL of one cluster; safe for threads.
+
+    With ``spools`` sealed segments wait on disk while they are sent, not in memory.
+    """
 
     def __init__(
         self,
@@ -88,6 +92,7 @@ class Shipping:
         system_id: SystemId,
         segment_bytes: int,
         clock: Clock,
+        spools: Spools | None = None,
     ) -> None:
         self._archive = archive
         self._tail = tail
@@ -96,6 +101,7 @@ class Shipping:
         self._system_id = system_id
         self._segment_bytes = segment_bytes
         self._clock = clock
+        self._spools = spools
 
     # --- writing --------------------------------------------------------------------------------------------
 
@@ -123,6 +129,7 @@ class Shipping:
             system_id=self._system_id,
             last_write=upload.server_time,
             key=self._day_keys.today(),
+            spools=self._spools,
         )
         gc.collect()  # a request of botocore's is a cycle, and holds what it sent until somebody looks
         telemetry.info("wal segment stored", name=upload.segment.name, outcome=outcome.value)
@@ -178,7 +185,9 @@ class Shipping:
         """Store the last segment of a timeline that was left, as far as it was written."""
         self._check(segment)
         name = WalFileName.parse(f"{segment.name}.partial")
-        return self._archive.put_partial(name, segment.data, system_id=self._system_id, last_write=last_write)
+        return self._archive.put_partial(
+            name, segment.data, system_id=self._system_id, last_write=last_write, spools=self._spools
+        )
 
     def put_history(self, timeline: Timeline, content: bytes) -> PutOutcome:
         """Store the history of a timeline, as the server has it.

@@ -35,18 +35,23 @@ from drservice.model.wal import Lsn, segment_begin
 from drservice.operations.lineage import Lineage
 from drservice.operations.streamstate import StreamPhase, StreamState, lock_path
 from drservice.operations.walboard import StreamBoard
-from drservice.operations.walcollector import Collector, Job, JobKind, Pacing, Segment
+from drservice.operations.walcollector import Collector, Job, JobKind, Pacing, Segment, in_memory
 from drservice.operations.walresume import Begin, Resumption, store_history
 from drservice.operations.walshipping import ClockPairs, Pairs, Shipping, Upload
 from drservice.operations.waluploads import Uploads
 from drservice.operations.walwatch import SlotWatch, slot_problem
 from drservice.processes import make_folder, open_private
 from drservice.repository.repository import Repository
+from drservice.repository.spool import Spools
 
 IN_FLIGHT = 4
 _HELD_BYTES = 40 << 20
 """Received and not durable: behind it the socket is not read. At least a segment and :data:`_BESIDE_BYTES`."""
 _BESIDE_BYTES = 24 << 20
+_IN_MEMORY_BYTES = 16 << 20
+"""Larger segments are put together, and sealed, in files: memory does not depend on their size."""
+_SPOOL_SECONDS = 0.01
+"""How often the pages of such files are let go of while they are read and written."""
 _TAKEN_BYTES = 4 << 20
 """Read at one go before uploads and reports are looked after."""
 _LOOK_SECONDS = 0.25
@@ -179,6 +184,8 @@ class _Receiver:
         with ReplicationConnection.open(component.production_dsn, application_name=slot) as connection:
             identity = connection.identify()
             Lineage(context.repository, scope, context.state_dir).require(identity.system_id)
+            is_large = identity.wal_segment_bytes > _IN_MEMORY_BYTES
+            spools = Spools(context.state_dir / "streams") if is_large else None
             shipping = Shipping(
                 archive=context.repository.wal(scope),
                 tail=context.repository.tail(scope),
@@ -187,6 +194,7 @@ class _Receiver:
                 system_id=identity.system_id,
                 segment_bytes=identity.wal_segment_bytes,
                 clock=context.clock,
+                spools=spools,
             )
             resume = Resumption(connection, identity, shipping, dsn=component.production_dsn, slot=slot).resume()
             if self._board.state.system_id != identity.system_id:
@@ -206,6 +214,7 @@ class _Receiver:
                     connection=connection,
                     identity=identity,
                     shipping=shipping,
+                    spools=spools,
                     uploads=uploads,
                     watch=watch,
                     board=self._board,
@@ -234,6 +243,7 @@ class _Stream:
         connection: ReplicationConnection,
         identity: SystemIdentity,
         shipping: Shipping,
+        spools: Spools | None,
         uploads: Uploads[Upload],
         watch: SlotWatch,
         board: StreamBoard,
@@ -247,6 +257,7 @@ class _Stream:
         self._connection = connection
         self._identity = identity
         self._shipping = shipping
+        self._spools = spools
         self._uploads = uploads
         self._watch = watch
         self._board = board
@@ -262,7 +273,7 @@ class _Stream:
         timeout = connection.sender_timeout_seconds()
         self._status_seconds = _STATUS_SECONDS if timeout is None else min(_STATUS_SECONDS, timeout / 4)
         self._bound_bytes = max(_HELD_BYTES, identity.wal_segment_bytes + _BESIDE_BYTES)
-        self._said_at = float("-inf")
+        self._said_at = self._released_at = float("-inf")
         self._reported = (Lsn(0), float("-inf"))
         self._asked_at = self._heard_at = clock.monotonic()
         self._server_time: datetime | None = None
@@ -294,6 +305,7 @@ class _Stream:
                 idle_interval=self._component.wal.idle_interval,
                 synchronous=self._component.wal.synchronous,
             ),
+            allocate=in_memory if self._spools is None else self._spools.make,
         )
 
     def _from(self, begin: Begin, collector: Collector) -> TimelineEnded | StreamEnded | None:
@@ -394,6 +406,9 @@ class _Stream:
                 if finished.item.kind is JobKind.SEGMENT:
                     self._put_clock(finished.item.segment, Lsn(finished.item.end))
         now = self._clock.monotonic()
+        if self._spools is not None and now - self._released_at >= _SPOOL_SECONDS:
+            self._spools.release()
+            self._released_at = now
         while self._uploads.free > 0 and (job := collector.next_job(now)) is not None:
             self._uploads.submit(job)
         if self._is_open:
@@ -468,6 +483,8 @@ class _Stream:
             seconds = min(seconds, due)
         if self._is_open:
             seconds = min(seconds, self._status_seconds / 2)
+        if self._spools is not None and collector.is_whole_on_its_way:
+            seconds = min(seconds, _SPOOL_SECONDS)
         if socket is not None:
             self._poll.register(socket, select.POLLIN)
         try:

@@ -190,9 +190,23 @@ def seal_body(
     data_key: bytes, plain: bytes | bytearray | memoryview, *, scope: Scope, context: str, level: int = 1
 ) -> list[bytes]:
     """Encrypt a body (docs/format.md, section 3) and return its pieces in order."""
+    return list(sealed_pieces(data_key, plain, scope=scope, context=context, level=level))
+
+
+def sealed_bound(plain_bytes: int) -> int:
+    """Return how many bytes a sealed body has at most."""
+    frames = -(-plain_bytes // FRAME_BYTES)
+    return SALT_BYTES + COMMITMENT_BYTES + plain_bytes + frames * (_FRAME_HEAD.size + TAG_BYTES)
+
+
+def sealed_pieces(
+    data_key: bytes, plain: bytes | bytearray | memoryview, *, scope: Scope, context: str, level: int = 1
+) -> Iterator[bytes]:
+    """Yield what :func:`seal_body` returns, a frame at a time, for bodies that no memory should hold."""
     salt = os.urandom(SALT_BYTES)
     key = derive_record_key(data_key, salt=salt, purpose="sealed", scope=scope, context=context)
-    pieces = [salt, key.commitment]
+    yield salt
+    yield key.commitment
     compressor = Compressor(level, pages=True)  # the only long bodies are WAL's
     view = memoryview(plain)
     for ordinal, begin in enumerate(range(0, len(view), FRAME_BYTES)):
@@ -201,8 +215,8 @@ def seal_body(
         cipher = key.cipher.encrypt(
             record_nonce(ordinal), packed, record_aad(b"s", ordinal, len(piece), codec, NO_CHUNK)
         )
-        pieces.extend((_FRAME_HEAD.pack(codec, len(piece), len(cipher)), cipher))
-    return pieces
+        yield _FRAME_HEAD.pack(codec, len(piece), len(cipher))
+        yield cipher
 
 
 def open_body(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -47,7 +47,8 @@ from drservice.repository.envelope import (
     write_envelope,
 )
 from drservice.repository.keys import DataKey, Keyring, make_data_key, wrap
-from drservice.repository.records import Scope, open_body, seal_body
+from drservice.repository.records import Scope, open_body, seal_body, sealed_bound, sealed_pieces
+from drservice.repository.spool import Spools
 
 Taken = TypeVar("Taken")
 _UNUSABLE = (FormatError, DamagedObjectError, KeyProblemError, MissingObjectError)
@@ -98,6 +99,7 @@ class _File:
     system_id: SystemId
     last_write: datetime
     data_key: DataKey | None
+    spools: Spools | None
 
 
 def _file(
@@ -107,6 +109,7 @@ def _file(
     system_id: SystemId,
     last_write: datetime,
     data_key: DataKey | None = None,
+    spools: Spools | None = None,
 ) -> _File:
     return _File(
         name=name,
@@ -115,6 +118,7 @@ def _file(
         system_id=system_id,
         last_write=last_write,
         data_key=data_key,
+        spools=spools,
     )
 
 
@@ -152,6 +156,7 @@ class WalArchive:
         system_id: SystemId,
         last_write: datetime,
         key: DataKey | None = None,
+        spools: Spools | None = None,
     ) -> PutOutcome:
         """Store a WAL file that was checked to be what its name says; durable and verified on return.
 
@@ -163,13 +168,14 @@ class WalArchive:
             system_id: its cluster.
             last_write: when it was written last.
             key: sealed with this one, whose wrapping is stored already; ``None`` = with one of its own in its header.
+            spools: where the sealed bytes wait while they are sent; ``None`` = in memory.
 
         Raises:
             SegmentConflictError: other bytes are archived under this name; nothing was overwritten.
             DamagedObjectError: what is archived is damaged; the file was stored beside it, the next call succeeds.
             ObjectStoreError: not stored, or not known to be stored.
         """
-        file = _file(name, data, system_id=system_id, last_write=last_write, data_key=key)
+        file = _file(name, data, system_id=system_id, last_write=last_write, data_key=key, spools=spools)
         object_key = self._key(system_id, name.timeline, name.name)
         try:
             self._create(object_key, file)
@@ -178,7 +184,13 @@ class WalArchive:
         return PutOutcome.STORED
 
     def put_partial(
-        self, name: WalFileName, data: bytes | memoryview, *, system_id: SystemId, last_write: datetime
+        self,
+        name: WalFileName,
+        data: bytes | memoryview,
+        *,
+        system_id: SystemId,
+        last_write: datetime,
+        spools: Spools | None = None,
     ) -> PutOutcome:
         """Store the last segment of a timeline as far as it is written, under its ``.partial`` name.
 
@@ -188,7 +200,7 @@ class WalArchive:
         Raises:
             ObjectStoreError, DamagedObjectError: not stored, or not known to be stored.
         """
-        file = _file(name, data, system_id=system_id, last_write=last_write)
+        file = _file(name, data, system_id=system_id, last_write=last_write, spools=spools)
         key = self._key(system_id, name.timeline, name.name)
         known = sorted(self._candidates(key), reverse=True)
         if known:
@@ -229,7 +241,7 @@ class WalArchive:
             key=object_key,
             kind="wal",
             fields=fields,
-            body=seal_body(data_key.secret, file.data, scope=self._scope, context=_context(file.system_id, file.name)),
+            body=self._sealed(file, data_key),
             now=now,
         )
         self._store.create(object_key, pieces)
@@ -239,6 +251,16 @@ class WalArchive:
         stored = self._store.stat(object_key).stored_bytes
         if stored != expected:
             raise DamagedObjectError(f"{object_key} was stored with {stored} of {expected} bytes")
+
+    def _sealed(self, file: _File, data_key: DataKey) -> Sequence[bytes | memoryview]:
+        context = _context(file.system_id, file.name)
+        if file.spools is None:
+            return seal_body(data_key.secret, file.data, scope=self._scope, context=context)
+        target, end = file.spools.make(sealed_bound(len(file.data))), 0
+        for piece in sealed_pieces(data_key.secret, file.data, scope=self._scope, context=context):
+            target[end : end + len(piece)] = piece
+            end += len(piece)
+        return [target[:end]]
 
     def _compare(self, object_key: str, file: _File) -> PutOutcome:
         name = file.name
