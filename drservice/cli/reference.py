@@ -5,6 +5,7 @@ Run ``python -m drservice.cli.reference`` in the checkout after a change; a test
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -151,9 +152,7 @@ def _setting_row(path: str, node: Mapping[str, object], *, required: bool) -> st
 
 
 def _is_later(path: str) -> bool:
-    if "(" in path and "(postgres)" not in path:
-        return True
-    plain = path.replace("(postgres)", "").replace("[]", "").replace("NAME", "*")
+    plain = re.sub(r"\([a-z-]+\)|\[\]", "", path).replace("NAME", "*")
     return any(plain == pattern or plain.startswith(f"{pattern}.") for pattern in NOT_ACTED_ON)
 
 
