@@ -158,7 +158,7 @@ def read_seen(output: bytes, status: int, stderr: str) -> Seen:
             opened={int(item["id"]): (int(item["status"]), str(item["sha1"])) for item in told.get("documents", [])},
             problem=spoken(str(told.get("problem", "")), most=200),
             errors=int(told["errors"]) if told.get("errors") is not None else None,
-            first_errors=tuple(spoken(str(line), most=200) for line in told.get("first_errors", [])[:3]),
+            first_errors=tuple(spoken(str(line), most=400) for line in told.get("first_errors", [])[:3]),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UnansweredError(

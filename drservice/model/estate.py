@@ -132,6 +132,8 @@ class OdooProgram:
     """The folder of its virtual environment; ``None`` = the system's python3."""
     code: tuple[Path, ...] = ()
     """Folders with its packages."""
+    folders: tuple[Path, ...] = ()
+    """What else it reads, such as where links in its code lead."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Lines for its configuration file, none of those that an environment sets itself."""
     timeout: timedelta = timedelta(minutes=10)

@@ -289,6 +289,7 @@ def _odoo(program: schema.OdooProgram) -> OdooProgram:
         program=pathlib.Path(program.program),
         python=pathlib.Path(program.python) if program.python is not None else None,
         code=tuple(pathlib.Path(folder) for folder in program.code),
+        folders=tuple(pathlib.Path(folder) for folder in program.folders),
         options=dict(program.options),
         timeout=program.timeout,
     )

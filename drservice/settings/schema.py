@@ -189,6 +189,9 @@ class OdooProgram(Closed):
     code: list[AbsolutePath] = Field(
         default_factory=list, description="folders with its packages, if they are not in the virtual environment"
     )
+    folders: list[AbsolutePath] = Field(
+        default_factory=list, description="what else it reads: where links in its code lead, say"
+    )
     options: dict[OdooOption, OdooOptionText] = Field(
         default_factory=dict, description="what else its configuration file has to say, such as server_wide_modules"
     )

@@ -46,6 +46,10 @@ class Code:
     root: Path
 
     @property
+    def unpacked(self) -> Path:
+        return self.root / "dist"
+
+    @property
     def program(self) -> Path:
         return self.root / "dist/usr/bin/odoo"
 

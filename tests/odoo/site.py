@@ -89,7 +89,12 @@ class Site:
                 "path": str(made.documents),
                 "database": DATABASE,
                 "addons": [str(code.addons)],
-                "odoo": {"program": str(code.program), "python": str(code.python), "code": [str(code.packages)]},
+                "odoo": {
+                    "program": str(code.program),
+                    "python": str(code.python),
+                    "code": [str(code.packages)],
+                    "folders": [str(code.unpacked)],
+                },
             },
             "configuration": {"kind": "directory", "path": str(made.configuration)},
         }

@@ -42,7 +42,8 @@ def odoo_places(component: ComponentName, program: OdooProgram, addons: Sequence
     What lies below ``/usr`` is visible as it is. Of folders that lie in each other the outer one is shown. A dot in the
     names keeps them apart from those of components.
     """
-    wanted = [program.program.parent, *program.code, *addons, *([program.python] if program.python else [])]
+    python_folder = [program.python] if program.python else []
+    wanted = [program.program.parent, *program.code, *program.folders, *addons, *python_folder]
     outside = [path for path in dict.fromkeys(wanted) if not path.is_relative_to(_SYSTEM)]
     outer = [path for path in outside if not any(path != other and path.is_relative_to(other) for other in outside)]
     shown = {f"{component}.{number}": path for number, path in enumerate(outer)}

@@ -34,6 +34,7 @@ _POLL_SECONDS = 0.2
 _LOG_BYTES = 1 << 20
 _TOKEN = re.compile(r'name="csrf_token"[^>]*value="([^"]+)"|csrf_token: "([^"]+)"')
 _FORM = re.compile(r'<input[^>]*name="password"')
+_ENTRY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:,]+ [0-9]+ [A-Z]+ ")
 _PROBLEM = re.compile(r" (ERROR|CRITICAL) ")
 
 
@@ -123,11 +124,16 @@ def open_document(visitor: Visitor, number: int) -> dict[str, Any]:
 
 
 def problems_in(log: str) -> tuple[int, list[str]]:
-    """Return how many errors Odoo wrote down, and the first few."""
+    """Return how many errors Odoo wrote down, and the first few: each with the last line of its traceback."""
     with Path(log).open("rb") as stream:
         lines = stream.read(_LOG_BYTES).decode("utf-8", "replace").splitlines()
-    found = [line for line in lines if _PROBLEM.search(line)]
-    return len(found), [line[:300] for line in found[:3]]
+    entries: list[list[str]] = []
+    for line in lines:
+        if _ENTRY.match(line) or not entries:
+            entries.append([])
+        entries[-1].append(line)
+    found = [entry for entry in entries if _PROBLEM.search(entry[0])]
+    return len(found), [" ".join(dict.fromkeys((entry[0][:200], entry[-1][:200]))) for entry in found[:3]]
 
 
 def visit(pid: int, plan: dict[str, Any]) -> dict[str, Any]:
