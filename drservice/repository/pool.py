@@ -151,15 +151,19 @@ def _main(connection: Connection, make: Callable[[str], Worker[Request, Reply]],
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the caller decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     worker: Worker[Request, Reply] | None = None
+    problem: DrError | None = None
     try:
+        try:
+            worker = make(name)  # before there is work: opening a bucket takes as long as a checkpoint
+        except DrError as error:
+            problem = error
         while True:
             try:
                 batch = connection.recv()
             except EOFError:
                 return
             try:
-                worker = worker or make(name)
-                connection.send(worker.flush() if batch is None else worker.work(batch))
+                connection.send(problem or _done(worker, batch))
             except DrError as error:
                 connection.send(error)
     except BrokenPipeError:
@@ -167,3 +171,8 @@ def _main(connection: Connection, make: Callable[[str], Worker[Request, Reply]],
     finally:
         if worker is not None:
             worker.close()
+
+
+def _done(worker: Worker[Request, Reply] | None, batch: Request | None) -> Reply:
+    assert worker is not None  # or there is a problem
+    return worker.flush() if batch is None else worker.work(batch)

@@ -162,8 +162,7 @@ class SnapshotWriter:
         self._release()
 
     def _release(self) -> None:
-        if self._ready is not None:
-            self._ready.close()
+        self._end_ready()
         if self._cache is not None:
             self._cache.close()
         if self._hold is not None:
@@ -185,6 +184,12 @@ class SnapshotWriter:
         """Start worker processes now if about so much will be read: they load while a checkpoint is waited for."""
         if self._ready is None and self._is_worth_a_pool(expected_bytes):
             self._ready = self._pool()
+
+    def _end_ready(self) -> None:
+        """End workers that had nothing to do."""
+        if self._ready is not None:
+            self._ready.close()
+            self._ready = None
 
     def add_directory(self, path: bytes, mode: int) -> None:
         """Record a directory."""
@@ -387,6 +392,7 @@ class SnapshotWriter:
             CaptureError: a re-used pack vanished after the last look.
             ObjectStoreError: nothing is visible.
         """
+        self._end_ready()  # they have journals, which the commit removes
         usage = PackUsage()
         root = store_tree(self._staged, self._nodes, usage)
         for node in self._nodes.used:

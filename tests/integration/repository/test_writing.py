@@ -145,6 +145,26 @@ def test_workers_that_were_made_ready_do_the_work_and_end_with_a_run_that_had_no
         assert writer.previous_at() == ulid_time(record.id)
 
 
+def test_workers_open_the_store_before_there_is_work_and_leave_nothing_if_there_is_none(site: Site) -> None:
+    site.workers = 2
+    site.write({"base/1": b"little"})
+    journals = site.state_dir / "journal" / "erp" / "database"
+
+    def opened() -> set[str]:
+        return {path.stem.rpartition("-worker-")[2] for path in journals.glob("*-worker-*.journal")}
+
+    with site.writing() as writer:
+        writer.make_ready(30 * MIB)
+        deadline = time.monotonic() + 30
+        while opened() != {"0", "1"} and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert opened() == {"0", "1"}, "nobody has given them anything"
+        writer.capture_files(site.files(), rule=ChangeRule.READ_ALL, progress=Heard())
+        site.commit(writer)
+        assert workers() == []
+        assert not journals.exists()
+
+
 def test_a_worker_that_died_idle_is_noticed_when_it_is_asked_to_flush(site: Site) -> None:
     site.workers = 2
     site.write({"base/1": noise(30 * MIB)})
