@@ -118,6 +118,12 @@ def _lines(item: RetentionOutcome, *, applying: bool) -> Iterator[str]:
         titles = ("SNAPSHOT", "COMPONENT", "STORED", "VERDICT", "REASON")
         yield from (f"  {line}" for line in format_table(titles, rows))
     yield f"  {len(plan.expired_points)} of {len(plan.points)} recovery points expired"
+    for sets in item.documents:
+        size = format_bytes(sum(file.stored_bytes for file in sets.expired))
+        yield (
+            f"  document sets of {sets.component}: {len(sets.expired)} ({size}) expired, {sets.remaining} stay;"
+            f" {sets.reason}"
+        )
     for wal in item.wal:
         size = format_bytes(sum(file.stored_bytes for file in wal.plan.expired))
         yield (
@@ -144,16 +150,17 @@ def _result_lines(item: RetentionOutcome, *, applying: bool) -> Iterator[str]:
     if removed is not None:
         yield (
             f"deleted: {len(removed.points)} recovery points, {len(removed.snapshots)} snapshots,"
+            f" {len(removed.sets)} document sets ({format_bytes(removed.set_bytes)}),"
             f" {len(removed.wal)} WAL files ({format_bytes(removed.wal_bytes)})"
         )
         kinds = Counter(removed.refused.values())
         yield from (f"NOT deleted ({number}): {problem}" for problem, number in kinds.most_common(_SHOWN))
-    elif not applying and item.state is RetentionState.PLANNED and (item.plan.expired or _has_expired_wal(item)):
+    elif not applying and item.state is RetentionState.PLANNED and (item.plan.expired or _has_more(item)):
         yield f"next: drservice retention {item.service.name} --apply --confirm {item.service.name}"
 
 
-def _has_expired_wal(item: RetentionOutcome) -> bool:
-    return any(wal.plan.expired for wal in item.wal)
+def _has_more(item: RetentionOutcome) -> bool:
+    return any(wal.plan.expired for wal in item.wal) or any(sets.expired for sets in item.documents)
 
 
 @click.command(help="Report packs that no snapshot of SERVICE (default: all) refers to; deletes nothing.")

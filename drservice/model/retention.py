@@ -94,6 +94,7 @@ class Kept(Enum):
     NEWEST = "newest"
     HOLD = "hold"
     POINT = "recovery point"
+    DOCUMENTS = "documents"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

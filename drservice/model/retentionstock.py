@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from drservice.clock import to_iso
@@ -35,6 +35,16 @@ class WalStart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredWalk:
+    """What a pass over files says about itself."""
+
+    length: timedelta
+    """How long it took, never negative."""
+    is_asked: bool
+    """Whether the rows were asked before which documents they refer to, so that what was missing is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredSnapshot:
     """A snapshot: what it says, and when the store received it."""
 
@@ -48,6 +58,8 @@ class StoredSnapshot:
     source_bytes: int
     stored_bytes: int
     wal: WalStart | None
+    walk: StoredWalk | None = None
+    """Of a pass over files."""
     void: bool = False
     """Stored too long after its packs were checked, or copied here without its time."""
 

@@ -16,6 +16,7 @@ from drservice.environments.interface import Probe
 from drservice.errors import DrError
 from drservice.model.checks import CheckResult
 from drservice.model.losses import LossReport
+from drservice.model.neutralized import Neutralized
 from drservice.model.points import RecoveryPoint
 from drservice.model.snapshot import POSTGRES_KIND, SnapshotRecord
 from drservice.operations.phases import PHASES
@@ -30,6 +31,7 @@ _MOST_BYTES = 44_000
 """An envelope spells its payload in Base64 and may have 65,535 bytes."""
 _PERIODS = ("within", "daily", "weekly", "monthly", "yearly")
 _EXPIRING = ("points", "snapshots", "wal_files", "wal_bytes")
+_SETS = "document_sets"
 _LONG = ("checks", "reasons", "not_tested")
 _SHORTER = (120, 60, 30, 13)
 
@@ -134,6 +136,9 @@ def retention_fields(
     periods: dict[str, Json] = {name: policy.get(name) for name in _PERIODS}
     counts: dict[str, Json] = {name: planned.get(name, 0) for name in (*_EXPIRING, "packs", "pack_bytes")}
     gone: dict[str, Json] = {name: removed.get(name, 0) for name in _EXPIRING}
+    for told, known in ((counts, planned), (gone, removed)):
+        # Of a service without document sets nothing is said, as before there were any.
+        told.update({_SETS: known[_SETS]} if known.get(_SETS) else {})
     return {
         "action": action,
         "outcome": outcome,
@@ -229,6 +234,18 @@ def loss_fields(report: LossReport) -> dict[str, Json]:
         "numbers_at_risk": len(report.certain_numbers),
         "queued": sum(item.count for item in report.queues),
         "overdue_actions": report.overdue_count,
+    }
+
+
+def neutralized_fields(done: Neutralized) -> dict[str, Json]:
+    """Return what was done to a copy of Odoo in numbers."""
+    return {
+        "component": done.component,
+        "database": bounded(done.database),
+        "is_odoo": done.is_odoo,
+        "scripts": len(done.scripts) if done.unknown is None else None,
+        "without_code": len(done.without_code),
+        "other_databases": len(done.other_databases),
     }
 
 

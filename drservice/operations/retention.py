@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
 
@@ -23,12 +23,19 @@ from drservice.errors import ObjectNotFoundError, StoreDeniedError
 from drservice.model.estate import PostgresSettings, Service
 from drservice.model.ids import ComponentName, SnapshotId
 from drservice.model.retention import RetentionPlan, plan_retention
-from drservice.model.retentionstock import Contents, Hold, StoredPoint, StoredSnapshot, WalStart
+from drservice.model.retentiondocuments import DocumentSetPlan
+from drservice.model.retentionstock import Contents, Hold, StoredPoint, StoredSnapshot, StoredWalk, WalStart
 from drservice.model.retentionwal import WalPlan, plan_wal
 from drservice.model.snapshot import POSTGRES_KIND, SnapshotRecord
 from drservice.operations.evidence import Evidence
 from drservice.operations.progress import Progress
 from drservice.operations.proofs import Proofs, proofs_of
+from drservice.operations.retentiondocuments import (
+    filestores,
+    free_passes,
+    keep_needed_passes,
+    plan_document_sets,
+)
 from drservice.operations.retentiontail import streamed_objects
 from drservice.repository import layout
 from drservice.repository.holds import live_holds
@@ -79,6 +86,8 @@ class Removed:
     snapshots: list[str] = field(default_factory=list)
     wal: list[str] = field(default_factory=list)
     wal_bytes: int = 0
+    sets: list[str] = field(default_factory=list)
+    set_bytes: int = 0
     refused: dict[str, str] = field(default_factory=dict)
 
 
@@ -91,6 +100,8 @@ class RetentionOutcome:
     plan: RetentionPlan
     proofs: Proofs
     wal: tuple[ComponentWal, ...]
+    documents: tuple[DocumentSetPlan, ...]
+    """What becomes of the document sets of each filestore."""
     unreadable: Mapping[str, str]
     """What cannot be read, with the reason, by key."""
     removed: Removed | None
@@ -119,6 +130,10 @@ def inspect_retention(context: RetentionContext, service: Service, *, accepted: 
     stock = _take_stock(context, service, proofs)
     plan = plan_retention(stock.contents, policy=service.retention, now=stock.now, accepted=accepted)
     blocked = {component for component, _ in stock.contents.unreadable}
+    plan = keep_needed_passes(service, plan, blocked)
+    documents = plan_document_sets(
+        context.repository, service, plan.remaining, blocked, held=_is_held(stock.contents.holds, stock.now)
+    )
     wal = _plan_wal(context, service, plan.remaining, blocked, held=_is_held(stock.contents.holds, stock.now))
     context.progress.done()
     return RetentionOutcome(
@@ -127,6 +142,7 @@ def inspect_retention(context: RetentionContext, service: Service, *, accepted: 
         plan=plan,
         proofs=proofs,
         wal=wal,
+        documents=documents,
         unreadable=stock.unreadable,
         removed=None,
         notes=(),
@@ -134,7 +150,7 @@ def inspect_retention(context: RetentionContext, service: Service, *, accepted: 
 
 
 def carry_out_retention(context: RetentionContext, planned: RetentionOutcome, removed: Removed) -> RetentionOutcome:
-    """Delete what may go: points, then snapshots, then WAL; never packs. ``removed`` is told as it happens.
+    """Delete what may go: points, snapshots, document sets, WAL; never packs. ``removed`` is told as it happens.
 
     Raises:
         ObjectStoreError: the store did not answer; what was deleted so far may go, the next run does the rest.
@@ -147,8 +163,10 @@ def carry_out_retention(context: RetentionContext, planned: RetentionOutcome, re
         return replace(planned, state=RetentionState.HELD, notes=("a restore began meanwhile: nothing was deleted",))
     context.progress.step(f"expire snapshots of {service.name}")
     _delete(context, _point_keys(service, planned.plan.expired_points), removed.points, removed)
-    _delete(context, _free_snapshot_keys(service, planned.plan, removed), removed.snapshots, removed)
-    wal, notes = _expire_wal(context, service, planned, removed)
+    # Passes over a filestore go afterwards: a cluster's snapshot that does not go needs documents.
+    first = [item for item in _unbound(planned.plan, removed) if item.component not in filestores(service)]
+    _delete(context, _keys(service, first), removed.snapshots, removed)
+    planned, notes = _expire_rest(context, service, planned, removed)
     context.progress.done()
     telemetry.info(
         "retention applied",
@@ -159,7 +177,7 @@ def carry_out_retention(context: RetentionContext, planned: RetentionOutcome, re
         refused=len(removed.refused),
     )
     state = _state_after(planned, removed, held=bool(notes))
-    return replace(planned, state=state, wal=wal, removed=removed, notes=notes)
+    return replace(planned, state=state, removed=removed, notes=notes)
 
 
 def _state_after(planned: RetentionOutcome, removed: Removed, *, held: bool) -> RetentionState:
@@ -170,26 +188,42 @@ def _state_after(planned: RetentionOutcome, removed: Removed, *, held: bool) -> 
     return RetentionState.REFUSED if removed.refused else RetentionState.APPLIED
 
 
-def _expire_wal(
+def _expire_rest(
     context: RetentionContext, service: Service, planned: RetentionOutcome, removed: Removed
-) -> tuple[tuple[ComponentWal, ...], tuple[str, ...]]:
-    """Delete WAL that no snapshot needs which is listed now: one that was refused, or just arrived, counts."""
+) -> tuple[RetentionOutcome, tuple[str, ...]]:
+    """Delete what no snapshot needs that is listed now: passes, document sets, WAL. One that was refused counts."""
     now = context.repository.store.server_time()
     stock = _take_stock(context, service, planned.proofs)
     if _is_held(_holds(context, service, now), now):
-        return planned.wal, ("a restore began meanwhile: no WAL was deleted",)
+        return planned, ("a restore began meanwhile: no documents and no WAL were deleted",)
     blocked = {component for component, _ in stock.contents.unreadable}
-    wal = _plan_wal(context, service, stock.contents.snapshots, blocked, held=False)
+    context.progress.step(f"expire documents of {service.name}")
+    unbound = _unbound(planned.plan, removed)
+    free = _keys(service, free_passes(service, unbound, stock.contents.snapshots, blocked))
+    gone: list[str] = []
+    try:
+        _delete(context, free, gone, removed)
+    finally:
+        removed.snapshots.extend(gone)
+    left = [item for item in stock.contents.snapshots if _keys(service, [item])[0] not in gone]
+    documents = plan_document_sets(context.repository, service, left, blocked, held=False)
+    wal = _plan_wal(context, service, left, blocked, held=False)
+    for sets in documents:
+        sizes, went = {file.key: file.stored_bytes for file in sets.expired}, list[str]()
+        try:
+            _delete(context, sizes, went, removed)
+        finally:
+            removed.sets.extend(went)
+            removed.set_bytes += sum(sizes[key] for key in went)
     context.progress.step(f"expire WAL of {service.name}")
     for item in wal:
-        sizes = {file.key: file.stored_bytes for file in item.plan.expired}
-        gone: list[str] = []
+        sizes, went = {file.key: file.stored_bytes for file in item.plan.expired}, list[str]()
         try:
-            _delete(context, sizes, gone, removed)
+            _delete(context, sizes, went, removed)
         finally:
-            removed.wal.extend(gone)
-            removed.wal_bytes += sum(sizes[key] for key in gone)
-    return wal, ()
+            removed.wal.extend(went)
+            removed.wal_bytes += sum(sizes[key] for key in went)
+    return replace(planned, wal=wal, documents=documents), ()
 
 
 def _state(plan: RetentionPlan, stock: _Stock) -> RetentionState:
@@ -261,6 +295,7 @@ def _stored(
                 source_bytes=record.source_bytes,
                 stored_bytes=record.stored_bytes,
                 wal=_wal_start(record),
+                walk=_walk(record),
                 void=void,
             )
         )
@@ -272,6 +307,13 @@ def _wal_start(record: SnapshotRecord) -> WalStart | None:
         return None
     facts = record.postgres
     return WalStart(system_id=facts.system_id, lsn=facts.start_lsn, segment_bytes=facts.segment_bytes)
+
+
+def _walk(record: SnapshotRecord) -> StoredWalk | None:
+    if record.kind == POSTGRES_KIND:
+        return None
+    length = max(timedelta(0), record.stopped_at - record.documents.walk_began_at)
+    return StoredWalk(length=length, is_asked=record.documents.referred is not None)
 
 
 def _points(repository: Repository, service: Service) -> tuple[tuple[StoredPoint, ...], dict[str, str]]:
@@ -324,13 +366,15 @@ def _point_keys(service: Service, points: Iterable[StoredPoint]) -> list[str]:
     return [layout.point_key(service.name, point.id) for point in points]
 
 
-def _free_snapshot_keys(service: Service, plan: RetentionPlan, removed: Removed) -> list[str]:
+def _unbound(plan: RetentionPlan, removed: Removed) -> list[StoredSnapshot]:
     """Return the expired snapshots that no point binds any more: one that the store did not let go of still does."""
     stay = {key.rsplit("/", 1)[-1] for key in removed.refused}
     bound = {member for point in plan.expired_points if point.id in stay for member in point.members}
-    return [
-        layout.snapshot_key(service.name, item.component, item.id) for item in plan.expired if item.key not in bound
-    ]
+    return [item for item in plan.expired if item.key not in bound]
+
+
+def _keys(service: Service, snapshots: Iterable[StoredSnapshot]) -> list[str]:
+    return [layout.snapshot_key(service.name, item.component, item.id) for item in snapshots]
 
 
 def _delete(context: RetentionContext, keys: Iterable[str], gone: list[str], removed: Removed) -> None:

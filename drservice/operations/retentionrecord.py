@@ -77,6 +77,7 @@ def _record(
         "snapshots": len(plan.expired),
         "wal_files": sum(len(wal.plan.expired) for wal in outcome.wal),
         "wal_bytes": sum(file.stored_bytes for wal in outcome.wal for file in wal.plan.expired),
+        "document_sets": sum(len(sets.expired) for sets in outcome.documents),
     }
     enclosed = ("retention.json", document) if any(planned.values()) or outcome.plan.anomalies else None
     sha256 = hashlib.sha256(document).hexdigest()
@@ -99,6 +100,7 @@ def _record(
                 "snapshots": len(removed.snapshots),
                 "wal_files": len(removed.wal),
                 "wal_bytes": removed.wal_bytes,
+                "document_sets": len(removed.sets),
             },
             refused=len(removed.refused),
             kept=Counter(verdict.kept.value for _, verdict in plan.snapshots if verdict.kept is not None),
@@ -133,6 +135,10 @@ def _plan_document(outcome: RetentionOutcome) -> Json:
                 "reason": wal.plan.reason,
             }
             for wal in outcome.wal
+        ],
+        "documents": [
+            {"component": sets.component, "expired": [file.id for file in sets.expired], "reason": sets.reason}
+            for sets in outcome.documents
         ],
         "unreadable": sorted(outcome.unreadable),
         "anomalies": list(plan.anomalies),

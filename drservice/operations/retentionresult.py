@@ -50,6 +50,16 @@ def retention_document(item: RetentionOutcome) -> dict[str, object]:
             }
             for wal in item.wal
         ],
+        "documents": [
+            {
+                "component": sets.component,
+                "reason": sets.reason,
+                "expired_sets": [file.id for file in sets.expired],
+                "expired_bytes": sum(file.stored_bytes for file in sets.expired),
+                "remaining_sets": sets.remaining,
+            }
+            for sets in item.documents
+        ],
         "removed": _removed(item.removed),
         "record": item.record,
         "notes": list(item.notes),
@@ -70,6 +80,16 @@ def retention_summary(item: RetentionOutcome) -> dict[str, object]:
     return whole | {
         "points": {"kept": len(plan.points) - len(plan.expired_points), "expired": len(plan.expired_points)},
         "snapshots": {"kept": dict(sorted(kept.items())), "expired": len(expired), "newest_expired": expired[-_TOLD:]},
+        "documents": [
+            {
+                "component": sets.component,
+                "reason": sets.reason,
+                "expired_sets": len(sets.expired),
+                "expired_bytes": sum(file.stored_bytes for file in sets.expired),
+                "remaining_sets": sets.remaining,
+            }
+            for sets in item.documents
+        ],
         "unreadable": _problems(sorted(item.unreadable.items())[:_TOLD]),
         "removed": None
         if removed is None
@@ -78,6 +98,8 @@ def retention_summary(item: RetentionOutcome) -> dict[str, object]:
             "snapshots": len(removed.snapshots),
             "wal_files": len(removed.wal),
             "wal_bytes": removed.wal_bytes,
+            "document_sets": len(removed.sets),
+            "document_set_bytes": removed.set_bytes,
             "refused": dict(Counter(removed.refused.values()).most_common(_TOLD)),
         },
     }
@@ -111,6 +133,8 @@ def _removed(removed: Removed | None) -> dict[str, object] | None:
         "snapshots": removed.snapshots,
         "wal_files": len(removed.wal),
         "wal_bytes": removed.wal_bytes,
+        "document_sets": len(removed.sets),
+        "document_set_bytes": removed.set_bytes,
         "refused": _problems(removed.refused.items()),
     }
 

@@ -237,9 +237,7 @@ class DocumentSets:
         Raises:
             ObjectStoreError: the listing is not complete, or the store did not answer for one of them.
         """
-        prefix = layout.documents_prefix(self._scope.service, self._scope.component)
-        # Foreign objects beside ours are not ours to judge.
-        infos = [info for info in self._store.list(prefix) if is_ulid(info.key.removeprefix(prefix))]
+        infos = self.stored()
         sets: list[StoredSet] = []
         unreadable: dict[str, DrError] = {}
         width = _READERS if self.is_distant else 1
@@ -252,15 +250,19 @@ class DocumentSets:
         sets.sort(key=lambda item: (item.position.server_time, item.id))
         return SetListing(sets=tuple(sets), unreadable=unreadable)
 
+    def stored(self) -> list[ObjectInfo]:
+        """Return the sets as the store lists them, whether they can be read or not. Complete or raises."""
+        prefix = layout.documents_prefix(self._scope.service, self._scope.component)
+        # Foreign objects beside ours are not ours to judge.
+        return [info for info in self._store.list(prefix) if is_ulid(info.key.removeprefix(prefix))]
+
     def newest(self) -> StoredSet | None:
         """Return the newest set that is whole, by the writers' clocks; it costs a listing and a read or two.
 
         Raises:
             ObjectStoreError: the listing is not complete, or the store did not answer.
         """
-        prefix = layout.documents_prefix(self._scope.service, self._scope.component)
-        infos = [info for info in self._store.list(prefix) if is_ulid(info.key.removeprefix(prefix))]
-        headers = (self._header(info) for info in reversed(infos))
+        headers = (self._header(info) for info in reversed(self.stored()))
         return next((item for item in headers if isinstance(item, StoredSet) and item.is_whole), None)
 
     def _header(self, info: ObjectInfo) -> StoredSet | DrError | None:
