@@ -224,7 +224,9 @@ def _filled(head: LossReport, known: _Behind | None, asker: _Asker, schema: Odoo
             sequences=answers.sequences(),
         ),
     )
-    tables = _tables(answers, asker, schema) if known is not None else ()
+    if known is not None and not answers.are_odoos:
+        asker.problems.append(f"rows and document numbers in production: recovery point {known.named.point} has none")
+    tables = _tables(answers, asker, schema) if answers.are_odoos else ()
     return replace(
         head,
         tables=tables,
@@ -254,7 +256,17 @@ class _Answers:
             self.problems.append(f"{what} in production: {answer.problem}")
         return answer.value
 
+    @property
+    def are_odoos(self) -> bool:
+        """Whether Odoo's tables were counted at all; the points of an earlier version have watermarks only."""
+        if self.known is None:
+            return False
+        baseline, beginning = self.known.baseline, f"odoo:{self.database}"
+        return any(key.startswith(beginning) for key in (*baseline.values, *baseline.problems))
+
     def numbers(self, name: str) -> list[Numbered]:
+        if not self.are_odoos:
+            return []
         text = self.text(odoo_key(self.database, name), name)
         return decode_numbers(text) if text is not None else []
 

@@ -12,6 +12,10 @@ from drservice.environments.interface import Endpoint
 
 _DEFAULT_PORT = "5432"
 _DEFAULT_SOCKET = "/var/run/postgresql"
+_TYPED = (
+    "select count(*) from pg_attribute where attrelid = 'public.ir_attachment'::regclass and attname = 'type'"
+    " and not attisdropped"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +87,8 @@ def read_references(asking: Asking) -> References:
             documents[name] = int(size) if size is not None else -1
         else:
             elsewhere += 1
+    if asking.answer(_TYPED) == ("1",):
+        elsewhere += int(asking.answer("select count(*) from ir_attachment where type = 'cloud_storage'")[0] or 0)
     inside = asking.answer("select count(*) from ir_attachment where db_datas is not null")[0]
     return References(documents=documents, in_database=int(inside or 0), elsewhere=elsewhere)
 

@@ -121,7 +121,7 @@ def test_what_waits_in_the_copy_is_that_of_its_instant(restored: dict[str, Any])
     assert report["overdue_actions"]["count"] == 1
     assert report["overdue_actions"]["first"][0]["name"] == "Autovacuum"
     subjects = by_name(report, "outside", "subject")
-    assert set(subjects) == {"incoming mail server 1 (pop)", "payment provider demo"}
+    assert set(subjects) == {"incoming mail server 1 (pop)", "payment provider demo", "module mrp"}
     assert "were deleted there" in subjects["incoming mail server 1 (pop)"]["effect"]
 
 

@@ -16,7 +16,7 @@ from drservice.clock import SystemClock
 from drservice.components.odoo import gathering
 from drservice.components.odoo.gathering import gather_odoo
 from drservice.components.odoo.invariants import INVARIANTS
-from drservice.components.postgres.asking import Asking
+from drservice.components.postgres.asking import Asking, asking
 from drservice.components.postgres.baseline import Gathered, measure_baseline
 from drservice.components.postgres.server import find_programs
 from drservice.environments.interface import Environment
@@ -24,10 +24,16 @@ from drservice.model.checks import Baseline, CheckResult, CheckState, Severity
 from drservice.model.estate import FilesKind, FilesSettings, PostgresSettings, Service
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.wal import Lsn, Timeline
+from drservice.operations.production import read_references
 from tests.doubles.cluster import Cluster, ClusterMaker
 from tests.doubles.odoobusiness import create_business
 
 DB, DOCS = ComponentName("db"), ComponentName("documents")
+OF_ODOO = frozenset(
+    f"documents/odoo-{name}"
+    for name in ("modules", "code", *(invariant.name for invariant in INVARIANTS), "broken-in-production")
+)
+ASKED = {*OF_ODOO, "documents/documents-not-covered"}
 PASSED, FAILED, UNVERIFIED = CheckState.PASSED, CheckState.FAILED, CheckState.UNVERIFIED
 
 
@@ -79,7 +85,7 @@ class Erp:
         )
 
     def plan(self, times: CheckTimes | None = None) -> list[Check]:
-        return [check for check in plan_suite(self.service, times=times) if "/odoo-" in check.name]
+        return [check for check in plan_suite(self.service, times=times) if check.name in ASKED]
 
     def run(self, *names: str, times: CheckTimes | None = None) -> SuiteOutcome:
         self.cluster.sql("select pg_logical_emit_message(true, 'test', 'flushed')")
@@ -97,7 +103,7 @@ class Erp:
             service=self.service, databases={DB: database}, documents={DOCS: documents},
             baselines={DB: self.baseline} if self.baseline else {},
         )  # fmt: skip
-        plan = [check for check in self.plan(times) if not names or check.name in names]
+        plan = [check for check in self.plan(times) if check.name in (names or OF_ODOO)]
         assert not names or len(plan) == len(names), "a test names a check that is not planned"
         return run_suite(recovered, plan, clock=SystemClock())
 
@@ -312,6 +318,19 @@ def test_a_question_that_takes_too_long_is_unverified(erp: Erp) -> None:
         outcome = erp.run("documents/odoo-balanced", times=CheckTimes(business_seconds=1))
     assert outcome.results[0].state is UNVERIFIED
     assert "timeout" in outcome.results[0].detail
+
+
+# --- documents elsewhere ------------------------------------------------------------------------------------
+
+
+def test_attachments_in_a_cloud_are_counted_as_not_covered_at_the_backup_and_in_the_copy(erp: Erp) -> None:
+    erp.sql(
+        "insert into ir_attachment (type, url) select 'cloud_storage', 'https://x/' || i from generate_series(1, 3) i"
+    )
+    with asking(erp.cluster.dsn(erp.database), seconds=5, application_name="test") as source:
+        assert read_references(source).elsewhere == 3
+    (result,) = erp.run("documents/documents-not-covered").results
+    assert (result.state, result.severity, result.value) == (FAILED, Severity.WARNING, "3")
 
 
 # --- modules ------------------------------------------------------------------------------------------------

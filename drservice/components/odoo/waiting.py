@@ -109,6 +109,7 @@ _FETCHED = {
 _BANK = "bank transactions fetched since are unknown: synchronize again from that instant"
 _EDI = "electronic documents sent or received since are unknown: compare with the network's list"
 _CALENDAR = "a synchronization overwrites what changed there since, or brings it back: look before it runs"
+_CHAIN = "it goes on from that instant: reports on it that were made since do not agree with it any more"
 _MODULES: Mapping[str, str] = {
     "account_online_synchronization": _BANK,
     "account_plaid": _BANK,
@@ -118,6 +119,7 @@ _MODULES: Mapping[str, str] = {
     "point_of_sale": "tills may hold orders that are unknown, and closed sessions that are open here: count the cash",
     "google_calendar": _CALENDAR,
     "microsoft_calendar": _CALENDAR,
+    "mrp": "labels, machines and shop floor systems may hold numbers of orders and lots that are unknown here",
     "iot": "printers, scales and machines may hold numbers that are unknown here",
 }
 _PREFIXES = (
@@ -147,6 +149,12 @@ def read_outside(source: Asking, schema: OdooSchema) -> Iterator[Effect]:
         )
         for (name,) in rows:
             yield Effect(subject=f"payment provider {name}", effect=_PREFIXES[0][1])
+    if schema.has("account_move", "inalterable_hash"):
+        (chained,) = source.answer(
+            "select exists (select from public.account_move where coalesce(inalterable_hash, '') <> '')"
+        )
+        if chained == "t":
+            yield Effect(subject="hash chain of posted entries", effect=_CHAIN)
     installed = source.scan("select name from public.ir_module_module where state = 'installed' order by name")
     for (name,) in installed:
         effect_of = _effect_of_module(name or "")
