@@ -130,10 +130,10 @@ class Site:
             environment=processes.clean_environment({"HOME": str(self.root)}),
             timeout_seconds=_COMMAND_SECONDS,
         )
-        told = f"{words}: exit {done.status}\n{done.stdout.decode()[-8000:]}\n{done.stderr.decode()[-4000:]}"
-        assert done.status == status, told
         document = json.loads(done.stdout)
         assert isinstance(document, dict)
+        why = {key: document[key] for key in ("error", "reasons", "documents", "state") if key in document}
+        assert done.status == status, f"{words}: exit {done.status}: {why}\n{done.stderr.decode()[-4000:]}"
         return document
 
     def close(self) -> None:

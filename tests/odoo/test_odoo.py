@@ -44,6 +44,11 @@ def seed(production: Production) -> tuple[int, ...]:
     relay = {"name": "relay", "smtp_host": "127.0.0.1", "smtp_port": production.sink.port, "smtp_encryption": "none"}
     rpc.on("ir.mail_server", "create", relay)
     rpc.on("ir.config_parameter", "set_param", "web.base.url", "https://erp.plant.example")
+    inbox = {"name": "inbox", "server_type": "pop", "server": "127.0.0.1", "port": production.sink.port}
+    rpc.on("fetchmail.server", "create", {**inbox, "user": "erp", "password": "production-secret", "state": "done"})
+    [orders] = rpc.on("ir.model", "search", [["model", "=", "sale.order"]])
+    hook = {"name": "hook", "model_id": orders, "state": "webhook", "webhook_url": "http://127.0.0.1:9/hook"}
+    rpc.on("ir.actions.server", "create", hook)
     mails = [
         int(
             rpc.on(
@@ -176,6 +181,26 @@ def test_what_was_acknowledged_is_there(story: Story, drilled: Mapping[str, dict
         assert lost == set(), "an instant that had passed before the loss is whole"
     assert rpo < 5.0
     assert counted > 60
+
+
+@pytest.mark.parametrize("plan", ["latest", "instant"])
+def test_a_copy_is_neutral_before_odoo_starts_on_it(drilled: Mapping[str, dict[str, Any]], plan: str) -> None:
+    asked = {name: state for name, state in states(drilled[plan]).items() if "/neutralized" in name}
+    assert asked["documents/neutralized"] == "passed"
+    questions = (
+        "select count(*) from ir_mail_server where active and smtp_host <> 'invalid'",
+        "select count(*) from ir_mail_server where smtp_pass is not null",
+        "select count(*) from fetchmail_server where active or password is not null",
+        "select count(*) from ir_act_server where webhook_url like '%hook'",
+        "select count(*) from mail_mail where state = 'outgoing'",
+        "select count(*) from ir_config_parameter where value = 'https://erp.plant.example'",
+        "select count(*) from ir_cron c where active and not exists (select 1 from ir_model_data d"
+        " where d.model = 'ir.cron' and d.name = 'autovacuum_job' and d.res_id = c.id)",
+    )
+    with psycopg.connect(drilled[plan]["environment"]["dsn"], dbname=DATABASE) as connection:
+        left = {sql: connection.execute(sql.encode()).fetchone() for sql in questions}
+    assert {sql: row for sql, row in left.items() if row != (0,)} == {}
+    told[f"{plan}: neutral"] = f"{len(asked)} checks, {len(questions)} questions of this test find nothing"
 
 
 def test_nobody_outside_hears_of_a_copy(story: Story, drilled: Mapping[str, dict[str, Any]]) -> None:
