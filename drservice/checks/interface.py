@@ -15,6 +15,7 @@ from drservice.environments.interface import Environment
 from drservice.model.checks import Baseline, CheckState, Severity
 from drservice.model.estate import FilesKind, Service
 from drservice.model.ids import ComponentName
+from drservice.model.neutralized import Neutralized
 from drservice.model.wal import Lsn, Timeline
 
 
@@ -71,6 +72,8 @@ class RecoveredService:
     documents: Mapping[ComponentName, RecoveredDocuments] = field(default_factory=dict)
     baselines: Mapping[ComponentName, Baseline] = field(default_factory=dict)
     """What production said about each cluster: of the newest recovery point that is not behind what was reached."""
+    neutralized: Mapping[ComponentName, Neutralized] = field(default_factory=dict)
+    """What was done to the database of each component with Odoo's documents, if anything was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TypeAlias
 
 from drservice.checks import business, filestore, odoo, odoostart, postgres, prepared, programs, watermarks
+from drservice.checks import neutralized as neutralized_copy
 from drservice.checks.interface import Ask, Check, Finding, NotApplicable, RecoveredService, spoken, unverified
 from drservice.checks.programs import Restart
 from drservice.clock import Clock
@@ -49,7 +50,11 @@ class SuiteOutcome:
 
 
 def plan_suite(
-    service: Service, *, times: CheckTimes | None = None, restart: Restart | None = None
+    service: Service,
+    *,
+    times: CheckTimes | None = None,
+    restart: Restart | None = None,
+    neutralized: bool = False,
 ) -> tuple[Check, ...]:
     """Return every check that will run, in order, from the configuration alone.
 
@@ -60,11 +65,14 @@ def plan_suite(
         service: what the configuration describes.
         times: how long checks may take.
         restart: starts a server again that had to be stopped; ``None`` = it stays stopped.
+        neutralized: whether the copies of Odoo are neutralized before they are asked.
     """
     times = times or CheckTimes()
     databases = [item.name for item in service.databases()]
     plan = [check for name in databases for check in _database_checks(name, times)]
     for item in service.files():
+        if neutralized and item.kind is FilesKind.ODOO_FILESTORE:
+            plan += _neutralized_checks(item.name, times)
         plan += _files_checks(item.name, item.kind, times)
     plan += [
         Check(
@@ -141,6 +149,21 @@ def _files_checks(component: ComponentName, kind: FilesKind, times: CheckTimes) 
     )
     yield _check(component, "documents-not-covered", filestore.ask_covered, times.sql_seconds, Severity.WARNING)
     yield from _odoo_checks(component, times)
+
+
+def _neutralized_checks(component: ComponentName, times: CheckTimes) -> Iterator[Check]:
+    """Yield what has to be true of a neutralized copy; before anything of Odoo is started on it."""
+    seconds = times.sql_seconds
+    yield _check(component, "neutralized", neutralized_copy.ask_marked, seconds)
+    for question in neutralized_copy.QUESTIONS:
+        ask = partial(neutralized_copy.ask_nothing_left, question)
+        yield _check(component, f"neutralized-{question.name}", ask, seconds, question.severity)
+    for name, told in (
+        ("scripts", neutralized_copy.ask_scripts),
+        ("other-databases", neutralized_copy.ask_others),
+        ("http-actions", neutralized_copy.ask_http_actions),
+    ):
+        yield _check(component, f"neutralized-{name}", told, seconds, Severity.WARNING)
 
 
 def _odoo_checks(component: ComponentName, times: CheckTimes) -> Iterator[Check]:

@@ -10,6 +10,7 @@ from drservice.cli.formatting import format_table
 from drservice.cli.invocation import Invocation
 from drservice.cli.losslines import loss_lines, number_statements
 from drservice.clock import SystemClock, to_iso
+from drservice.environments.marks import is_marked
 from drservice.environments.sandbox import list_sandboxes, open_sandbox, reap
 from drservice.errors import FormatError, UnknownNameError, UsageError
 from drservice.model.ids import EnvironmentId
@@ -33,6 +34,7 @@ def list_environments(invocation: Invocation) -> None:
                 "state": item.state.value,
                 "path": str(item.path),
                 "dsn": item.dsn,
+                "neutralized": is_marked(item.path),
                 "created_at": to_iso(item.created_at),
                 "expires_at": to_iso(item.expires_at),
                 "broken_limit": (
@@ -46,6 +48,7 @@ def list_environments(invocation: Invocation) -> None:
     }
     rows = [(i.id, i.service, i.purpose, i.state.value, to_iso(i.expires_at)[:19] + "Z") for i in found]
     lines = format_table(("ENVIRONMENT", "SERVICE", "PURPOSE", "STATE", "EXPIRES"), rows) if rows else ["none"]
+    lines += [f"neutralized, never to become production: {item.id}" for item in found if is_marked(item.path)]
     lines += [f"ended {item.id}: {item.broken_limit.detail}" for item in found if item.broken_limit is not None]
     lines = [*lines, *(f'connect {item.id}: psql "{item.dsn}"' for item in found if item.state.value == "running")]
     invocation.output.result("environment-list", document, lines)

@@ -11,6 +11,7 @@ import click
 from drservice.cli.formatting import connect_line, format_bytes, format_seconds
 from drservice.cli.invocation import Invocation
 from drservice.cli.losslines import loss_lines
+from drservice.cli.neutralizedlines import neutralized_lines
 from drservice.cli.restorechoices import require_compatible, require_plain
 from drservice.cli.restoreinplace import outcome_lines, preview_lines, require_confirmed
 from drservice.cli.restoreshutdown import recovery_settings, shutdown_lines
@@ -67,6 +68,11 @@ _SHOWN = 10
     default=TargetAction.PROMOTE.value,
     help="at the target: promote (default); pause, read only, with --start; shutdown, with --into",
 )
+@click.option(
+    "--neutralize",
+    is_flag=True,
+    help="make copies of Odoo do nothing outside (mail, jobs, payments, keys); they can never become production",
+)
 @click.option("--dry-run", is_flag=True, help="show the plan and prove the target; restore nothing")
 @click.pass_obj
 def restore(
@@ -89,6 +95,7 @@ def restore(
     database: str | None,
     start: bool,
     action: str,
+    neutralize: bool,
     dry_run: bool,
 ) -> ExitStatus:
     """Restore a service."""
@@ -100,6 +107,7 @@ def restore(
         "--confirm": confirm is not None,
         "--database": database is not None,
         "--action": action != TargetAction.PROMOTE.value,
+        "--neutralize": neutralize,
     }
     require_compatible(frozenset(option for option, is_given in given.items() if is_given))
     mapping = parse_tablespaces(tablespaces)
@@ -123,6 +131,7 @@ def restore(
         tablespaces=mapping,
         without=frozenset(SnapshotId(item) for item in without),
         database=database,
+        neutralize=neutralize,
     )
     return _cluster(invocation, request, confirm=confirm, dry_run=dry_run)
 
@@ -254,6 +263,7 @@ def _result_lines(result: RestoreResult, config: Path) -> list[str]:
     lines.append("  " + ", ".join(f"{name} {format_seconds(s)}" for name, s in result.phases.items()))
     for item in result.files:
         lines.extend(_files_lines(item))
+    lines.extend(neutralized_lines(result))
     lines.extend(loss_lines([item.as_json() for item in result.losses]))
     if result.losses:
         lines.append(f"  again: drservice environment loss {result.environment.id}")

@@ -6,8 +6,8 @@ from drservice.errors import UsageError
 
 _NOT_WITH = {
     "--in-place": (
-        frozenset({"--into", "--delta", "--tablespace", "--database"}),
-        "it says where everything goes: over production's own directory",
+        frozenset({"--into", "--delta", "--tablespace", "--database", "--neutralize"}),
+        "it brings production back, over its own directory",
     ),
     "--database": (frozenset({"--delta", "--action"}), "one database is restored beside production, and promotes"),
 }

@@ -290,6 +290,8 @@ class DrillPlan:
 class CatchUp(Enum):
     """What happens to slots at which nobody was there."""
 
+    neutralize: bool = True
+    """Copies of Odoo are neutralized before they are asked; of a service without Odoo it says nothing."""
     RUN_ONCE = "run-once"
     """They are recorded as missed, and one run is made for all of them."""
     SKIP = "skip"

@@ -25,6 +25,7 @@ from drservice.model.checks import CheckResult
 from drservice.model.estate import DrillTarget
 from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import EnvironmentId, make_ulid
+from drservice.model.neutralized import Neutralized
 from drservice.operations.causes import naming_the_cause
 from drservice.operations.drillconclusion import DrillResult, conclude
 from drservice.operations.drilljournal import Journal, under_way
@@ -46,9 +47,10 @@ from drservice.operations.loss import (
     loss_at,
 )
 from drservice.operations.mutation import altered_repository, spoil
+from drservice.operations.neutralizing import Copy, neutralize_service
 from drservice.operations.production import database_in
 from drservice.operations.replay import restart_server
-from drservice.operations.restore import run_restore
+from drservice.operations.restore import instant_of_files, run_restore
 from drservice.operations.restoreplan import plan_restore, scanner_of
 from drservice.operations.restorerequest import Afterwards, RestoreContext, RestoreRequest, RestoreResult
 from drservice.operations.servicerestore import baselines_for
@@ -83,7 +85,7 @@ def run_drill(context: RestoreContext, evidence: Evidence, request: DrillRequest
     with under_way(context.state_dir, journalled(prepared, obligation, evidence.ledger.size())) as journal:
         entry, gaps = _record_obligation(context, evidence, prepared, run, obligation)
         course = _recover_and_check(context, request, prepared, journal)
-        course.gaps = (*gaps, *_unreadable(context, request), *_unanswered(course))
+        course.gaps = (*gaps, *_unreadable(context, request), *_unanswered(course), *_left_out(prepared))
         return conclude(context, evidence, request, prepared, course, run=run, obligation=obligation, entry=entry)
 
 
@@ -111,6 +113,12 @@ def _unanswered(course: Course) -> tuple[str, ...]:
     if course.production is not None:
         return ()
     return ("what production had committed behind the archive: it did not answer, so work counts as lost there",)
+
+
+def _left_out(prepared: PreparedDrill) -> tuple[str, ...]:
+    if prepared.plan.neutralize or not prepared.criteria.documents:
+        return ()
+    return ("that a copy of Odoo does nothing outside: the plan leaves neutralizing out",)
 
 
 def _unreadable(context: RestoreContext, request: DrillRequest) -> tuple[str, ...]:
@@ -173,6 +181,10 @@ def _recover_and_check(
         recovered = _recovered(context, request, course.restored, environment)
         with naming_the_cause(environment):
             course.loss_seconds = _loss_seconds(context, request, prepared, course, recovered, environment)
+            if request.plan.neutralize:
+                done = _neutralize(context, restore, course.restored, environment)
+                course.restored = replace(course.restored, neutralized=done)
+                recovered = replace(recovered, neutralized={item.component: item for item in done})
             course.spoilt = spoil(recovered, request.mutation)
             course.suite = _ask(context, prepared, recovered)
     except DrError as error:
@@ -184,6 +196,16 @@ def _recover_and_check(
             _end(context, request, course, environment)
         course.destroyed = course.environment is None or not is_left(context, course.environment)
     return course
+
+
+def _neutralize(
+    context: RestoreContext, restore: RestoreRequest, restored: RestoreResult, environment: Environment
+) -> tuple[Neutralized, ...]:
+    """Neutralize the copy; only after what it lost was asked of it, because this writes in it."""
+    planned = restored.planned
+    system_id = planned.resolved.plan.snapshot.postgres.system_id
+    copy = Copy(environment=environment, system_id=system_id, clock=context.clock)
+    return neutralize_service(context, restore, copy, instant_of_files(planned, restored.reached))
 
 
 def _loss_seconds(

@@ -142,7 +142,7 @@ def prepare_drill(
             f"drill {plan.name} is planned for {plan.environment}, which this version does not have",
             hint="Use environment: sandbox.",
         )
-    checks = plan_suite(service, times=times)
+    checks = plan_suite(service, times=times, neutralized=plan.neutralize)
     return PreparedDrill(
         plan=plan,
         service=service,

@@ -19,6 +19,7 @@ from drservice.model.estate import (
 from drservice.operations.checklist import Checklist
 from drservice.operations.evidence import Evidence
 from drservice.operations.healthprepared import check_clones, check_redis
+from drservice.operations.neutralsource import accidentally_neutralized, read_marks
 from drservice.operations.production import read_references
 from drservice.repository.repository import Repository
 
@@ -57,6 +58,7 @@ def _check_folder(service: Service, component: FilesSettings, prefix: str, check
         )
     if component.kind is FilesKind.ODOO_FILESTORE:
         _check_rows(service, component, prefix, checklist)
+        _check_production(service, component, prefix, checklist)
 
 
 def _check_rows(service: Service, component: FilesSettings, prefix: str, checklist: Checklist) -> None:
@@ -73,6 +75,21 @@ def _check_rows(service: Service, component: FilesSettings, prefix: str, checkli
             )
         else:
             checklist.ok(name, f"{len(found.documents)} documents are referred to")
+
+
+def _check_production(service: Service, component: FilesSettings, prefix: str, checklist: Checklist) -> None:
+    """Ask whether production is what it seems: not a neutralized copy, and not neutralized by accident."""
+    name = f"{prefix}: not neutralized"
+    with checklist.asking(name):
+        wrong = accidentally_neutralized(read_marks(service, component))
+        if wrong is None:
+            checklist.ok(name, "the database bears no mark of a neutralized copy")
+        else:
+            checklist.fail(
+                name,
+                wrong,
+                "If this is production, restore it to an instant before that; else correct dsn and database.",
+            )
 
 
 def check_evidence(evidence: Evidence, estate: Estate, checklist: Checklist) -> None:

@@ -87,6 +87,7 @@ def restore_document(result: RestoreResult, service: str) -> dict[str, object]:
         "documents": documents_document(document_counts(result)),
         "files": [restored_files_document(item) for item in result.files],
         "losses": [item.as_json() for item in result.losses],
+        "neutralized": [item.as_json() for item in result.neutralized],
     }
 
 
@@ -193,6 +194,7 @@ def drill_document(result: DrillResult) -> dict[str, object]:
         "detected": result.detected,
         "destroyed": result.destroyed,
         "losses": [item.as_json() for item in restored.losses] if restored is not None else [],
+        "neutralized": [item.as_json() for item in restored.neutralized] if restored is not None else [],
         "error": {"code": result.error.code, "message": result.error.message} if result.error is not None else None,
     }
 

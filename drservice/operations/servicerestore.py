@@ -24,7 +24,14 @@ from drservice.operations.holding import held
 from drservice.operations.inplace import run_in_place
 from drservice.operations.pointbaselines import read_baseline, stands_on_path
 from drservice.operations.progress import Progress
-from drservice.operations.records import bounded, listing_artefact, loss_fields, recovery_fields, target_fields
+from drservice.operations.records import (
+    bounded,
+    listing_artefact,
+    loss_fields,
+    neutralized_fields,
+    recovery_fields,
+    target_fields,
+)
 from drservice.operations.restore import run_restore
 from drservice.operations.restorerequest import RestoreContext, RestoreRequest, RestoreResult
 from drservice.repository.repository import Repository
@@ -137,7 +144,10 @@ def recovered_fields(result: RestoreResult, *, rto_seconds: float | None = None)
         error=None,
     )
     # Of a service without Odoo nothing is said, as before there was such a report.
-    return {**fields, "losses": [loss_fields(item) for item in result.losses]} if result.losses else fields
+    told: dict[str, Json] = {"losses": [loss_fields(item) for item in result.losses]} if result.losses else {}
+    if result.neutralized:
+        told["neutralized"] = [neutralized_fields(item) for item in result.neutralized]
+    return {**fields, **told}
 
 
 def loss_artefact(result: RestoreResult) -> tuple[str, bytes] | None:

@@ -320,6 +320,7 @@ def _drill(name: str, drill: schema.Drill) -> DrillPlan:
         schedule=_cron(drill.schedule),
     )
 
+        neutralize=drill.neutralize,
 
 def _postgres(name: str, component: schema.PostgresComponent) -> PostgresSettings:
     directory = component.data_directory

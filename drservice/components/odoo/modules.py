@@ -178,10 +178,14 @@ def _read_without_links(root: str, names: Sequence[str], most: int) -> bytes:
             folder = deeper
         # A pipe in its place must not make the backup wait.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with open(os.open(names[-1], flags, dir_fd=folder), "rb") as file:  # noqa: PTH123 - a descriptor
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        descriptor = os.open(names[-1], flags, dir_fd=folder)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise _RefusedError("it is no plain file")
-            return file.read(most)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.read(most)
+        finally:
+            os.close(descriptor)
     finally:
         os.close(folder)
 
