@@ -284,14 +284,14 @@ class DrillPlan:
     """How far back a random instant may lie; set for ``RANDOM`` only."""
     runbook: str | None = None
     keep: bool = False
+    neutralize: bool = True
+    """Copies of Odoo are neutralized before they are asked; of a service without Odoo it says nothing."""
     schedule: Cron | None = None
 
 
 class CatchUp(Enum):
     """What happens to slots at which nobody was there."""
 
-    neutralize: bool = True
-    """Copies of Odoo are neutralized before they are asked; of a service without Odoo it says nothing."""
     RUN_ONCE = "run-once"
     """They are recorded as missed, and one run is made for all of them."""
     SKIP = "skip"

@@ -317,10 +317,10 @@ def _drill(name: str, drill: schema.Drill) -> DrillPlan:
         within=drill.within,
         runbook=drill.runbook,
         keep=drill.keep,
+        neutralize=drill.neutralize,
         schedule=_cron(drill.schedule),
     )
 
-        neutralize=drill.neutralize,
 
 def _postgres(name: str, component: schema.PostgresComponent) -> PostgresSettings:
     directory = component.data_directory

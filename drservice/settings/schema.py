@@ -394,6 +394,9 @@ class Drill(Closed):
     schedule: Schedule | None = Field(default=None, description="when it is due")
     runbook: Name | None = Field(default=None, description="the runbook with its manual steps")
     keep: bool = Field(default=False, description="leave the environment running afterwards")
+    neutralize: bool = Field(
+        default=True, description="make copies of Odoo do nothing outside before they are checked or started"
+    )
 
 
 class Oidc(Closed):
@@ -403,9 +406,6 @@ class Oidc(Closed):
     client_id: Text = Field(description="how the provider knows us")
     client_secret: SecretReference | None = Field(default=None, description="the client's secret, as a reference")
     groups_claim: Text = Field(default="groups", description="the claim that lists a person's groups")
-    neutralize: bool = Field(
-        default=True, description="make copies of Odoo do nothing outside before they are checked or started"
-    )
 
 
 class Role(Closed):
