@@ -344,6 +344,20 @@ class DocumentSets:
             yield part
         buffer.require_end(stored)
 
+    def check(self, stored: StoredSet, *, decrypted: bool) -> None:
+        """Read a set as a whole and check signature and hashes; ``decrypted``: its index and contents too.
+
+        Raises:
+            FormatError, DamagedObjectError, KeyProblemError, MissingObjectError, ObjectStoreError: it is not whole.
+        """
+        if decrypted:
+            for _ in self.read(stored, {entry.name for entry in self.index(stored).entries}):
+                pass
+            return
+        self._read(stored.key)
+        if not self._keyring.recipients_of(stored.key_id, service=self._scope.service):
+            raise MissingObjectError(f"data key {stored.key_id} of {stored.key} is not in the repository")
+
     def _open_index(self, stored: StoredSet, body: bytes | memoryview) -> SetIndex:
         what = f"the index of document set {stored.id}"
         if len(body) < _LENGTH.size:

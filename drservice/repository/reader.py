@@ -137,14 +137,21 @@ class SnapshotReader:
         Raises:
             DamagedObjectError, MissingObjectError: naming the file.
         """
-        pieces: list[bytes | memoryview] = []
+        return b"".join(self.pieces(entry))
+
+    def pieces(self, entry: Entry) -> Iterator[bytes | memoryview]:
+        """Yield the content of a file, chunk by chunk.
+
+        Raises:
+            DamagedObjectError, MissingObjectError: naming the file.
+        """
         for table in self.tables(entry):
             for row in table:
-                if row.codec == CODEC_ZERO:
-                    pieces.append(bytes(row.plain_length))
-                else:
-                    pieces.append(self._chunk(table.packs[row.pack_index], row))
-        return b"".join(pieces)
+                yield (
+                    bytes(row.plain_length)
+                    if row.codec == CODEC_ZERO
+                    else self._chunk(table.packs[row.pack_index], row)
+                )
 
     def _chunk(self, pack: bytes, row: ChunkRow) -> bytes | memoryview:
         opener = PackOpener(self._store, scope=self._scope, keyring=self._keyring)

@@ -69,6 +69,7 @@ class Verified:
     packs_checked: int = 0
     packs_total: int = 0
     wal_files: int = 0
+    document_sets: int = 0
     bytes_read: int = 0
     decrypted: bool = False
     """False without an identity: hashes and signatures were checked, content was not opened."""
@@ -120,6 +121,7 @@ def verify_component(
     if depth is Depth.DATA:
         _verify_packs(repository, users, result, percent=percent, chosen=chosen, advance=advance)
     _verify_wal(repository, result, percent=percent, chosen=chosen, advance=advance)
+    _verify_documents(repository, result, percent=percent, chosen=chosen, advance=advance)
     return result
 
 
@@ -262,6 +264,32 @@ def _verify_wal(
                 advance(archived.stored_bytes)
                 if error is not None:
                     result.findings.append(_finding(archived.key, error, ()))
+
+
+def _verify_documents(
+    repository: Repository,
+    result: Verified,
+    *,
+    percent: int,
+    chosen: Callable[[str, int], bool],
+    advance: Callable[[int], None],
+) -> None:
+    """Check the headers of all document sets, and with data also the chosen ones as a whole."""
+    archive = repository.document_sets(result.scope)
+    listing = archive.listing()
+    for key, error in listing.unreadable.items():
+        result.findings.append(_finding(key, error, ()))
+    for stored in listing.sets:
+        if result.depth is Depth.DATA and chosen(stored.key, percent):
+            try:
+                archive.check(stored, decrypted=result.decrypted)
+            except DrError as error:
+                if error.exit_status != DamagedObjectError.exit_status:
+                    raise
+                result.findings.append(_finding(stored.key, error, ()))
+            result.bytes_read += stored.stored_bytes
+            advance(stored.stored_bytes)
+        result.document_sets += 1
 
 
 def check_pack(store: ObjectStore, key: str, name: str, *, kind: str, scope: Scope, keyring: Keyring) -> int:
