@@ -11,9 +11,11 @@ from drservice.cli.invocation import Invocation
 from drservice.cli.targets import parse_target
 from drservice.clock import to_iso
 from drservice.components.postgres.dumping import DumpFormat, parse_table
+from drservice.errors import ExitStatus
 from drservice.model.ids import SnapshotId
 from drservice.operations.extract import ExtractRequest, ExtractResult, extract
 from drservice.operations.restorerequest import Afterwards, RestoreContext, RestoreRequest
+from drservice.operations.results import restored_files_document
 from drservice.wiring.data_plane import open_data_plane
 from drservice.wiring.evidence import open_evidence
 
@@ -32,7 +34,7 @@ _SHOWN = 10
     type=click.Choice([item.value for item in DumpFormat]),
     default=DumpFormat.CUSTOM.value,
     show_default=True,
-    help="for pg_restore, or plain SQL for psql",
+    help="for pg_restore, plain SQL for psql, or Odoo's own zip with the documents",
 )
 @click.option("--component", help="the cluster, if the service has several")
 @click.option(
@@ -56,7 +58,7 @@ def extract_command(
     component: str | None,
     without: tuple[str, ...],
     accept_known_problems: bool,
-) -> None:
+) -> ExitStatus:
     """Extract a database or tables."""
     target = parse_target(to=to, lsn=None, xid=None, name=None, snapshot=None, timeline=None)
     estate = invocation.load().estate
@@ -83,6 +85,7 @@ def extract_command(
         )
         result = extract(context, evidence, request)
     invocation.output.result("extract", _document(result), _lines(result))
+    return ExitStatus.PARTIAL if result.is_partial else ExitStatus.OK
 
 
 def _document(result: ExtractResult) -> dict[str, object]:
@@ -107,6 +110,7 @@ def _document(result: ExtractResult) -> dict[str, object]:
             "sha256": dumped.sha256,
             "entries": dumped.entries,
         },
+        "documents": None if result.documents is None else {**restored_files_document(result.documents), "path": None},
         "left_out": list(restored.side.left_out) if restored.side is not None else [],
         "lacks": list(dumped.lacks),
         "known_problems": list(result.problems),
@@ -137,11 +141,17 @@ def _lines(result: ExtractResult) -> list[str]:
             f" dumped in {format_seconds(dumped.seconds)}; the environment is destroyed"
         ),
     ]
+    if result.documents is not None:
+        lines.append(f"  with {result.documents.files} documents, each compared with its name")
+        lines.extend(f"  NOT IN IT: {text}" for text in result.documents.problems())
     lines.extend(f"  NOT IN IT: {text}" for text in dumped.lacks[:_SHOWN])
     if len(dumped.lacks) > _SHOWN:
         lines.append(f"  NOT IN IT: and {len(dumped.lacks) - _SHOWN} more (--json has all)")
     lines.append("  NOT IN IT: roles, grants, and settings of the database or of roles")
     lines.extend(f"  WARNING: {text}" for text in result.problems)
-    lines.append("next: load it into an empty database, as a role that owns it and may do nothing else:")
+    if result.request.form is DumpFormat.ODOO_ZIP:
+        lines.append("next: give it to an Odoo of the same version (--neutralize makes a copy harmless):")
+    else:
+        lines.append("next: load it into an empty database, as a role that owns it and may do nothing else:")
     lines.append(f"  {result.load_command}")
     return lines

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from drservice.canonical import Json
+from drservice.components.postgres.asking import asking
 from drservice.components.postgres.connection import connect
 from drservice.components.postgres.dumping import (
     Contents,
@@ -40,17 +41,32 @@ from drservice.errors import (
     ExitStatus,
     InterruptedRunError,
     ProgramVersionError,
+    UsageError,
 )
+from drservice.model.documents import RowsAt
+from drservice.model.estate import FilesSettings
 from drservice.model.evidence import EvidenceKind
 from drservice.model.ids import EnvironmentId, make_ulid
 from drservice.operations.evidence import Evidence
+from drservice.operations.filesrestore import FilesRestore, RestoredFiles
+from drservice.operations.odoozip import (
+    DUMP,
+    OdooFacts,
+    OdooZip,
+    ZipMember,
+    filestore_of,
+    manifest_of,
+    read_back,
+    read_facts,
+)
 from drservice.operations.outputfile import OutputFile, require_free
 from drservice.operations.records import bounded, recovery_fields, target_fields
-from drservice.operations.restore import run_restore
+from drservice.operations.restore import instant_of_files, run_restore
 from drservice.operations.restorerequest import RestoreContext, RestoreRequest, RestoreResult
 from drservice.operations.servicerestore import reached_fields, recovered_fields, subjects_of
 
 _STALL_SECONDS = 900.0
+_ASK_SECONDS = 600.0
 _LISTING_BYTES = 64 << 20
 _HEARD_LINES = 20
 _SAID_LETTERS = 400
@@ -103,11 +119,20 @@ class ExtractResult:
     dumped: Dumped
     problems: tuple[str, ...]
     """Known problems of the programs that wrote it."""
+    documents: RestoredFiles | None = None
+    """What of the filestore is in it; ``None`` without documents."""
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether documents that the rows refer to are not in it."""
+        return self.documents is not None and bool(self.documents.problems())
 
     @property
     def load_command(self) -> str:
         """The command that loads it elsewhere, with no more rights than those of the role that runs it."""
         path = shlex.quote(str(self.request.output))
+        if self.request.form is DumpFormat.ODOO_ZIP:
+            return f"odoo-bin db load TARGET {path}"
         if self.request.form is DumpFormat.CUSTOM:
             return f"pg_restore --no-owner --no-privileges --single-transaction --exit-on-error --dbname=TARGET {path}"
         return f"psql --no-psqlrc --set=ON_ERROR_STOP=1 --single-transaction --dbname=TARGET --file={path}"
@@ -123,6 +148,7 @@ def extract(context: RestoreContext, evidence: Evidence, request: ExtractRequest
         OutputTakenError: there is a file of this name; nothing was begun.
         ProgramVersionError: ``pg_dump`` is of a version that must not write this; nothing was begun.
         UnknownNameError: there is no such database or table; the hint names those there are.
+        UsageError: a zip for Odoo of tables, of a database without a filestore, or of one that is not Odoo's.
         DumpError, OutputFileError: there is no dump.
         And as :func:`run_restore`.
     """
@@ -180,6 +206,7 @@ def _record_failure(
 
 def _extract(context: RestoreContext, request: ExtractRequest, run: str) -> ExtractResult:
     require_free(request.output)
+    filestore = _filestore(request)
     _require_safe_for_newest(context, request)
     restored = run_restore(context, request.restore)
     environment = open_sandbox(restored.environment.path)
@@ -188,8 +215,9 @@ def _extract(context: RestoreContext, request: ExtractRequest, run: str) -> Extr
         programs = _programs(restored.programs.major)
         _require_safe(programs, request)
         dumping = _Dumping(context, environment, programs, restored.side.database, request)
+        documents = _place_documents(context, request, restored, environment, filestore) if filestore else None
         with OutputFile(request.output) as output:
-            dumped = dumping.run(output)
+            dumped = dumping.run(output) if documents is None else _write_zip(context, dumping, output, documents)
             output.publish()
     finally:
         context.progress.step("destroy the environment")
@@ -202,6 +230,68 @@ def _extract(context: RestoreContext, request: ExtractRequest, run: str) -> Extr
         database=restored.side.database,
         dumped=dumped,
         problems=tuple(item.describe(programs.major) for item in programs.problems(_TOOL)),
+        documents=documents,
+    )
+
+
+def _filestore(request: ExtractRequest) -> FilesSettings | None:
+    """Return whose documents go into the zip; ``None`` for other formats.
+
+    Raises:
+        UsageError: tables only, or the configuration has no filestore for the database.
+    """
+    if request.form is not DumpFormat.ODOO_ZIP:
+        return None
+    if request.tables:
+        raise UsageError("a zip for Odoo has the whole database", hint="Use --format custom with --table.")
+    assert request.restore.database is not None
+    return filestore_of(request.restore.service, request.restore.component.name, request.restore.database)
+
+
+def _place_documents(
+    context: RestoreContext,
+    request: ExtractRequest,
+    restored: RestoreResult,
+    environment: Environment,
+    filestore: FilesSettings,
+) -> RestoredFiles:
+    """Place what the recovered rows refer to in the environment, from where it goes into the zip."""
+    assert restored.side is not None
+    plan = restored.planned.resolved.plan
+    files = FilesRestore(repository=context.repository, service=request.restore.service, progress=context.progress)
+    return files.beside(
+        environment,
+        replace(filestore, database=restored.side.database),  # it may have had another name at that time
+        instant=instant_of_files(restored.planned, restored.reached),
+        rows=RowsAt(
+            system_id=plan.snapshot.postgres.system_id,
+            timeline=plan.timeline,
+            lsn=restored.reached.lsn,
+            instant=restored.reached.time or plan.snapshot.stopped_at,
+        ),
+        into=environment.folder(filestore.name) / "documents",
+    )
+
+
+def _write_zip(context: RestoreContext, dumping: _Dumping, output: OutputFile, documents: RestoredFiles) -> Dumped:
+    """Write dump, documents and manifest as Odoo's restore wants them, and read the zip back."""
+    began = context.clock.monotonic()
+    facts = dumping.odoo_facts()
+    with OdooZip(output) as archive:
+        archive.add_manifest(manifest_of(facts, dumping.database))
+        with archive.member(DUMP) as member:
+            dumped = dumping.run(member)
+        context.progress.step("write the documents", total_bytes=documents.written_bytes)
+        count = archive.add_documents(documents.root, heard=context.progress.advance)
+    if count != documents.files:
+        raise DumpError(f"{count} documents were found, and {documents.files} were placed")
+    context.progress.step("read the zip back", total_bytes=output.written_bytes)
+    read_back(output, archive.members)
+    return replace(
+        dumped,
+        stored_bytes=output.written_bytes,
+        sha256=output.sha256,
+        seconds=context.clock.monotonic() - began,
     )
 
 
@@ -229,7 +319,7 @@ def _require_safe(programs: PostgresPrograms, request: ExtractRequest) -> None:
     Raises:
         ProgramVersionError: naming what is known of this version.
     """
-    if request.form is not DumpFormat.SQL or request.accept_problems:
+    if request.form is DumpFormat.CUSTOM or request.accept_problems:
         return
     problems = plain_problems(programs.major, programs.minor)
     if problems:
@@ -255,13 +345,28 @@ class _Dumping:
         self._context = context
         self._environment = environment
         self._programs = programs
-        self._database = database
+        self.database = database
         self._request = request
         self._heard: deque[str] = deque(maxlen=_HEARD_LINES)
         self._begun: list[str] = []
 
-    def run(self, output: OutputFile) -> Dumped:
-        """Write the dump and read it back.
+    def odoo_facts(self) -> OdooFacts:
+        """Ask the database what Odoo's manifest tells of it.
+
+        Raises:
+            UsageError: it is none of Odoo's.
+        """
+        self._environment.require_own_socket()
+        with asking(
+            self._environment.dsn,
+            seconds=_ASK_SECONDS,
+            database=self.database,
+            application_name="drservice extract",
+        ) as session:
+            return read_facts(session)
+
+    def run(self, output: OutputFile | ZipMember) -> Dumped:
+        """Write the dump and, if it is an archive of its own, read it back.
 
         Raises:
             UnknownNameError, UsageError: a table that was asked for is none.
@@ -270,9 +375,11 @@ class _Dumping:
         began = self._context.clock.monotonic()
         contents = self._contents()
         self._write(contents, output)
-        is_custom = self._request.form is DumpFormat.CUSTOM
-        entries, there = self._read_back(output) if is_custom else (None, begun_tables(contents, self._begun))
-        if not is_custom and not is_complete_sql(output.tail):
+        if self._request.form is DumpFormat.CUSTOM and isinstance(output, OutputFile):
+            entries, there = self._read_back(output)
+        else:
+            entries, there = None, begun_tables(contents, self._begun)
+        if entries is None and not is_complete_sql(output.tail):
             raise DumpError("the dump does not end where pg_dump ends one")
         missing = missing_tables(contents, there)
         if missing:
@@ -281,18 +388,18 @@ class _Dumping:
             tables=tuple(item.table.text for item in contents.tables),
             entries=entries,
             stored_bytes=output.written_bytes,
-            sha256=output.sha256,
+            sha256=output.sha256 if isinstance(output, OutputFile) else "",
             lacks=contents.lacks,
             seconds=self._context.clock.monotonic() - began,
         )
 
     def _contents(self) -> Contents:
         self._environment.require_own_socket()
-        with connect(self._environment.dsn, application_name="drservice extract", database=self._database) as session:
+        with connect(self._environment.dsn, application_name="drservice extract", database=self.database) as session:
             tables = self._request.tables
             return only_tables(session, tables) if tables else whole_database(session)
 
-    def _write(self, contents: Contents, output: OutputFile) -> None:
+    def _write(self, contents: Contents, output: OutputFile | ZipMember) -> None:
         progress = self._context.progress
         progress.step("dump", total_bytes=contents.total_bytes)
         sizes = {item.table.told: item.bytes_on_disk for item in contents.tables}
@@ -305,7 +412,7 @@ class _Dumping:
                 progress.advance(sizes.pop(self._begun[-1], 0) if self._begun else 0)
                 self._begun.append(table)
 
-        arguments = dump_arguments(self._database, self._request.form, contents)
+        arguments = dump_arguments(self.database, self._request.form, contents)
         self._run(_TOOL, arguments, take=output.write, hear=hear)
 
     def _read_back(self, output: OutputFile) -> tuple[int, frozenset[int]]:

@@ -32,6 +32,7 @@ HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "one-table.md"
 EXTRACT = {
     "schema", "run", "service", "database", "tables", "format", "target", "snapshot", "output", "left_out", "lacks",
     "load_command", "known_problems", "phases", "dump_seconds", "restored_bytes", "fetched_bytes",
+    "documents",
 }  # fmt: skip
 """Names of the document: a contract."""
 

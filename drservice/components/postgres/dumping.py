@@ -32,6 +32,8 @@ class DumpFormat(Enum):
 
     CUSTOM = "custom"
     SQL = "sql"
+    ODOO_ZIP = "odoo-zip"
+    """Plain SQL in a zip, with the documents that the rows refer to, as Odoo's own restore takes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
