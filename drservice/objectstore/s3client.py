@@ -271,7 +271,10 @@ def _translation(action: str, location: S3Location) -> Iterator[None]:
         meaning = error_for(status=status, code=code, message=f"{place}: {status} {code} {reason}".rstrip())
         if isinstance(meaning, StoreDeniedError) and location.settings.bucket_owner and status == _FORBIDDEN:
             meaning.hint = _OWNER_HINT if meaning.hint == StoreDeniedError.hint else meaning.hint
-        raise meaning from error
+        try:
+            raise meaning from error
+        finally:
+            del meaning  # or error and frame hold each other, and the caller's body with them, until Python looks
     except botocore_errors.CredentialRetrievalError as error:
         # What the program or server said may hold a secret: only who it was is repeated.
         provider = error.kwargs.get("provider", "the chain of credentials")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +95,25 @@ def test_a_store_that_tells_the_md5_of_what_it_holds_is_asked_for_it_and_any_oth
         assert asked.take() == (["head_object", "put_object", look], [tells_md5])
         assert store.read(f"s/erp/database/{number}") == b"".join(buffers_of(body))
         asked.take()
+
+
+class Watched(bytearray):
+    """A buffer that can be referred to weakly."""
+
+
+@pytest.mark.parametrize("size", [1 << 20, 3 << 20], ids=["sent at once", "sent in pieces"])
+def test_a_body_that_is_stored_is_not_in_memory_until_python_looks_for_cycles(store: ObjectStore, size: int) -> None:
+    gc.collect()
+    gc.disable()  # a command looks once in 50,000 objects: dozens of bodies later
+    try:
+        for key in ("s/erp/database/first", "s/erp/database/second"):
+            body = Watched(size)
+            stored = weakref.ref(body)
+            store.create(key, [b"head", memoryview(body)])
+            del body
+            assert stored() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("before", [0, 1], ids=["at the first object", "later"])
