@@ -11,9 +11,11 @@ from drservice.cli.invocation import Invocation
 from drservice.clock import to_iso
 from drservice.model.estate import FilesKind
 from drservice.model.snapshot import SnapshotRecord
+from drservice.operations.documentstate import as_document as documents_document
+from drservice.operations.documentstate import describe_documents
 from drservice.operations.info import AtRisk, ComponentInfo, StreamInfo
 from drservice.operations.preparedrestore import is_flushed
-from drservice.operations.serviceinfo import FilesInfo, Proved, ServiceInfo, service_info
+from drservice.operations.serviceinfo import DocumentStreamInfo, FilesInfo, Proved, ServiceInfo, service_info
 from drservice.operations.streamstate import as_document, describe_stream
 from drservice.wiring.data_plane import open_data_plane
 from drservice.wiring.evidence import open_evidence
@@ -59,6 +61,7 @@ def _document(known: ServiceInfo) -> dict[str, object]:
         "unreadable": [{"key": key, "problem": error.message} for key, error in known.unreadable.items()],
         "wal": _wal(known.databases),
         "streams": [_stream(item, item.stream) for item in known.databases if item.stream is not None],
+        "documents": [_documents(item, item.stream) for item in known.files if item.stream is not None],
         "seconds_at_risk": _rounded(risk.seconds, 3),
         "bytes_at_risk": risk.bytes,
         "at_risk_problem": risk.problem,
@@ -183,6 +186,40 @@ def _stream_lines(stream: StreamInfo) -> Iterator[str]:
         yield f"  PROBLEM: {state.problem}{f'; {state.remedy}' if state.remedy else ''}"
 
 
+def _documents(known: FilesInfo, stream: DocumentStreamInfo) -> dict[str, object]:
+    state = stream.state
+    shown = {} if state is None else documents_document(state)
+    phase = "starting" if state is None else state.state.value
+    return {
+        "component": known.component.name,
+        "state": phase if stream.is_alive else "absent",
+        "durable_to": shown.get("durable_server_time"),
+        "pending": shown.get("pending") if stream.is_alive else None,
+        "lag_seconds": _rounded(known.seconds_at_risk, 3),
+        "missing_in_production": shown.get("missing"),
+        "corrupt_in_production": shown.get("corrupt"),
+        "in_database": shown.get("in_database"),
+        "not_covered": shown.get("not_covered"),
+        "problem": stream.problem or shown.get("problem"),
+        "remedy": shown.get("remedy"),
+        "updated_at": shown.get("updated_at"),
+    }
+
+
+def _documents_lines(stream: DocumentStreamInfo) -> Iterator[str]:
+    state = stream.state
+    if state is None or not stream.is_alive:
+        last = "" if state is None else f", it ended after {to_iso(state.updated_at)[:19]}Z"
+        problem = f" ({stream.problem})" if stream.problem else ""
+        yield f"capture as they come: {'STARTING' if stream.is_alive else 'ABSENT'}{last}{problem}"
+        return
+    yield f"capture as they come: {describe_documents(state)}"
+    if state.in_database:
+        yield f"  {state.in_database} attachments are inside the database"
+    if state.problem is not None:
+        yield f"  PROBLEM: {state.problem}{f'; {state.remedy}' if state.remedy else ''}"
+
+
 def _lines(known: ServiceInfo) -> list[str]:
     lines = [f"{known.service.name}"]
     lines += [f"  {line}" for line in _point_lines(known)]
@@ -191,6 +228,9 @@ def _lines(known: ServiceInfo) -> list[str]:
     for files in known.files:
         lines += [f"  {line}" for line in _files_lines(files)]
     lines.extend(f"  UNREADABLE {key}: {error.message}" for key, error in known.unreadable_points.items())
+    if any(item.stream is not None for item in known.files):
+        seconds = known.effective_rpo_seconds
+        lines.append(f"  effective RPO now: {'unknown' if seconds is None else format_seconds(seconds)}")
     lines += [f"  {line}" for line in _proof_lines(known)]
     if not known.snapshots:
         lines.append(f"next: drservice backup {known.service.name}")

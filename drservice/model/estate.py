@@ -154,6 +154,12 @@ class FilesSettings:
     """Folders with Odoo's modules; for ``odoo-filestore`` only."""
     odoo: OdooProgram | None = None
     """How Odoo is started in a drill's environment, if it is; for ``odoo-filestore`` only."""
+    stream: bool = False
+    """Documents are captured as they come; for ``odoo-filestore`` only."""
+    interval: timedelta = timedelta(seconds=2)
+    """From one look for new documents to the next."""
+    idle_interval: timedelta = timedelta(seconds=60)
+    """How long the proof that nothing is missing may wait while nothing is new."""
     node: str | None = None
     workers: int = 2
     compression_level: int = 1

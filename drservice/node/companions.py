@@ -1,8 +1,8 @@
 """Processes that a node keeps running for components: one of each trade for each component that wants one.
 
 One that ends is started again, later and later while it keeps failing. It runs as the owner of the data directory, like
-archive_command itself, and ends with its node, however that ends. The first ones are started a while after the node:
-runs come first, and a node that is only there for a moment has none.
+archive_command itself, or for files as the node does, and ends with its node, however that ends. The first ones are
+started a while after the node: runs come first, and a node that is only there for a moment has none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from drservice import telemetry
 from drservice.errors import DrError
-from drservice.model.estate import Estate, PostgresSettings
+from drservice.model.estate import Estate, FilesSettings, PostgresSettings
 from drservice.processes import kill_group, server_account, start
 
 _FIRST_SECONDS = 10.0
@@ -39,7 +39,7 @@ class Trade:
     words: tuple[str, ...]
     without: str
     """What becomes of the work while there is none."""
-    wanted: Callable[[Estate, str], Mapping[str, PostgresSettings]]
+    wanted: Callable[[Estate, str], Mapping[str, PostgresSettings] | Mapping[str, FilesSettings]]
     """The components a host has one for, by what they are called on the command line."""
     is_served: Callable[[Estate, str], bool]
     """Whether a component has one that is not ours: a unit of its own, or an earlier node's that drains."""
@@ -142,10 +142,13 @@ class Companions:
             except Exception as error:  # noqa: BLE001 - the node's catch-all: it looks again
                 telemetry.error(f"looking after {self._trade.name}s failed", exception=error)
 
-    def _begin(self, name: str, component: PostgresSettings, companion: _Companion, config: Path) -> None:
+    def _begin(
+        self, name: str, component: PostgresSettings | FilesSettings, companion: _Companion, config: Path
+    ) -> None:
         words = [sys.executable, "-m", "drservice", "--config", str(config.absolute()), "--log-level", self._log_level]
         try:
-            account = server_account(component.data_directory)
+            # Files are read as a backup of this node reads them, whoever owns them.
+            account = None if isinstance(component, FilesSettings) else server_account(component.data_directory)
             environment = dict(os.environ)  # the store's credentials are found there
             if account is not None:
                 environment["HOME"] = account.home

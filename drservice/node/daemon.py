@@ -33,6 +33,7 @@ from drservice.model.ids import is_name
 from drservice.model.runs import RunKind
 from drservice.model.timetable import host_of
 from drservice.node.companions import Companions
+from drservice.node.documentstreams import CAPTURING
 from drservice.node.environments import EnvironmentTeller
 from drservice.node.projecting import Projector
 from drservice.node.scheduler import Missed, Scheduler
@@ -238,7 +239,8 @@ class _Duties:
         self.scheduler = Scheduler(database, estate=configuration.estate, clock=clock, missed=self._missed)
         self.streams = StreamTeller(database, estate=self._estate, host=name)
         self.companions = [
-            Companions(trade, estate=self._estate, host=name, log_level=log_level) for trade in (HELPING, RECEIVING)
+            Companions(trade, estate=self._estate, host=name, log_level=log_level)
+            for trade in (HELPING, RECEIVING, CAPTURING)
         ]
 
     def start(self) -> None:

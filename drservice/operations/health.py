@@ -26,6 +26,7 @@ from drservice.objectstore.interface import CreateMode
 from drservice.operations.backup import choose_method, refuse_unrecoverable
 from drservice.operations.checklist import Checklist, CheckResult
 from drservice.operations.evidence import Evidence
+from drservice.operations.healthdocuments import check_documents
 from drservice.operations.healthfiles import check_evidence, check_files
 from drservice.operations.healthsource import asking_primary, check_configuration, check_tools, judge_program
 from drservice.operations.healthstream import check_stream
@@ -72,6 +73,7 @@ def run_checks(context: HealthContext, services: Sequence[Service]) -> list[Chec
             _check_repository_of(context, service, component, prefix, checklist)
         for files in service.files():
             check_files(context.repository, service, files, checklist)
+            check_documents(context.estate, service, files, clock=context.clock, checklist=checklist)
     return checklist.results
 
 

@@ -14,14 +14,26 @@ from pathlib import Path
 from drservice.clock import Clock, from_iso
 from drservice.errors import DrError, ObjectStoreError
 from drservice.model.documents import StoredSet
-from drservice.model.estate import FilesComponent, FilesKind, Service
+from drservice.model.estate import FilesComponent, FilesKind, FilesSettings, Service
+from drservice.model.ids import ServiceName
 from drservice.model.points import RecoveryPoint
 from drservice.model.snapshot import SnapshotRecord
+from drservice.operations.documentstate import DocumentState, is_alive, read_state
 from drservice.operations.evidence import Evidence
 from drservice.operations.info import AtRisk, ComponentInfo, component_info
 from drservice.operations.ledgernotes import ledger_notes
 from drservice.operations.preparedrestore import is_flushed, usable
 from drservice.repository.repository import Repository
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentStreamInfo:
+    """How the capture of documents on this host is; ``state``: its last word, ``None`` if it never ran here."""
+
+    is_alive: bool
+    state: DocumentState | None
+    problem: str | None
+    """Why its state cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +44,10 @@ class FilesInfo:
     snapshots: tuple[SnapshotRecord, ...]
     unreadable: dict[str, DrError]
     seconds_at_risk: float | None
-    """Since the newest pass began, or the newest whole set was taken: files made since then would be lost; ``None``:
-    there is neither."""
+    """Since the newest pass began, or the newest whole set was taken, or the capture that runs here found everything
+    stored: files made since then would be lost; ``None``: there is none of them."""
+    stream: DocumentStreamInfo | None = None
+    """Of documents that are captured as they come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +153,7 @@ def service_info(
         last_drill=drills[0] if drills else None,
         ledger_problem=problem,
         databases=databases,
-        files=tuple(_files_info(repository, service, component, now) for component in service.files()),
+        files=tuple(_files_info(repository, service, component, state_dir, now) for component in service.files()),
         points=points.points,
         unreadable_points=dict(points.unreadable),
     )
@@ -182,18 +196,44 @@ def _proved(databases: Sequence[ComponentInfo], drills: Sequence[DrillEntry]) ->
     return newest
 
 
-def _files_info(repository: Repository, service: Service, component: FilesComponent, now: datetime) -> FilesInfo:
+def _files_info(
+    repository: Repository, service: Service, component: FilesComponent, state_dir: Path, now: datetime
+) -> FilesInfo:
     scope = repository.scope(service.name, component.name)
+    stream = document_stream_info(service.name, component, state_dir)  # asked first: what it says is stored is by now
     listing = repository.snapshots(scope)
     return FilesInfo(
         component=component,
         snapshots=listing.records,
         unreadable=dict(listing.unreadable),
-        seconds_at_risk=_age(usable(component, listing.records), now, repository.document_sets(scope).newest()),
+        seconds_at_risk=_age(usable(component, listing.records), now, repository.document_sets(scope).newest(), stream),
+        stream=stream,
     )
 
 
-def _age(records: Sequence[SnapshotRecord], now: datetime, newest: StoredSet | None) -> float | None:
+def document_stream_info(service: ServiceName, component: FilesComponent, state_dir: Path) -> DocumentStreamInfo | None:
+    """Return how the capture of a component's documents is, as it says on this host; ``None`` where none is to be."""
+    if not isinstance(component, FilesSettings) or not component.stream:
+        return None
+    try:
+        state = read_state(state_dir, service, component.name)
+        alive = is_alive(state_dir, service, component.name)
+    except (DrError, OSError) as error:
+        problem = error.message if isinstance(error, DrError) else str(error)
+        return DocumentStreamInfo(is_alive=False, state=None, problem=problem)
+    return DocumentStreamInfo(is_alive=alive, state=state, problem=None)
+
+
+def _age(
+    records: Sequence[SnapshotRecord], now: datetime, newest: StoredSet | None, stream: DocumentStreamInfo | None
+) -> float | None:
+    """Return how old the newest look is that found everything stored.
+
+    A capture's word counts only beside a set or a pass that is there: where the store lost everything, it is wrong.
+    """
     looks = [record.documents.walk_began_at for record in records]
     looks += [newest.position.server_time] if newest is not None else []
+    state = stream.state if stream is not None and stream.is_alive else None
+    if looks and state is not None and state.looked_at is not None:
+        looks.append(state.looked_at)
     return max(0.0, (now - max(looks)).total_seconds()) if looks else None

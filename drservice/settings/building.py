@@ -258,6 +258,9 @@ def _component(name: str, component: schema.Component, service: schema.Service) 
                 follows=ComponentName(followed),
                 addons=tuple(pathlib.Path(folder) for folder in component.addons),
                 odoo=_odoo(component.odoo) if component.odoo is not None else None,
+                stream=component.stream,
+                interval=component.interval,
+                idle_interval=component.idle_interval,
                 node=component.node,
             )
         case schema.DirectoryComponent():

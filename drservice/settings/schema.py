@@ -213,6 +213,15 @@ class OdooFilestoreComponent(Closed):
     odoo: OdooProgram | None = Field(
         default=None, description="with it drills start Odoo itself on the recovered database and open a document"
     )
+    stream: bool = Field(default=True, description="the host's node captures documents as they come, between backups")
+    interval: IdleInterval = Field(
+        default="2s", validate_default=True, description="from one look for new documents to the next (1s to 1h)"
+    )
+    idle_interval: IdleInterval = Field(
+        default="60s",
+        validate_default=True,
+        description="how long the proof that nothing is missing may wait while nothing is new (1s to 1h)",
+    )
     node: Name | None = Field(default=None, description="the host that runs its backups")
 
 
