@@ -258,7 +258,7 @@ def _to_the_end(plan: RecoveryPlan, notes: tuple[str, ...], scanner: WalScanner)
             if tail is not None and tail.problem is not None:
                 notes = (*notes, f"WARNING: the WAL ends there although more was stored: {tail.problem}")
         return Resolved(plan=plan, replay=ReplayTarget.latest(), ends=RecoveryEnd.END_OF_WAL, notes=notes, wal_end=end)
-    note = f"timeline {plan.timeline} has no WAL of its own here yet: recovery ends where it branched off, at {fork}"
+    note = f"WARNING: timeline {plan.timeline} has no WAL of its own here yet: recovery ends at its begin, {fork}"
     replay = ReplayTarget.at_lsn(fork, inclusive=False)
     return Resolved(plan=plan, replay=replay, ends=RecoveryEnd.TARGET, notes=(*notes, note))
 

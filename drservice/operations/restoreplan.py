@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from drservice.clock import to_iso
+from drservice.components.postgres.asking import asking
 from drservice.components.postgres.tablespaces import Moved
-from drservice.errors import TargetOutsideWindowError, UnknownNameError
-from drservice.model.recovery import Target, TargetKind
+from drservice.errors import DrError, TargetOutsideWindowError, UnknownNameError
+from drservice.model.ids import SystemId
+from drservice.model.recovery import RecoveryPlan, Target, TargetKind
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.inventory import Archived, archive_of, newest_lineage
 from drservice.operations.locate import WalScanner, resolve
 from drservice.operations.restorerequest import Planned, RestoreContext, RestoreRequest
 from drservice.operations.selection import select_files
+from drservice.operations.streamstate import read_state
 from drservice.operations.tablespaces import choose
 from drservice.repository.records import Scope
+
+_ASKED_SECONDS = 3.0
+_PRESENT = (
+    "select (select system_identifier from pg_control_system()), case when pg_is_in_recovery()"
+    " then (select min_recovery_end_timeline from pg_control_recovery())"
+    " else ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int end"
+)
 
 
 def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
@@ -40,6 +52,9 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
     archived = archive_of(context.repository, newest, proven=True)
     with scanner_of(context, newest, scope, archived) as scanner:
         resolved = resolve(request.target, records, archived.inventory, scanner)
+    newer = newer_timeline(context, request, resolved.plan)
+    if newer is not None:
+        resolved = replace(resolved, notes=(*resolved.notes, newer))
     selected = None
     moved: tuple[Moved, ...] = ()
     if request.database is not None or request.tablespaces:
@@ -55,6 +70,45 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
         selected=selected,
         moved=moved,
     )
+
+
+def newer_timeline(context: RestoreContext, request: RestoreRequest, plan: RecoveryPlan) -> str | None:
+    """Return a warning if somebody knows a newer timeline than the latest one of which anything is stored here.
+
+    Right after a promotion nothing in the repository tells of it. The receiver of this host may know, and production
+    itself, if it answers at once; where nobody does, the latest position is that of the repository, as always.
+    """
+    if request.target.kind is not TargetKind.LATEST or request.target.timeline is not None:
+        return None
+    component, system_id = request.component, plan.snapshot.postgres.system_id
+    told: dict[str, int] = {}
+    try:
+        state = read_state(context.state_dir, request.service.name, component.name)
+    except (DrError, OSError):
+        state = None  # it is for people, and may be deleted
+    if state is not None and state.system_id == system_id and state.timeline is not None:
+        told["the receiver of this host"] = state.timeline
+    present = _present_timeline(component.production_dsn, system_id)
+    if present is not None:
+        told["production"] = present
+    who = max(told, key=lambda name: told[name], default=None)
+    if who is None or told[who] <= plan.timeline:
+        return None
+    return (
+        f"WARNING: {who} is on timeline {told[who]}, of which nothing is stored yet: recovery ends on timeline"
+        f" {plan.timeline}, and what was committed since the promotion is not in it"
+    )
+
+
+def _present_timeline(dsn: str, system_id: SystemId) -> int | None:
+    """Return the timeline that production writes; ``None``: it does not answer, or is another cluster."""
+    try:
+        with asking(dsn, seconds=_ASKED_SECONDS, application_name="drservice restore") as session:
+            identifier, timeline = session.answer(_PRESENT)
+    except DrError:
+        return None  # as after most disasters
+    is_ours = identifier is not None and str(int(identifier) % (1 << 64)) == system_id
+    return int(timeline) if is_ours and timeline is not None else None
 
 
 def scanner_of(context: RestoreContext, record: SnapshotRecord, scope: Scope, archived: Archived) -> WalScanner:

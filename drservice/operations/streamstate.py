@@ -88,7 +88,8 @@ class StreamState:
             return 0.0
         if self.bytes_at_risk is None or self.server_time is None or self.durable_server_time is None:
             return None
-        return max(0.0, (self.server_time - self.durable_server_time).total_seconds())
+        seconds = (self.server_time - self.durable_server_time).total_seconds()
+        return seconds if seconds >= 0 else None  # its clock was set back: how old anything is, nobody can tell
 
 
 def state_path(state_dir: Path, service: ServiceName, component: ComponentName) -> Path:

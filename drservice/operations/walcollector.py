@@ -180,6 +180,8 @@ class Collector:
         self._stored = stored.value
         self._to_compare = begin.value < stored.value < begin.value + segment_bytes
         """A whole one is compared where it is stored once more."""
+        self._is_unproved = stored.value >= begin.value + segment_bytes
+        """The first segment is stored as a whole; nothing behind it goes up before it was found to be the server's."""
         self._is_comparing = False
         self._acknowledged = _Acknowledged(begin.value)
         self._segments: deque[Segment] = deque()
@@ -188,6 +190,7 @@ class Collector:
         self._marks: deque[_Mark] = deque()
         self._proofs: deque[_Proof] = deque()
         self._durable_time: datetime | None = None
+        self._heard_time: datetime | None = None
         self._cut_at = float("-inf")
         self._uncut_since = 0.0
         self._worked_at = float("-inf")
@@ -287,6 +290,11 @@ class Collector:
         self._server_end = max(self._server_end, server_end.value)
         last = self._proofs[-1] if self._proofs else None
         spacing = _PROOF_SPACING if len(self._proofs) < _MOST_PROOFS else timedelta(days=1)
+        if self._heard_time is not None and server_time < self._heard_time:
+            # Its clock was set back: moments by the one before would never be passed, and make everything look young.
+            self._proofs.clear()
+            self._durable_time = last = None
+        self._heard_time = server_time
         if last is None or (last.end < server_end.value and server_time - last.server_time >= spacing):
             self._proofs.append(_Proof(end=server_end.value, server_time=server_time))
         else:  # a later end is no proof of an earlier moment: the pair is replaced as one
@@ -306,16 +314,15 @@ class Collector:
             return self._job(JobKind.COMPARISON, first, first.begin, self._stored)
         for segment in self._segments:
             if segment.is_full and segment.whole_is_due:
-                if self._is_comparing:
-                    return None  # a whole segment goes before pieces, so it must not be another history's
-                if self._whole_in_flight >= _WHOLE_IN_FLIGHT:
+                # A whole segment goes before pieces, so it must not be another history's.
+                if self._is_comparing or self._whole_in_flight >= (1 if self._is_unproved else _WHOLE_IN_FLIGHT):
                     return None
                 segment.whole_is_due = False
                 segment.cut = len(segment.data)
                 self._whole_in_flight += 1
                 return self._job(JobKind.SEGMENT, segment, segment.begin, segment.end)
         last = self.unfinished
-        if last is None or self._due_at(last, now) > now:
+        if last is None or self._is_unproved or self._due_at(last, now) > now:
             return None
         begin = last.begin + last.cut
         end = min(begin + PIECE_BYTES, last.begin + last.filled)
@@ -326,7 +333,7 @@ class Collector:
     def wait_seconds(self, now: float) -> float | None:
         """Return until when nothing more is due unless something happens; ``None``: for ever."""
         last = self.unfinished
-        due = float("inf") if last is None else self._due_at(last, now)
+        due = float("inf") if last is None or self._is_unproved else self._due_at(last, now)
         return None if due == float("inf") else max(0.0, due - now)
 
     def acknowledge(self, job: Job) -> None:
@@ -336,6 +343,7 @@ class Collector:
             self._is_comparing = False
         elif job.kind is JobKind.SEGMENT:
             self._whole_in_flight -= 1
+            self._is_unproved = False
             self._segments.remove(job.segment)
         self._forget()
 

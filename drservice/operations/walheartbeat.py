@@ -8,6 +8,7 @@ known up to its last commit.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,8 @@ _BEAT = (
     " select pg_logical_emit_message(true, 'drservice', 'heartbeat'); commit"
 )
 _RESTING_SECONDS = 10.0
+_SESSION_SECONDS = 10.0
+"""How long one connection lives: a session that stays would hold up a smart shutdown for ever."""
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
 
@@ -60,7 +63,8 @@ class Heartbeat:
         while not self._stop.is_set():
             try:
                 with connect(self._dsn, application_name="drservice heartbeat") as session:
-                    while not self._stop.is_set():
+                    since = time.monotonic()
+                    while not self._stop.is_set() and time.monotonic() - since < _SESSION_SECONDS:
                         wait = self._turn(session)
                         pause = _FIRST_PAUSE_SECONDS
                         self._stop.wait(wait)

@@ -18,7 +18,7 @@ from drservice.components.postgres.slots import SlotStatus, slot_facts
 from drservice.components.postgres.streaming import ReplicationConnection
 from drservice.errors import DrError, PostgresUnreachableError, SlotLostError, StreamError, WrongTimelineError
 from drservice.model.wal import HistoryEntry, Lsn, Timeline, TimelineSpan, parse_history, segment_begin, timeline_path
-from drservice.operations.walshipping import Shipping
+from drservice.operations.walshipping import Shipping, old_primary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,8 @@ class Resume:
     """Where the slot keeps WAL from. Nothing earlier may be reported: it would set the slot back to what is gone."""
     otherwise: Begin | None = None
     """Where the slot keeps WAL from; ``None``: ``begin`` is kept by it."""
+    is_proof: bool = False
+    """What lies before :attr:`otherwise` is stored, and is only to be compared with what the server has."""
 
     def hole(self) -> SlotLostError:
         """Return what is to be told when the server has no longer what lies before :attr:`otherwise`."""
@@ -60,6 +62,8 @@ class Resumption:
         shipping: knows what is stored.
         dsn: of the server, for what only SQL tells before version 15.
         slot: name of the slot.
+        proving: where the archive ends exactly at a segment's end, go back for the segment before, if the server may
+            still have it: its bytes tell whether the server is the one that wrote it.
     """
 
     def __init__(
@@ -70,12 +74,14 @@ class Resumption:
         *,
         dsn: str,
         slot: str,
+        proving: bool = True,
     ) -> None:
         self._connection = connection
         self._identity = identity
         self._shipping = shipping
         self._dsn = dsn
         self._slot = slot
+        self._proving = proving
 
     def resume(self) -> Resume:
         """Return where to go on; the slot exists then and keeps WAL.
@@ -92,7 +98,11 @@ class Resumption:
         path = timeline_path(self._identity.timeline, self._ancestors())
         restart = self._restart()
         if restart is not None:
-            return Resume(begin=self._at(path, restart), kept_from=restart)
+            begin = self._at(path, restart)
+            before = self._stored_before(path, begin) if self._proving else None
+            if before is None:
+                return Resume(begin=begin, kept_from=restart)
+            return Resume(begin=before, kept_from=restart, otherwise=begin, is_proof=True)
         last = self._last_stored(path)
         if last is not None:
             self._require_written(last)  # no slot is left on a server that is refused: it would fill its disk
@@ -107,6 +117,20 @@ class Resumption:
         if last.timeline == kept.timeline and last.stored >= kept.segment:
             return Resume(begin=last, kept_from=restart)
         return Resume(begin=last, kept_from=restart, otherwise=kept)
+
+    def _stored_before(self, path: Sequence[TimelineSpan], begin: Begin) -> Begin | None:
+        """Return the segment before a begin, if it is stored as a whole and nothing of the begin's own is.
+
+        Pieces are compared where they are; where there are none, a server that was set back and went on would fit.
+        """
+        size = self._identity.wal_segment_bytes
+        span = next(span for span in path if span.timeline == begin.timeline)
+        if begin.stored > begin.segment or begin.segment.value < span.begin.value + size:
+            return None
+        before = Lsn(begin.segment.value - size)
+        if self._shipping.stored_end(begin.timeline, before) != begin.segment:
+            return None
+        return Begin(timeline=begin.timeline, segment=before, stored=begin.segment)
 
     def _require_written(self, begin: Begin) -> None:
         """Refuse a primary that has not written what is stored: it was set back, or is a copy of the one that did.
@@ -126,9 +150,7 @@ class Resumption:
         """Return the server's own history, and store it if it is new."""
         timeline = self._identity.timeline
         if not self._identity.in_recovery and self._shipping.knows_timeline(Timeline(timeline + 1)):
-            raise WrongTimelineError(
-                f"this server is on timeline {timeline}, and the repository has the history of timeline {timeline + 1}"
-            )
+            raise old_primary(timeline)
         return () if timeline == 1 else store_history(self._connection, self._shipping, timeline)
 
     def _restart(self) -> Lsn | None:

@@ -37,6 +37,8 @@ _PAIR_SPACING = timedelta(seconds=1)
 _COMPARED = 8
 """Pieces of earlier runs that are compared with what the server sends. Histories that parted before the last of them
 do not come together again: every commit has its time."""
+_FENCE_SECONDS = 10.0
+"""How often a primary's place is looked after while its WAL is stored: one small request."""
 _MOST_PAIRS = 20_000
 """Hours of them are held: of a segment that fills slowly, or of those that are not here yet during a catch-up."""
 
@@ -51,6 +53,13 @@ class Pairs:
 
 
 Upload = Job | Pairs
+
+
+def old_primary(timeline: Timeline) -> WrongTimelineError:
+    """Return why a primary is refused: the repository has a newer timeline than its own."""
+    return WrongTimelineError(
+        f"this server is on timeline {timeline}, and the repository has the history of timeline {timeline + 1}"
+    )
 
 
 class ClockPairs:
@@ -102,6 +111,9 @@ class Shipping:
         self._segment_bytes = segment_bytes
         self._clock = clock
         self._spools = spools
+        self._looked_at = clock.monotonic()
+        self.is_fenced = False
+        """Whether what is streamed is a primary: then nothing of it is stored once another one was promoted."""
 
     # --- writing --------------------------------------------------------------------------------------------
 
@@ -111,6 +123,7 @@ class Shipping:
         Raises:
             ForeignSegmentError: the segment is not what it should be; nothing was stored.
             SegmentConflictError: other bytes are stored under its name, or of its stretch.
+            WrongTimelineError: another server was promoted; nothing was stored.
             DrError: not stored, or not known to be.
         """
         if isinstance(upload, Pairs):
@@ -120,6 +133,7 @@ class Shipping:
         if upload.kind is JobKind.COMPARISON:
             self._compare(upload)
             return
+        self._require_present(upload)
         if upload.kind is JobKind.PIECE:
             self._put_piece(upload)
             return
@@ -133,6 +147,20 @@ class Shipping:
         )
         gc.collect()  # a request of botocore's is a cycle, and holds what it sent until somebody looks
         telemetry.info("wal segment stored", name=upload.segment.name, outcome=outcome.value)
+
+    def _require_present(self, upload: Job) -> None:
+        """Refuse to store more of a primary whose place another one has taken: the repository has the history of that.
+
+        Looked for before each whole segment, and every few seconds before a piece. What is refused is not acknowledged,
+        so in synchronous mode no commit on the old primary is from here on.
+        """
+        now = self._clock.monotonic()
+        if not self.is_fenced or (upload.kind is JobKind.PIECE and now - self._looked_at < _FENCE_SECONDS):
+            return
+        timeline = upload.segment.timeline
+        if self.knows_timeline(Timeline(timeline + 1)):
+            raise old_primary(timeline)
+        self._looked_at = now
 
     def _put_piece(self, upload: Job) -> None:
         self._tail.put(

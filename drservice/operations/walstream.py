@@ -31,7 +31,7 @@ from drservice.components.postgres.streaming import (
 from drservice.errors import BusyError, DrError, PostgresUnreachableError, StreamError, WalRemovedError
 from drservice.model.estate import PostgresSettings, WalMode
 from drservice.model.ids import ComponentName, ServiceName
-from drservice.model.wal import Lsn, segment_begin
+from drservice.model.wal import Lsn, Timeline, segment_begin
 from drservice.operations.lineage import Lineage
 from drservice.operations.streamstate import StreamPhase, StreamState, lock_path
 from drservice.operations.walboard import StreamBoard
@@ -150,6 +150,7 @@ class _Receiver:
         self._stop = stop
         self._hole: DrError | None = None
         self._pairs = ClockPairs()
+        self._proving = True
 
     def run(self) -> None:
         """Receive until told to stop."""
@@ -196,7 +197,10 @@ class _Receiver:
                 clock=context.clock,
                 spools=spools,
             )
-            resume = Resumption(connection, identity, shipping, dsn=component.production_dsn, slot=slot).resume()
+            proving, self._proving = self._proving, True
+            resume = Resumption(
+                connection, identity, shipping, dsn=component.production_dsn, slot=slot, proving=proving
+            ).resume()
             if self._board.state.system_id != identity.system_id:
                 self._board.state = replace(
                     self._board.state,
@@ -230,6 +234,9 @@ class _Receiver:
                 except WalRemovedError:
                     if resume.otherwise is None:
                         raise
+                    if resume.is_proof:  # recycled, as it may be: go on without
+                        self._proving = False
+                        return
                     self._hole = resume.hole()
                     telemetry.error("wal is lost", problem=self._hole.message, remedy=self._hole.hint)
 
@@ -405,6 +412,7 @@ class _Stream:
                 collector.acknowledge(finished.item)
                 if finished.item.kind is JobKind.SEGMENT:
                     self._put_clock(finished.item.segment, Lsn(finished.item.end))
+        self._shipping.is_fenced = self._is_primary(collector.timeline)
         now = self._clock.monotonic()
         if self._spools is not None and now - self._released_at >= _SPOOL_SECONDS:
             self._spools.release()
@@ -418,6 +426,13 @@ class _Stream:
                 self._report(collector, now, ask=is_quiet)
         if now - self._said_at >= _SAY_SECONDS:
             self._say(collector, now)
+
+    def _is_primary(self, timeline: Timeline) -> bool:
+        """Tell whether the server is known to be no standby; one that is follows whoever was promoted by itself."""
+        facts = self._watch.facts
+        if facts is not None and facts.in_recovery is not None:
+            return not facts.in_recovery
+        return self._identity.in_recovery is False and self._identity.timeline == timeline
 
     def _failed(self, item: Upload, problem: DrError) -> None:
         if isinstance(item, Pairs):
@@ -532,7 +547,8 @@ class _Stream:
         """
         facts = self._watch.facts
         backlog = self._board.state.bytes_at_risk or 0
-        if is_stalled:
+        slot = None if facts is None else slot_problem(facts, backlog_bytes=backlog)
+        if is_stalled and slot is None:  # what the server is about to remove is worse than what waits there
             cause = self._uploads.problem
             age = collector.oldest_age_seconds(self._clock.monotonic())
             return StreamError(
@@ -543,7 +559,7 @@ class _Stream:
             )
         if facts is None:
             return self._hole
-        return slot_problem(facts, backlog_bytes=backlog) or self._hole or self._synchronous_problem()
+        return slot or self._hole or self._synchronous_problem()
 
     def _synchronous_problem(self) -> DrError | None:
         facts, name = self._watch.facts, self._board.state.slot

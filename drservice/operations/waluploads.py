@@ -24,9 +24,17 @@ from drservice.errors import (
     KeyProblemError,
     SegmentConflictError,
     StreamError,
+    WrongTimelineError,
 )
 
-_HOPELESS = (SegmentConflictError, ForeignSegmentError, KeyProblemError, ConfigurationError, InvalidKeyError)
+_HOPELESS = (
+    SegmentConflictError,
+    ForeignSegmentError,
+    WrongTimelineError,
+    KeyProblemError,
+    ConfigurationError,
+    InvalidKeyError,
+)
 _FIRST_PAUSE_SECONDS = 0.25
 _LONGEST_PAUSE_SECONDS = 10.0
 _LEAVE_SECONDS = 10.0

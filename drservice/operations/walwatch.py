@@ -12,7 +12,7 @@ from typing import Self
 
 from drservice import telemetry
 from drservice.clock import Clock
-from drservice.components.postgres.connection import Session, connect
+from drservice.components.postgres.connection import connect
 from drservice.components.postgres.slots import SlotStatus, WaitingFacts, waiting_facts
 from drservice.components.postgres.streaming import is_shutting_down
 from drservice.errors import DrError, PostgresUnreachableError, SlotLostError, StreamError
@@ -57,24 +57,19 @@ class SlotWatch:
         return 0.0 if since is None else self._clock.monotonic() - since
 
     def _run(self) -> None:
-        session: Session | None = None
         while not self._over.is_set():
             try:
-                session = session or connect(self._dsn, application_name=f"{self._name} watch")
-                self._facts = waiting_facts(session, self._name)
+                # A session that stays would hold up a smart shutdown for ever, and never hear of it.
+                with connect(self._dsn, application_name=f"{self._name} watch") as session:
+                    self._facts = waiting_facts(session, self._name)
                 self._down_since = None
             except Exception as error:  # noqa: BLE001 - a defect in one look must not end the watch without a word
-                if session is not None:
-                    session.close()
-                session = None
                 self._facts = None  # what was true before the failure is not claimed behind it
                 self._heard(error)
                 if self._over.wait(_AGAIN_SECONDS):
                     break
                 continue
             self._over.wait(_LOOK_SECONDS)
-        if session is not None:
-            session.close()
 
     def _heard(self, error: Exception) -> None:
         if is_shutting_down(error):

@@ -92,15 +92,20 @@ class StreamWorld:
         )
 
     @contextmanager
-    def receiver(self, *, store: ObjectStore | None = None, dsn: str | None = None) -> Iterator[Running]:
-        """Run a receiver for the block; it drains at the end."""
+    def receiver(
+        self, *, store: ObjectStore | None = None, dsn: str | None = None, state_dir: Path | None = None
+    ) -> Iterator[Running]:
+        """Run a receiver for the block, on another host if that has a ``state_dir``; it drains at the end."""
+        context = self.context(store)
+        if state_dir is not None:
+            context = replace(context, state_dir=state_dir)
         running = Running(stop=threading.Event())
         settings = self.settings if dsn is None else replace(self.settings, dsn=dsn)
         problems: list[BaseException] = []
 
         def run() -> None:
             try:
-                stream_wal(self.context(store), settings, stop=running.stop, observe=running.states.append)
+                stream_wal(context, settings, stop=running.stop, observe=running.states.append)
             except BaseException as error:  # noqa: BLE001 - handed to the test below
                 problems.append(error)
 

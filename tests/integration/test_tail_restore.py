@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from drservice.clock import SystemClock
 from drservice.components.postgres.controlfile import read_control_file
 from drservice.errors import SegmentAbsentError, SegmentConflictError, TargetOutsideWindowError, WalGapError
 from drservice.model.ids import SystemId
@@ -19,10 +20,13 @@ from drservice.model.recovery import Target, TargetKind
 from drservice.model.wal import Lsn, Timeline, segment_begin, segment_number
 from drservice.operations.info import component_info
 from drservice.operations.progress import SilentProgress
+from drservice.operations.restoreplan import plan_restore
+from drservice.operations.streamstate import state_path
 from drservice.operations.verify import run_verify
 from drservice.operations.wal import fetch_wal
+from drservice.operations.walboard import StreamBoard
 from drservice.repository.verify import Depth
-from tests.doubles.cluster import Cluster, ClusterMaker
+from tests.doubles.cluster import Cluster, ClusterMaker, hand_over
 from tests.doubles.estate import Pusher, TempEstate
 
 LATEST = Target(kind=TargetKind.LATEST)
@@ -164,6 +168,43 @@ def test_the_latest_position_is_the_last_byte_in_pieces_whatever_runs_wrote_them
     assert not any("WARNING" in text for text in notes)
     archived = world.estate.repository / f"s/erp/database/wal/{world.system_id}/00000001"
     assert world.name not in {path.name for path in archived.iterdir()}, "it is never stored under its name"
+
+
+def test_a_promotion_of_which_nothing_is_stored_is_told_before_the_latest_position_is_restored(world: World) -> None:
+    """The repository cannot know; production does, and so does a receiver that saw it."""
+    estate = world.estate
+
+    def warnings() -> list[str]:
+        with estate.plane() as plane:
+            planned = plan_restore(estate.restore_context(plane), estate.request(LATEST))
+        assert planned.resolved.plan.timeline == ONE
+        return [text for text in planned.resolved.notes if "of which nothing is stored" in text]
+
+    assert warnings() == []
+    (estate.cluster.data / "standby.signal").touch()
+    hand_over(estate.cluster.data)
+    estate.cluster.start()
+    try:
+        assert warnings() == [], "a standby of it is on the timeline that is stored"
+        estate.cluster.sql("select pg_promote()")
+        (text,) = warnings()
+        assert text.startswith("WARNING: production is on timeline 2, of which nothing is stored yet")
+    finally:
+        estate.cluster.stop()
+    service, component = estate.parts()
+    board = StreamBoard(
+        service=service.name,
+        component=component.name,
+        synchronous=False,
+        state_dir=estate.state,
+        clock=SystemClock(),
+        observe=lambda _: None,
+    )
+    for system_id, told in ((world.system_id, 1), (SystemId("7000000000000000001"), 0)):
+        board.state = replace(board.state, system_id=system_id, timeline=Timeline(3))
+        board.publish_last()
+        assert len(warnings()) == told, "only what the receiver of this very cluster saw counts"
+    state_path(estate.state, service.name, component.name).unlink()
 
 
 def test_an_instant_inside_the_pieces_is_reached_exactly(world: World) -> None:

@@ -45,6 +45,8 @@ class WaitingFacts:
     synchronous_commit: str
     is_synchronous: bool
     """The receiver is a synchronous standby now, or would be if another one left."""
+    in_recovery: bool | None = None
+    """Whether the server is a standby; ``None``: not asked."""
 
 
 def slot_facts(session: Session, name: str) -> SlotFacts | None:
@@ -80,9 +82,9 @@ def waiting_facts(session: Session, name: str) -> WaitingFacts:
     Raises:
         PostgresError, PostgresUnreachableError: as :meth:`Session.rows`.
     """
-    limit, commit = session.row(
+    limit, commit, in_recovery = session.row(
         "select (select setting::bigint from pg_settings where name = 'max_slot_wal_keep_size'),"
-        " current_setting('synchronous_commit')"
+        " current_setting('synchronous_commit'), pg_is_in_recovery()"
     )
     states = session.rows("select sync_state from pg_stat_replication where application_name = %s", (name,))
     return WaitingFacts(
@@ -90,4 +92,5 @@ def waiting_facts(session: Session, name: str) -> WaitingFacts:
         limit_bytes=None if limit < 0 else int(limit) << 20,
         synchronous_commit=str(commit),
         is_synchronous=any(state in {"sync", "quorum", "potential"} for (state,) in states),
+        in_recovery=bool(in_recovery),
     )

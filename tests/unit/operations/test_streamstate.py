@@ -73,6 +73,13 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Path, state: StreamState) -
     assert [path.name for path in (tmp_path / "streams").iterdir()] == ["erp.database.json"]
 
 
+def test_behind_a_clock_that_was_set_back_no_age_is_claimed() -> None:
+    assert STATE.seconds_at_risk == pytest.approx(0.12)
+    back = replace(STATE, server_time=NOON - timedelta(hours=1))
+    assert back.seconds_at_risk is None
+    assert replace(back, durable_lsn=back.server_lsn).seconds_at_risk == 0.0, "nothing is at risk by any clock"
+
+
 def test_no_receiver_ever_is_no_state_and_not_alive(tmp_path: Path) -> None:
     assert read_state(tmp_path, ERP, DATABASE) is None
     assert not is_alive(tmp_path, ERP, DATABASE)

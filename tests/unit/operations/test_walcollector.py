@@ -277,3 +277,51 @@ def test_wal_of_an_idle_server_is_no_risk_while_it_is_on_its_way() -> None:
     assert one.durable_server_time == NOON
     one.acknowledge(piece)
     assert one.durable == one.received
+
+
+# --- the server's clock jumps ---------------------------------------------------------------------------------
+
+
+def test_a_clock_that_is_set_back_makes_nothing_look_younger_than_it_is() -> None:
+    """Moments of before lie in the future then: kept, they would never be passed, and no age would grow."""
+    one = collector()
+    add(one, 1000, 100.0)
+    one.acknowledge(take(one, 100.5))
+    assert one.durable_server_time == NOON + timedelta(seconds=100)
+    start = one.received
+    earlier = NOON - timedelta(hours=1)
+    one.add(start, memoryview(WORK)[1000:2000], server_end=start + 1000, server_time=earlier, now=101.0)
+    told = [one.durable_server_time]
+    one.acknowledge(take(one, 101.5))
+    told.append(one.durable_server_time)
+    assert told == [None, earlier], "what was true by the clock before is not true by this one"
+
+
+def test_a_clock_that_jumps_ahead_is_followed_as_soon_as_that_is_durable() -> None:
+    one = collector()
+    add(one, 1000, 100.0)
+    one.acknowledge(take(one, 100.5))
+    start = one.received
+    later = NOON + timedelta(days=3)
+    one.add(start, memoryview(WORK)[1000:2000], server_end=start + 1000, server_time=later, now=101.0)
+    assert one.durable_server_time == NOON + timedelta(seconds=100)
+    assert one.oldest_age_seconds(101.2) == pytest.approx(0.2), "the age of what waits is by our own clock"
+    one.acknowledge(take(one, 101.5))
+    assert one.durable_server_time == later
+
+
+# --- a first segment that is stored as a whole ----------------------------------------------------------------
+
+
+def test_nothing_behind_a_stored_segment_goes_up_before_the_server_has_shown_the_same_one() -> None:
+    one = collector(stored=BEGIN + SEGMENT)
+    add(one, SEGMENT // 2, 10.0)
+    assert jobs(one, 20.0) == []
+    assert one.is_drained, "nothing of it is missing in the store"
+    add(one, SEGMENT // 2 + 5000, 21.0)
+    whole = take(one, 30.0)
+    assert (whole.kind, whole.begin) == (JobKind.SEGMENT, BEGIN.value)
+    assert jobs(one, 40.0) == []
+    assert one.wait_seconds(40.0) is None, "it is not looked for work that must not be done"
+    one.acknowledge(whole)
+    assert jobs(one, 41.0) == [("piece", SEGMENT, SEGMENT + 5000)]
