@@ -1,5 +1,5 @@
 """Makes tests/golden/format-v1: a small whole repository of format 1, its keys, and vectors; and format-v1-tail beside
-it: one with WAL in pieces and the server's clock.
+it: one with WAL in pieces and the server's clock; and format-v1-documents: one with sets of documents.
 
     python tests/golden/make_format_v1.py            # only while version 1 may still change; refuses to overwrite
 
@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from drservice.clock import to_iso  # noqa: E402
-from drservice.model.ids import ComponentName, KeyId, RepositoryId, ServiceName, SystemId  # noqa: E402 - after the path
+from drservice.model.documents import DocumentPosition  # noqa: E402 - after the path
+from drservice.model.ids import ComponentName, KeyId, RepositoryId, ServiceName, SystemId  # noqa: E402
 from drservice.model.tail import ClockPair  # noqa: E402
 from drservice.model.wal import Lsn, Timeline, WalFileName  # noqa: E402
 from drservice.objectstore.memory import MemoryStore  # noqa: E402
@@ -37,10 +38,12 @@ from drservice.repository.nodes import Entry, EntryKind, cut_entries, encode_ent
 from drservice.repository.pack import DATA_KIND, ClosedPack, PackSink, PackTarget  # noqa: E402
 from drservice.repository.records import Scope, derive_record_key, record_aad, record_nonce, seal_body  # noqa: E402
 from tests.doubles.clock import ManualClock  # noqa: E402
+from tests.doubles.filestores import Filestore, name_of  # noqa: E402
 from tests.doubles.repositories import Heard, Site, noise  # noqa: E402
 
 FOLDER = Path(__file__).parent / "format-v1"
 TAIL_FOLDER = Path(__file__).parent / "format-v1-tail"
+DOCUMENTS_FOLDER = Path(__file__).parent / "format-v1-documents"
 TAIL_SEGMENT_BYTES = 1 << 20
 TAIL_CUTS = (((0, 4096), (4096, 9000)), ((0, 7000), (7000, 12345)))
 """What two runs cut from segment 4: the first one was killed."""
@@ -157,6 +160,54 @@ def make_tail(base: Path) -> None:
     (base / "work").rmdir()
 
 
+def make_documents(base: Path) -> None:
+    """Write a repository with a pass over a filestore and two sets of documents, and what is needed to read it."""
+    site = Site.create(base / "work", folder=base / "repository")
+    site.clock = ManualClock(BEGAN)
+    (base / "repository/restore.py").unlink()
+    (base / "repository/RESTORE.md").unlink()
+    filestore = Filestore(site=site)
+    walked = filestore.add(b"in the pass")
+    filestore.capture()
+    repository = site.repository()
+    sets = repository.document_sets(filestore.scope)
+    key = repository.day_keys(filestore.scope.service).today()
+    contents = [[b"in the first set", b""], [b"in the second set" * 100]]
+    lost, wrong = name_of(b"lost in production"), name_of(b"damaged in production")
+    previous: str | None = None
+    for number, found in enumerate(contents):
+        site.clock.pass_seconds(2)
+        previous = sets.put(
+            [(name_of(content), content) for content in found],
+            position=DocumentPosition(
+                system_id=SystemId("7345678901234567890"),
+                timeline=Timeline(1),
+                lsn=Lsn((4 << 20) + number),
+                server_time=site.clock.now(),
+            ),
+            missing=[lost] if number else [],
+            corrupt=[wrong] if number else [],
+            whole=bool(number),
+            previous=previous,
+            key=key,
+        ).id
+    (base / "identity").write_text(site.secret_identity + "\n")
+    (base / "trust").write_text(f"ed25519:{site.host.public_key.hex()}\n")
+    expected = {
+        "pass": walked,
+        "sets": [{name_of(content): len(content) for content in found} for found in contents],
+        "missing": lost,
+        "corrupt": wrong,
+        "lsn": "0/400001",
+        "server_time": to_iso(site.clock.now()),
+        "newest": previous,
+    }
+    (base / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+    for path in sorted((base / "work").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    (base / "work").rmdir()
+
+
 def vectors() -> dict[str, Any]:
     """Inputs and outputs of every building block that is the same every time."""
     scope = Scope(repository=RepositoryId(ID), service=ServiceName("erp"), component=ComponentName("database"))
@@ -218,7 +269,7 @@ def vectors() -> dict[str, Any]:
 
 def main() -> int:
     """Make everything, or refuse because it is there."""
-    missing = [folder for folder in (FOLDER, TAIL_FOLDER) if not (folder / "repository").exists()]
+    missing = [folder for folder in (FOLDER, TAIL_FOLDER, DOCUMENTS_FOLDER) if not (folder / "repository").exists()]
     if not missing:
         sys.stderr.write("everything exists; golden files are never edited\n")
         return 1
@@ -227,6 +278,8 @@ def main() -> int:
         folder.mkdir(exist_ok=True)
         if folder == TAIL_FOLDER:
             make_tail(folder)
+        elif folder == DOCUMENTS_FOLDER:
+            make_documents(folder)
         else:
             make(folder)
             (folder / "vectors.json").write_text(json.dumps(vectors(), indent=1) + "\n")

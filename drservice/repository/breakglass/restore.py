@@ -55,6 +55,7 @@ KINDS = ("postgres", "odoo-filestore", "directory", "git", "redis")
 MARKER = "RESTORE-INCOMPLETE"
 UNFINISHED = "This restore did not finish. Do not start PostgreSQL here, and let no program use these files.\n"
 CONTROL, WITHHELD = b"global/pg_control", b"global/pg_control.withheld"
+PART = 24 << 20  # a bigger document is cut at every multiple (§15)
 LARGEST_FRAME, LARGEST_NODE = 1 << 20, 64 << 20
 THREADS = min(8, max(4, os.cpu_count() or 4))
 Value = Any  # what JSON and msgpack hold; `reading` turns a wrong type into a Problem
@@ -704,6 +705,35 @@ class Component:
         content[end - begin :] = bytes(size - (end - begin))
         return Tail(name, bytes(content), end, end - begin == size, problem)
 
+    def document_sets(self) -> list[str]:
+        """Return the names of the sets of documents (§15), the oldest first."""
+        return self.repository.names(f"{self.prefix}/documents", ULID)
+
+    def documents(self, name: str) -> list[tuple[bytes, int, int, bytes]]:
+        """Return what is in a set of documents: path, size of the whole document, where these bytes begin, bytes."""
+        key = f"{self.prefix}/documents/{name}"
+        fields, body = self.repository.envelope(key, "documents")
+        found = []
+        with reading(key):
+            begin, at = 4 + int.from_bytes(body[:4], "big"), 0
+            index = unpack(self.unseal_with(fields["key_id"], f"documents/{name}/index", body[4:begin]))
+            plain = self.unseal_with(fields["key_id"], f"documents/{name}", body[begin:])
+            rows = index["documents"]
+            demand(index["v"] == 1 and fields["id"] == name, "is no set of documents that this script knows")
+            demand(len(rows) == fields["documents"], "the index is not that of its header")
+            demand(sum(row[3] for row in rows) == fields["plain_bytes"] == len(plain), "the contents are not as long")
+            for path, size, offset, length in rows:
+                folder, _, digits = path.partition(b"/")
+                named = re.fullmatch(rb"[0-9a-f]{2,3}/[0-9a-f]{40}", path) and digits.startswith(folder)
+                demand(bool(named), f"{shown(path)} is no document")
+                cut = size > PART and offset % PART == 0 and 0 <= offset < size
+                right = min(PART, size - offset) if cut else size
+                demand(length == right and (cut or offset == 0), f"{shown(path)}: an impossible part")
+                data, at = plain[at : at + length], at + length
+                demand(length != size or sha1_is(path, data), f"{shown(path)}: the content is not what its name says")
+                found.append((path, size, offset, data))
+        return found
+
     def tails(self, system_id: str, size: int, files: Iterable[str], since: str, first: int) -> Iterator[Tail]:
         """Yield the segments from `first` on that are in pieces only, timeline by timeline; the last may be unfinished.
 
@@ -866,6 +896,61 @@ def place_tree(component: Component, entries: list[Fields], into: Path, kind: st
         sync_folder(into / os.fsdecode(entry["p"]))
         (into / os.fsdecode(entry["p"])).chmod(entry["m"] & 0o777)
     return sum(not stays_inside(entry) for entry in links)
+
+
+def sha1_is(path: bytes, data: bytes) -> bool:
+    """Tell whether content has the SHA-1 that a document's name says."""
+    return hashlib.sha1(data, usedforsecurity=False).hexdigest() == posixpath.basename(path).decode("ascii")
+
+
+def finish_document(path: bytes, into: Path) -> bool:
+    """Give a document that was put together its name if its content has the SHA-1 of that; else remove it."""
+    whole, sha1 = into / os.fsdecode(path), hashlib.sha1(usedforsecurity=False)
+    partial = whole.with_name(f"{whole.name}.unfinished")
+    with partial.open("rb") as file:
+        for data in iter(lambda: file.read(1 << 20), b""):
+            sha1.update(data)
+        os.fsync(file.fileno())
+    if sha1.hexdigest() != whole.name:
+        partial.unlink()
+        return False
+    partial.chmod(0o644)
+    partial.replace(whole)  # what was there was damaged on the server already
+    return True
+
+
+def place_sets(component: Component, entries: list[Fields], into: Path) -> int:
+    """Write every document that the sets have and the snapshot has not; return how many sets and documents are lost."""
+    known = {entry["p"] for entry in entries if entry["t"] == "f" and not entry.get("h")}
+    parts: dict[bytes, set[int]] = {}
+    names, before = component.document_sets(), len(known)
+    lost = 0
+    for name in names:
+        try:
+            found = component.documents(name)
+        except Problem as problem:
+            say(f"ATTENTION: a set of documents is lost: {problem}")
+            lost += 1
+            continue
+        for path, size, offset, data in found:
+            if path in known:
+                continue
+            partial = into / f"{os.fsdecode(path)}.unfinished"
+            partial.parent.mkdir(mode=0o755, exist_ok=True)
+            with partial.open("r+b" if path in parts else "xb") as file:
+                file.seek(offset)
+                file.write(data)
+            parts.setdefault(path, set()).add(offset)
+            if parts[path] >= set(range(0, size, PART)):
+                del parts[path]
+                if finish_document(path, into):
+                    known.add(path)
+    for path in parts:
+        (into / f"{os.fsdecode(path)}.unfinished").unlink()
+        say(f"ATTENTION: parts of {shown(path)} are in no set that can be read")
+    if len(known) > before:
+        say(f"{len(known) - before} documents are from {len(names)} sets beside the snapshot")
+    return lost + len(parts)
 
 
 def locations(attachments: Fields) -> dict[bytes, bytes]:
@@ -1073,6 +1158,8 @@ def restore(component: Component, arguments: argparse.Namespace) -> int:
             demand(not cluster or any(entry["p"] == CONTROL for entry in entries), "has no global/pg_control")
             moved = choose_folders(arguments.tablespace, entries, secret["attachments"], into)
             left_out = place_tree(component, entries, into, kind, moved)
+        if kind == "odoo-filestore":
+            left_out += place_sets(component, entries, into)
         if cluster:
             finish_cluster(component, snapshot, secret["attachments"], into, wal_into)
     except BaseException as error:
@@ -1182,9 +1269,16 @@ def show(component: Component) -> int:
                 begin, end = segment_name(timeline, first, size), segment_name(timeline, last, size)
                 gap = "  GAP BEFORE THIS" if number else ""
                 say(f"  WAL of {system_id}: {begin} to {end}, {times[begin]} to {times[end]}{gap}")
+    show_sets(component.document_sets())
     for system_id, timeline, pieces in component.all_tails():
         say(f"  WAL of {system_id}, timeline {timeline}, in pieces up to {position(max(pieces)[1])}")
     return bad
+
+
+def show_sets(names: list[str]) -> None:
+    """Print how many sets of documents there are, if there are any."""
+    if names:
+        say(f"  {len(names)} sets of documents beside the snapshots, the newest {names[-1]}")
 
 
 def check_pack(component: Component, kind: bytes, pack: bytes) -> None:
@@ -1251,6 +1345,7 @@ def verify(repository: Repository, components: list[Component]) -> int:
             in_threads(f"{one.prefix}/wal", partial(check, one.wal), list(one.wal_files(system_id).values()))
         keys = [key for _, _, pieces in one.all_tails() for _, _, key in pieces]
         in_threads(f"{one.prefix}/tail", partial(check, one.tail_piece), keys)
+        in_threads(f"{one.prefix}/documents", partial(check, one.documents), one.document_sets())
     say(f"{len(bad)} problems" if bad else "Everything was read and is whole.")
     return len(bad)
 

@@ -190,6 +190,39 @@ def test_golden_pieces_of_wal_are_put_together_by_both_and_the_clock_is_read() -
     assert hashlib.sha256(found.content).hexdigest() == expected["segment"]
 
 
+DOCUMENTS = GOLDEN.with_name("format-v1-documents")
+
+
+def test_golden_sets_of_documents_are_read_by_both() -> None:
+    expected = json.loads((DOCUMENTS / "expected.json").read_text())
+    trust, folder = (DOCUMENTS / "trust").read_text().strip(), DOCUMENTS / "repository"
+    opened = open_repository(
+        DirectoryStore(folder),
+        open_store=partial(DirectoryStore, folder),
+        signers=[SignerSettings(name="golden", public_key=bytes.fromhex(trust.removeprefix("ed25519:")))],
+        host_key=None,
+        identities=Identities.load([f"file:{DOCUMENTS / 'identity'}"]),
+        recipients=(),
+        clock=SystemClock(),
+    )
+    sets = opened.document_sets(opened.scope(ServiceName("erp"), ComponentName("documents")))
+    first, second = sets.listing().sets
+    assert (first.is_whole, first.previous, second.is_whole, second.previous) == (False, None, True, first.id)
+    assert (second.id, str(second.position.lsn)) == (expected["newest"], expected["lsn"])
+    assert to_iso(second.position.server_time) == expected["server_time"]
+    index = sets.index(second)
+    assert (index.missing, index.corrupt) == ((expected["missing"],), (expected["corrupt"],))
+    alone = restore.Component(
+        restore.Repository(folder, [trust], [str(DOCUMENTS / "identity")], "age"), "erp", "documents"
+    )
+    assert alone.document_sets() == [first.id, second.id]
+    for stored, names in zip((first, second), expected["sets"], strict=True):
+        mine = {part.name: part.data for part in sets.read(stored, names)}
+        theirs = {path.decode(): data for path, _, _, data in alone.documents(stored.id)}
+        assert mine == theirs
+        assert {name: len(data) for name, data in mine.items()} == names
+
+
 # --- vectors ------------------------------------------------------------------------------------------------
 
 
