@@ -72,9 +72,15 @@ class StreamWorld:
 
     @classmethod
     def create(
-        cls, base: Path, cluster: Cluster, *, wal: WalSettings | None = None, dsn: str | None = None
+        cls,
+        base: Path,
+        cluster: Cluster,
+        *,
+        wal: WalSettings | None = None,
+        dsn: str | None = None,
+        store: ObjectStore | None = None,
     ) -> StreamWorld:
-        site = Site.create(base, folder=base / "repository")
+        site = Site.create(base, store=store, folder=base / "repository" if store is None else None)
         (site.state_dir / "run").mkdir(parents=True, exist_ok=True)
         settings = PostgresSettings(
             name=DATABASE,

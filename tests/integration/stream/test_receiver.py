@@ -16,11 +16,13 @@ from drservice.errors import BusyError, SlotBusyError, StoreUnreachableError
 from drservice.model.estate import WalMode, WalSettings
 from drservice.model.tail import TailPiece
 from drservice.model.wal import Lsn, Timeline
+from drservice.objectstore.opening import open_store
 from drservice.operations.lineage import Lineage
 from drservice.operations.streamstate import StreamPhase, StreamState, is_alive, read_state
 from drservice.operations.walstream import stream_wal
 from tests.doubles.cluster import Cluster
 from tests.doubles.repositories import SYSTEM_ID
+from tests.doubles.s3server import rclone_server
 from tests.doubles.stores import RecordingStore, SlowStore
 from tests.doubles.walstreams import DATABASE, ERP, SLOT, StreamWorld
 
@@ -63,6 +65,33 @@ def test_what_is_durable_is_stored_byte_for_byte_and_segments_as_wholes(world: S
         assert settled.seconds_at_risk == 0.0
     assert not is_alive(world.site.state_dir, ERP, DATABASE)
     world.require_stored(begin, ends[-1])
+
+
+def test_on_a_real_s3_server_what_is_durable_is_stored_and_a_bucket_that_is_away_is_caught_up_with(
+    server: Cluster, tmp_path: Path
+) -> None:
+    """Through the real client over HTTP, on a bucket that ignores conditional creates."""
+    gate = Gate()
+    with rclone_server(tmp_path / "buckets") as s3, s3.credentials():
+        store = open_store(s3.url_for("wal"), lock_dir=tmp_path / "locks")
+        world = StreamWorld.create(tmp_path, server, store=store)
+        try:
+            with world.receiver(store=SlowStore(store, wait=gate)) as running:
+                begin = running.wait_durable(world.write(30)).durable_lsn
+                assert begin is not None
+                gate.away.set()
+                waiting = world.write(1500)
+                state = running.wait(lambda s: (s.received_lsn or begin) >= waiting, "to receive")
+                assert state.durable_lsn is not None
+                assert state.durable_lsn < waiting
+                gate.away.clear()
+                end = world.write(20)
+                assert running.wait_durable(end).problem is None
+            world.require_stored(begin, end)
+        finally:
+            world.drop_slot()
+            store.close()
+    assert any(path.is_file() for path in (tmp_path / "buckets" / "wal").rglob("*"))
 
 
 def test_the_clock_of_each_segment_is_stored_with_it(world: StreamWorld) -> None:
