@@ -21,6 +21,7 @@ from drservice.processes import Account, files_as
 from drservice.repository.descent import open_below
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_STASH = "refs/stash"
 _LARGEST_RECORD = 256 << 20
 
 
@@ -111,10 +112,14 @@ def _init(record: CloneRecord, target: Path, inside: Path, account: Account | No
 
 def _write_refs(record: CloneRecord, git: Git) -> None:
     commands = [
-        f"create {name}\0{identifier}\0" for name, identifier in record.refs.items() if name not in record.symbolic
+        f"create {name}\0{identifier}\0"
+        for name, identifier in record.refs.items()
+        if name not in record.symbolic and name != _STASH
     ]
     if commands:
         git.run("update-ref", "--stdin", "-z", stdin="".join(commands).encode("utf-8", "surrogateescape"))
+    if _STASH in record.refs:  # git lists stashes by their reflog
+        git.run("update-ref", "--create-reflog", "-m", "restored", _STASH, record.refs[_STASH])
     for name, target in record.symbolic.items():
         git.run("symbolic-ref", name, target)
     if record.branch is not None:

@@ -160,6 +160,32 @@ def test_submodules_and_lfs_pointers_are_named(addons: Path, tmp_path: Path) -> 
     assert (made / "addons" / "logo.psd").exists()
 
 
+def test_a_merge_that_was_not_finished_a_stash_and_other_hashes_come_back_with_a_note(tmp_path: Path) -> None:
+    merging = make(tmp_path / "merging")
+    commit(merging, "file", "one\n")
+    git(merging, "checkout", "-q", "-b", "other")
+    commit(merging, "file", "two\n")
+    git(merging, "checkout", "-q", "main")
+    commit(merging, "file", "three\n")
+    (merging / "file").write_text("stashed\n")
+    git(merging, "stash")
+    git(merging, "merge", "other", status=1)
+    longer = make(tmp_path / "longer", "--object-format=sha256")
+    commit(longer, "file", "one")
+    (longer / "file").write_text("two")
+    expected = seen(longer)
+    prepared, made = taken([merging, longer], tmp_path / "room")
+    assert prepared.unreadable == ()
+    assert "a restore has their content, not the merge" in prepared.records[0].notes[0]
+    assert "in the middle of a merge" in prepared.records[0].notes[1]
+    assert (made / "merging" / "file").read_text() == (merging / "file").read_text()
+    assert "<<<<<<<" in (made / "merging" / "file").read_text()
+    git(made / "merging", "checkout", "-q", "file")
+    git(made / "merging", "stash", "pop")
+    assert (made / "merging" / "file").read_text() == "stashed\n"
+    assert seen(made / "longer") == expected
+
+
 def test_what_is_no_whole_clone_is_told_by_name_and_costs_only_itself(addons: Path, tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     broken = tmp_path / "broken"
