@@ -291,13 +291,39 @@ _recovery: dict[str, _Check] = {
     ),
     "rto_ms": _nullable(_count),
     "documents": _nullable(
-        _object(**dict.fromkeys(("expected", "missing", "corrupt", "extra", "missing_in_production"), _count))
+        _object(
+            {"behind_ms": _count},
+            **dict.fromkeys(("expected", "missing", "corrupt", "extra", "missing_in_production"), _count),
+        )
     ),
     "isolation": _list(_object(name=_text, isolated=_bool, detail=_text)),
     "environment": _nullable(_object(id=_text, kind=_text)),
     "error": _error,
 }
 _late: dict[str, _Check] = {"kept_aside": lambda value: None if value is True else ""}
+_recovered: dict[str, _Check] = {
+    **_late,
+    "losses": _list(
+        _object(
+            component=_name,
+            database=_text,
+            lossy=_bool,
+            from_=_time,
+            to=_nullable(_time),
+            known_behind=_nullable(_ulid),
+            **dict.fromkeys(("rows_lost", "numbers_at_risk", "queued", "overdue_actions"), _count),
+        )
+    ),
+    "neutralized": _list(
+        _object(
+            component=_name,
+            database=_text,
+            is_odoo=_bool,
+            scripts=_nullable(_count),
+            **dict.fromkeys(("without_code", "other_databases"), _count),
+        )
+    ),
+}
 _severity = _enum("critical", "warning")
 _PREDICATES: dict[str, _Check] = {
     "backup": _object(
@@ -323,7 +349,7 @@ _PREDICATES: dict[str, _Check] = {
         error=_error,
     ),
     "restore": _object(
-        {**_late, "in_place": _late["kept_aside"]},
+        {**_recovered, "in_place": _late["kept_aside"]},
         **_common,
         **_recovery,
         outcome=_enum("restored", "partial", "failed"),
@@ -350,7 +376,7 @@ _PREDICATES: dict[str, _Check] = {
         mutation=_nullable(_text),
     ),
     "drill": _object(
-        _late,
+        _recovered,
         **_common,
         **_recovery,
         outcome=_enum("passed", "failed", "aborted"),
@@ -436,9 +462,12 @@ _PREDICATES: dict[str, _Check] = {
         policy=_object(**dict.fromkeys(("within", "daily", "weekly", "monthly", "yearly"), _nullable(_text))),
         plan=_hash,
         planned=_object(
-            **dict.fromkeys(("points", "snapshots", "wal_files", "wal_bytes", "packs", "pack_bytes"), _count)
+            {"document_sets": _count},
+            **dict.fromkeys(("points", "snapshots", "wal_files", "wal_bytes", "packs", "pack_bytes"), _count),
         ),
-        removed=_object(**dict.fromkeys(("points", "snapshots", "wal_files", "wal_bytes"), _count)),
+        removed=_object(
+            {"document_sets": _count}, **dict.fromkeys(("points", "snapshots", "wal_files", "wal_bytes"), _count)
+        ),
         refused=_count,
         kept=_list(_object(by=_text, snapshots=_positive)),
         last_verified=_list(_object(component=_name, snapshot=_ulid)),

@@ -184,7 +184,9 @@ def create_business(connection: psycopg.Connection[Any], *, version: int = 19) -
 
 def create_office(connection: psycopg.Connection[Any]) -> None:
     """Make what tells that a database is Odoo's, and what waits in it: no business, and no tables that Plant has."""
-    tables = ("ir_module_module", "ir_sequence", "ir_cron", "mail_mail", "sms_sms", "fetchmail_server")
+    tables = (
+        "ir_config_parameter", "ir_module_module", "ir_sequence", "ir_cron", "mail_mail", "sms_sms", "fetchmail_server",
+    )  # fmt: skip
     for name in tables:
         connection.execute(f"create table {name} ({TABLES[name]})".encode())
     for row in ROWS:
