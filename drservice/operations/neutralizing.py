@@ -172,7 +172,7 @@ def neutralize_environment(
             f"the owner of Odoo's tables in {database} ({role}) cannot log in, and so cannot run the modules' scripts",
             hint="Odoo itself connects as the owner; give that role LOGIN in production and back up again.",
         )
-    scripts, without_code = _usable(record, installed, database)
+    scripts, without_code = usable_scripts(record, installed, database)
     now = clock.now()
     mark_environment(environment.describe().path, database=database, at=now)
     with _inside(copy, database, user=role) as session:
@@ -190,7 +190,7 @@ def neutralize_environment(
     )
 
 
-def _usable(
+def usable_scripts(
     record: ModuleRecord | None, installed: set[str], database: str
 ) -> tuple[tuple[ModuleScript, ...], tuple[str, ...]]:
     """Return the scripts of what is installed in the copy, and which of its modules nobody knows whether they have one.

@@ -30,7 +30,7 @@ from drservice.model.estate import FilesKind, FilesSettings, PostgresSettings, S
 from drservice.model.ids import ComponentName, ServiceName, SystemId
 from drservice.model.neutralized import Neutralized
 from drservice.model.wal import Lsn, Timeline
-from drservice.operations.neutralizing import Copy, neutralize_environment
+from drservice.operations.neutralizing import Copy, neutralize_environment, usable_scripts
 from tests.doubles.cluster import Cluster, ClusterMaker
 from tests.doubles.odooshape import SCRIPTS, create_odoo
 
@@ -252,6 +252,16 @@ def test_a_deferred_check_that_fails_at_the_end_is_an_error_and_changes_nothing(
     with pytest.raises(NeutralizeError, match="cannot be committed: not today"):
         kept.apply(script)
     assert kept.sql("select count(*) from ir_cron where active") == [(2,)]
+
+
+def test_a_script_that_was_not_taken_at_the_backup_keeps_its_copy_from_being_neutralized() -> None:
+    versions = (("base", "19.0.1.3"), ("mail", "19.0.1.0"), ("sale", "19.0.1.2"))
+    record = ModuleRecord(
+        versions=versions, scripts=(BASE, ModuleScript(module="mail", sql="select 1;")), refused=(("sale", "no UTF-8"),)
+    )
+    with pytest.raises(NeutralizeError, match=r"sale \(no UTF-8\)"):
+        usable_scripts(record, {"base", "sale"}, "erp")
+    assert usable_scripts(record, {"base", "queue_job"}, "erp") == ((BASE,), ("queue_job",)), "of what the copy has"
 
 
 # --- never in production ---------------------------------------------------------------------------------------

@@ -171,5 +171,9 @@ def test_what_a_hostile_server_says_is_recorded_short_and_escaped() -> None:
 def test_every_built_in_check_is_described_with_its_severity() -> None:
     page = (Path(__file__).parents[3] / "docs" / "checks.md").read_text(encoding="utf-8")
     described = dict(re.findall(r"^\| `([a-z_-]+)` \| (critical|warning) \|", page, re.MULTILINE))
-    planned = {item.name.partition("/")[2]: item.severity.value for item in plan_suite(SERVICE) if "/" in item.name}
+    planned = {
+        item.name.partition("/")[2]: item.severity.value
+        for item in plan_suite(SERVICE, neutralized=True)
+        if "/" in item.name
+    }
     assert described == planned
