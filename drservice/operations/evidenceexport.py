@@ -15,6 +15,7 @@ from drservice.evidence.bundlewriting import BundleForm
 from drservice.evidence.policy import LedgerPolicy, RecordKey
 from drservice.evidence.report import ComponentFacts, Period, Scenario, ServiceFacts
 from drservice.evidence.reportentries import Promise
+from drservice.evidence.signing import Signer
 from drservice.model.estate import Estate, PostgresSettings, Service
 from drservice.model.evidence import CLOCK_TOLERANCE
 from drservice.model.ids import ServiceName
@@ -119,6 +120,18 @@ def scenarios_of(estate: Estate) -> tuple[Scenario, ...]:
     )
 
 
+def as_policy_knows(signer: Signer, policy: LedgerPolicy) -> Signer:
+    """Return this host's key under the name that the policy has for it: a configuration may call a host as it likes.
+
+    A note is believed by the name and the key together (C2SP signed-note), and this host may be called otherwise.
+    """
+    for key in _record_keys(policy, policy.executors):
+        assert isinstance(key, dict), "made so above"
+        if key["key"] == f"ed25519:{signer.public_key.hex()}":
+            return Signer(name=str(key["name"]), private_key=signer.private_key)
+    return signer
+
+
 def export_bundle(
     evidence: Evidence,
     estate: Estate,
@@ -147,5 +160,5 @@ def export_bundle(
         scenarios=scenarios_of(estate),
         only_service=service,
     )
-    signers = [evidence.signer] if evidence.signer is not None else []
+    signers = [as_policy_knows(evidence.signer, evidence.ledger.policy)] if evidence.signer is not None else []
     return build_bundle(contents, target=target, wishes=wishes, form=form, signers=signers)
