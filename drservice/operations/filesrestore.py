@@ -26,7 +26,7 @@ from drservice.model.estate import FilesComponent, FilesKind, FilesSettings, Ser
 from drservice.model.points import files_at, order_for_documents
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.preparedrestore import place_prepared, usable
-from drservice.operations.production import read_references
+from drservice.operations.production import References, read_references
 from drservice.operations.progress import Progress
 from drservice.processes import Account
 from drservice.repository.repository import Repository
@@ -157,11 +157,24 @@ class FilesRestore:
             application_name="drservice restore",
         ) as session:
             references = read_references(session)
-        records = order_for_documents(self._records(component), instant)
         root = into or environment.folder(component.name) / component.database
+        return self._documents(component, references, root, instant=instant, rows=rows, account=_owner(into))
+
+    def _documents(
+        self,
+        component: FilesComponent,
+        references: References,
+        root: Path,
+        *,
+        instant: datetime | None,
+        rows: RowsAt,
+        account: Account | None,
+    ) -> RestoredFiles:
+        """Place what the rows refer to, from passes and then from sets, each the nearest first."""
+        records = order_for_documents(self._records(component), instant)
         sets = self._sets(component)
         placed = place_documents(
-            self._context(component, _owner(into)),
+            self._context(component, account),
             [record.id for record in records],
             root,
             wanted=references.documents,
