@@ -151,6 +151,7 @@ def test_the_record_of_the_restore_has_the_losses_in_numbers(story: Story) -> No
     assert any(item["name"] == "artefact/losses.json" for item in entry["statement"]["subject"])
 
 
+@pytest.mark.long
 def test_a_drill_to_the_latest_position_loses_nothing_and_still_tells_what_waits(story: Story) -> None:
     drill = story.plant.json("drill", SERVICE, "--plan", "latest")
     (report,) = drill["losses"]
