@@ -109,6 +109,12 @@ def test_a_redis_that_is_away_makes_the_backup_partial_and_the_other_snapshots_s
     assert "no connection to Redis" in queue["unreadable"][0]["reason"]
 
 
+def test_verify_reads_them_whole(story: Story) -> None:
+    found = {item["component"]: item["findings"] for item in story.plant.json("verify", "erp", "--all")["components"]}
+    assert {"code", "queue", "proxy"} <= set(found)
+    assert all(findings == [] for findings in found.values())
+
+
 def test_no_secret_is_readable_in_the_repository_or_in_what_is_told(story: Story) -> None:
     told = json.dumps([story.whole, story.checked, story.away])
     assert PASSWORD not in told

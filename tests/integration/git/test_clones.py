@@ -306,6 +306,28 @@ def test_programs_that_a_hostile_clone_names_never_run(addons: Path, tmp_path: P
     assert "evil" not in config
 
 
+def test_a_restore_never_writes_through_a_link_of_a_hostile_clone(addons: Path, tmp_path: Path) -> None:
+    """The record names a file below what the checkout makes a link that leads outside."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "victim").write_text("untouched")
+    (addons / "way").symlink_to(outside)
+    git(addons, "add", "way")
+    git(addons, "commit", "-q", "-m", "a link")
+    (tmp_path / "made").mkdir()
+    with prepared_folder(tmp_path / "state", "erp.code") as folder:
+        prepare_clones([addons], folder, name="erp.code")
+        path = folder.path / "addons" / "clone.json"
+        record = json.loads(path.read_bytes())
+        record["changed"], record["deleted"] = ["way/planted"], ["way/victim"]
+        path.write_text(json.dumps(record))
+        folder.make_folder(b"addons/files/way")
+        folder.write(b"addons/files/way/planted", b"evil")
+        with pytest.raises(GitCloneError):
+            rebuild_clones(folder.path, tmp_path / "made", account=None)
+    assert [item.name for item in outside.iterdir()] == ["victim"]
+
+
 def test_credentials_of_remotes_are_not_taken(addons: Path, tmp_path: Path) -> None:
     git(addons, "remote", "add", "hidden", "https://user:hunter2@example.com/x.git?token=hunter2")
     git(addons, "remote", "add", "token", "https://ghp_hunter2@example.com/y.git")
