@@ -313,10 +313,10 @@ class _Streamer:
             return True
         elif self._is_row_look_due(view, self._seen, began):
             self._collect(rows.changed(self._seen.horizon), asked)
+            self._rows_seconds = clock.monotonic() - began  # the first look, at everything, says nothing of later ones
         else:
             return False
         self._rows_at = clock.monotonic()
-        self._rows_seconds = self._rows_at - began
         return True
 
     def _is_row_look_due(self, view: View, seen: View, now: float) -> bool:

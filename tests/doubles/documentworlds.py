@@ -80,9 +80,12 @@ class DocumentWorld:
 
     @classmethod
     def create(cls, base: Path, cluster: Cluster, *, database: str, store: ObjectStore | None = None) -> DocumentWorld:
-        cluster.sql(f"create database {database}")
+        """Make the database, or take it as an earlier test left it, with an empty table."""
+        if not cluster.value("select count(*) from pg_database where datname = %s", (database,)):
+            cluster.sql(f"create database {database}")
         world = cls(filestore=Filestore(site=Site.create(base, store=store)), cluster=cluster, database=database)
         (world.filestore.site.state_dir / "run").mkdir(parents=True, exist_ok=True)
+        world.sql("drop table if exists ir_attachment")
         world.sql(TABLE)
         world.sql(INDEX)
         return world
