@@ -145,6 +145,8 @@ def test_a_document_newer_than_the_last_pass_is_missing_and_named(story: dict[st
         assert documents["missing"] == [story["late"]]
         assert documents["missing_in_production"] == [story["lost"]]
         assert documents["corrupt_in_production"] == [story["damaged"]]
+        assert documents["behind_seconds"] > 0
+        assert any(note.startswith("the rows are newer than the documents") for note in documents["notes"])
         server = Path(done["environment"]["path"], "data").stat().st_uid
         paths = [Path(item["path"]) for item in done["files"]]
         assert {path.stat().st_uid for root in paths for path in (root, *root.rglob("*"))} == {server}
