@@ -15,6 +15,11 @@ from typing import Any
 import pytest
 
 from drservice import processes
+from drservice.model.ids import ComponentName, ServiceName
+from drservice.node.companions import Companions
+from drservice.node.documentstreams import CAPTURING
+from drservice.operations.documentstate import is_alive
+from drservice.settings.loading import load
 from tests.doubles.cluster import ClusterMaker
 from tests.doubles.estate import PROGRAM, as_user
 from tests.doubles.plant import Plant, placed
@@ -144,3 +149,18 @@ def test_the_commands_of_the_how_to_work(plant: Plant) -> None:
             assert json.loads(plant.estate.run(*words, "--json").stdout)["schema"].startswith("drservice/")
             done += 1
         assert done >= 2
+
+
+def test_a_node_keeps_one_running_and_ends_it(plant: Plant) -> None:
+    estate = load(plant.estate.config).estate
+    companions = Companions(CAPTURING, estate=lambda: estate, host="db1", log_level="info", first_seconds=0.0)
+    companions.start()
+    try:
+        first = wait_state(plant, lambda s: s["pid"] in companions.running.values() and s["state"] == "streaming")
+        os.kill(first["pid"], signal.SIGKILL)
+        again = wait_state(plant, lambda s: s["pid"] != first["pid"] and s["state"] == "streaming")
+        assert again["pid"] in companions.running.values()
+    finally:
+        companions.stop()
+    assert companions.running == {}
+    assert not is_alive(plant.estate.state, ServiceName("erp"), ComponentName("documents"))
