@@ -34,8 +34,8 @@ class Site:
     recipient: str
     signers: dict[str, str] = field(default_factory=dict)
     log_key: str | None = None
-    instant: datetime | None = None
-    """Which instant the drill ``instant`` recovers."""
+    instants: dict[str, datetime] = field(default_factory=dict)
+    """Which instants drills recover, by the name of the drill."""
 
     @classmethod
     def make(cls, production: Production) -> Site:
@@ -99,8 +99,8 @@ class Site:
             "configuration": {"kind": "directory", "path": str(made.configuration)},
         }
         drills: dict[str, Any] = {"latest": {"service": SERVICE, "target": "latest"}}
-        if self.instant is not None:
-            drills["instant"] = {"service": SERVICE, "target": to_iso(self.instant)}
+        for plan, instant in self.instants.items():
+            drills[plan] = {"service": SERVICE, "target": to_iso(instant)}
         return {
             "version": 1,
             "state_dir": str(self.root / name),
@@ -118,11 +118,16 @@ class Site:
         """Run a command on the recovery site."""
         return self._json("recovery", words, status, None)
 
+    def drill(self, plan: str) -> dict[str, Any]:
+        """Run a drill on the recovery site, whatever its verdict, and leave its environment."""
+        words = ("drill", SERVICE, "--plan", plan, "--keep")
+        return self._json("recovery", words, 0 if plan in self.instants else None, None)
+
     def argv(self, name: str, *words: str | Path) -> list[str]:
         return [*PROGRAM, "--config", str(self.root / f"{name}.yaml"), *map(str, words)]
 
     def _json(
-        self, name: str, words: tuple[str | Path, ...], status: int, account: processes.Account | None
+        self, name: str, words: tuple[str | Path, ...], status: int | None, account: processes.Account | None
     ) -> dict[str, Any]:
         done = processes.run(
             self.argv(name, *words, "--json"),
@@ -133,7 +138,7 @@ class Site:
         document = json.loads(done.stdout)
         assert isinstance(document, dict)
         why = {key: document[key] for key in ("error", "reasons", "documents", "state") if key in document}
-        assert done.status == status, f"{words}: exit {done.status}: {why}\n{done.stderr.decode()[-4000:]}"
+        assert status in {done.status, None}, f"{words}: exit {done.status}: {why}\n{done.stderr.decode()[-4000:]}"
         return document
 
     def close(self) -> None:
