@@ -122,20 +122,20 @@ def _all_selects(name: str, schema: OdooSchema) -> Iterator[tuple[str, str, str]
         case "no-active-cron":
             is_named = schema.has("ir_model_data", "res_id", "model", "module", "name")
             spared = f" and id not in ({AUTOVACUUM})" if is_named else ""
-            yield "ir_cron", "id active", f"select id::text from public.ir_cron where active{spared}"  # noqa: S608 - ours
+            yield "ir_cron", "id active", f"select id::text from public.ir_cron where active{spared}"  # noqa: S608 - our own text
         case "only-dummy-mail-server":
             sql = "select format('%s: %s', id, smtp_host) from public.ir_mail_server"
             where = f" where active and smtp_host is distinct from '{DUMMY_HOST}'"
             yield "ir_mail_server", "id active smtp_host", sql + where
         case "no-payment-provider":
             for table in PROVIDERS:
-                yield table, "id state", f"select id::text from public.{table} where state = 'enabled'"  # noqa: S608 - ours
+                yield table, "id state", f"select id::text from public.{table} where state = 'enabled'"  # noqa: S608 - our own text
         case "no-fetchmail":
             yield "fetchmail_server", "id active", "select id::text from public.fetchmail_server where active"
         case "no-outgoing":
             for table, waiting, _ in QUEUES:
                 states = ", ".join(f"'{item}'" for item in waiting)
-                sql = f"select format('{table} %s', id) from public.{table} where state in ({states})"  # noqa: S608 - ours
+                sql = f"select format('{table} %s', id) from public.{table} where state in ({states})"  # noqa: S608 - our own text
                 yield table, "id state", sql
         case _:
             yield from _keys(schema)
@@ -146,14 +146,14 @@ def _keys(schema: OdooSchema) -> Iterator[tuple[str, str, str]]:
         present = [column for column in columns if schema.has(table, column)]
         if present:
             left = " or ".join(f"{column} is not null" for column in present)
-            yield table, "id", f"select format('{table} %s', id) from public.{table} where {left}"  # noqa: S608 - ours
+            yield table, "id", f"select format('{table} %s', id) from public.{table} where {left}"  # noqa: S608 - our own text
     for table in KEYS:
-        yield table, "id", f"select format('{table} %s', id) from public.{table}"  # noqa: S608 - ours
+        yield table, "id", f"select format('{table} %s', id) from public.{table}"  # noqa: S608 - our own text
 
 
 def _has_dummy(copy: _Copy) -> bool:
     rows = copy.source.scan(
-        f"select 1 from public.ir_mail_server where active and smtp_host = '{DUMMY_HOST}' limit 1"  # noqa: S608 - ours
+        f"select 1 from public.ir_mail_server where active and smtp_host = '{DUMMY_HOST}' limit 1"  # noqa: S608 - our own text
     )
     return any(True for _ in rows)
 

@@ -41,6 +41,7 @@ from drservice.operations.walshipping import ClockPairs, Pairs, Shipping, Upload
 from drservice.operations.waluploads import Uploads
 from drservice.operations.walwatch import SlotWatch, slot_problem
 from drservice.processes import make_folder, open_private
+from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
 from drservice.repository.spool import Spools
 
@@ -187,16 +188,7 @@ class _Receiver:
             Lineage(context.repository, scope, context.state_dir).require(identity.system_id)
             is_large = identity.wal_segment_bytes > _IN_MEMORY_BYTES
             spools = Spools(context.state_dir / "streams") if is_large else None
-            shipping = Shipping(
-                archive=context.repository.wal(scope),
-                tail=context.repository.tail(scope),
-                clocks=context.repository.clocks(scope),
-                day_keys=context.repository.day_keys(context.service),
-                system_id=identity.system_id,
-                segment_bytes=identity.wal_segment_bytes,
-                clock=context.clock,
-                spools=spools,
-            )
+            shipping = self._shipping(scope, identity, spools)
             proving, self._proving = self._proving, True
             resume = Resumption(
                 connection, identity, shipping, dsn=component.production_dsn, slot=slot, proving=proving
@@ -239,6 +231,19 @@ class _Receiver:
                         return
                     self._hole = resume.hole()
                     telemetry.error("wal is lost", problem=self._hole.message, remedy=self._hole.hint)
+
+    def _shipping(self, scope: Scope, identity: SystemIdentity, spools: Spools | None) -> Shipping:
+        context = self._context
+        return Shipping(
+            archive=context.repository.wal(scope),
+            tail=context.repository.tail(scope),
+            clocks=context.repository.clocks(scope),
+            day_keys=context.repository.day_keys(context.service),
+            system_id=identity.system_id,
+            segment_bytes=identity.wal_segment_bytes,
+            clock=context.clock,
+            spools=spools,
+        )
 
 
 class _Stream:

@@ -148,7 +148,7 @@ def _mail_servers(schema: OdooSchema) -> Iterator[Statement]:
     yield Statement(
         name="a mail server that leads nowhere",
         needs={"ir_mail_server": "name smtp_host active"},
-        sql=f"insert into public.ir_mail_server ({', '.join(there)}) select {', '.join(there.values())}"  # noqa: S608 - ours
+        sql=f"insert into public.ir_mail_server ({', '.join(there)}) select {', '.join(there.values())}"  # noqa: S608 - our own text
         " where not exists"
         f" (select 1 from public.ir_mail_server where active and smtp_host = '{DUMMY_HOST}') returning 1",
     )
@@ -231,7 +231,7 @@ def _require_transaction(session: Session, transaction: str, culprit: str) -> No
 
 def _count(session: Session, statement: Statement) -> int:
     try:
-        rows = session.texts(f"with changed as ({statement.sql}) select count(*) from changed")  # noqa: S608 - ours
+        rows = session.texts(f"with changed as ({statement.sql}) select count(*) from changed")  # noqa: S608 - our own text
     except PostgresError as error:
         raise NeutralizeError(f"neutralizing ({statement.name}) failed: {error.message}") from error
     return int(rows[0][0] or 0)
