@@ -272,5 +272,7 @@ def test_an_auditor_can_verify_it(story: Story, drilled: Mapping[str, dict[str, 
     bundle = tmp_path / "bundle.zip"
     story.site.recovery("evidence", "export", "--output", bundle)
     verified = story.site.recovery("evidence", "verify", bundle)
-    told["evidence"] = f"verified, {verified['records']} records"
-    assert verified["records"] >= 2 * len(drilled)
+    told["evidence"] = f"verified, {verified['entries']} entries, {len(verified['open_obligations'])} obligations open"
+    assert verified["verified"] is True
+    assert verified["entries"] >= 2 * len(drilled)
+    assert verified["open_obligations"] == []
