@@ -1,4 +1,4 @@
-"""``drservice extract``: one database, or tables of it, as of an instant, as a file."""
+"""``drservice extract``: one database, tables of it, or one document, as of an instant, as a file."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from drservice.cli.extractdocument import extract_one_document
 from drservice.cli.formatting import format_bytes, format_seconds
 from drservice.cli.invocation import Invocation
 from drservice.cli.targets import parse_target
 from drservice.clock import to_iso
 from drservice.components.postgres.dumping import DumpFormat, parse_table
-from drservice.errors import ExitStatus
+from drservice.errors import ExitStatus, UsageError
 from drservice.model.ids import SnapshotId
 from drservice.operations.extract import ExtractRequest, ExtractResult, extract
 from drservice.operations.restorerequest import Afterwards, RestoreContext, RestoreRequest
@@ -22,21 +23,20 @@ from drservice.wiring.evidence import open_evidence
 _SHOWN = 10
 
 
-@click.command(help="Write one database of SERVICE, or tables of it, as of an instant to a file that loads anywhere.")
+@click.command(help="Write one database of SERVICE, tables of it, or a document, as of an instant to a file.")
 @click.argument("service")
-@click.option("--to", required=True, metavar="TIME|latest", help="an instant with its time zone, or the latest one")
-@click.option("--database", required=True, metavar="D", help="the database, by its name in the snapshot")
+@click.option("--to", metavar="TIME|latest", help="an instant with its time zone, or the latest one; no SHA-1 needs it")
+@click.option("--database", metavar="D", help="the database, by its name in the snapshot")
 @click.option("--table", "tables", metavar="SCHEMA.TABLE", multiple=True, help="only this table (repeat for more)")
+@click.option("--document", metavar="SHA1|ID", help="one document: its SHA-1, or the id of its row of ir_attachment")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="the file to write; never overwritten")
 @click.option(
     "--format",
     "form",
     type=click.Choice([item.value for item in DumpFormat]),
-    default=DumpFormat.CUSTOM.value,
-    show_default=True,
-    help="for pg_restore, plain SQL for psql, or Odoo's own zip with the documents",
+    help="custom (if none is named) for pg_restore, plain SQL for psql, or Odoo's own zip with the documents",
 )
-@click.option("--component", help="the cluster, if the service has several")
+@click.option("--component", help="the cluster, or the filestore of --document, if the service has several")
 @click.option(
     "--without-snapshot", "without", metavar="ID", multiple=True, help="do not start from this (damaged) snapshot"
 )
@@ -50,16 +50,25 @@ def extract_command(
     invocation: Invocation,
     service: str,
     *,
-    to: str,
-    database: str,
+    to: str | None,
+    database: str | None,
     tables: tuple[str, ...],
+    document: str | None,
     output: Path,
-    form: str,
+    form: str | None,
     component: str | None,
     without: tuple[str, ...],
     accept_known_problems: bool,
 ) -> ExitStatus:
-    """Extract a database or tables."""
+    """Extract a database, tables or a document."""
+    if (database is None) == (document is None):
+        raise UsageError("name what is extracted: --database D, or --document SHA1|ID")
+    if document is not None:
+        if tables or form is not None or without or accept_known_problems:
+            raise UsageError("a document is extracted as it is: --document goes with --to, --component and --output")
+        return extract_one_document(invocation, service, document, to=to, component=component, output=output)
+    if to is None:
+        raise UsageError("a database is extracted as of an instant", hint="Give --to TIME, or --to latest.")
     target = parse_target(to=to, lsn=None, xid=None, name=None, snapshot=None, timeline=None)
     estate = invocation.load().estate
     chosen = estate.service(service)
@@ -76,7 +85,7 @@ def extract_command(
         ),
         tables=tuple(parse_table(table) for table in tables),
         output=output.absolute(),
-        form=DumpFormat(form),
+        form=DumpFormat(form) if form is not None else DumpFormat.CUSTOM,
         accept_problems=accept_known_problems,
     )
     with open_data_plane(estate) as plane, open_evidence(plane) as evidence, invocation.progress() as progress:

@@ -26,6 +26,9 @@ class Story:
     at: str
     expected: frozenset[str]
     lost: str
+    lost_row: int
+    removed: str
+    removed_row: int
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +43,22 @@ def story(template_cache: Path) -> Iterator[Story]:
         removed = plant.upload(b"deleted afterwards")
         plant.json("backup", "erp", status=3)
         at, expected = to_iso(plant.now()), frozenset(plant.acknowledged) - {lost}
+        ((lost_row,), (removed_row,)) = (
+            plant.sql("select id from ir_attachment where store_fname = %s", (name,))[0] for name in (lost, removed)
+        )
         plant.sql("select pg_sleep(0.05)")
         plant.remove(removed)
         plant.upload(b"filed afterwards")
         plant.archive()
-        yield Story(plant=plant, at=at, expected=expected, lost=lost)
+        yield Story(
+            plant=plant,
+            at=at,
+            expected=expected,
+            lost=lost,
+            lost_row=lost_row,
+            removed=removed,
+            removed_row=removed_row,
+        )
     finally:
         plant.estate.close()
         maker.close()
@@ -83,6 +97,55 @@ def test_the_zip_has_what_odoo_restores_and_every_document_of_the_instant(story:
     with plant.cluster.connect("copied") as connection:
         rows = {name for (name,) in connection.execute("select store_fname from ir_attachment").fetchall()}
     assert rows == set(story.expected) | {story.lost}
+
+
+def test_a_document_is_extracted_by_its_sha_1_without_any_recovery(story: Story) -> None:
+    plant, output = story.plant, story.plant.root / "one.pdf"
+    name = min(story.expected)
+    done = plant.json("extract", "erp", "--document", name, "--output", output)
+    content = output.read_bytes()
+    assert hashlib.sha1(content).hexdigest() == name[3:] == done["document"]["sha1"]
+    assert done["output"]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert done["document"]["source"].startswith("snapshot ")
+    assert done["target"]["reached_lsn"] is None
+    assert output.stat().st_mode & 0o777 == 0o600
+    again = plant.estate.refusal("extract", "erp", "--document", name, "--output", output, status=2)
+    assert "exists" in again["message"]
+    absent = ("extract", "erp", "--document", "0" * 40, "--output", plant.root / "absent")
+    assert "no pass and no set" in plant.estate.refusal(*absent, status=2)["message"]
+    assert not (plant.root / "absent").exists()
+
+
+def test_a_document_is_extracted_by_its_row_as_of_an_instant(story: Story) -> None:
+    plant, output = story.plant, story.plant.root / "row.pdf"
+    row = str(story.removed_row)
+    done = plant.json("extract", "erp", "--to", story.at, "--document", row, "--output", output)
+    assert hashlib.sha1(output.read_bytes()).hexdigest() == done["document"]["sha1"] == story.removed[3:]
+    assert done["target"]["reached_lsn"] is not None
+    words = ("extract", "erp", "--to", story.at, "--output", plant.root / "never", "--document")
+    error = plant.estate.refusal(*words, "999999999", status=2)
+    assert "no attachment 999999999" in error["message"]
+    error = plant.estate.refusal(*words, str(story.lost_row), status=5)
+    assert story.lost[3:] in error["message"], "the row is there, and its document is nowhere"
+    assert not (plant.root / "never").exists()
+    assert plant.estate.environments() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "name what is extracted"),
+        (("--database", DATABASE, "--document", "5"), "name what is extracted"),
+        (("--document", "5"), "as of an instant"),
+        (("--document", "../5; drop"), "neither a SHA-1"),
+        (("--document", "5", "--table", "public.x"), "as it is"),
+        (("--document", "5", "--component", "database"), "cannot be told"),
+        (("--database", DATABASE), "as of an instant"),
+    ],
+)
+def test_an_extract_that_names_nothing_whole_is_refused(story: Story, words: tuple[str, ...], told: str) -> None:
+    output = story.plant.root / "refused"
+    assert told in story.plant.estate.refusal("extract", "erp", *words, "--output", output, status=2)["message"]
 
 
 def test_what_cannot_be_a_zip_for_odoo_is_refused_before_anything_begins(story: Story) -> None:
