@@ -30,6 +30,7 @@ class PreparedFolder:
 
     def make_folder(self, path: bytes, mode: int = 0o700) -> None:
         """Make a folder and those above it; one that is there is left."""
+        _require_inside(path)
         parts = path.split(b"/")
         for count in range(1, len(parts) + 1):
             with suppress(FileExistsError):
@@ -37,6 +38,7 @@ class PreparedFolder:
 
     def create(self, path: bytes, mode: int = 0o600) -> int:
         """Make a new file and return its descriptor, open for reading and writing."""
+        _require_inside(path)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(path, flags, mode, dir_fd=self.descriptor)
         os.fchmod(descriptor, mode)
@@ -44,6 +46,7 @@ class PreparedFolder:
 
     def link(self, path: bytes, target: bytes) -> None:
         """Make a symbolic link."""
+        _require_inside(path)
         os.symlink(target, path, dir_fd=self.descriptor)
 
     def write(self, path: bytes, content: bytes) -> None:
@@ -73,6 +76,16 @@ class PreparedFolder:
             raise CaptureError(f"{self.path} is gone: {error.strerror}") from error
         if (found.st_dev, found.st_ino) != (facts.st_dev, facts.st_ino):
             raise CaptureError(f"{self.path} is another folder than the one that was prepared")
+
+
+def _require_inside(path: bytes) -> None:
+    """Refuse a path that leads out of the folder, whoever made it up.
+
+    Raises:
+        CaptureError: it does.
+    """
+    if any(step in {b"", b".", b".."} for step in path.split(b"/")):
+        raise CaptureError(f"{os.fsdecode(path)!a} is no path inside the private folder")
 
 
 @contextmanager

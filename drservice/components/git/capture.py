@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drservice import processes
-from drservice.components.git.locating import Located, locate
+from drservice.components.git.locating import Located, locate, read_plain
 from drservice.components.git.program import Git, parts
 from drservice.components.git.record import (
     BUNDLE,
@@ -26,19 +26,23 @@ from drservice.components.git.record import (
     STAGED,
     CloneRecord,
     Submodule,
+    decode_clone,
     encode_clone,
+    is_inside,
     without_credentials,
 )
 from drservice.components.git.shadow import object_format, shadow
 from drservice.components.prepared import PreparedFolder
-from drservice.errors import GitCloneError
+from drservice.errors import FormatError, GitCloneError
 from drservice.processes import Account, files_as
 from drservice.repository.descent import open_below
 
 _SAFE_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 _PIECE_BYTES = 1 << 20
+_LARGEST_LOG = 16 << 20
 _NO_DIFF_PROGRAMS = ("--no-ext-diff", "--no-textconv", "--ignore-submodules=all")
 _NAMED = 5
+_LARGEST_MODULES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +145,12 @@ def _prepare(path: Path, inside: str, folder: PreparedFolder, *, name: str, acco
             deleted=tuple(os.fsdecode(item) for item in (*tree.deleted, *(one for one in gone if one in tree.known))),
             notes=tuple(notes),
         )
-    folder.write(base + b"/" + RECORD.encode(), encode_clone(record))
+    content = encode_clone(record)
+    try:  # what no restore takes is told now
+        decode_clone(content, str(path))
+    except FormatError as error:
+        raise GitCloneError(f"{path} has names that no restore could make again") from error
+    folder.write(base + b"/" + RECORD.encode(), content)
     return record
 
 
@@ -216,6 +225,9 @@ def _working_tree(git: Git, head: str | None) -> _WorkingTree:
     others = parts(git.run("ls-files", "-z", "--others", *_ignored_by()))
     nested = [item for item in others if item.endswith(b"/")]
     left_out = (*modules, *(item.rstrip(b"/") for item in nested))
+    outside = [item for item in (*changed, *deleted, *others) if not is_inside(os.fsdecode(item.rstrip(b"/")))]
+    if outside:  # every name is going to be part of a path, here and at the restore
+        raise GitCloneError(f"{git.name}: the index names what is outside the working tree: {_some(outside)}")
     known = frozenset(item for item in changed if item not in left_out)
     notes = _tree_notes(git, modules, nested, unmerged)
     return _WorkingTree(
@@ -254,6 +266,8 @@ def _index(git: Git) -> tuple[dict[bytes, tuple[str, str | None]], tuple[bytes, 
 
 def _module_addresses(git: Git) -> dict[bytes, str]:
     with suppress(GitCloneError):  # no .gitmodules in the index, or one that git cannot read: no addresses
+        if int(git.run("cat-file", "-s", ":.gitmodules")) > _LARGEST_MODULES:
+            return {}
         content = git.run("cat-file", "blob", ":.gitmodules")
         listed = git.run("config", "--file", "-", "--no-includes", "--null", "--list", stdin=content)
         paths: dict[bytes, bytes] = {}
@@ -304,8 +318,8 @@ def _tree_notes(
 
 def _notes(located: Located) -> Iterator[str]:
     stash = located.common / "logs" / "refs" / "stash"
-    with suppress(OSError):
-        entries = stash.read_bytes().count(b"\n")
+    with suppress(OSError, GitCloneError):
+        entries = read_plain(stash, most=_LARGEST_LOG).count(b"\n")
         if entries > 1:
             yield f"of {entries} stashes only the newest is a ref; the others are not in it"
     with suppress(OSError):

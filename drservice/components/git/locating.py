@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from drservice.errors import GitCloneError
 
+_ASKED_BY_GIT = frozenset({".gitattributes", ".gitignore"})
 _POINTER = re.compile(rb"gitdir: ([^\0\n]+)\n*")
 _LARGEST_POINTER = 4096 + 16
 
@@ -57,8 +60,7 @@ def _git_folder(path: Path) -> Path:
         raise GitCloneError(f"{path} is no git clone: it has no .git", hint="Correct `clones`.") from None
     if stat.S_ISDIR(facts.st_mode):
         return inside.resolve()
-    content = inside.read_bytes() if facts.st_size <= _LARGEST_POINTER else b""
-    pointer = _POINTER.fullmatch(content)
+    pointer = _POINTER.fullmatch(read_plain(inside, most=_LARGEST_POINTER))
     if pointer is None:
         raise GitCloneError(f"{path} is no git clone: .git is neither a folder nor names one")
     return (path / os.fsdecode(pointer[1])).resolve()
@@ -68,6 +70,53 @@ def _common_folder(own: Path) -> Path:
     pointer = own / "commondir"
     if not pointer.exists():
         return own
-    if pointer.stat().st_size > _LARGEST_POINTER:
-        raise GitCloneError(f"{pointer} is no path")
-    return (own / os.fsdecode(pointer.read_bytes().rstrip(b"\n"))).resolve()
+    return (own / os.fsdecode(read_plain(pointer, most=_LARGEST_POINTER).rstrip(b"\n"))).resolve()
+
+
+def read_plain(path: Path, *, most: int) -> bytes:
+    """Read a file that is one: a pipe would be waited for without end, and a device has no end.
+
+    Raises:
+        GitCloneError: it is something else, or larger.
+        OSError: it cannot be read.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise GitCloneError(f"{path} is no plain file")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise GitCloneError(f"{path} is larger than {most} bytes")
+    return content
+
+
+def require_plain_files(located: Located) -> None:
+    """Refuse pipes and devices where git opens whatever has the name: it would wait for them without end.
+
+    Raises:
+        GitCloneError: there is one, or a folder is too deep to be looked at.
+    """
+    try:
+        for entry in _entries(located.common / "objects"):
+            if entry.is_symlink() and not Path(entry.path).exists():
+                continue
+            if not entry.is_file():
+                raise GitCloneError(f"{entry.path} is neither a file nor a folder")
+        for entry in _entries(located.work_tree) if located.work_tree is not None else ():
+            plain = entry.is_file(follow_symlinks=False) or entry.is_symlink()
+            if entry.name in _ASKED_BY_GIT and not plain:
+                raise GitCloneError(f"{entry.path} is neither a file nor a folder")
+    except OSError as error:
+        raise GitCloneError(f"{error.filename} cannot be looked at: {error.strerror}") from error
+
+
+def _entries(root: Path) -> Iterator[os.DirEntry[str]]:
+    """Yield what is no folder below a folder, through no link and into no other clone's own folder."""
+    waiting = [os.fspath(root)]
+    while waiting:
+        # What vanished meanwhile, or is closed to the clone's owner, git does not open either.
+        with suppress(FileNotFoundError, PermissionError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    yield entry
+                elif entry.name != ".git":
+                    waiting.append(entry.path)

@@ -91,12 +91,7 @@ class Git:
                 stdout=file,
                 stderr=subprocess.PIPE,
             )
-        try:
-            _, said = process.communicate(timeout=_SECONDS)
-        except BaseException:
-            processes.kill_group(process)
-            process.communicate()
-            raise
+        _, said = self._ended(process, words)
         if process.returncode != 0:
             raise self._failed(words, process.returncode, said)
 
@@ -117,15 +112,20 @@ class Git:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
-        try:
-            output, said = process.communicate(timeout=_SECONDS)
-        except BaseException:
-            processes.kill_group(process)
-            process.communicate()
-            raise
+        output, said = self._ended(process, words)
         if process.returncode != 0:
             raise self._failed(words, process.returncode, said)
         return output
+
+    def _ended(self, process: subprocess.Popen[bytes], words: Sequence[str | Path]) -> tuple[bytes, bytes]:
+        try:
+            return process.communicate(timeout=_SECONDS)
+        except BaseException as error:
+            processes.kill_group(process)
+            process.communicate()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise GitCloneError(f"{self.name}: git {words[0]} did not end within {_SECONDS:.0f} s") from None
+            raise
 
     def _environment(self) -> dict[str, str]:
         variables = {**_VARIABLES, "GIT_DIR": str(self.folder), "GIT_INDEX_FILE": str(self.folder / "index")}

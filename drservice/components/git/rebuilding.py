@@ -79,9 +79,8 @@ def _rebuild(record: CloneRecord, folder: Path, target: Path, account: Account |
     _init(record, target, inside, account)
     if record.shallow:
         (inside / "shallow").write_text("".join(f"{commit}\n" for commit in record.shallow))
-    bundle = folder / BUNDLE
     if record.refs or record.head is not None:
-        git.run("bundle", "unbundle", bundle)
+        git.run("bundle", "unbundle", _plain(folder / BUNDLE))
     _write_refs(record, git)
     _write_settings(record, git)
     if record.bare:
@@ -89,11 +88,22 @@ def _rebuild(record: CloneRecord, folder: Path, target: Path, account: Account |
     if record.head is not None:
         git.run("read-tree", record.head)
     if record.staged:
-        git.run("apply", "--cached", "--binary", "--whitespace=nowarn", folder / STAGED)
+        git.run("apply", "--cached", "--binary", "--whitespace=nowarn", _plain(folder / STAGED))
     git.run("checkout-index", "--all", "--force", "--quiet")
     _place_files(record, folder / FILES, target)
     with suppress(GitCloneError):  # it ends with 1 where files differ from the index, as they are meant to
         git.run("update-index", "-q", "--refresh")
+
+
+def _plain(path: Path) -> Path:
+    """Return the path of what was stored beside a record; nothing that it leads to elsewhere is read.
+
+    Raises:
+        GitCloneError: it is no plain file.
+    """
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise GitCloneError(f"{path.name} of {path.parent.name} is no plain file")
+    return path
 
 
 def _init(record: CloneRecord, target: Path, inside: Path, account: Account | None) -> None:
@@ -146,8 +156,14 @@ def _place_files(record: CloneRecord, files: Path, target: Path) -> None:
     try:
         for path in (*record.deleted, *record.changed):
             _remove(root, os.fsencode(path))
-        for path in record.changed:
-            _place(root, os.fsencode(path), files / path)
+        if not record.changed:
+            return
+        stored = os.open(files, _FOLDER)
+        try:
+            for path in record.changed:
+                _place(root, os.fsencode(path), stored)
+        finally:
+            os.close(stored)
     finally:
         os.close(root)
 
@@ -170,16 +186,19 @@ def _remove(root: int, path: bytes) -> None:
             return
 
 
-def _place(root: int, path: bytes, source: Path) -> None:
-    """Write a file or link in place of nothing; a link on the way is an error, not a way."""
+def _place(root: int, path: bytes, stored: int) -> None:
+    """Write a file or link in place of nothing; a link on the way, there or where it was stored, is an error."""
     above, _, name = path.rpartition(b"/")
-    with _made_below(root, above) as folder:
-        facts = source.lstat()
+    with open_below(stored, above) as source, _made_below(root, above) as folder:
+        facts = os.lstat(name, dir_fd=source)
         if stat.S_ISLNK(facts.st_mode):
-            os.symlink(source.readlink(), name, dir_fd=folder)
+            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=folder)
             return
+        if not stat.S_ISREG(facts.st_mode):
+            raise GitCloneError(f"what was stored as {os.fsdecode(path)!a} is neither a file nor a link")
+        opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with source.open("rb") as reading, os.fdopen(os.open(name, flags, 0o600, dir_fd=folder), "wb") as writing:
+        with os.fdopen(opened, "rb") as reading, os.fdopen(os.open(name, flags, 0o600, dir_fd=folder), "wb") as writing:
             shutil.copyfileobj(reading, writing)
             os.fchmod(writing.fileno(), stat.S_IMODE(facts.st_mode) & 0o777)
 

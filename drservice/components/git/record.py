@@ -17,6 +17,8 @@ STAGED = "staged.diff"
 FILES = "files"
 _VERSION = 1
 _ID = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
+_NOT_IN_REFS = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|\Z)|[./]\Z")
+"""What no name of a ref has (git-check-ref-format); git itself does not ask everywhere, and a ref's name is a path."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _NAMELESS_USERS = ("ssh", "git+ssh", "ssh+git")
 """Schemes whose user names no secret: ``git@``."""
@@ -182,14 +184,19 @@ def _commit(value: object) -> str:
 
 def _ref(value: object) -> str:
     text = _text(value)
-    if not text.startswith("refs/") or any(letter.isspace() or ord(letter) < 32 for letter in text):
+    if not text.startswith("refs/") or _NOT_IN_REFS.search(text) is not None:
         raise ValueError("no ref")
     return text
 
 
 def _path(value: object) -> str:
     text = _text(value)
-    steps = text.split("/")
-    if "\0" in text or any(step in {"", ".", ".."} for step in steps) or steps[0].lower() == ".git":
+    if not is_inside(text):
         raise ValueError("no path inside a working tree")
     return text
+
+
+def is_inside(path: str) -> bool:
+    """Tell whether a path stays inside a working tree; an index that somebody made up may say anything."""
+    steps = path.split("/")
+    return "\0" not in path and not any(step in {"", ".", ".."} for step in steps) and steps[0].lower() != ".git"

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from drservice import processes
-from drservice.components.git.locating import Located
+from drservice.components.git.locating import Located, read_plain, require_plain_files
 from drservice.components.git.program import Git, parts, program
 from drservice.components.prepared import remove_left_behind
 from drservice.errors import GitCloneError
@@ -26,6 +26,10 @@ from drservice.processes import Account, files_as
 PREFIX = "drservice-git-"
 _LARGEST_FILE = 1 << 30
 _LARGEST_CONFIGURATION = 4 << 20
+_LARGEST_REF = 4096
+_REFS = 1_000_000
+_REF_STEPS = 200
+"""How many, and how deep: what names its refs folder may be a link to anywhere."""
 _KNOWN_EXTENSIONS = {"objectformat", "worktreeconfig", "noop", "preciousobjects", "partialclone", "relativeworktrees"}
 _SINGLE_FILES = ("packed-refs", "shallow")
 _OWN_FILES = ("HEAD", "index")
@@ -54,6 +58,7 @@ def shadow(
             os.fchown(held, account.uid, account.gid)
         with files_as(account):
             settings = read_settings(located, account)
+            require_plain_files(located)
             try:
                 _fill(folder, located, settings)
             except OSError as error:
@@ -80,9 +85,9 @@ def read_settings(located: Located, account: Account | None) -> dict[str, list[s
     """
     path = located.common / "config"
     try:
-        if not stat.S_ISREG(path.lstat().st_mode) or path.lstat().st_size > _LARGEST_CONFIGURATION:
+        if not stat.S_ISREG(path.lstat().st_mode):
             raise GitCloneError(f"{path} is no ordinary file")
-        content = path.read_bytes()
+        content = read_plain(path, most=_LARGEST_CONFIGURATION)
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -141,17 +146,23 @@ def _fill(folder: Path, located: Located, settings: Mapping[str, Sequence[str]])
 
 
 def _copy_refs(source: Path, target: Path) -> None:
-    for item in sorted(source.iterdir()):
-        if item.name.endswith(".lock"):
-            continue
-        if item.is_dir() and not item.is_symlink():
-            (target / item.name).mkdir()
-            _copy_refs(item, target / item.name)
-        else:
-            _copy(item, target / item.name)
+    waiting, count = [(source, target, 0)], 0
+    while waiting:
+        folder, made, depth = waiting.pop()
+        for item in sorted(folder.iterdir()):
+            count += 1
+            if count > _REFS or depth > _REF_STEPS:
+                raise GitCloneError(f"{source} holds more than {_REFS} refs, or folders deeper than {_REF_STEPS}")
+            if item.name.endswith(".lock"):
+                continue
+            if item.is_dir() and not item.is_symlink():
+                (made / item.name).mkdir()
+                waiting.append((item, made / item.name, depth + 1))
+            else:
+                _copy(item, made / item.name, most=_LARGEST_REF)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, *, most: int = _LARGEST_FILE) -> None:
     """Copy a plain file; a ref that is a link (as git once made them) becomes one that names its target."""
     try:
         facts = source.lstat()
@@ -162,7 +173,7 @@ def _copy(source: Path, target: Path) -> None:
         if named.startswith("refs/"):
             target.write_text(f"ref: {named}\n")
         return
-    if not stat.S_ISREG(facts.st_mode) or facts.st_size > _LARGEST_FILE:
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size > most:
         return
     descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as reading, target.open("wb") as writing:
