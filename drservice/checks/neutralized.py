@@ -25,7 +25,7 @@ from drservice.components.odoo.neutralize import AUTOVACUUM, DUMMY_HOST, KEYS, P
 from drservice.components.odoo.schema import OdooSchema, pinned, read_schema
 from drservice.components.postgres.asking import Asking
 from drservice.errors import UnansweredError
-from drservice.model.checks import Severity
+from drservice.model.checks import CheckState, Severity
 from drservice.model.ids import ComponentName
 from drservice.model.neutralized import MARK_KEY, ODOO_MARK_KEY, Neutralized
 
@@ -91,23 +91,41 @@ def ask_nothing_left(
     with _asking(component, service, seconds) as copy:
         if copy.why_not is not None:
             return copy.why_not
-        asked = dict(_selects(question.name, copy.schema))
-        if not asked:
-            return NotApplicable(reason=f"{copy.database} has none of the tables that {question.name} is about")
-        lacking = [missing for _, missing in asked.values() if missing is not None]
-        if lacking:
-            return unverified(f"it cannot be told: {'; '.join(lacking)}")
-        found: list[str] = []
-        for sql, _ in asked.values():
-            found += [row[0] or "" for row in copy.source.scan(f"{sql} limit {_SHOWN + 1}")]
-        if found:
-            many = "more than " if len(found) > _SHOWN else ""
-            shown = min(len(found), _SHOWN)
-            return failed(f"{many}{shown} {question.broken}: {listed(found)}", value=str(len(found)))
-        if question.name == "only-dummy-mail-server" and not _has_dummy(copy):
-            # Without any Odoo takes the one of its configuration file.
-            return failed("no mail server is active at all: Odoo would use the one of its configuration file")
-        return passed(question.holds, value="0")
+        return _ask(question, copy.source, copy.schema, copy.database)
+
+
+def ask_everything_left(source: Asking, database: str) -> Iterator[str]:
+    """Yield what could still reach out, in sentences; what a version has no tables or columns for is passed over.
+
+    Raises:
+        PostgresError: it cannot be asked.
+    """
+    with pinned(source):
+        schema = read_schema(source)
+        for question in QUESTIONS:
+            found = _ask(question, source, schema, database)
+            if isinstance(found, Finding) and found.state is CheckState.FAILED:
+                yield found.detail
+
+
+def _ask(question: Question, source: Asking, schema: OdooSchema, database: str) -> Finding | NotApplicable:
+    asked = dict(_selects(question.name, schema))
+    if not asked:
+        return NotApplicable(reason=f"{database} has none of the tables that {question.name} is about")
+    lacking = [missing for _, missing in asked.values() if missing is not None]
+    if lacking:
+        return unverified(f"it cannot be told: {'; '.join(lacking)}")
+    found: list[str] = []
+    for sql, _ in asked.values():
+        found += [row[0] or "" for row in source.scan(f"{sql} limit {_SHOWN + 1}")]
+    if found:
+        many = "more than " if len(found) > _SHOWN else ""
+        shown = min(len(found), _SHOWN)
+        return failed(f"{many}{shown} {question.broken}: {listed(found)}", value=str(len(found)))
+    if question.name == "only-dummy-mail-server" and not _has_dummy(source):
+        # Without any Odoo takes the one of its configuration file.
+        return failed("no mail server is active at all: Odoo would use the one of its configuration file")
+    return passed(question.holds, value="0")
 
 
 def _selects(name: str, schema: OdooSchema) -> Iterator[tuple[str, tuple[str, str | None]]]:
@@ -151,11 +169,11 @@ def _keys(schema: OdooSchema) -> Iterator[tuple[str, str, str]]:
         yield table, "id", f"select format('{table} %s', id) from public.{table}"  # noqa: S608 - our own text
 
 
-def _has_dummy(copy: _Copy) -> bool:
-    rows = copy.source.scan(
+def _has_dummy(source: Asking) -> bool:
+    rows = source.scan(
         f"select 1 from public.ir_mail_server where active and smtp_host = '{DUMMY_HOST}' limit 1"  # noqa: S608 - our own text
     )
-    return any(True for _ in rows)
+    return bool([*rows])  # read to the end: another question follows
 
 
 def ask_marked(component: ComponentName, service: RecoveredService, seconds: float) -> Finding | NotApplicable:
@@ -165,18 +183,28 @@ def ask_marked(component: ComponentName, service: RecoveredService, seconds: flo
             return copy.why_not
         if copy.schema.missing({"ir_config_parameter": "key value"}) is not None:
             return failed("there is no table of parameters: the copy bears no mark")
-        marks = {
-            key: value or ""
-            for key, value in copy.source.scan(
-                "select key, value from public.ir_config_parameter"  # noqa: S608 - constants
-                f" where key in ('{MARK_KEY}', '{ODOO_MARK_KEY}', 'database.uuid')"
-            )
-        }
+        marks = _marks(copy.source)
         if marks.get(ODOO_MARK_KEY, "").lower() not in {"true", "t", "1"}:
             return failed(f"{ODOO_MARK_KEY} is {marks.get(ODOO_MARK_KEY)!r}")
         if not marks.get(MARK_KEY, "").startswith(f"{copy.environment} "):
             return failed(f"{MARK_KEY} names no neutralization of this environment: {marks.get(MARK_KEY)!r}")
         return passed(f"marked as neutralized in {copy.environment}")
+
+
+def bears_mark(source: Asking, mark: str) -> bool:
+    """Tell whether a database bears just this mark, and Odoo's own.
+
+    Raises:
+        PostgresError: it cannot be asked.
+    """
+    marks = _marks(source)
+    return marks.get(MARK_KEY) == mark and marks.get(ODOO_MARK_KEY) == "true"
+
+
+def _marks(source: Asking) -> dict[str | None, str]:
+    sql = "select key, value from public.ir_config_parameter"
+    where = f" where key in ('{MARK_KEY}', '{ODOO_MARK_KEY}', 'database.uuid')"
+    return {key: value or "" for key, value in source.scan(sql + where)}
 
 
 def ask_scripts(component: ComponentName, service: RecoveredService, _: float) -> Finding | NotApplicable:

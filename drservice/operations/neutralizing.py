@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
+from drservice.checks.neutralized import ask_everything_left, bears_mark
 from drservice.clock import Clock, to_iso
 from drservice.components.odoo.gathering import read_modules
 from drservice.components.odoo.modules import INSTALLED, ModuleRecord, ModuleScript, modules_record
@@ -122,10 +124,17 @@ def neutralize_service(
         assert component.database is not None, "settings see to it"
         context.progress.step(f"neutralize {component.database}")
         record, unknown = _scripts(context.repository, request.service, component, instant)
-        done.append(neutralize_environment(copy, component.database, record, component=component.name, unknown=unknown))
+        done.append(
+            neutralize_environment(
+                copy,
+                component.database,
+                record,
+                component=component.name,
+                unknown=unknown,
+                directory=request.cluster_directory,
+            )
+        )
     if any(item.is_odoo for item in done):
-        if request.cluster_directory is not None:
-            mark_directory(request.cluster_directory)
         others = _others(copy, {item.database for item in done})
         done = [replace(item, other_databases=others) for item in done]
     for text in dict.fromkeys(text for item in done for text in item.problems()):
@@ -140,8 +149,12 @@ def neutralize_environment(
     *,
     component: ComponentName,
     unknown: str | None = None,
+    directory: Path | None = None,
 ) -> Neutralized:
     """Neutralize one database of a recovered cluster, mark it and its environment; all of it or nothing.
+
+    It counts when another session finds nothing left that reaches out: a trigger of the database may undo a statement
+    that was no error.
 
     Args:
         copy: where it runs.
@@ -149,6 +162,7 @@ def neutralize_environment(
         record: the modules' scripts, as the snapshot of the documents has them.
         component: the component with the documents.
         unknown: why there is no record.
+        directory: the cluster's, where it outlives the environment; it is marked before anything is changed.
 
     Raises:
         NeutralizeError, IsolationError: as :func:`neutralize_service`.
@@ -174,9 +188,13 @@ def neutralize_environment(
         )
     scripts, without_code = usable_scripts(record, installed, database)
     now = clock.now()
+    mark = f"{environment.id} {to_iso(now)}"
     mark_environment(environment.describe().path, database=database, at=now)
+    if directory is not None:
+        mark_directory(directory)
     with _inside(copy, database, user=role) as session:
-        applied = apply_all(session, schema, scripts, mark=f"{environment.id} {to_iso(now)}", seconds=SCRIPT_SECONDS)
+        applied = apply_all(session, schema, scripts, mark=mark, seconds=SCRIPT_SECONDS)
+    _require_done(environment, database, mark)
     return Neutralized(
         component=component,
         database=database,
@@ -188,6 +206,21 @@ def neutralize_environment(
         passed_over=applied.passed_over,
         http_actions=actions,
     )
+
+
+def _require_done(environment: Environment, database: str, mark: str) -> None:
+    environment.require_own_socket()
+    with asking(
+        environment.dsn, seconds=_QUESTION_SECONDS, database=database, application_name="drservice neutralize"
+    ) as source:
+        left = [*ask_everything_left(source, database)]
+        if not bears_mark(source, mark):
+            left.append("it does not bear the mark")
+    if left:
+        raise NeutralizeError(
+            f"{database} was neutralized, and something undid it: {'; '.join(left)}",
+            hint="Look for triggers and policies on these tables; nothing of Odoo may be started on this copy.",
+        )
 
 
 def usable_scripts(

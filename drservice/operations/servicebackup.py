@@ -180,8 +180,9 @@ def backup_service(
         files = [component] if isinstance(component, FilesComponent) else []
     else:
         databases, files = service.databases(), service.files()
-    for followed in files:
-        if isinstance(followed, FilesSettings):
+    clusters = {item.name for item in databases}
+    for followed in service.files():  # a cluster's own snapshot is of a database that somebody's documents follow, too
+        if isinstance(followed, FilesSettings) and (followed in files or followed.follows in clusters):
             require_production(service, followed)
     baselines, notes = _measure(context, service, databases) if only is None else ({}, ())
     captured: list[BackupResult] = []

@@ -6,7 +6,9 @@ Here a test cluster stands for the server inside; that it really is the one insi
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,15 +23,17 @@ from drservice.components.odoo.modules import ModuleRecord, ModuleScript
 from drservice.components.odoo.neutralize import Applied, apply_all
 from drservice.components.odoo.schema import read_schema
 from drservice.components.postgres.asking import asking
-from drservice.components.postgres.connection import connect
+from drservice.components.postgres.connection import Session, connect
 from drservice.components.postgres.server import find_programs
 from drservice.environments.interface import Environment
-from drservice.errors import IsolationError, NeutralizeError
+from drservice.environments.marks import is_marked, is_marked_directory
+from drservice.errors import IsolationError, NeutralizeError, PostgresUnreachableError
 from drservice.model.checks import CheckState
 from drservice.model.estate import FilesKind, FilesSettings, PostgresSettings, Service
 from drservice.model.ids import ComponentName, ServiceName, SystemId
 from drservice.model.neutralized import Neutralized
 from drservice.model.wal import Lsn, Timeline
+from drservice.operations import neutralizing
 from drservice.operations.neutralizing import Copy, neutralize_environment, usable_scripts
 from tests.doubles.cluster import Cluster, ClusterMaker
 from tests.doubles.odooshape import SCRIPTS, create_odoo
@@ -252,6 +256,63 @@ def test_a_deferred_check_that_fails_at_the_end_is_an_error_and_changes_nothing(
     with pytest.raises(NeutralizeError, match="cannot be committed: not today"):
         kept.apply(script)
     assert kept.sql("select count(*) from ir_cron where active") == [(2,)]
+
+
+def test_a_policy_that_hides_rows_from_their_owner_is_an_error(kept: Erp) -> None:
+    script = (
+        "alter table ir_cron enable row level security, force row level security;"
+        " create policy none on ir_cron using (false);"
+    )
+    with pytest.raises(NeutralizeError, match="row-level security"):
+        kept.apply(script)
+    assert kept.sql("select count(*) from ir_cron where active") == [(2,)]
+
+
+@pytest.mark.parametrize("table", ["mail_mail", "ir_config_parameter"])
+def test_a_trigger_that_waits_for_ever_is_cut(kept: Erp, table: str) -> None:
+    script = (
+        "create function wait() returns trigger language plpgsql as 'begin perform pg_sleep(60); return new; end';"
+        f"create trigger wait before update on {table} for each row execute function wait();"
+    )
+    began = time.monotonic()
+    with pytest.raises((NeutralizeError, PostgresUnreachableError)):
+        kept.apply(script, seconds=0.5)
+    assert time.monotonic() - began < 20
+    assert not kept.sql("select 1 from ir_config_parameter where key = 'drservice.neutralized'")
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [("ir_cron", "scheduled actions are active"), ("ir_config_parameter", "does not bear the mark")],
+)
+def test_what_a_trigger_of_the_database_undoes_is_no_neutralized_copy(
+    erp: Erp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, told: str
+) -> None:
+    """No statement fails, and each says that it changed rows or had none to change."""
+    place = cast("Environment", Place(path=tmp_path / INSIDE, dsn=erp.cluster.dsn(erp.database)))
+    (tmp_path / INSIDE).mkdir()
+    (tmp_path / "copy").mkdir()
+    system = SystemId(str(erp.cluster.value("select system_identifier::text from pg_control_system()")))
+
+    @contextmanager
+    def here(copy: Copy, database: str, *, user: str | None = None) -> Iterator[Session]:
+        """Stand for the proof that it is the server inside, which has a test of its own."""
+        assert copy.environment is place
+        with connect(erp.cluster.dsn(database, user or "postgres")) as session:
+            yield session
+
+    monkeypatch.setattr(neutralizing, "_inside", here)
+    erp.sql(
+        "create function undo() returns trigger language plpgsql as 'begin return null; end';"
+        f"create trigger undo before insert or update on {table} for each row execute function undo();"
+    )
+    copy = Copy(environment=place, system_id=system, clock=SystemClock())
+    with pytest.raises(NeutralizeError, match=told):
+        neutralize_environment(copy, erp.database, None, component=DOCS, directory=tmp_path / "copy")
+    assert is_marked(tmp_path / INSIDE)
+    assert is_marked_directory(tmp_path / "copy"), "marked before anything was changed"
+    erp.sql(f"drop trigger undo on {table}")
+    assert neutralize_environment(copy, erp.database, None, component=DOCS).is_odoo
 
 
 def test_a_script_that_was_not_taken_at_the_backup_keeps_its_copy_from_being_neutralized() -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from drservice.components.odoo.modules import ModuleScript
 from drservice.components.odoo.schema import OdooSchema
+from drservice.components.postgres.asking import cut_after
 from drservice.components.postgres.connection import Session
 from drservice.errors import DrError, NeutralizeError, PostgresError
 from drservice.model.neutralized import MARK_KEY, ODOO_MARK_KEY
@@ -173,7 +174,7 @@ def apply_all(
         schema: the tables that are there.
         scripts: of the modules, in order.
         mark: what the database's own mark says: which environment it is in, and since when.
-        seconds: how long each script may take.
+        seconds: how long each script may take, and all of our own statements together.
 
     Raises:
         NeutralizeError: naming the module or statement and what the server said; the database is as it was.
@@ -187,21 +188,24 @@ def apply_all(
         _run(session, script, transaction=transaction, seconds=seconds)
     # What a script of somebody else's left set does not count for what follows; names are qualified all the same.
     session.rows("set local search_path = pg_catalog, pg_temp")
+    # A policy that hides rows from their owner has to be an error, never rows that stay as they are.
+    session.rows("set local row_security = off")
     changes: list[tuple[str, int]] = []
     passed_over: list[tuple[str, str]] = []
-    for statement in own_statements(schema):
-        missing = schema.missing(statement.needs)
-        if missing is not None:
-            passed_over.append((statement.name, missing))
-            continue
-        changes.append((statement.name, _count(session, statement)))
-    for key, value in _parameters(mark):
-        _set(session, key, value)
-    _require_transaction(session, transaction, "a trigger of the database")
-    try:
-        session.rows("commit")  # checks that were deferred fail here
-    except PostgresError as error:
-        raise NeutralizeError(f"what was changed cannot be committed: {error.message}") from error
+    with cut_after(session, seconds):  # a trigger of the database may wait for ever
+        for statement in own_statements(schema):
+            missing = schema.missing(statement.needs)
+            if missing is not None:
+                passed_over.append((statement.name, missing))
+                continue
+            changes.append((statement.name, _count(session, statement)))
+        for key, value in _parameters(mark):
+            _set(session, key, value)
+        _require_transaction(session, transaction, "a trigger of the database")
+        try:
+            session.rows("commit")  # checks that were deferred fail here
+        except PostgresError as error:
+            raise NeutralizeError(f"what was changed cannot be committed: {error.message}") from error
     return Applied(
         scripts=tuple(script.module for script in scripts), changes=tuple(changes), passed_over=tuple(passed_over)
     )
