@@ -24,7 +24,7 @@ from drservice.components.git.rebuilding import read_record
 from drservice.components.git.record import CloneRecord
 from drservice.environments.interface import Environment
 from drservice.errors import UnansweredError
-from drservice.model.estate import RedisRestore, RedisSettings
+from drservice.model.estate import GitSettings, RedisRestore, RedisSettings
 from drservice.model.ids import ComponentName
 
 _INSIDE = "/env/files/{component}/files"
@@ -38,9 +38,13 @@ _SAID_BYTES = 64 << 10
 def ask_clones(component: ComponentName, service: RecoveredService, seconds: float) -> Finding:
     """Ask git for the refs, HEAD and all objects of each clone, and compare them with what production recorded."""
     root = documents_of(service, component).root
+    settings = service.service.component(component)
     records = [read_record(path) for path in sorted(root.glob("*.json"))]
     environment = _environment(service)
-    wrong: list[str] = []
+    # A snapshot is partial where a clone could not be taken: what is not there cannot differ.
+    named = settings.clones if isinstance(settings, GitSettings) else ()
+    there = {record.path for record in records}
+    wrong = [f"{path} is not in the snapshot" for path in map(str, named) if path not in there]
     for record in records:
         if _FOLDERS.fullmatch(record.folder) is None:
             raise UnansweredError("a record names a folder that no restore makes")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from drservice.components.git.rebuilding import rebuild_clones
 from drservice.components.odoo_filestore.placing import PlaceContext, PlacedFolder, place_folder
 from drservice.components.odoo_filestore.record import document_record
 from drservice.components.postgres.placing import require_empty
-from drservice.components.redis.rdb import check_rdb
+from drservice.components.redis.rdb import RdbFacts, check_rdb
 from drservice.errors import RecoveryError, RedisDumpError
 from drservice.model.estate import FilesComponent, GitSettings, RedisRestore, RedisSettings
 from drservice.model.snapshot import SnapshotRecord, SnapshotState
@@ -82,8 +83,7 @@ def _place_dump(
     with _aside(root, context.account) as work:
         placed = place_folder(context, snapshot.id, work / "stored")
         try:
-            with (work / "stored" / DUMP).open("rb") as file:
-                facts = check_rdb(file)
+            facts = check_stored_dump(work / "stored" / DUMP)
         except FileNotFoundError:
             raise RedisDumpError(f"snapshot {snapshot.id} has no {DUMP}") from None
         _put_in_place(work / "stored", root)
@@ -92,6 +92,14 @@ def _place_dump(
         " would ignore the file: switch that on afterwards with CONFIG SET"
     )
     return placed, (note,), ()
+
+
+def check_stored_dump(path: Path) -> RdbFacts:
+    """Look at the file as it was placed; a link of a hostile snapshot would have a Redis read something else here."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise RedisDumpError(f"what the snapshot has as {path.name} is no plain file")
+    with path.open("rb") as file:
+        return check_rdb(file)
 
 
 def _lacking(context: PlaceContext, snapshot: SnapshotRecord) -> tuple[tuple[bytes, str], ...]:

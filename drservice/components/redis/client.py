@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,8 @@ _PORT = 6379
 _CONNECT_SECONDS = 10.0
 _SILENCE_SECONDS = 120.0
 """A server that makes a copy writes an empty line every few seconds meanwhile."""
+_WHOLE_SECONDS = 4 * 3600.0
+"""A server that says a little now and then, or never comes to an end, is hung up on after that."""
 _LINE_BYTES = 64 << 10
 _ANSWER_BYTES = 4 << 20
 _ANSWER_ITEMS = 4096
@@ -34,6 +37,8 @@ _DEPTH = 4
 _MARK_BYTES = 40
 _PIECE_BYTES = 256 << 10
 _SHOWN = 200
+_REFUSALS = frozenset({b"ERR", b"WRONGPASS", b"NOAUTH", b"NOPERM", b"LOADING", b"MASTERDOWN", b"DENIED"})
+"""First words of an answer to ``AUTH`` that are repeated; any other one may be the password."""
 
 
 class RedisServer:
@@ -47,6 +52,7 @@ class RedisServer:
         ca_file: Path | None = None,
         connect_seconds: float = _CONNECT_SECONDS,
         silence_seconds: float = _SILENCE_SECONDS,
+        whole_seconds: float = _WHOLE_SECONDS,
     ) -> None:
         """Connect and sign in.
 
@@ -56,20 +62,32 @@ class RedisServer:
             ca_file: certificates that are trusted instead of the system's.
             connect_seconds: how long a connection may take.
             silence_seconds: how long the server may say nothing.
+            whole_seconds: how long the connection may last.
 
         Raises:
             RedisUnreachableError: nobody answers, or not as a Redis, or TLS is not as it must be.
             RedisError: it refuses user and password.
         """
         parts = urlsplit(url)
+        self._password = password
+        self._is_overdue = False
         self.place = f"{parts.hostname}:{parts.port or _PORT}"
         try:
             self._socket = self._connect(parts.hostname or "", parts.port or _PORT, connect_seconds)
+            # A descriptor of its own: TLS takes the socket's, and when the timer fires it may be closed already.
+            self._line_end = self._socket.dup()
+            self._timer = threading.Timer(whole_seconds, self._hang_up_late)
+            self._timer.daemon = True
+            self._timer.start()
+        except OSError as error:
+            raise RedisUnreachableError(f"no connection to Redis at {self.place}: {error}") from error
+        try:
             if parts.scheme == "rediss":
                 context = ssl.create_default_context(cafile=ca_file)
                 self._socket = context.wrap_socket(self._socket, server_hostname=parts.hostname)
             self._socket.settimeout(silence_seconds)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            self._hang_up()
             raise RedisUnreachableError(f"no connection to Redis at {self.place}: {error}") from error
         self._file = io.BufferedReader(self._socket.makefile("rb", buffering=0), _PIECE_BYTES)
         try:
@@ -92,8 +110,19 @@ class RedisServer:
         """Hang up."""
         with suppress(OSError):
             self._file.close()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        self._timer.cancel()
+        self._timer.join()
         with suppress(OSError):
             self._socket.close()
+        self._line_end.close()
+
+    def _hang_up_late(self) -> None:
+        self._is_overdue = True
+        with suppress(OSError):  # the server was faster
+            self._line_end.shutdown(socket.SHUT_RDWR)
 
     def ask(self, *words: str) -> Reply:
         """Send a command and return its answer.
@@ -140,10 +169,10 @@ class RedisServer:
         self._send(("PSYNC", "?", "-1"))
         started = self._line_after_waiting()
         if not started.startswith(b"+FULLRESYNC"):
-            raise RedisError(f"Redis at {self.place} gives no copy of its content: {_shown(started)}")
+            raise RedisError(f"Redis at {self.place} gives no copy of its content: {self._shown(started)}")
         begin = self._line_after_waiting()
         if not begin.startswith(b"$"):
-            raise RedisError(f"Redis at {self.place} could not make a copy of its content: {_shown(begin)}")
+            raise RedisError(f"Redis at {self.place} could not make a copy of its content: {self._shown(begin)}")
         if begin.startswith(b"$EOF:"):
             return self._until_mark(begin[5:], file, heard)
         if not begin[1:].isdigit():
@@ -161,10 +190,10 @@ class RedisServer:
         self._send(("AUTH", *given))
         line = self._line()
         if line != b"+OK":
-            refusal = line[1:].split(b" ", 1)[0] if line.startswith(b"-") else b"no proper answer"
-            word = refusal.decode("ascii", "replace")
+            refusal = line[1:].split(b" ", 1)[0] if line.startswith(b"-") else b""
+            word = refusal.decode("ascii") if refusal in _REFUSALS else "no proper answer"
             raise RedisError(
-                f"Redis at {self.place} does not accept the password ({word[:40]})",
+                f"Redis at {self.place} does not accept the password ({word})",
                 hint="Correct what `password` refers to, and the user in url.",
             )
 
@@ -184,7 +213,7 @@ class RedisServer:
         if sort == b"+":
             return rest
         if sort == b"-":
-            raise RedisError(f"Redis at {self.place} refuses {command}: {_shown(rest)}")
+            raise RedisError(f"Redis at {self.place} refuses {command}: {self._shown(rest)}")
         try:
             number = int(rest)
         except ValueError:
@@ -229,6 +258,8 @@ class RedisServer:
         while left:
             piece = self._read(min(left, _PIECE_BYTES))
             if not piece:
+                if self._is_overdue:
+                    raise self._broken(None)
                 raise RedisDumpError(f"Redis at {self.place} ended its copy {left} bytes before its end")
             file.write(piece)
             heard(len(piece))
@@ -250,6 +281,8 @@ class RedisServer:
             except OSError as error:
                 raise self._broken(error) from error
             if not piece:
+                if self._is_overdue:
+                    raise self._broken(None)
                 raise RedisDumpError(f"Redis at {self.place} ended its copy before its end")
             heard(len(piece))
             held += piece
@@ -258,9 +291,13 @@ class RedisServer:
 
     def _broken(self, error: OSError | None) -> RedisUnreachableError:
         why = "it said nothing for too long" if isinstance(error, TimeoutError) else str(error or "it hung up")
+        if self._is_overdue:
+            why = "it came to no end for too long"
         return RedisUnreachableError(f"the connection to Redis at {self.place} broke: {why}")
 
-
-def _shown(line: bytes) -> str:
-    text = line.decode("utf-8", "replace")[:_SHOWN]
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    def _shown(self, line: bytes) -> str:
+        """Return what a server said so that it can be printed and recorded, whatever it repeats."""
+        text = line.decode("utf-8", "replace")
+        if self._password is not None and self._password.reveal():
+            text = text.replace(self._password.reveal(), "***")
+        return "".join(letter if letter.isprintable() else "?" for letter in text[:_SHOWN])

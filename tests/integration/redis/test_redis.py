@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -121,6 +123,58 @@ def test_a_server_that_repeats_the_password_in_its_refusal_does_not_get_it_shown
     with pytest.raises(RedisError) as caught:
         RedisServer(url, password=Secret("hunter2"))
     assert "hunter2" not in repr(caught.value)
+
+
+@pytest.mark.parametrize("answer", [b"-hunter2\r\n", b"-hunter2 is wrong\r\n", b"-\x1b[2J no\r\n"])
+def test_the_first_word_of_a_refusal_is_not_repeated_unless_it_is_known(answer: bytes) -> None:
+    with pytest.raises(RedisError, match="no proper answer") as caught:
+        RedisServer(answering(answer), password=Secret("hunter2"))
+    assert "hunter2" not in repr(caught.value)
+    assert "\x1b" not in caught.value.message
+
+
+def test_a_server_that_knows_the_password_and_repeats_it_later_does_not_get_it_shown() -> None:
+    url = answering(b"+OK\r\n", b"+OK\r\n", b"+OK\r\n", b"-NOPERM user with hunter2 may not\r\n")
+    with RedisServer(url, password=Secret("hunter2")) as connection, pytest.raises(RedisError) as caught:
+        connection.copy_to(io.BytesIO(), heard=lambda _: None)
+    assert "hunter2" not in repr(caught.value)
+    assert "NOPERM user with *** may not" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        itertools.chain([b"+OK\r\n", b"+OK\r\n"], itertools.repeat(b"\n")),
+        itertools.chain([b"+OK\r\n", b"+OK\r\n", b"+FULLRESYNC a 0\r\n$99999999999999\r\n"], itertools.repeat(b"x")),
+        itertools.chain(
+            [b"+OK\r\n", b"+OK\r\n", b"+FULLRESYNC a 0\r\n$EOF:" + b"m" * 40 + b"\r\n"], itertools.repeat(b"x")
+        ),
+        itertools.repeat(b"+"),
+    ],
+    ids=("empty-lines", "length", "mark", "letters"),
+)
+def test_a_server_that_comes_to_no_end_is_hung_up_on(endless: Iterator[bytes]) -> None:
+    """It is never silent for long, so that silence alone would not end it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as connection, suppress(OSError):
+            connection.settimeout(0.05)
+            for piece in endless:
+                with suppress(TimeoutError):
+                    connection.recv(4096)
+                connection.sendall(piece)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    url = f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+    with (
+        RedisServer(url, password=None, whole_seconds=0.6) as connection,
+        pytest.raises(RedisUnreachableError, match="no end for too long"),
+    ):
+        connection.copy_to(io.BytesIO(), heard=lambda _: None)
+    thread.join(5)
+    assert not thread.is_alive()
 
 
 def test_tls_is_verified_with_the_certificates_that_are_named(tmp_path: Path) -> None:
