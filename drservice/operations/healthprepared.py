@@ -10,7 +10,7 @@ from drservice.components.git.locating import locate
 from drservice.components.git.program import program
 from drservice.components.redis.client import RedisServer
 from drservice.credentials import resolve
-from drservice.errors import RedisError
+from drservice.errors import GitCloneError, RedisError
 from drservice.model.estate import GitSettings, RedisRestore, RedisSettings, Service
 from drservice.operations.checklist import Checklist
 from drservice.processes import files_as
@@ -30,7 +30,10 @@ def check_clones(component: GitSettings, prefix: str, checklist: Checklist) -> N
 def _locate(path: Path) -> bool:
     """Tell whether a clone is bare."""
     owner = path.stat().st_uid
-    account = processes.account_of(path) if os.geteuid() == 0 and owner != 0 else None
+    try:
+        account = processes.account_of(path) if os.geteuid() == 0 and owner != 0 else None
+    except KeyError:
+        raise GitCloneError(f"{path} belongs to user {owner}, whom this host does not know") from None
     with files_as(account):
         return locate(path).work_tree is None
 
@@ -44,9 +47,12 @@ def check_redis(service: Service, component: RedisSettings, prefix: str, checkli
     name = f"{prefix}: redis"
     with checklist.asking(name):
         password = resolve(component.password) if component.password is not None else None
-        with RedisServer(component.url, password=password, ca_file=component.ca_file, silence_seconds=20) as server:
+        with RedisServer(
+            component.url, password=password, ca_file=component.ca_file, silence_seconds=20, whole_seconds=60
+        ) as server:
             version = server.info("server").get("redis_version", "an unknown version")
-            checklist.ok(name, f"version {version[:40]} at {server.place}")
+            shown = version[:40] if version.isprintable() else "an unknown version"
+            checklist.ok(name, f"version {shown} at {server.place}")
             keeps = _what_it_keeps(server)
         _judge_durability(service, component, prefix, keeps, checklist)
 

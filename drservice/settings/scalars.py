@@ -251,7 +251,11 @@ def check_redis_url(text: str) -> str:
     parts = _split_url(text)
     if ":" in parts.netloc.rpartition("@")[0]:
         raise ValueError("a password must not stand in the address; give a reference as `password`")
-    if parts.scheme not in {"redis", "rediss"} or not parts.hostname:
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("expected a port between 0 and 65535") from None
+    if parts.scheme not in {"redis", "rediss"} or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("expected redis://HOST:PORT/NUMBER")
     return text
 

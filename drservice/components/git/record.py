@@ -20,6 +20,8 @@ _ID = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 _NOT_IN_REFS = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|\Z)|[./]\Z")
 """What no name of a ref has (git-check-ref-format); git itself does not ask everywhere, and a ref's name is a path."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_PASSED_ON = re.compile(r"(//)[^/@\s]*@|(\A[^/@:\s]+):[^/@\s]*(?=@)")
+"""User and password of an address behind a helper's name; a password before ``@host:path``."""
 _NAMELESS_USERS = ("ssh", "git+ssh", "ssh+git")
 """Schemes whose user names no secret: ``git@``."""
 
@@ -85,7 +87,8 @@ def without_credentials(url: str) -> str:
     The user of an SSH address stays: it is a name.
     """
     if _SCHEME.match(url) is None:
-        return url  # host:path, or a path
+        # host:path, or a path; a helper's name may stand before an address (`http::https://user:password@host`).
+        return _PASSED_ON.sub(lambda found: found[1] or found[2], url)
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -16,6 +16,10 @@ from drservice.components.git.capture import prepare_clones
 from drservice.components.git.rebuilding import rebuild_clones
 from drservice.components.prepared import prepared_folder
 from drservice.errors import CaptureError, DrError, FormatError, GitCloneError
+from drservice.model.estate import GitSettings
+from drservice.model.ids import ComponentName
+from drservice.operations.checklist import Checklist, CheckState
+from drservice.operations.healthprepared import check_clones
 from tests.doubles.clones import commit, git, make, taken
 
 Break = Callable[[Path], None]
@@ -188,3 +192,12 @@ def test_what_was_stored_is_a_plain_file_or_refused(clone: Path, tmp_path: Path,
 
     with pytest.raises(DrError):
         rebuilt(clone, tmp_path, change)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root takes on the rights of an owner")
+def test_check_says_that_nobody_here_owns_a_clone(clone: Path) -> None:
+    os.chown(clone, 54321, 54321)
+    checklist = Checklist()
+    check_clones(GitSettings(name=ComponentName("code"), clones=(clone,)), "erp/code", checklist)
+    assert [item.state for item in checklist.results] == [CheckState.OK, CheckState.FAILED]
+    assert "user 54321, whom this host does not know" in checklist.results[1].detail

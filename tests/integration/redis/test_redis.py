@@ -228,3 +228,12 @@ def test_a_plan_that_relies_on_redis_for_what_it_cannot_keep_fails_the_check(ser
     server.ask("CONFIG", "SET", "save", "")
     assert state is CheckState.WARNING
     assert "what was written since is lost" in detail
+
+
+def test_what_a_foreign_server_calls_its_version_writes_nothing_to_the_terminal() -> None:
+    told = b"redis_version:7\x1b]0;title\x07\r\n"
+    answer = b"$%d\r\n%s\r\n" % (len(told), told)
+    settings = RedisSettings(name=ComponentName("queue"), url=answering(answer, b"$0\r\n\r\n", b"*0\r\n"))
+    checklist = Checklist()
+    check_redis(Service(name=ServiceName("erp")), settings, "erp/queue", checklist)
+    assert checklist.results[0].detail.startswith("version an unknown version at ")

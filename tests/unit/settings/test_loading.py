@@ -296,6 +296,19 @@ def test_a_dsn_without_a_password_is_accepted(dsn: str) -> None:
     assert scalars.check_dsn(dsn) == dsn
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://backup:hunter2@cache/0", "redis://cache/0?password=hunter2", "redis://cache/0#hunter2",
+        "redis://cache:99999/0", "redis://cache:port/0", "http://cache/0", "redis:///0",
+    ],
+)  # fmt: skip
+def test_an_address_of_a_redis_holds_no_secret_and_can_be_called(url: str) -> None:
+    with pytest.raises(ValueError, match=r"password must not|expected") as caught:
+        scalars.check_redis_url(url)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_the_named_file_wins_over_the_variable_and_both_over_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
