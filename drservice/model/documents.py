@@ -57,6 +57,11 @@ class StoredSet:
     stored_at: datetime
     """By the store's clock."""
 
+    @property
+    def looked_at(self) -> datetime:
+        """When its position was read: as the server's clock said, and never later than the store received it."""
+        return min(self.position.server_time, self.stored_at)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Covered:
@@ -67,7 +72,7 @@ class Covered:
     by: str | None
     """The set or the pass that says so."""
     behind_seconds: float
-    """How much older than the recovered rows that is; 0: the documents are as new as the rows."""
+    """How much older than the recovered rows that is; 0: the documents are as new as the rows, or there is none."""
 
 
 def nearest_sets(sets: Sequence[StoredSet], instant: datetime | None) -> tuple[StoredSet, ...]:
@@ -96,7 +101,9 @@ def covered_at(records: Sequence[SnapshotRecord], sets: Sequence[StoredSet], row
     """Return up to where the documents of a recovered database are known.
 
     A row that was committed behind the newest position at which anybody looked may refer to a document that nobody has
-    taken. What was looked at is a whole set (its position) or a pass over all files (its beginning).
+    taken. What was looked at is a whole set (its position) or a pass over all files (its beginning). A set of another
+    cluster says nothing of these rows, nor does one of a branch that they are not on: a newer timeline than theirs, or
+    a later position of an older one.
 
     Args:
         records: passes over the filestore.
@@ -108,10 +115,12 @@ def covered_at(records: Sequence[SnapshotRecord], sets: Sequence[StoredSet], row
         if not item.is_whole:
             continue
         position = item.position
-        same = (position.system_id, position.timeline) == (rows.system_id, rows.timeline)
-        beyond = same and position.lsn >= rows.lsn  # true whatever a clock said that was set meanwhile
-        when = max(position.server_time, rows.instant) if beyond else position.server_time
-        looks.append((when, item.id))
+        if position.system_id != rows.system_id or position.timeline > rows.timeline:
+            continue
+        if position.timeline == rows.timeline and position.lsn >= rows.lsn:
+            looks.append((max(item.looked_at, rows.instant), item.id))  # whatever a clock said that was set meanwhile
+        elif position.lsn <= rows.lsn:
+            looks.append((item.looked_at, item.id))
     looks += [(record.documents.walk_began_at, record.id) for record in records if _tells_all(record)]
     if not looks:
         return Covered(newest=None, by=None, behind_seconds=0.0)

@@ -154,10 +154,14 @@ class _Round:
     """What one round has read and not stored."""
 
     position: DocumentPosition
+    snapshot: str
+    """Of the rows."""
     parts: list[DocumentPart] = field(default_factory=list)
     bytes: int = 0
     complete: list[str] = field(default_factory=list)
     """Documents whose last part is among these or stored."""
+    relieved: dict[str, _Doubt] = field(default_factory=dict)
+    """What was in doubt and was read whole; until it is stored, nothing but this says that it is to be read again."""
     waiting: int = 0
     """Documents found and not stored yet."""
 
@@ -198,6 +202,7 @@ class _Streamer:
         self._retried_at = float("-inf")
         self._previous: str | None = None
         self._proved_at = float("-inf")
+        self._proved: str | None = None
         self._owes_proof = True
         self._ends_at: float | None = None
         self._is_unwritable = False
@@ -257,17 +262,18 @@ class _Streamer:
         looked_at = clock.now()
         asked = Names()
         with looking(self._database.production_dsn, self._component.database) as rows:
-            self._note_history(rows.position)
+            self._note_history(rows)
             is_compared = self._ask(rows, asked)
             self._note_referred(rows.still(list(self._doubts)))
         self.state = replace(self.state, server_time=rows.position.server_time)
-        found = _Round(position=rows.position)
+        found = _Round(position=rows.position, snapshot=rows.view.snapshot)
         try:
             with self._watch.opened() as filestore:
                 self._folders_changed = self._store_found(filestore, asked, found)
                 is_whole = self._finish(found, is_compared=is_compared)
         finally:
             self.state = replace(self.state, pending=found.waiting + self._undecided())
+            self._doubts.update(found.relieved)
         if is_compared:
             self._seen = rows.view
         self._settle(rows.position, looked_at, is_whole=is_whole)
@@ -287,17 +293,19 @@ class _Streamer:
         self._seen = None
         self._watch.reset()
 
-    def _note_history(self, position: DocumentPosition) -> None:
-        """Require the cluster to be the component's; with one that went back everything is compared anew.
+    def _note_history(self, rows: Rows) -> None:
+        """Require the cluster to be the component's; rows of another database, or of one that went back, are all new.
 
         Transactions are counted again there.
         """
-        before = self._position
+        before, position = self._position, rows.position
         if before is None or before.system_id != position.system_id:
             self._lineage.require(position.system_id)
         if before is not None and (
             (before.system_id, before.timeline) != (position.system_id, position.timeline) or position.lsn < before.lsn
         ):
+            self._seen = None
+        if self._seen is not None and self._seen.source != rows.view.source:
             self._seen = None
         self._position = position
 
@@ -393,7 +401,8 @@ class _Streamer:
             kind = _Kind.MISSING if is_gone(error) else _Kind.UNREADABLE
             self._give_up(found, name, kind, is_referred=is_referred, reason=error.strerror or str(error))
         else:
-            self._doubts.pop(name, None)
+            if (doubt := self._doubts.pop(name, None)) is not None:
+                found.relieved[name] = doubt
             found.complete.append(name)
 
     def _require_time(self, found: _Round) -> None:
@@ -430,9 +439,11 @@ class _Streamer:
         while len(decided) > MAX_DOCUMENTS:
             self._put(found, lost=decided[:MAX_DOCUMENTS])
             del decided[:MAX_DOCUMENTS]
-        is_whole = is_compared and self._undecided() == 0
+        # The row of a document in a folder that cannot be listed may be committed already and not visible yet.
+        is_whole = is_compared and self._undecided() == 0 and not self._watch.unlisted
         now = self._context.clock.monotonic()
-        is_due = self._owes_proof or now - self._proved_at >= self._component.idle_interval.total_seconds()
+        is_end = self._stop.is_set() and found.snapshot != self._proved  # rows that only went are proved, too
+        is_due = self._owes_proof or is_end or now - self._proved_at >= self._component.idle_interval.total_seconds()
         if found.parts or decided or (is_whole and is_due):
             self._put(found, lost=decided, is_whole=is_whole)
         return is_whole
@@ -458,10 +469,11 @@ class _Streamer:
         self._previous = stored.id
         self._owes_proof = not is_whole
         if is_whole:
-            self._proved_at = self._context.clock.monotonic()
+            self._proved_at, self._proved = self._context.clock.monotonic(), found.snapshot
         for name in lost:
             self._doubts[name].is_told = True
         complete, found.complete, found.parts, found.bytes = found.complete, [], [], 0
+        found.relieved = {}
         self._known.update(complete)
         found.waiting -= len(complete)
         try:

@@ -214,7 +214,9 @@ def _began(record: SnapshotRecord) -> datetime:
 
 def _take_sets(archive: DocumentSets, begun: datetime | None, journal: Journal, names: Names) -> None:
     """Take in what is in the sets since a pass began: as remembered, else as they say where they can be opened."""
-    sets = {item.id: item for item in archive.listing().sets if begun is None or _is_since(item, begun)}
+    # Without a word of activity there is one each minute: those that no longer count are not read.
+    listing = archive.listing(since=begun)
+    sets = {item.id: item for item in listing.sets if begun is None or item.looked_at >= begun}
     journal.keep(sets)
     left = dict(sets)
     for stored, documents in journal.read():
@@ -225,11 +227,6 @@ def _take_sets(archive: DocumentSets, begun: datetime | None, journal: Journal, 
             names.update(_names_in(archive, item))
     except NoIdentityError:
         telemetry.info("document sets are not remembered, what is in them is stored once more", sets=len(left))
-
-
-def _is_since(item: StoredSet, begun: datetime) -> bool:
-    """By both clocks: neither the server's nor the store's need be this host's."""
-    return min(item.position.server_time, item.stored_at) >= begun
 
 
 def _names_in(archive: DocumentSets, item: StoredSet) -> list[str]:

@@ -36,6 +36,8 @@ class View:
     """Every row that a later look sees and this one does not was written by this transaction or a later one."""
     changes: int
     """Rows written so far; a hint that comes seconds late."""
+    source: str
+    """Which table of which run of the server that is: in another, transactions say nothing of what changed."""
 
 
 class Rows:
@@ -137,17 +139,17 @@ def looking(dsn: str, database: str | None) -> Iterator[Rows]:
 
 
 def _position(session: Session) -> DocumentPosition:
-    system_id, is_standby = session.row(
-        "select (select system_identifier from pg_control_system()), pg_is_in_recovery()"
+    # The clock before the position: whoever recovers to that time has nothing that lies behind the position.
+    now, system_id, is_standby = session.row(
+        "select clock_timestamp(), (select system_identifier from pg_control_system()), pg_is_in_recovery()"
     )
     if is_standby:
         raise PostgresError(
             "documents are asked for at a standby, which its primary may be ahead of",
             hint="Set primary_dsn of the component that the documents follow.",
         )
-    # The clock before the position: whoever recovers to that time has nothing that lies behind the position.
-    now, lsn, timeline = session.row(
-        "select clock_timestamp(), lsn::text, left(pg_walfile_name(lsn), 8) from pg_current_wal_flush_lsn() as lsn"
+    lsn, timeline = session.row(
+        "select lsn::text, left(pg_walfile_name(lsn), 8) from pg_current_wal_flush_lsn() as lsn"
     )
     return DocumentPosition(
         system_id=SystemId(str(system_id)),
@@ -158,9 +160,13 @@ def _position(session: Session) -> DocumentPosition:
 
 
 def _view(session: Session) -> tuple[View, bool]:
-    table, snapshot, horizon, changes = session.row(
-        "select to_regclass('public.ir_attachment') is not null, seen::text, txid_snapshot_xmin(seen),"
+    # A database that took another's name has that one's age, and so has a server that was put back to an older state.
+    table, source, snapshot, horizon, changes = session.row(
+        "select to_regclass('public.ir_attachment') is not null,"
+        " concat_ws(' ', (select oid from pg_database where datname = current_database()),"
+        " to_regclass('public.ir_attachment')::oid, pg_postmaster_start_time()),"
+        " seen::text, txid_snapshot_xmin(seen),"
         " coalesce((select n_tup_ins + n_tup_upd from pg_stat_all_tables"
         " where relid = to_regclass('public.ir_attachment')), 0) from txid_current_snapshot() as seen"
     )
-    return View(snapshot=snapshot, horizon=int(horizon), changes=int(changes)), bool(table)
+    return View(snapshot=snapshot, horizon=int(horizon), changes=int(changes), source=source), bool(table)

@@ -49,6 +49,8 @@ class DocumentCounts:
     """Production had no good copy when it was captured: nothing there, or other content than the name says."""
     behind_seconds: float = 0.0
     """How much older than the recovered rows the newest look at the documents is; behind it a document may be lost."""
+    is_unproven: bool = False
+    """Nobody has looked at all documents of the rows' history yet: how far behind they are is not known."""
 
     def __add__(self, other: DocumentCounts) -> DocumentCounts:
         """Add the counts of two folders."""
@@ -59,6 +61,7 @@ class DocumentCounts:
             extra=self.extra + other.extra,
             missing_in_production=self.missing_in_production + other.missing_in_production,
             behind_seconds=max(self.behind_seconds, other.behind_seconds),
+            is_unproven=self.is_unproven or other.is_unproven,
         )
 
 
@@ -94,6 +97,7 @@ class RestoredFiles:
             extra=placed.extra,
             missing_in_production=len(placed.missing_in_production) + len(placed.corrupt_in_production),
             behind_seconds=self.covered.behind_seconds if self.covered is not None else 0.0,
+            is_unproven=self.covered is not None and self.covered.newest is None,
         )
 
     def problems(self) -> tuple[str, ...]:

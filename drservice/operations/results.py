@@ -125,7 +125,9 @@ def restored_files_document(item: RestoredFiles) -> dict[str, object]:
         "snapshots": [record.id for record in item.records],
         "sets": list(placed.used_sets) if placed is not None else [],
         "covered_until": to_iso(covered.newest) if covered is not None and covered.newest is not None else None,
-        "behind_seconds": round(covered.behind_seconds, 3) if covered is not None else None,
+        "behind_seconds": (
+            round(covered.behind_seconds, 3) if covered is not None and covered.newest is not None else None
+        ),
         "files": item.files,
         "written_bytes": item.written_bytes,
         "fetched_bytes": item.fetched_bytes,
@@ -176,9 +178,7 @@ def drill_document(result: DrillResult) -> dict[str, object]:
         "checks": [_check(item) for item in result.results],
         "rpo_seconds": _seconds(measured.rpo_ms),
         "documents_rpo_seconds": _documents_rpo(result),
-        "effective_rpo_seconds": (
-            _seconds(measured.rpo_ms) if _documents_rpo(result) is None else _documents_rpo(result)
-        ),
+        "effective_rpo_seconds": _effective_rpo(result),
         "target_accuracy_seconds": _seconds(measured.target_accuracy_ms),
         "isolation": (
             [{"name": p.name, "isolated": p.isolated, "detail": p.detail} for p in restored.isolation]
@@ -203,7 +203,15 @@ def _documents_rpo(result: DrillResult) -> float | None:
     """Return the RPO of the documents: that of the rows, and what the documents are behind them; never the smaller."""
     database = _seconds(result.measured.rpo_ms)
     counts = document_counts(result.restored) if result.restored is not None else None
-    return None if database is None or counts is None else round(database + counts.behind_seconds, 3)
+    if database is None or counts is None or counts.is_unproven:
+        return None
+    return round(database + counts.behind_seconds, 3)
+
+
+def _effective_rpo(result: DrillResult) -> float | None:
+    """Return the larger of database and documents; ``None`` if one of them is not known."""
+    has_documents = result.restored is not None and document_counts(result.restored) is not None
+    return _documents_rpo(result) if has_documents else _seconds(result.measured.rpo_ms)
 
 
 def drill_exit_status(result: DrillResult) -> ExitStatus:

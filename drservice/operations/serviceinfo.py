@@ -17,7 +17,7 @@ from drservice.model.documents import StoredSet
 from drservice.model.estate import FilesComponent, FilesKind, FilesSettings, Service
 from drservice.model.ids import ServiceName
 from drservice.model.points import RecoveryPoint
-from drservice.model.snapshot import SnapshotRecord
+from drservice.model.snapshot import SnapshotRecord, SnapshotState
 from drservice.operations.documentstate import DocumentState, is_alive, read_state
 from drservice.operations.evidence import Evidence
 from drservice.operations.info import AtRisk, ComponentInfo, component_info
@@ -44,8 +44,9 @@ class FilesInfo:
     snapshots: tuple[SnapshotRecord, ...]
     unreadable: dict[str, DrError]
     seconds_at_risk: float | None
-    """Since the newest pass began, or the newest whole set was taken, or the capture that runs here found everything
-    stored: files made since then would be lost; ``None``: there is none of them."""
+    """Since the newest pass began (over documents: none that is partial), or the newest whole set was taken, or the
+    capture that runs here found everything stored: files made since then would be lost; ``None``: there is none of
+    them."""
     stream: DocumentStreamInfo | None = None
     """Of documents that are captured as they come."""
 
@@ -206,9 +207,16 @@ def _files_info(
         component=component,
         snapshots=listing.records,
         unreadable=dict(listing.unreadable),
-        seconds_at_risk=_age(usable(component, listing.records), now, repository.document_sets(scope).newest(), stream),
+        seconds_at_risk=_age(_looks(component, listing.records), now, repository.document_sets(scope).newest(), stream),
         stream=stream,
     )
+
+
+def _looks(component: FilesComponent, records: Sequence[SnapshotRecord]) -> Sequence[SnapshotRecord]:
+    """Return the passes that have what was there when they began; of documents one has that no partial pass has."""
+    if component.kind is not FilesKind.ODOO_FILESTORE:
+        return usable(component, records)
+    return [record for record in records if record.state is not SnapshotState.PARTIAL]
 
 
 def document_stream_info(service: ServiceName, component: FilesComponent, state_dir: Path) -> DocumentStreamInfo | None:
@@ -232,7 +240,7 @@ def _age(
     A capture's word counts only beside a set or a pass that is there: where the store lost everything, it is wrong.
     """
     looks = [record.documents.walk_began_at for record in records]
-    looks += [newest.position.server_time] if newest is not None else []
+    looks += [newest.looked_at] if newest is not None else []
     state = stream.state if stream is not None and stream.is_alive else None
     if looks and state is not None and state.looked_at is not None:
         looks.append(state.looked_at)

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 
 import msgpack
 
@@ -231,13 +232,16 @@ class DocumentSets:
 
     # --- reading --------------------------------------------------------------------------------------------
 
-    def listing(self) -> SetListing:
+    def listing(self, *, since: datetime | None = None) -> SetListing:
         """Read the headers of all sets, oldest first by the server's time; no identity is needed.
+
+        Args:
+            since: those that the store received before are left out unread.
 
         Raises:
             ObjectStoreError: the listing is not complete, or the store did not answer for one of them.
         """
-        infos = self.stored()
+        infos = [info for info in self.stored() if since is None or info.modified_at >= since]
         sets: list[StoredSet] = []
         unreadable: dict[str, DrError] = {}
         width = _READERS if self.is_distant else 1
@@ -257,12 +261,14 @@ class DocumentSets:
         return [info for info in self._store.list(prefix) if is_ulid(info.key.removeprefix(prefix))]
 
     def newest(self) -> StoredSet | None:
-        """Return the newest set that is whole, by the writers' clocks; it costs a listing and a read or two.
+        """Return the newest set that is whole, by the store's clock; it costs a listing and a read or two.
 
         Raises:
             ObjectStoreError: the listing is not complete, or the store did not answer.
         """
-        headers = (self._header(info) for info in reversed(self.stored()))
+        # An identifier has its writer's clock: one that was ahead for a moment would be the newest for as long.
+        newest = sorted(self.stored(), key=lambda info: (info.modified_at, info.key), reverse=True)
+        headers = map(self._header, newest)
         return next((item for item in headers if isinstance(item, StoredSet) and item.is_whole), None)
 
     def _header(self, info: ObjectInfo) -> StoredSet | DrError | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,10 +16,12 @@ from pathlib import Path
 import pytest
 
 from drservice.errors import BusyError, StoreUnreachableError
+from drservice.model.wal import Lsn
 from drservice.operations import documentstream, documentstreamfolders
 from drservice.operations.documentstate import DocumentPhase, is_alive, read_state
 from drservice.operations.documentstreamnames import journal_of
 from drservice.repository import documentsets
+from drservice.repository.descent import open_below
 from drservice.repository.keys import Identities
 from tests.doubles.cluster import Cluster, ClusterMaker
 from tests.doubles.documentworlds import DocumentWorld
@@ -358,3 +362,83 @@ def test_a_journal_keeps_only_the_sets_it_is_told_to(world: DocumentWorld) -> No
     journal.add("TWO", [])
     journal.keep({"ONE"})
     assert list(journal.read()) == [("ONE", [name])]
+
+
+def test_a_file_that_was_mended_while_the_store_was_away_is_read_again(
+    world: DocumentWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its row nor its folder changes any more: only what was in doubt before says that it is to be read."""
+    monkeypatch.setattr(documentstreamfolders, "_SETTLED_SECONDS", 0.2)
+    is_down = threading.Event()
+
+    def answer(operation: str) -> None:
+        if is_down.is_set():
+            raise StoreUnreachableError(f"{operation}: the network is cut")
+
+    content = b"the whole content"
+    name = name_of(content)
+    path = world.filestore.folder / name
+    path.parent.mkdir()
+    path.write_bytes(content[:7])
+    world.row(name)
+    with world.capture(store=SlowStore(world.filestore.site.store, wait=answer)) as running:
+        running.wait(lambda s: s.corrupt == 1 and s.durable_server_time is not None, "named")
+        time.sleep(0.5)  # its folder is settled
+        is_down.set()
+        path.write_bytes(content)
+        running.wait(lambda s: s.state is DocumentPhase.STALLED and s.pending == 1, "told")
+        is_down.clear()
+        running.wait(lambda s: s.stored == 1 and s.corrupt == 0, "stored")
+    assert world.stored() == {name: content}
+
+
+def test_another_database_under_the_same_name_is_compared_anew(world: DocumentWorld, tmp_path: Path) -> None:
+    """Its rows are older than the last look, by every transaction's number."""
+    (tmp_path / "other").mkdir()
+    other = DocumentWorld.create(tmp_path / "other", world.cluster, database=f"{world.database}_staged")
+    lost = name_of(b"stands in the other database's rows alone")
+    other.row(lost)
+    world.upload(b"first")
+    with world.capture() as running:
+        running.wait_whole()
+        world.cluster.sql(f"alter database {world.database} rename to {world.database}_old")
+        world.cluster.sql(f"alter database {other.database} rename to {world.database}")
+        running.wait(lambda s: s.missing == 1, "named")
+    world.cluster.sql(f"drop database {world.database}")
+    world.cluster.sql(f"alter database {world.database}_old rename to {world.database}")
+    assert world.lost() == ({lost}, set())
+
+
+def test_nothing_is_proven_while_a_folder_cannot_be_listed(
+    world: DocumentWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that is being committed may refer to what lies there."""
+    is_closed = threading.Event()
+    is_closed.set()
+
+    def opened(root: int, path: bytes) -> AbstractContextManager[int]:
+        if path == b"ff" and is_closed.is_set():
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return open_below(root, path)
+
+    monkeypatch.setattr(documentstreamfolders, "open_below", opened)
+    world.upload(b"first")
+    (world.filestore.folder / "ff").mkdir()
+    with world.capture() as running:
+        running.wait(lambda s: s.state is DocumentPhase.STALLED and s.stored == 1, "told")
+        before = len(running.states)
+        running.wait(lambda _: len(running.states) > before + 5, "rounds")
+        assert running.state.durable_server_time is None
+        assert not any(item.is_whole for item in world.sets())
+        is_closed.clear()
+        running.wait_whole()
+
+
+def test_the_last_round_proves_the_position_though_rows_only_went(world: DocumentWorld) -> None:
+    world.upload(b"one")
+    with world.capture(settings=replace(world.settings, idle_interval=timedelta(seconds=60))) as running:
+        running.wait(lambda s: s.state is DocumentPhase.STREAMING, "streaming")
+        world.sql("delete from ir_attachment")
+        deleted = Lsn.parse(str(world.cluster.value("select pg_current_wal_flush_lsn()")))
+        running.wait_whole()
+    assert [item.is_whole and item.position.lsn >= deleted for item in world.sets()] == [False, True]

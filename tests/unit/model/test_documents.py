@@ -50,11 +50,22 @@ def test_a_position_counts_more_than_a_clock_that_was_set_back() -> None:
     assert covered(taken(seconds=-3600, lsn=1001)).behind_seconds == 0
 
 
-def test_a_position_of_another_history_proves_nothing() -> None:
-    assert covered(taken(seconds=-60, lsn=5000, timeline=2)).behind_seconds == 60
-    foreign = taken(seconds=-60, lsn=5000)
+def test_a_look_at_another_cluster_or_at_a_newer_branch_proves_nothing() -> None:
+    """Production was put back: its rows of today say nothing of documents filed on the branch that was left."""
+    assert covered(taken(seconds=60, lsn=5000, timeline=2)).newest is None
+    foreign = taken(seconds=60, lsn=5000)
     foreign = replace(foreign, position=replace(foreign.position, system_id=SystemId("8")))
-    assert covered(foreign).behind_seconds == 60
+    assert covered(foreign).newest is None
+
+
+def test_of_an_older_timeline_only_what_lies_before_the_rows_counts() -> None:
+    rows = replace(ROWS, timeline=Timeline(2))
+    before, abandoned = taken(seconds=-60, lsn=900), taken(seconds=60, lsn=1001)
+    assert covered_at([], [before, abandoned], rows).behind_seconds == 60
+
+
+def test_a_clock_that_ran_ahead_is_not_believed_beyond_what_the_store_saw() -> None:
+    assert covered(replace(taken(seconds=3600, lsn=900), stored_at=NOON - timedelta(seconds=30))).behind_seconds == 30
 
 
 def test_a_set_that_compared_nothing_proves_nothing() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -13,11 +15,14 @@ from drservice.model.documents import DocumentPart, DocumentPosition, StoredSet,
 from drservice.model.ids import SystemId
 from drservice.model.wal import Lsn, Timeline
 from drservice.objectstore.interface import Body
+from drservice.objectstore.memory import MemoryStore
 from drservice.repository import documentsets
 from drservice.repository.documentsets import DocumentSets, cut
 from drservice.repository.envelope import Trust
 from drservice.repository.keys import DataKey, Identities
+from tests.doubles.clock import ManualClock
 from tests.doubles.repositories import SYSTEM_ID, Site, new_host, noise, trusted
+from tests.doubles.stores import SlowStore
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -236,3 +241,33 @@ def test_sets_are_asked_nearest_first(writer: Writer) -> None:
         made[0].id,
     ]
     assert [item.id for item in nearest_sets(made, None)] == [item.id for item in reversed(made)]
+
+
+def test_the_newest_set_is_the_one_that_the_store_received_last(tmp_path: Path) -> None:
+    """The writer's clock was a year ahead for a moment, and so was the server's."""
+    stores, writers = ManualClock(NOON), ManualClock(NOON)
+    site = replace(Site.create(tmp_path, store=MemoryStore(clock=stores)), clock=writers)
+    writer = Writer(site)
+    writers.jump(365 * 86400)
+    ahead = writer.put(b"one", seconds=365 * 86400)
+    writers.jump(-365 * 86400)
+    stores.pass_seconds(61)
+    later = writer.put(b"two", seconds=60)
+    assert ahead.id > later.id
+    newest = writer.sets.newest()
+    assert newest is not None
+    assert (newest.id, newest.looked_at) == (later.id, NOON + timedelta(seconds=60))
+    assert {item.id: item.looked_at for item in writer.sets.listing().sets}[ahead.id] == NOON
+
+
+def test_sets_from_before_an_instant_are_left_out_unread(tmp_path: Path) -> None:
+    stores = ManualClock(NOON)
+    site = Site.create(tmp_path, store=MemoryStore(clock=stores))
+    Writer(site).put(b"one")
+    stores.pass_seconds(60)
+    new = Writer(site).put(b"two", seconds=60)
+    reads: list[str] = []
+    store = SlowStore(site.store, wait=reads.append)
+    listing = site.repository(store=store).document_sets(site.scope).listing(since=NOON + timedelta(seconds=30))
+    assert [item.id for item in listing.sets] == [new.id]
+    assert reads.count("read") == 1
