@@ -191,6 +191,7 @@ class _Streamer:
         self._watch = FolderWatch(os.fspath(component.path), clock=context.clock)
         self._known = Names()
         self._known_at = float("-inf")
+        self._known_wall: datetime | None = None
         self._stamp: tuple[int, int] | None = None
         self._seen: View | None = None
         """At which look all rows were compared; ``None``: they are to be compared anew."""
@@ -282,14 +283,16 @@ class _Streamer:
         """Read what is known to be stored: at the beginning, after each pass, and now and then."""
         context = self._context
         stamp = cache_stamp(context.state_dir, self._scope)
-        now = context.clock.monotonic()
-        if stamp == self._stamp and now - self._known_at < _AFRESH_SECONDS:
+        now, wall = context.clock.monotonic(), context.clock.now()
+        # A machine that slept, or was put back to life from a copy of its memory, knows it by the other clock alone.
+        slept = abs((wall - self._known_wall).total_seconds()) if self._known_wall is not None else 0.0
+        if stamp == self._stamp and max(now - self._known_at, slept) < _AFRESH_SECONDS:
             return
         known = read_known(context.repository, self._scope, context.state_dir, self._journal)
         telemetry.info("documents known to be stored", documents=len(known.names), relied_on=known.pass_id)
         if known.problem is not None:
             telemetry.warning("documents are stored once more", problem=known.problem)
-        self._known, self._known_at, self._stamp = known.names, now, stamp
+        self._known, self._known_at, self._known_wall, self._stamp = known.names, now, wall, stamp
         self._seen = None
         self._watch.reset()
 

@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from drservice.clock import SystemClock
 from drservice.errors import BusyError, StoreUnreachableError
 from drservice.model.wal import Lsn
 from drservice.operations import documentstream, documentstreamfolders
@@ -442,3 +443,26 @@ def test_the_last_round_proves_the_position_though_rows_only_went(world: Documen
         deleted = Lsn.parse(str(world.cluster.value("select pg_current_wal_flush_lsn()")))
         running.wait_whole()
     assert [item.is_whole and item.position.lsn >= deleted for item in world.sets()] == [False, True]
+
+
+def test_a_machine_that_slept_asks_again_what_is_stored(world: DocumentWorld) -> None:
+    """Retention may have let go meanwhile what it relies on; its steady clock stood still."""
+    clock = _SleepyClock()
+    world.filestore.site = replace(world.filestore.site, clock=clock)
+    name = world.upload(b"stored, and let go while the machine slept")
+    with world.capture() as running:
+        running.wait_whole()
+        for item in world.sets():
+            world.filestore.site.store.delete(item.key)
+        clock.slept = timedelta(hours=7)
+        running.wait_stored(2)
+    assert set(world.stored()) == {name}
+
+
+class _SleepyClock(SystemClock):
+    """Its time of day goes on while the machine sleeps."""
+
+    slept = timedelta(0)
+
+    def now(self) -> datetime:
+        return super().now() + self.slept
