@@ -199,6 +199,7 @@ class _Streamer:
         self._rows_at = float("-inf")
         self._rows_seconds = 0.0
         self._folders_changed = False
+        self._has_table = True
         self._doubts: dict[str, _Doubt] = {}
         self._retried_at = float("-inf")
         self._previous: str | None = None
@@ -264,7 +265,8 @@ class _Streamer:
         asked = Names()
         with looking(self._database.production_dsn, self._component.database) as rows:
             self._note_history(rows)
-            is_compared = self._ask(rows, asked)
+            is_compared = self._ask(rows, asked) and rows.has_table
+            self._has_table = rows.has_table
             self._note_referred(rows.still(list(self._doubts)))
         self.state = replace(self.state, server_time=rows.position.server_time)
         found = _Round(position=rows.position, snapshot=rows.view.snapshot)
@@ -501,6 +503,12 @@ class _Streamer:
             problem = DocumentsUnreadableError(
                 f"{len(unreadable)} documents or folders cannot be read, {self._component.path}/{name}: {reason}",
                 hint="Let the user of this process read them; it is the owner of the filestore as a rule.",
+            )
+            self._say(DocumentPhase.STALLED, problem.message, problem.hint)
+        elif not self._has_table:
+            problem = DocumentsUnreadableError(
+                f"database {self._component.database} has no table ir_attachment: no row says which documents it needs",
+                hint="Is database of the component the one that Odoo uses? Files are stored; nothing is proven.",
             )
             self._say(DocumentPhase.STALLED, problem.message, problem.hint)
         elif self.state.durable_server_time is None:

@@ -25,7 +25,7 @@ from drservice.repository import documentsets
 from drservice.repository.descent import open_below
 from drservice.repository.keys import Identities
 from tests.doubles.cluster import Cluster, ClusterMaker
-from tests.doubles.documentworlds import DocumentWorld
+from tests.doubles.documentworlds import TABLE, DocumentWorld
 from tests.doubles.filestores import name_of
 from tests.doubles.repositories import noise
 from tests.doubles.stores import SlowStore
@@ -457,6 +457,18 @@ def test_a_machine_that_slept_asks_again_what_is_stored(world: DocumentWorld) ->
         clock.slept = timedelta(hours=7)
         running.wait_stored(2)
     assert set(world.stored()) == {name}
+
+
+def test_a_database_without_attachments_proves_nothing_and_is_told(world: DocumentWorld) -> None:
+    """It may be the wrong one: nobody would miss a document in it."""
+    world.filestore.add(b"an invoice")
+    world.sql("drop table ir_attachment")
+    with world.capture() as running:
+        told = running.wait(lambda s: s.state is DocumentPhase.STALLED and s.stored == 1, "told")
+        assert "no table ir_attachment" in (told.problem or "")
+        assert not any(item.is_whole for item in world.sets())
+        world.sql(TABLE)
+        running.wait(lambda s: s.state is DocumentPhase.STREAMING, "streaming")
 
 
 class _SleepyClock(SystemClock):

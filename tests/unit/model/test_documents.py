@@ -52,7 +52,7 @@ def test_a_position_counts_more_than_a_clock_that_was_set_back() -> None:
 
 def test_a_look_at_another_cluster_or_at_a_newer_branch_proves_nothing() -> None:
     """Production was put back: its rows of today say nothing of documents filed on the branch that was left."""
-    assert covered(taken(seconds=60, lsn=5000, timeline=2)).newest is None
+    assert covered(taken(seconds=60, lsn=900, timeline=2)).newest is None
     foreign = taken(seconds=60, lsn=5000)
     foreign = replace(foreign, position=replace(foreign.position, system_id=SystemId("8")))
     assert covered(foreign).newest is None
