@@ -12,9 +12,6 @@ _SHOWN = 10
 def neutralized_lines(result: RestoreResult) -> Iterator[str]:
     """Tell what was done to each database, loudly that it is no production any more, and what was not done."""
     for item in result.neutralized:
-        if not item.is_odoo:
-            yield f"  not neutralized: {item.database} has no tables of Odoo's"
-            continue
         yield (
             f"  NEUTRALIZED: {item.database} is a copy that must never become production:"
             f" scripts of {len(item.scripts)} modules, then what they left"

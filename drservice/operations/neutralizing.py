@@ -20,7 +20,7 @@ from drservice.components.odoo.gathering import read_modules
 from drservice.components.odoo.modules import INSTALLED, ModuleRecord, ModuleScript, modules_record
 from drservice.components.odoo.neutralize import apply_all
 from drservice.components.odoo.schema import OdooSchema, pinned, read_schema
-from drservice.components.postgres.asking import Asking, asking
+from drservice.components.postgres.asking import Asking, asking, cut_after
 from drservice.components.postgres.connection import Session, connect
 from drservice.components.postgres.recovery import TargetAction
 from drservice.environments.interface import Environment
@@ -134,6 +134,8 @@ def neutralize_service(
                 directory=request.cluster_directory,
             )
         )
+        if request.neutralize:  # said by a person; a drill tells it in its checks
+            require_odoo(done[-1])
     if any(item.is_odoo for item in done):
         others = _others(copy, {item.database for item in done})
         done = [replace(item, other_databases=others) for item in done]
@@ -169,17 +171,16 @@ def neutralize_environment(
         PostgresError: the server does not answer.
     """
     environment, clock = copy.environment, copy.clock
-    with _inside(copy, database) as session:
+    with _inside(copy, database) as session, cut_after(session, _QUESTION_SECONDS):
+        # A database may have set a search path in which the catalogue is something else.
+        session.row("select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false)")
         (owner,) = session.rows(_OWNER_SQL) or [(None, False)]
-    with asking(
-        environment.dsn, seconds=_QUESTION_SECONDS, database=database, application_name="drservice neutralize"
-    ) as source:
+    with _asking(environment, database) as source:
         schema = read_schema(source)
         if not schema.is_odoo:
             return Neutralized(component=component, database=database, is_odoo=False)
-        with pinned(source):
-            installed = {name for name, item in read_modules(source).items() if item.state in INSTALLED}
-            actions = _http_actions(schema, source)
+        installed = {name for name, item in read_modules(source).items() if item.state in INSTALLED}
+        actions = _http_actions(schema, source)
     role, may_log_in = owner
     if role is None or not may_log_in:
         raise NeutralizeError(
@@ -208,11 +209,21 @@ def neutralize_environment(
     )
 
 
+def require_odoo(done: Neutralized) -> None:
+    """Refuse to call a restore neutralized where there was nothing to neutralize.
+
+    Raises:
+        NeutralizeError: the database has no tables of Odoo's.
+    """
+    if not done.is_odoo:
+        raise NeutralizeError(
+            f"{done.database} has no tables of Odoo's, and nothing was neutralized",
+            hint=f"Correct `database` of {done.component}, or restore without --neutralize.",
+        )
+
+
 def _require_done(environment: Environment, database: str, mark: str) -> None:
-    environment.require_own_socket()
-    with asking(
-        environment.dsn, seconds=_QUESTION_SECONDS, database=database, application_name="drservice neutralize"
-    ) as source:
+    with _asking(environment, database) as source:
         left = [*ask_everything_left(source, database)]
         if not bears_mark(source, mark):
             left.append("it does not bear the mark")
@@ -267,18 +278,27 @@ def _scripts(
 def _others(copy: Copy, done: set[str]) -> tuple[str, ...]:
     """Return the other databases of Odoo's in the cluster."""
     environment = copy.environment
-    environment.require_own_socket()
-    with asking(environment.dsn, seconds=_QUESTION_SECONDS, application_name="drservice neutralize") as source:
+    with _asking(environment, None) as source:
         names = [name for (name,) in source.scan(_DATABASES_SQL) if name is not None and name not in done]
     found = []
     for name in names:
-        environment.require_own_socket()
-        with asking(
-            environment.dsn, seconds=_QUESTION_SECONDS, database=name, application_name="drservice neutralize"
-        ) as source:
+        with _asking(environment, name) as source:
             if read_schema(source).is_odoo:
                 found.append(spoken_name(name))
     return tuple(found)
+
+
+@contextmanager
+def _asking(environment: Environment, database: str | None) -> Iterator[Asking]:
+    """Ask with no schema in sight but the catalogue, whatever the database has set for those who connect."""
+    environment.require_own_socket()
+    with (
+        asking(
+            environment.dsn, seconds=_QUESTION_SECONDS, database=database, application_name="drservice neutralize"
+        ) as source,
+        pinned(source),
+    ):
+        yield source
 
 
 @contextmanager
@@ -295,22 +315,29 @@ def _inside(copy: Copy, database: str, *, user: str | None = None) -> Iterator[S
     environment.require_own_socket()
     dsn = environment.dsn if user is None else f"{environment.dsn} user={_quoted(user)}"
     with connect(dsn, application_name="drservice neutralize", database=database) as session:
-        pid = session.listener_pid()
-        if pid not in {item.pid for item in processes_of(environment.describe().path)}:
-            raise IsolationError(
-                f"process {pid} listens at the other end, which does not live in {environment.id}",
-                hint="Something replaced the environment's socket. Nothing was changed; destroy this environment.",
-            )
-        if user is None:
-            system_id, folder, recovering = session.row(
-                "select system_identifier::text, pg_catalog.current_setting('data_directory'),"
-                " pg_catalog.pg_is_in_recovery() from pg_catalog.pg_control_system()"
-            )
-            if system_id != str(copy.system_id) or folder != _DATA_INSIDE:
-                raise IsolationError(f"it is cluster {system_id} in {folder}, not the one that was recovered here")
-            if recovering:
-                raise NeutralizeError(f"the server in {environment.id} is in recovery, and cannot be changed")
+        with cut_after(session, _QUESTION_SECONDS):
+            _require_inside(session, copy, is_superuser=user is None)
         yield session
+
+
+def _require_inside(session: Session, copy: Copy, *, is_superuser: bool) -> None:
+    environment = copy.environment
+    pid = session.listener_pid()
+    if pid not in {item.pid for item in processes_of(environment.describe().path)}:
+        raise IsolationError(
+            f"process {pid} listens at the other end, which does not live in {environment.id}",
+            hint="Something replaced the environment's socket. Nothing was changed; destroy this environment.",
+        )
+    if not is_superuser:
+        return
+    system_id, folder, recovering = session.row(
+        "select system_identifier::pg_catalog.text, pg_catalog.current_setting('data_directory'),"
+        " pg_catalog.pg_is_in_recovery() from pg_catalog.pg_control_system()"
+    )
+    if system_id != str(copy.system_id) or folder != _DATA_INSIDE:
+        raise IsolationError(f"it is cluster {system_id} in {folder}, not the one that was recovered here")
+    if recovering:
+        raise NeutralizeError(f"the server in {environment.id} is in recovery, and cannot be changed")
 
 
 def _quoted(value: str) -> str:

@@ -39,24 +39,25 @@ def read_scripts(service: Service, component: FilesSettings) -> tuple[Mapping[st
     return {ATTACHMENT: encode_modules_record(record)}, (*absent, *record.notes())
 
 
-def require_production(service: Service, component: FilesSettings) -> None:
-    """Refuse to back up a neutralized copy as if it were production.
+def require_production(service: Service, component: FilesSettings) -> tuple[str, ...]:
+    """Refuse to back up a neutralized copy as if it were production; return what nobody could tell, as notes.
 
-    A database that cannot be asked is no reason: its backup says so itself.
+    A database that cannot be asked is no reason to have no backup.
 
     Raises:
         NeutralizedSourceError: it bears the mark.
     """
     if component.kind is not FilesKind.ODOO_FILESTORE:
-        return
+        return ()
     try:
         marks = read_marks(service, component)
-    except PostgresError:
-        return  # the cluster's own capture, or the reading of the rows, tells the same problem
+    except PostgresError as error:
+        return (f"nobody could tell whether {component.database} is a neutralized copy: {error.message}",)
     if MARK_KEY in marks:
         raise NeutralizedSourceError(
             f"{component.database} is a neutralized copy, made in environment {marks[MARK_KEY][:60]}"
         )
+    return ()
 
 
 def accidentally_neutralized(marks: Mapping[str, str]) -> str | None:

@@ -181,9 +181,10 @@ def backup_service(
     else:
         databases, files = service.databases(), service.files()
     clusters = {item.name for item in databases}
+    unsaid: list[str] = []
     for followed in service.files():  # a cluster's own snapshot is of a database that somebody's documents follow, too
         if isinstance(followed, FilesSettings) and (followed in files or followed.follows in clusters):
-            require_production(service, followed)
+            unsaid += require_production(service, followed)
     baselines, notes = _measure(context, service, databases) if only is None else ({}, ())
     captured: list[BackupResult] = []
     for cluster in databases:
@@ -199,7 +200,7 @@ def backup_service(
         point=point,
         databases=tuple(captured),
         files=tuple(folders),
-        notes=notes,
+        notes=(*unsaid, *notes),
         started_at=started_at,
         ended_at=context.clock.now(),
     )

@@ -260,6 +260,9 @@ def test_a_neutralized_database_is_no_source_and_production_neutralized_by_accid
         odoo.plant.sql("insert into ir_config_parameter (key, value) values ('drservice.neutralized', 'X of noon')")
         refused = odoo.plant.estate.refusal("backup", SERVICE, status=1)
         assert refused["code"] == "DR782"
+        for alone in ("database", "documents"):
+            refused = odoo.plant.estate.refusal("backup", SERVICE, "--component", alone, status=1)
+            assert refused["code"] == "DR782"
     finally:
         odoo.plant.sql(
             "delete from ir_config_parameter where key in ('database.is_neutralized', 'drservice.neutralized')"

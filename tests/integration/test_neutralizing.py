@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import psycopg
 import pytest
@@ -23,7 +23,7 @@ from drservice.components.odoo.modules import ModuleRecord, ModuleScript
 from drservice.components.odoo.neutralize import Applied, apply_all
 from drservice.components.odoo.schema import read_schema
 from drservice.components.postgres.asking import asking
-from drservice.components.postgres.connection import Session, connect
+from drservice.components.postgres.connection import connect
 from drservice.components.postgres.server import find_programs
 from drservice.environments.interface import Environment
 from drservice.environments.marks import is_marked, is_marked_directory
@@ -281,6 +281,57 @@ def test_a_trigger_that_waits_for_ever_is_cut(kept: Erp, table: str) -> None:
     assert not kept.sql("select 1 from ir_config_parameter where key = 'drservice.neutralized'")
 
 
+def stand_in(erp: Erp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Copy:
+    """Let the test cluster stand for the server inside; the proof that it is that one has a test of its own."""
+    place = cast("Environment", Place(path=tmp_path / INSIDE, dsn=erp.cluster.dsn(erp.database)))
+    (tmp_path / INSIDE).mkdir()
+    system = SystemId(str(erp.cluster.value("select system_identifier::text from pg_control_system()")))
+    monkeypatch.setattr(neutralizing, "_require_inside", Mock())
+    return Copy(environment=place, system_id=system, clock=SystemClock())
+
+
+def test_a_database_that_hides_its_tables_from_whoever_connects_is_neutralized_all_the_same(
+    erp: Erp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its search path puts views of its own before the catalogue, in which nothing of Odoo's is to be seen."""
+    copy = stand_in(erp, tmp_path, monkeypatch)
+    erp.sql(
+        "create schema evil; grant usage on schema evil to public;"
+        " create view evil.pg_class as select * from pg_catalog.pg_class where relname !~ '^(ir|mail|res)_';"
+        " grant select on evil.pg_class to public;"
+        f" alter database {erp.database} set search_path = evil, pg_catalog, public"
+    )
+    assert neutralize_environment(copy, erp.database, None, component=DOCS).is_odoo
+    assert erp.sql("select count(*) from public.ir_cron where active") == [(1,)]
+
+
+def test_an_operator_of_the_database_that_waits_for_ever_is_not_used(
+    erp: Erp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = stand_in(erp, tmp_path, monkeypatch)
+    erp.sql(
+        "create schema evil; grant usage on schema evil to public;"
+        " create function evil.wait(name, name) returns boolean language plpgsql"
+        " as $$begin perform pg_catalog.pg_sleep(30); return false; end$$;"
+        " create operator evil.= (leftarg = name, rightarg = name, function = evil.wait);"
+        f" alter database {erp.database} set search_path = evil, pg_catalog, public"
+    )
+    began = time.monotonic()
+    assert neutralize_environment(copy, erp.database, None, component=DOCS).is_odoo
+    assert time.monotonic() - began < 15
+
+
+def test_where_it_was_asked_for_and_there_is_nothing_of_odoo_the_restore_fails(
+    erp: Erp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = stand_in(erp, tmp_path, monkeypatch)
+    erp.sql("drop table ir_module_module")
+    done = neutralize_environment(copy, erp.database, None, component=DOCS)
+    assert not done.is_odoo
+    with pytest.raises(NeutralizeError, match="no tables of Odoo's"):
+        neutralizing.require_odoo(done)
+
+
 @pytest.mark.parametrize(
     ("table", "told"),
     [("ir_cron", "scheduled actions are active"), ("ir_config_parameter", "does not bear the mark")],
@@ -289,24 +340,12 @@ def test_what_a_trigger_of_the_database_undoes_is_no_neutralized_copy(
     erp: Erp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, told: str
 ) -> None:
     """No statement fails, and each says that it changed rows or had none to change."""
-    place = cast("Environment", Place(path=tmp_path / INSIDE, dsn=erp.cluster.dsn(erp.database)))
-    (tmp_path / INSIDE).mkdir()
+    copy = stand_in(erp, tmp_path, monkeypatch)
     (tmp_path / "copy").mkdir()
-    system = SystemId(str(erp.cluster.value("select system_identifier::text from pg_control_system()")))
-
-    @contextmanager
-    def here(copy: Copy, database: str, *, user: str | None = None) -> Iterator[Session]:
-        """Stand for the proof that it is the server inside, which has a test of its own."""
-        assert copy.environment is place
-        with connect(erp.cluster.dsn(database, user or "postgres")) as session:
-            yield session
-
-    monkeypatch.setattr(neutralizing, "_inside", here)
     erp.sql(
         "create function undo() returns trigger language plpgsql as 'begin return null; end';"
         f"create trigger undo before insert or update on {table} for each row execute function undo();"
     )
-    copy = Copy(environment=place, system_id=system, clock=SystemClock())
     with pytest.raises(NeutralizeError, match=told):
         neutralize_environment(copy, erp.database, None, component=DOCS, directory=tmp_path / "copy")
     assert is_marked(tmp_path / INSIDE)
