@@ -433,11 +433,17 @@ class _Stream:
             self._say(collector, now)
 
     def _is_primary(self, timeline: Timeline) -> bool:
-        """Tell whether the server is known to be no standby; one that is follows whoever was promoted by itself."""
+        """Tell whether the server is known to be the primary of this timeline since the connection began.
+
+        One that was promoted sends its past, too: the timelines it left are not its own any more. A standby follows
+        whoever was promoted by itself.
+        """
+        if self._identity.timeline != timeline:
+            return False
+        if self._identity.in_recovery is not None:
+            return not self._identity.in_recovery
         facts = self._watch.facts
-        if facts is not None and facts.in_recovery is not None:
-            return not facts.in_recovery
-        return self._identity.in_recovery is False and self._identity.timeline == timeline
+        return facts is not None and facts.in_recovery is False
 
     def _failed(self, item: Upload, problem: DrError) -> None:
         if isinstance(item, Pairs):

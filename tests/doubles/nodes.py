@@ -27,6 +27,7 @@ from drservice.jobs.queue import Queue
 from drservice.model.points import RecoveryPoint
 from drservice.model.runs import RunKind, RunState
 from drservice.model.snapshot import SnapshotRecord
+from drservice.operations.walsocket import socket_path
 from tests.doubles.cluster import Cluster, ClusterMaker
 from tests.doubles.estate import SERVICE, TempEstate, wait_for
 
@@ -108,6 +109,10 @@ class NodeBench:
         )
         Queue(bench.database).install()
         bench.configure(**changes)
+        # A node's WAL helper would carry WAL past the gate as soon as it is there: nothing can listen at its place.
+        place = socket_path(estate.state, estate.parts()[0].name, estate.parts()[1].name)
+        place.parent.mkdir(exist_ok=True)
+        place.touch()
         return bench
 
     # --- configuration ---------------------------------------------------------------------------------------
