@@ -348,7 +348,8 @@ def test_a_program_that_postgres_cannot_run_is_told_at_once(tmp_path: Path) -> N
     assert_nothing_left(folder_in(done.stderr))
 
 
-@pytest.mark.parametrize("component", ["database", pytest.param("configuration", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("component", ["database", "configuration"])
 def test_a_damaged_repository_fails_the_demo(component: str) -> None:
     process = start_demo("--short")
     told: list[str] = []
