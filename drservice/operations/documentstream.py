@@ -123,6 +123,10 @@ class _StoppedError(Exception):
     """The capture has to end in the middle of a round."""
 
 
+class _AgedError(Exception):
+    """A round has lasted so long that what it takes for stored may not be any more."""
+
+
 class _Kind(Enum):
     """What is wrong with a document."""
 
@@ -242,6 +246,8 @@ class _Streamer:
             except _StoppedError:
                 telemetry.warning("stopped with documents that are not stored; they wait in the filestore")
                 break
+            except _AgedError:
+                telemetry.info("asked again what is stored; the round goes on", stored=self.state.stored)
             except (DrError, OSError) as error:
                 self._fail(error)
                 pause = max(interval, min(pause * 2, _MOST_PAUSE_SECONDS))
@@ -256,7 +262,7 @@ class _Streamer:
         """Look once, and store what is new.
 
         Raises:
-            _StoppedError: it has to end; what is not stored is found again.
+            _StoppedError, _AgedError: it has to end; what is not stored is found again.
             DrError, OSError: it has to be made again.
         """
         clock = self._context.clock
@@ -411,10 +417,14 @@ class _Streamer:
             found.complete.append(name)
 
     def _require_time(self, found: _Round) -> None:
-        """End a round that goes on for too long after it was told to stop; what it has read is stored."""
+        """End a round that goes on for too long, before or after it was told to stop; what it has read is stored."""
+        now = self._context.clock.monotonic()
+        if now - self._known_at >= _AFRESH_SECONDS:
+            if found.complete:
+                self._put(found)
+            raise _AgedError
         if not self._stop.is_set():
             return
-        now = self._context.clock.monotonic()
         self._ends_at = self._ends_at or now + _DRAIN_SECONDS
         if now > self._ends_at:
             if found.complete:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from drservice.errors import BusyError, StoreUnreachableError
 from drservice.model.wal import Lsn
 from drservice.operations import documentstream, documentstreamfolders
 from drservice.operations.documentstate import DocumentPhase, is_alive, read_state
-from drservice.operations.documentstreamnames import journal_of
+from drservice.operations.documentstreamnames import Known, journal_of, read_known
 from drservice.repository import documentsets
 from drservice.repository.descent import open_below
 from drservice.repository.keys import Identities
@@ -469,6 +470,28 @@ def test_a_database_without_attachments_proves_nothing_and_is_told(world: Docume
         assert not any(item.is_whole for item in world.sets())
         world.sql(TABLE)
         running.wait(lambda s: s.state is DocumentPhase.STREAMING, "streaming")
+
+
+def test_a_round_that_lasts_too_long_asks_again_what_is_stored(
+    world: DocumentWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retention lets go what no writer may rely on after a day; a first capture over a slow line takes longer."""
+    monkeypatch.setattr(documentstream, "_AFRESH_SECONDS", 0.4)
+    monkeypatch.setattr(documentstream, "MAX_DOCUMENTS", 1)
+    asked: list[int] = []
+
+    def known(*arguments: Any) -> Known:
+        asked.append(len(world.archive.stored()))
+        return read_known(*arguments)
+
+    monkeypatch.setattr(documentstream, "read_known", known)
+    names = {world.upload(noise(100, seed=number)) for number in range(8)}
+    store = SlowStore(world.filestore.site.store, wait=lambda what: time.sleep(0.15 * (what == "create")))
+    with world.capture(store=store) as running:
+        running.wait_stored(8)
+    assert any(0 < stored < 8 for stored in asked)
+    assert set(world.stored()) == names
+    assert sum(item.documents for item in world.sets()) == 8, "no document is stored twice"
 
 
 class _SleepyClock(SystemClock):
