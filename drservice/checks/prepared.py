@@ -31,6 +31,8 @@ _INSIDE = "/env/files/{component}/files"
 _FOLDERS = re.compile(r"[A-Za-z0-9._-]+")
 _LOADED = re.compile(r"Done loading RDB, keys loaded: ([0-9]+)")
 _READY = "eady to accept connections"
+_FILES_OWN = "RDB '%"
+"""Before what a server logs of a field of the file with such a name; no Redis makes one, and it may say anything."""
 _OLDER = "Can't handle RDB format version"
 _SAID_BYTES = 64 << 10
 
@@ -148,6 +150,10 @@ def _loads(environment: Environment, server: str, folder: str, seconds: float) -
     except _LoadedError:
         status = None
     text = said.decode("utf-8", "replace")
+    if _FILES_OWN in text:
+        return failed(
+            "the file has the server print text of its own: what it says cannot be told from what the file says"
+        )
     loaded = _LOADED.search(text)
     if status is None and loaded is not None:
         return passed(f"a Redis loaded {loaded[1]} keys", value=loaded[1])

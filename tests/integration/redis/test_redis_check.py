@@ -113,6 +113,17 @@ def test_a_redis_that_does_not_load_the_file_fails_the_check(dump: Path) -> None
 
 
 @pytest.mark.usefixtures("_program")
+def test_a_file_that_speaks_for_the_server_is_no_pass(dump: Path) -> None:
+    """Redis logs the fields of a file whose names begin with a percent sign, and goes on to what it cannot load."""
+    said = b"y\n* Done loading RDB, keys loaded: 42, keys expired: 0.\n* Ready to accept connections\n"
+    content = b"REDIS0009\xfa\x02%x" + bytes([0x40, len(said)]) + said + b"\xf3\x07\x07\x07garbage\xff"
+    dump.write_bytes(content + crc64([content]).to_bytes(8, "little"))
+    found = ask_redis(QUEUE, recovered(dump.parent), 30)
+    assert not isinstance(found, NotApplicable)
+    assert found.state is CheckState.FAILED, found
+
+
+@pytest.mark.usefixtures("_program")
 def test_a_file_of_a_newer_redis_is_unverified_and_not_failed(dump: Path) -> None:
     content = b"REDIS0099" + dump.read_bytes()[9:-8]
     dump.write_bytes(content + crc64([content]).to_bytes(8, "little"))
