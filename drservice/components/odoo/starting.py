@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from drservice.errors import UnansweredError
 from drservice.model.estate import OdooProgram
 from drservice.model.ids import ComponentName
 
@@ -65,7 +66,11 @@ def odoo_places(component: ComponentName, program: OdooProgram, addons: Sequence
 
 
 def configuration(places: OdooPlaces, *, database: str, owner: str, options: Mapping[str, str]) -> str:
-    """Return Odoo's configuration file: what is ours comes last and cannot be overridden by ``options``."""
+    """Return Odoo's configuration file: what is ours comes last and cannot be overridden by ``options``.
+
+    Raises:
+        UnansweredError: a name does not fit into one line.
+    """
     own = {
         "addons_path": ",".join(map(str, places.addons)),
         "data_dir": DATA,
@@ -87,6 +92,10 @@ def configuration(places: OdooPlaces, *, database: str, owner: str, options: Map
     if not places.addons:
         del own["addons_path"]  # without one Odoo takes those beside its own packages
     lines = [f"{name} = {text}" for name, text in {**options, **own}.items()]
+    # A recovered database may call its owner anything, also a line with an option that names a program.
+    unfit = next((name for name, text in own.items() if not text.isprintable()), None)
+    if unfit is not None:
+        raise UnansweredError(f"{unfit} has a name that no line of Odoo's configuration can hold")
     return "\n".join(["[options]", *lines]) + "\n"
 
 
