@@ -24,6 +24,7 @@ from drservice.errors import BusyError, DocumentsUnreadableError, DrError
 from drservice.model.documents import DocumentPart, DocumentPosition
 from drservice.model.estate import FilesSettings, PostgresSettings
 from drservice.model.ids import ComponentName, ServiceName
+from drservice.model.wal import Lsn
 from drservice.operations.documentstate import DocumentPhase, DocumentState, lock_path, write_state
 from drservice.operations.documentstreamfolders import Filestore, FolderWatch, WrongContentError, is_gone
 from drservice.operations.documentstreamnames import (
@@ -158,8 +159,6 @@ class _Round:
     """What one round has read and not stored."""
 
     position: DocumentPosition
-    snapshot: str
-    """Of the rows."""
     parts: list[DocumentPart] = field(default_factory=list)
     bytes: int = 0
     complete: list[str] = field(default_factory=list)
@@ -208,7 +207,7 @@ class _Streamer:
         self._retried_at = float("-inf")
         self._previous: str | None = None
         self._proved_at = float("-inf")
-        self._proved: str | None = None
+        self._proved: Lsn | None = None
         self._owes_proof = True
         self._ends_at: float | None = None
         self._is_unwritable = False
@@ -275,7 +274,7 @@ class _Streamer:
             self._has_table = rows.has_table
             self._note_referred(rows.still(list(self._doubts)))
         self.state = replace(self.state, server_time=rows.position.server_time)
-        found = _Round(position=rows.position, snapshot=rows.view.snapshot)
+        found = _Round(position=rows.position)
         try:
             with self._watch.opened() as filestore:
                 self._folders_changed = self._store_found(filestore, asked, found)
@@ -457,7 +456,7 @@ class _Streamer:
         # The row of a document in a folder that cannot be listed may be committed already and not visible yet.
         is_whole = is_compared and self._undecided() == 0 and not self._watch.unlisted
         now = self._context.clock.monotonic()
-        is_end = self._stop.is_set() and found.snapshot != self._proved  # rows that only went are proved, too
+        is_end = self._stop.is_set() and found.position.lsn != self._proved  # rows that only went are proved, too
         is_due = self._owes_proof or is_end or now - self._proved_at >= self._component.idle_interval.total_seconds()
         if found.parts or decided or (is_whole and is_due):
             self._put(found, lost=decided, is_whole=is_whole)
@@ -484,7 +483,7 @@ class _Streamer:
         self._previous = stored.id
         self._owes_proof = not is_whole
         if is_whole:
-            self._proved_at, self._proved = self._context.clock.monotonic(), found.snapshot
+            self._proved_at, self._proved = self._context.clock.monotonic(), found.position.lsn
         for name in lost:
             self._doubts[name].is_told = True
         complete, found.complete, found.parts, found.bytes = found.complete, [], [], 0

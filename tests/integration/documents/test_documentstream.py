@@ -71,7 +71,7 @@ def test_an_idle_capture_proves_its_position_once_in_an_idle_interval(world: Doc
         running.wait(lambda s: s.state is DocumentPhase.STREAMING, "streaming")
         before = len(running.states)
         running.wait(lambda _: len(running.states) > before + 5, "rounds")
-    assert [(item.documents, item.is_whole) for item in world.sets()] == [(1, True)]
+        assert [(item.documents, item.is_whole) for item in world.sets()] == [(1, True)]
 
 
 def test_what_a_pass_has_is_not_stored_again_by_a_host_without_identity(world: DocumentWorld) -> None:
