@@ -171,17 +171,13 @@ def neutralize_environment(
         PostgresError: the server does not answer.
     """
     environment, clock = copy.environment, copy.clock
-    with _inside(copy, database) as session, cut_after(session, _QUESTION_SECONDS):
-        # A database may have set a search path in which the catalogue is something else.
-        session.row("select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false)")
-        (owner,) = session.rows(_OWNER_SQL) or [(None, False)]
+    role, may_log_in = _owner_of(copy, database)
     with _asking(environment, database) as source:
         schema = read_schema(source)
         if not schema.is_odoo:
             return Neutralized(component=component, database=database, is_odoo=False)
         installed = {name for name, item in read_modules(source).items() if item.state in INSTALLED}
         actions = _http_actions(schema, source)
-    role, may_log_in = owner
     if role is None or not may_log_in:
         raise NeutralizeError(
             f"the owner of Odoo's tables in {database} ({role}) cannot log in, and so cannot run the modules' scripts",
@@ -207,6 +203,15 @@ def neutralize_environment(
         passed_over=applied.passed_over,
         http_actions=actions,
     )
+
+
+def _owner_of(copy: Copy, database: str) -> tuple[str | None, bool]:
+    """Return who owns Odoo's tables, and whether that role may log in; nobody where there are none."""
+    with _inside(copy, database) as session, cut_after(session, _QUESTION_SECONDS):
+        # A database may have set a search path in which the catalogue is something else.
+        session.row("select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false)")
+        ((role, may_log_in),) = session.rows(_OWNER_SQL) or [(None, False)]
+    return role, may_log_in
 
 
 def require_odoo(done: Neutralized) -> None:
