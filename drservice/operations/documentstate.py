@@ -1,25 +1,15 @@
-"""How the capture of a component's documents is, as it says itself: one small file, for those who only look.
-
-It is written beside and renamed: a reader sees one whole state or the one before. A process that was killed leaves its
-last word behind, so :func:`is_alive` is asked before it is believed. Deleting the file harms nothing.
-"""
+"""How the capture of a component's documents is, as it says itself (``livestate``): for those who only look."""
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
 
 from drservice.clock import from_iso, to_iso
-from drservice.errors import FormatError
 from drservice.model.ids import ComponentName, ServiceName
-from drservice.processes import create_private, make_folder, open_private
+from drservice.operations.livestate import Fields, is_held, plain, read_live_state, write_live_state
 
 
 class DocumentPhase(Enum):
@@ -85,17 +75,7 @@ def is_alive(state_dir: Path, service: ServiceName, component: ComponentName) ->
     Raises:
         OSError: the lock cannot be looked at.
     """
-    path = lock_path(state_dir, service, component)
-    if not path.exists():
-        return False
-    file = open_private(path)
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False
+    return is_held(lock_path(state_dir, service, component))
 
 
 def write_state(state_dir: Path, state: DocumentState) -> None:
@@ -104,17 +84,7 @@ def write_state(state_dir: Path, state: DocumentState) -> None:
     Raises:
         OSError: it cannot be written; the one before stays.
     """
-    path = state_path(state_dir, state.service, state.component)
-    make_folder(path.parent)
-    temporary = path.with_suffix(".new")  # one capture of a component lives at a time
-    try:
-        with os.fdopen(create_private(temporary, 0o644), "w", encoding="utf-8") as stream:
-            stream.write(json.dumps(as_document(state)))
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    write_live_state(state_path(state_dir, state.service, state.component), as_document(state))
 
 
 def read_state(state_dir: Path, service: ServiceName, component: ComponentName) -> DocumentState | None:
@@ -124,15 +94,7 @@ def read_state(state_dir: Path, service: ServiceName, component: ComponentName) 
         FormatError: the file is not one that a capture wrote.
         OSError: it cannot be read.
     """
-    path = state_path(state_dir, service, component)
-    try:
-        return _from_document(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise FormatError(
-            f"{path} describes no capture of documents: {error!r}", hint="Remove the file; it is made anew."
-        ) from error
+    return read_live_state(state_path(state_dir, service, component), _from_fields, what="capture of documents")
 
 
 def describe_documents(state: DocumentState) -> str:
@@ -148,57 +110,25 @@ def describe_documents(state: DocumentState) -> str:
 
 def as_document(state: DocumentState) -> dict[str, object]:
     """Return the state as JSON has it."""
-    return {field.name: _plain(getattr(state, field.name)) for field in fields(DocumentState)}
+    return {field.name: plain(getattr(state, field.name)) for field in fields(DocumentState)}
 
 
-def _plain(value: object) -> object:
-    match value:
-        case datetime():
-            return to_iso(value)
-        case Enum():
-            return value.value
-        case _:
-            return value
-
-
-def _from_document(found: Mapping[str, object]) -> DocumentState:
-    def text(name: str) -> str | None:
-        value = found[name]
-        if value is not None and not isinstance(value, str):
-            raise TypeError(name)
-        return value
-
-    def given(name: str) -> str:
-        value = text(name)
-        if value is None:
-            raise TypeError(name)
-        return value
-
-    def number(name: str) -> int:
-        value = found[name]
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(name)
-        return value
-
-    def instant(name: str) -> datetime | None:
-        value = text(name)
-        return None if value is None else from_iso(value)
-
+def _from_fields(found: Fields) -> DocumentState:
     return DocumentState(
-        service=ServiceName(given("service")),
-        component=ComponentName(given("component")),
-        state=DocumentPhase(given("state")),
-        durable_server_time=instant("durable_server_time"),
-        looked_at=instant("looked_at"),
-        server_time=instant("server_time"),
-        pending=number("pending"),
-        missing=number("missing"),
-        corrupt=number("corrupt"),
-        stored=number("stored"),
-        in_database=number("in_database"),
-        not_covered=number("not_covered"),
-        problem=text("problem"),
-        remedy=text("remedy"),
-        pid=number("pid"),
-        updated_at=from_iso(given("updated_at")),
+        service=ServiceName(found.given("service")),
+        component=ComponentName(found.given("component")),
+        state=DocumentPhase(found.given("state")),
+        durable_server_time=found.instant("durable_server_time"),
+        looked_at=found.instant("looked_at"),
+        server_time=found.instant("server_time"),
+        pending=found.count("pending"),
+        missing=found.count("missing"),
+        corrupt=found.count("corrupt"),
+        stored=found.count("stored"),
+        in_database=found.count("in_database"),
+        not_covered=found.count("not_covered"),
+        problem=found.text("problem"),
+        remedy=found.text("remedy"),
+        pid=found.count("pid"),
+        updated_at=from_iso(found.given("updated_at")),
     )

@@ -8,7 +8,6 @@ forgotten only when it is stored: a round that fails is made again, and one that
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,7 +35,7 @@ from drservice.operations.documentstreamnames import (
 )
 from drservice.operations.documentstreamrows import Rows, View, looking
 from drservice.operations.lineage import Lineage
-from drservice.processes import make_folder, open_private
+from drservice.operations.livestate import held_alone
 from drservice.repository.documentsets import MAX_DOCUMENTS, MAX_SET_BYTES
 from drservice.repository.repository import Repository
 
@@ -99,25 +98,12 @@ def only_capture(state_dir: Path, service: ServiceName, component: ComponentName
     Raises:
         BusyError: there is one.
     """
-    path = lock_path(state_dir, service, component)
-    make_folder(path.parent)
-    file = open_private(path)
-    try:
-        deadline = clock.monotonic() + 1.0
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if clock.monotonic() >= deadline:  # somebody who only looks holds it for a moment
-                    raise BusyError(
-                        f"the documents of {service}/{component} are being captured already on this host",
-                        hint="One is enough: a node has one for each filestore, systemd may have another.",
-                    ) from error
-                clock.sleep(0.05)
+    taken = BusyError(
+        f"the documents of {service}/{component} are being captured already on this host",
+        hint="One is enough: a node has one for each filestore, systemd may have another.",
+    )
+    with held_alone(lock_path(state_dir, service, component), clock=clock, taken=taken):
         yield
-    finally:
-        os.close(file)
 
 
 class _StoppedError(Exception):

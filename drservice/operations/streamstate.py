@@ -1,27 +1,16 @@
-"""How a WAL receiver is, as it says itself: one small file of each component, for those who only look.
-
-The receiver writes it beside and renames it, at most four times a second: a reader sees one whole state or the one
-before. A receiver that was killed leaves its last word behind, so :func:`is_alive` is asked before it is believed.
-Deleting the file harms nothing.
-"""
+"""How a WAL receiver is, as it says itself at most four times a second (``livestate``): for those who only look."""
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
 
-from drservice.clock import from_iso, to_iso
-from drservice.errors import FormatError
+from drservice.clock import from_iso
 from drservice.model.ids import ComponentName, ServiceName, SystemId
 from drservice.model.wal import Lsn, Timeline
-from drservice.processes import create_private, make_folder, open_private
+from drservice.operations.livestate import Fields, is_held, plain, read_live_state, write_live_state
 
 STALE_SECONDS = 15.0
 """A receiver that lives and is heard from no more than this long ago is believed: it asks the server each second."""
@@ -108,17 +97,7 @@ def is_alive(state_dir: Path, service: ServiceName, component: ComponentName) ->
     Raises:
         OSError: the lock cannot be looked at.
     """
-    path = lock_path(state_dir, service, component)
-    if not path.exists():
-        return False
-    file = open_private(path)
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False
+    return is_held(lock_path(state_dir, service, component))
 
 
 def write_state(state_dir: Path, state: StreamState) -> None:
@@ -127,17 +106,7 @@ def write_state(state_dir: Path, state: StreamState) -> None:
     Raises:
         OSError: it cannot be written; the one before stays.
     """
-    path = state_path(state_dir, state.service, state.component)
-    make_folder(path.parent)
-    temporary = path.with_suffix(".new")  # one receiver of a component lives at a time
-    try:
-        with os.fdopen(create_private(temporary, 0o644), "w", encoding="utf-8") as stream:
-            stream.write(json.dumps(as_document(state)))
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    write_live_state(state_path(state_dir, state.service, state.component), as_document(state))
 
 
 def read_state(state_dir: Path, service: ServiceName, component: ComponentName) -> StreamState | None:
@@ -147,21 +116,7 @@ def read_state(state_dir: Path, service: ServiceName, component: ComponentName) 
         FormatError: the file is not one that a receiver wrote.
         OSError: it cannot be read.
     """
-    path = state_path(state_dir, service, component)
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise FormatError(
-            f"{path} is unreadable: {error}", hint="Remove the file; the receiver makes it anew."
-        ) from error
-    try:
-        return _from_document(found)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise FormatError(
-            f"{path} describes no receiver: {error!r}", hint="Remove the file; the receiver makes it anew."
-        ) from error
+    return read_live_state(state_path(state_dir, service, component), _from_fields, what="receiver")
 
 
 def describe_stream(state: StreamState) -> str:
@@ -176,66 +131,29 @@ def describe_stream(state: StreamState) -> str:
 
 def as_document(state: StreamState) -> dict[str, object]:
     """Return the state as JSON has it."""
-    return {field.name: _plain(getattr(state, field.name)) for field in fields(StreamState)}
+    return {field.name: plain(getattr(state, field.name)) for field in fields(StreamState)}
 
 
-def _plain(value: object) -> object:
-    match value:
-        case Lsn():
-            return str(value)
-        case datetime():
-            return to_iso(value)
-        case Enum():
-            return value.value
-        case _:
-            return value
-
-
-def _from_document(found: Mapping[str, object]) -> StreamState:
-    def text(name: str) -> str | None:
-        value = found[name]
-        if value is not None and not isinstance(value, str):
-            raise TypeError(name)
-        return value
-
-    def number(name: str) -> int | None:
-        value = found[name]
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-            raise TypeError(name)
-        return value
-
-    def lsn(name: str) -> Lsn | None:
-        value = text(name)
-        return None if value is None else Lsn.parse(value)
-
-    def instant(name: str) -> datetime | None:
-        value = text(name)
-        return None if value is None else from_iso(value)
-
-    def given(name: str) -> str:
-        return str(found[name] if isinstance(found[name], str) else text(f"no {name}"))
-
-    system_id, timeline, pid = text("system_id"), number("timeline"), number("pid")
-    if pid is None or not isinstance(found["synchronous"], bool):
-        raise TypeError("pid or synchronous")
+def _from_fields(found: Fields) -> StreamState:
+    system_id, timeline = found.text("system_id"), found.number("timeline")
     return StreamState(
-        service=ServiceName(given("service")),
-        component=ComponentName(given("component")),
+        service=ServiceName(found.given("service")),
+        component=ComponentName(found.given("component")),
         system_id=None if system_id is None else SystemId(system_id),
         timeline=None if timeline is None else Timeline(timeline),
-        slot=given("slot"),
-        state=StreamPhase(given("state")),
-        received_lsn=lsn("received_lsn"),
-        durable_lsn=lsn("durable_lsn"),
-        server_lsn=lsn("server_lsn"),
-        durable_server_time=instant("durable_server_time"),
-        server_time=instant("server_time"),
-        synchronous=found["synchronous"],
-        problem=text("problem"),
-        remedy=text("remedy"),
-        pid=pid,
-        updated_at=from_iso(given("updated_at")),
-        covered_lsn=lsn("covered_lsn"),
-        slot_status=text("slot_status"),
-        safe_wal_bytes=number("safe_wal_bytes"),
+        slot=found.given("slot"),
+        state=StreamPhase(found.given("state")),
+        received_lsn=found.lsn("received_lsn"),
+        durable_lsn=found.lsn("durable_lsn"),
+        server_lsn=found.lsn("server_lsn"),
+        durable_server_time=found.instant("durable_server_time"),
+        server_time=found.instant("server_time"),
+        synchronous=found.truth("synchronous"),
+        problem=found.text("problem"),
+        remedy=found.text("remedy"),
+        pid=found.count("pid"),
+        updated_at=from_iso(found.given("updated_at")),
+        covered_lsn=found.lsn("covered_lsn"),
+        slot_status=found.text("slot_status"),
+        safe_wal_bytes=found.number("safe_wal_bytes"),
     )

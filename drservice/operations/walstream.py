@@ -8,8 +8,6 @@ stored before the next one begins, and that goes on from what is durable.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import select
 import threading
 from collections.abc import Callable, Iterator
@@ -33,6 +31,7 @@ from drservice.model.estate import PostgresSettings, WalMode
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.wal import Lsn, Timeline, segment_begin
 from drservice.operations.lineage import Lineage
+from drservice.operations.livestate import held_alone
 from drservice.operations.streamstate import StreamPhase, StreamState, lock_path
 from drservice.operations.walboard import StreamBoard
 from drservice.operations.walcollector import Collector, Job, JobKind, Pacing, Segment, in_memory
@@ -40,7 +39,6 @@ from drservice.operations.walresume import Begin, Resumption, store_history
 from drservice.operations.walshipping import ClockPairs, Pairs, Shipping, Upload
 from drservice.operations.waluploads import Uploads
 from drservice.operations.walwatch import SlotWatch, slot_problem
-from drservice.processes import make_folder, open_private
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
 from drservice.repository.spool import Spools
@@ -118,25 +116,12 @@ def only_receiver(state_dir: Path, service: ServiceName, component: ComponentNam
     Raises:
         BusyError: there is one.
     """
-    path = lock_path(state_dir, service, component)
-    make_folder(path.parent)
-    file = open_private(path)
-    try:
-        deadline = clock.monotonic() + 1.0
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if clock.monotonic() >= deadline:  # somebody who only looks holds it for a moment
-                    raise BusyError(
-                        f"a WAL receiver of {service}/{component} is running already on this host",
-                        hint="One is enough: a node has one for each of its services, systemd may have another.",
-                    ) from error
-                clock.sleep(0.05)
+    taken = BusyError(
+        f"a WAL receiver of {service}/{component} is running already on this host",
+        hint="One is enough: a node has one for each of its services, systemd may have another.",
+    )
+    with held_alone(lock_path(state_dir, service, component), clock=clock, taken=taken):
         yield
-    finally:
-        os.close(file)
 
 
 class _Receiver:
