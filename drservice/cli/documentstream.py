@@ -17,7 +17,6 @@ from drservice.cli.invocation import Invocation
 from drservice.cli.output import Colour, Span
 
 if TYPE_CHECKING:
-    from drservice.model.estate import FilesSettings, Service
     from drservice.operations.documentstate import DocumentState
 
 _TOLD_SECONDS = 60.0
@@ -70,41 +69,13 @@ def _run(invocation: Invocation, path: Path, name: str, end: threading.Event) ->
         estate = loaded.estate
         service_name, _, component_name = name.partition("/")
         service = estate.service(service_name)
-        component = _chosen(service, component_name or None)
+        component = service.filestore(component_name or None)
         with open_data_plane(estate) as plane:
             context = DocumentContext(
                 service=service.name, repository=plane.repository, state_dir=estate.state_dir, clock=plane.clock
             )
             stream_documents(context, component, service.database(component.follows), stop=renew, observe=telling.hear)
         loaded = watcher.latest
-
-
-def _chosen(service: Service, name: str | None) -> FilesSettings:
-    """Return the filestore that is meant.
-
-    Raises:
-        UnknownNameError, UsageError: there is none, or several.
-    """
-    from drservice.errors import UnknownNameError, UsageError  # noqa: PLC0415 - read with the command alone
-    from drservice.model.estate import FilesKind, FilesSettings  # noqa: PLC0415 - the same
-
-    stores = {
-        item.name: item
-        for item in service.files()
-        if isinstance(item, FilesSettings) and item.kind is FilesKind.ODOO_FILESTORE
-    }
-    found = ", ".join(stores) or "none"
-    if name is not None:
-        chosen = next((item for known, item in stores.items() if known == name), None)
-        if chosen is None:
-            raise UnknownNameError(f"service {service.name} has no odoo-filestore {name}; it has {found}")
-        return chosen
-    if len(stores) != 1:
-        raise UsageError(
-            f"service {service.name} has {len(stores)} components of kind odoo-filestore: {found}",
-            hint=f"Name one: drservice documents stream {service.name}/COMPONENT",
-        )
-    return next(iter(stores.values()))
 
 
 class _Telling:

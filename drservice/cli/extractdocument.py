@@ -9,12 +9,7 @@ from drservice.cli.invocation import Invocation
 from drservice.cli.targets import parse_target
 from drservice.clock import to_iso
 from drservice.errors import ExitStatus
-from drservice.operations.extractdocument import (
-    DocumentRequest,
-    ExtractedDocument,
-    extract_document,
-    filestore_for,
-)
+from drservice.operations.extractdocument import DocumentRequest, ExtractedDocument, extract_document
 from drservice.operations.restorerequest import RestoreContext
 from drservice.wiring.data_plane import open_data_plane
 from drservice.wiring.evidence import open_evidence
@@ -35,7 +30,7 @@ def extract_one_document(
     chosen = estate.service(service)
     request = DocumentRequest(
         service=chosen,
-        component=filestore_for(chosen, component),
+        component=chosen.filestore(component),
         document=document.rpartition("/")[2].lower(),  # store_fname as it stands in the row will do
         target=target,
         output=output.absolute(),

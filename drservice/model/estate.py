@@ -372,6 +372,27 @@ class Service:
         """Return the components that are stored as files, in the order of the configuration."""
         return [item for item in self.components.values() if isinstance(item, FilesComponent)]
 
+    def filestores(self) -> list[FilesSettings]:
+        """Return the components with Odoo's documents, in the order of the configuration."""
+        return [
+            item
+            for item in self.components.values()
+            if isinstance(item, FilesSettings) and item.kind is FilesKind.ODOO_FILESTORE
+        ]
+
+    def filestore(self, name: str | None = None) -> FilesSettings:
+        """Return the named component with Odoo's documents, or the only one.
+
+        Raises:
+            UnknownNameError: unknown, of another kind, or a name is needed because there are several.
+        """
+        found = [item for item in self.filestores() if name in {None, item.name}]
+        if len(found) == 1:
+            return found[0]
+        names = ", ".join(item.name for item in self.filestores()) or "none"
+        wanted = f"no odoo-filestore {name}" if name is not None else f"{len(found)} components of kind odoo-filestore"
+        raise UnknownNameError(f"service {self.name} has {wanted}", hint=f"Name one of: {names}.")
+
     def database(self, name: str | None = None) -> PostgresSettings:
         """Return the named PostgreSQL component, or the only one.
 

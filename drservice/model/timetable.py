@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from drservice.model.calendar import Calendar
-from drservice.model.estate import CatchUp, DrillPlan, Estate, FilesKind, Service
+from drservice.model.estate import CatchUp, DrillPlan, Estate, Service
 from drservice.model.runs import RunKind
 from drservice.model.schedule import Cron
 
@@ -48,8 +48,7 @@ def timetable(estate: Estate) -> tuple[Planned, ...]:
 def host_of(service: Service, kind: RunKind) -> str | None:
     """Return the host that a run needs the disks of; ``None`` = any will do."""
     if kind is RunKind.DOCUMENTS:
-        stores = (item for item in service.files() if item.kind is FilesKind.ODOO_FILESTORE)
-        return next((item.node for item in stores if item.node is not None), None)
+        return next((item.node for item in service.filestores() if item.node is not None), None)
     if kind is RunKind.BACKUP:
         return next((item.node for item in service.components.values() if item.node is not None), None)
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from drservice.model.estate import Estate, FilesKind, FilesSettings
+from drservice.model.estate import Estate, FilesSettings
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.node.companions import Trade
 from drservice.operations.documentstate import is_alive
@@ -15,11 +15,8 @@ def wanted_captures(estate: Estate, host: str) -> Mapping[str, FilesSettings]:
     return {
         f"{service.name}/{component.name}": component
         for service in estate.services.values()
-        for component in service.files()
-        if isinstance(component, FilesSettings)
-        and component.kind is FilesKind.ODOO_FILESTORE
-        and component.stream
-        and (component.node == host or (component.node is None and component.path.is_dir()))
+        for component in service.filestores()
+        if component.stream and (component.node == host or (component.node is None and component.path.is_dir()))
     }
 
 

@@ -22,7 +22,7 @@ from drservice.errors import (
     UnsupportedRunError,
     UsageError,
 )
-from drservice.model.estate import Estate, FilesKind, Service
+from drservice.model.estate import Estate, Service
 from drservice.model.ids import ComponentName
 from drservice.model.points import RecoveryPoint
 from drservice.model.recovery import Target, TargetKind
@@ -109,7 +109,7 @@ def _backup(task: Task) -> Outcome:
 
 def _documents(task: Task) -> Outcome:
     """Capture the documents alone: no recovery point, and no record for a pass every few seconds."""
-    stores = [item for item in task.service.files() if item.kind is FilesKind.ODOO_FILESTORE]
+    stores = task.service.filestores()
     if not stores:
         raise UnsupportedRunError(f"service {task.service.name} has no documents")
     with _opened(task) as (plane, _):

@@ -31,7 +31,7 @@ from drservice.catalogue.walstreams import STREAMING
 from drservice.clock import to_iso
 from drservice.jobs.queue import Queue
 from drservice.model.agenda import Agenda, Overdue
-from drservice.model.estate import Estate, FilesKind, NotifyKind, Service
+from drservice.model.estate import Estate, NotifyKind, Service
 from drservice.model.runs import RunKind
 from drservice.model.timetable import host_of
 from drservice.notify.interface import Notice, Severity
@@ -357,7 +357,7 @@ def bundled(phase: str, notices: Sequence[Notice], now: datetime) -> Iterator[No
 def _documents_of(estate: Estate) -> Iterator[tuple[str, str]]:
     for service in estate.services.values():
         if service.objectives.documents_rpo is not None:
-            yield from ((service.name, item.name) for item in service.files() if item.kind is FilesKind.ODOO_FILESTORE)
+            yield from ((service.name, item.name) for item in service.filestores())
 
 
 def _at(instant: datetime) -> str:

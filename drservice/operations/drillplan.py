@@ -18,7 +18,7 @@ from drservice.checks.suite import CheckTimes, plan_suite
 from drservice.clock import Clock, to_iso
 from drservice.errors import TargetOutsideWindowError, UsageError
 from drservice.evidence.statements import Subject
-from drservice.model.estate import DrillPlan, DrillTarget, FilesKind, PostgresSettings, Service
+from drservice.model.estate import DrillPlan, DrillTarget, PostgresSettings, Service
 from drservice.model.evidence import SEED_BYTES, seed_commitment, target_from_seed
 from drservice.model.outcomes import Criteria
 from drservice.model.recovery import Target, TargetKind
@@ -153,7 +153,7 @@ def prepare_drill(
             checks=tuple(check.name for check in checks),
             rto_ms=promised_ms(service.objectives.rto),
             rpo_ms=promised_ms(service.objectives.rpo),
-            documents=any(item.kind is FilesKind.ODOO_FILESTORE for item in service.files()),
+            documents=bool(service.filestores()),
         ),
         mutation=mutation,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +26,9 @@ from drservice.errors import (
     UnknownNameError,
     UsageError,
 )
-from drservice.model.estate import FilesKind, FilesSettings, Service
+from drservice.model.estate import FilesSettings, Service
 from drservice.model.evidence import EvidenceKind
-from drservice.model.ids import make_ulid
+from drservice.model.ids import EnvironmentId, make_ulid
 from drservice.model.recovery import Target
 from drservice.operations.evidence import Evidence
 from drservice.operations.finddocument import find_document
@@ -81,7 +81,7 @@ class ExtractedDocument:
     source: str
     """Where the copy lay, in words."""
     passed_over: tuple[str, ...]
-    """Copies that could not be read, with the reason."""
+    """Copies that could not be read, and where nobody could look for one, with the reason."""
     restored: RestoreResult | None
     seconds: float
 
@@ -93,27 +93,6 @@ class _Wanted:
     inside: bytes | None = None
     """Its content, if the database itself has it."""
     restored: RestoreResult | None = None
-
-
-def filestore_for(service: Service, name: str | None) -> FilesSettings:
-    """Return the filestore whose documents are meant.
-
-    Raises:
-        UnknownNameError: there is none of this name, or several and none was named.
-    """
-    stores = [item for item in service.files() if isinstance(item, FilesSettings) and _is_filestore(item)]
-    found = [item for item in stores if name is None or item.name == name]
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(item.name for item in stores) or "none"
-    raise UnknownNameError(
-        f"which odoo-filestore of {service.name} is meant cannot be told",
-        hint=f"Name it with --component. Its filestores: {names}.",
-    )
-
-
-def _is_filestore(component: FilesSettings) -> bool:
-    return component.kind is FilesKind.ODOO_FILESTORE
 
 
 def extract_document(context: RestoreContext, evidence: Evidence, request: DocumentRequest) -> ExtractedDocument:
@@ -135,10 +114,12 @@ def extract_document(context: RestoreContext, evidence: Evidence, request: Docum
         raise UsageError("a row is asked as of an instant", hint="Give --to TIME, or --to latest.")
     require_free(request.output)
     run = make_ulid(context.clock.now(), os.urandom(10))
+    begun: list[EnvironmentId] = []
     try:
-        result = _extract(context, request, run)
+        result = _extract(context, request, run, begun)
     except DrError as error:
-        _record(evidence, context, request, run, error=error)
+        if begun or error.exit_status is not ExitStatus.USAGE:
+            _record(evidence, context, request, run, error=error)
         raise
     except KeyboardInterrupt:
         _record(evidence, context, request, run, error=InterruptedRunError("the extract was interrupted"))
@@ -148,14 +129,16 @@ def extract_document(context: RestoreContext, evidence: Evidence, request: Docum
     return result
 
 
-def _extract(context: RestoreContext, request: DocumentRequest, run: str) -> ExtractedDocument:
+def _extract(
+    context: RestoreContext, request: DocumentRequest, run: str, begun: list[EnvironmentId]
+) -> ExtractedDocument:
     began = context.clock.monotonic()
-    wanted = _of_row(context, request) if request.is_row else _Wanted(sha1=request.document)
+    wanted = _of_row(context, request, begun) if request.is_row else _Wanted(sha1=request.document)
     scope = context.repository.scope(request.service.name, request.component.name)
     context.progress.step(f"look for document {wanted.sha1}")
     with held(context.repository, scope, clock=context.clock, progress=context.progress):
         passed_over: list[str] = []
-        for source, content in _copies(context, request, wanted):
+        for source, content in _copies(context, request, wanted, passed_over.append):
             with OutputFile(request.output) as output:
                 try:
                     for piece in content:
@@ -177,7 +160,10 @@ def _extract(context: RestoreContext, request: DocumentRequest, run: str) -> Ext
                 seconds=context.clock.monotonic() - began,
             )
     if passed_over:
-        raise DamagedObjectError(f"no copy of document {wanted.sha1} can be read: {'; '.join(passed_over)}")
+        raise DamagedObjectError(
+            f"no copy of document {wanted.sha1} can be read, as far as anybody could look:"
+            f" {bounded('; '.join(passed_over))}"
+        )
     if request.is_row:
         raise MissingObjectError(
             f"row {request.document} refers to {wanted.sha1}, which no pass and no set of {request.component.name} has",
@@ -190,17 +176,17 @@ def _extract(context: RestoreContext, request: DocumentRequest, run: str) -> Ext
 
 
 def _copies(
-    context: RestoreContext, request: DocumentRequest, wanted: _Wanted
+    context: RestoreContext, request: DocumentRequest, wanted: _Wanted, on_lost: Callable[[str], None]
 ) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
     if wanted.inside is not None:
         yield _INSIDE, (wanted.inside,)
         return
     scope = context.repository.scope(request.service.name, request.component.name)
-    for found in find_document(context.repository, scope, wanted.sha1):
+    for found in find_document(context.repository, scope, wanted.sha1, on_lost=on_lost):
         yield found.source, found.content
 
 
-def _of_row(context: RestoreContext, request: DocumentRequest) -> _Wanted:
+def _of_row(context: RestoreContext, request: DocumentRequest, begun: list[EnvironmentId]) -> _Wanted:
     """Ask the row in a side restore of its database."""
     component = request.component
     assert request.target is not None
@@ -215,6 +201,7 @@ def _of_row(context: RestoreContext, request: DocumentRequest) -> _Wanted:
             afterwards=Afterwards.LEAVE_RUNNING,
             database=component.database,
             purpose="extract",
+            made=begun.append,
         ),
     )
     environment = open_sandbox(restored.environment.path)
@@ -263,8 +250,6 @@ def _record(
     error: DrError | None = None,
 ) -> None:
     """Put it on record: one document proves nothing about the service, so it is never a whole recovery."""
-    if error is not None and error.exit_status is ExitStatus.USAGE:
-        return
     reached = result.restored.reached if result is not None and result.restored is not None else None
     evidence.record(
         EvidenceKind.RESTORE,

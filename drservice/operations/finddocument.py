@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from drservice.components.odoo_filestore.names import is_document
-from drservice.errors import DamagedObjectError, NoIdentityError, ObjectStoreError
+from drservice.errors import DamagedObjectError, DrError, NoIdentityError, ObjectStoreError
 from drservice.model.documents import StoredSet
 from drservice.model.points import order_for_documents
 from drservice.repository.documentsets import PART_BYTES, UNUSABLE_SET, DocumentSets
@@ -32,30 +32,40 @@ class FoundDocument:
     them before it has ended."""
 
 
-def find_document(repository: Repository, scope: Scope, sha1: str) -> Iterator[FoundDocument]:
+def find_document(
+    repository: Repository, scope: Scope, sha1: str, *, on_lost: Callable[[str], None] = lambda _: None
+) -> Iterator[FoundDocument]:
     """Yield every copy of a document, the newest pass first and sets after the passes.
 
     Take the first whose content can be read to its end; a damaged one says nothing about the next. A snapshot or set
-    that cannot be looked into is passed over: nothing found means that nothing was found in the others.
+    that cannot be looked into is passed over and told: nothing found means that nothing was found in the others.
 
     Args:
         repository: opened with an identity.
         scope: of the filestore.
         sha1: of the content, 40 hex digits.
+        on_lost: hears of each snapshot and set, or part of one, that could not be looked into, with the reason.
 
     Raises:
         NoIdentityError: nothing can be opened here.
         ObjectStoreError: the store did not answer.
     """
-    for record in order_for_documents(repository.snapshots(scope).records, None):
+    listing = repository.snapshots(scope)
+    for key, problem in listing.unreadable.items():
+        on_lost(f"{key}: {problem.message}")
+    for record in order_for_documents(listing.records, None):
         try:
             reader = repository.reader(scope, record.id)
             # The tree is read to its end before a copy is offered: what follows may be damaged.
-            found = [entry for entry in reader.entries(on_lost=lambda _: None) if _is(entry, sha1)]
+            lost: list[DrError] = []
+            found = [entry for entry in reader.entries(on_lost=lost.append) if _is(entry, sha1)]
         except (NoIdentityError, ObjectStoreError):
             raise
-        except UNUSABLE_PACK:
+        except UNUSABLE_PACK as error:
+            on_lost(f"snapshot {record.id}: {error.message}")
             continue
+        for problem in lost:
+            on_lost(f"a part of snapshot {record.id}: {problem.message}")
         for entry in found:
             yield FoundDocument(
                 name=os.fsdecode(entry.path),
@@ -63,7 +73,7 @@ def find_document(repository: Repository, scope: Scope, sha1: str) -> Iterator[F
                 source=f"snapshot {record.id}",
                 content=_checked(_of_snapshot(reader, entry), sha1),
             )
-    yield from _in_sets(repository.document_sets(scope), sha1)
+    yield from _in_sets(repository.document_sets(scope), sha1, on_lost)
 
 
 def _is(entry: Entry, sha1: str) -> bool:
@@ -71,15 +81,19 @@ def _is(entry: Entry, sha1: str) -> bool:
     return entry.kind is EntryKind.FILE and is_document(name) and name.endswith(f"/{sha1}") and not entry.sha1
 
 
-def _in_sets(archive: DocumentSets, sha1: str) -> Iterator[FoundDocument]:
+def _in_sets(archive: DocumentSets, sha1: str, on_lost: Callable[[str], None]) -> Iterator[FoundDocument]:
     """Yield the copies in sets, newest first; of a document that was cut one, from whatever sets have its parts."""
     parts: dict[int, StoredSet] = {}
-    for stored in reversed(archive.listing().sets):
+    listing = archive.listing()
+    for key, problem in listing.unreadable.items():
+        on_lost(f"{key}: {problem.message}")
+    for stored in reversed(listing.sets):
         try:
             entries = [entry for entry in archive.index(stored).entries if entry.name.endswith(f"/{sha1}")]
         except (NoIdentityError, ObjectStoreError):
             raise
-        except UNUSABLE_SET:
+        except UNUSABLE_SET as error:
+            on_lost(f"document set {stored.id}: {error.message}")
             continue
         for entry in entries:
             parts.setdefault(entry.offset, stored)

@@ -39,7 +39,6 @@ from drservice.components.postgres.recovery import TargetAction
 from drservice.environments.interface import Environment
 from drservice.errors import DrError, FormatError
 from drservice.model.checks import Baseline
-from drservice.model.estate import FilesKind, FilesSettings
 from drservice.model.ids import EnvironmentId, is_ulid
 from drservice.model.losses import KnownBehind, LossReport, LostWindow, TableLoss
 from drservice.model.recovery import TargetKind
@@ -64,8 +63,10 @@ def report_losses(
     """Return what was lost, of each database that Odoo's documents follow; none for a server that was shut down."""
     followed = [
         item.database
-        for item in request.service.files()
-        if isinstance(item, FilesSettings) and _is_followed(item, request) and item.database is not None
+        for item in request.service.filestores()
+        if item.follows == request.component.name
+        and item.database is not None
+        and request.database in {None, item.database}
     ]
     if not followed or request.purpose in _WITHOUT or request.action is TargetAction.SHUTDOWN:
         return ()
@@ -87,14 +88,6 @@ def report_losses(
         if report is not None:
             reports.append(report)
     return tuple(reports)
-
-
-def _is_followed(item: FilesSettings, request: RestoreRequest) -> bool:
-    return (
-        item.kind is FilesKind.ODOO_FILESTORE
-        and item.follows == request.component.name
-        and request.database in {None, item.database}
-    )
 
 
 # --- what is known of production behind the recovered position ------------------------------------------------

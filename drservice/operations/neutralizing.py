@@ -27,7 +27,7 @@ from drservice.environments.interface import Environment
 from drservice.environments.marks import mark_directory, mark_environment
 from drservice.environments.proc import processes_of
 from drservice.errors import IsolationError, NeutralizedCopyError, NeutralizeError, UsageError
-from drservice.model.estate import FilesKind, FilesSettings, Service
+from drservice.model.estate import FilesSettings, Service
 from drservice.model.ids import ComponentName, SystemId
 from drservice.model.neutralized import Neutralized
 from drservice.model.points import order_for_documents
@@ -53,14 +53,7 @@ _DATABASES_SQL = "select datname from pg_database where datallowconn and not dat
 
 def followed_by(service: Service, cluster: ComponentName, database: str | None) -> tuple[FilesSettings, ...]:
     """Return the components with Odoo's documents whose database lies in a cluster (``database``: only that one's)."""
-    return tuple(
-        item
-        for item in service.files()
-        if isinstance(item, FilesSettings)
-        and item.kind is FilesKind.ODOO_FILESTORE
-        and item.follows == cluster
-        and database in {None, item.database}
-    )
+    return tuple(item for item in service.filestores() if item.follows == cluster and database in {None, item.database})
 
 
 def require_neutralizable(request: RestoreRequest) -> None:

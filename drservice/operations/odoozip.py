@@ -24,7 +24,7 @@ from typing import IO, Self
 from drservice.components.odoo_filestore.names import is_document
 from drservice.components.postgres.asking import Asking
 from drservice.errors import DumpError, UsageError
-from drservice.model.estate import FilesKind, FilesSettings, Service
+from drservice.model.estate import FilesSettings, Service
 from drservice.model.ids import ComponentName
 from drservice.operations.outputfile import OutputFile
 
@@ -55,12 +55,8 @@ def filestore_of(service: Service, cluster: ComponentName, database: str) -> Fil
     Raises:
         UsageError: there is none.
     """
-    for item in service.files():
-        if (
-            isinstance(item, FilesSettings)
-            and item.kind is FilesKind.ODOO_FILESTORE
-            and (item.follows, item.database) == (cluster, database)
-        ):
+    for item in service.filestores():
+        if (item.follows, item.database) == (cluster, database):
             return item
     raise UsageError(
         f"service {service.name} has no odoo-filestore component for database {database}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from drservice.model.estate import FilesKind, FilesSettings, Service
+from drservice.model.estate import Service
 from drservice.model.ids import ComponentName
 from drservice.model.retention import RetentionPlan
 from drservice.model.retentiondocuments import DocumentSetFile, DocumentSetPlan, horizon_of, keep_passes, plan_sets
@@ -18,11 +18,7 @@ from drservice.repository.repository import Repository
 
 def filestores(service: Service) -> Mapping[ComponentName, ComponentName]:
     """Return the filestores of a service, each with the cluster whose rows refer to it."""
-    return {
-        component.name: service.database(component.follows).name
-        for component in service.components.values()
-        if isinstance(component, FilesSettings) and component.kind is FilesKind.ODOO_FILESTORE
-    }
+    return {component.name: service.database(component.follows).name for component in service.filestores()}
 
 
 def keep_needed_passes(service: Service, plan: RetentionPlan, blocked: Collection[ComponentName]) -> RetentionPlan:

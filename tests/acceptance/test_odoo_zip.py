@@ -116,6 +116,19 @@ def test_a_document_is_extracted_by_its_sha_1_without_any_recovery(story: Story)
     assert not (plant.root / "absent").exists()
 
 
+def test_nothing_found_where_nobody_could_look_is_no_answer(story: Story) -> None:
+    plant = story.plant
+    nodes = plant.estate.repository / "s" / "erp" / "documents" / "nodes"
+    words = ("extract", "erp", "--document", "0" * 40, "--output", plant.root / "never")
+    nodes.rename(nodes.with_name("aside"))
+    try:
+        error = plant.estate.refusal(*words, status=5)
+    finally:
+        nodes.with_name("aside").rename(nodes)
+    assert "as far as anybody could look" in error["message"]
+    assert "snapshot" in error["message"]
+
+
 def test_a_document_is_extracted_by_its_row_as_of_an_instant(story: Story) -> None:
     plant, output = story.plant, story.plant.root / "row.pdf"
     row = str(story.removed_row)
@@ -139,7 +152,7 @@ def test_a_document_is_extracted_by_its_row_as_of_an_instant(story: Story) -> No
         (("--document", "5"), "as of an instant"),
         (("--document", "../5; drop"), "neither a SHA-1"),
         (("--document", "5", "--table", "public.x"), "as it is"),
-        (("--document", "5", "--component", "database"), "cannot be told"),
+        (("--document", "5", "--component", "database"), "no odoo-filestore database"),
         (("--database", DATABASE), "as of an instant"),
     ],
 )
