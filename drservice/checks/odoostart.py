@@ -246,14 +246,19 @@ def _password(session: Session, user: int, password: str) -> Iterator[None]:
     session.rows("update res_users set password = %s where id = %s", (_hashed(password), user))
     if factor is not None:
         session.rows("update res_users set totp_secret = null where id = %s", (user,))
+
+    def put_back() -> None:
+        session.rows("update res_users set password = %s where id = %s", (before, user))
+        if factor is not None:
+            session.rows("update res_users set totp_secret = %s where id = %s", (factor, user))
+
     try:
         yield
-    finally:
-        # Whatever broke in the block is told; the copy is destroyed, or is one that somebody kept to look at.
-        with suppress(PostgresError):
-            session.rows("update res_users set password = %s where id = %s", (before, user))
-            if factor is not None:
-                session.rows("update res_users set totp_secret = %s where id = %s", (factor, user))
+    except BaseException:
+        with suppress(PostgresError):  # what broke in the block is told
+            put_back()
+        raise
+    put_back()  # a copy that somebody keeps to look at, and whose user it locks out, has not passed
 
 
 def _hashed(password: str) -> str:

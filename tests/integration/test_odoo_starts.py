@@ -23,7 +23,7 @@ from drservice.checks.suite import plan_suite
 from drservice.clock import SystemClock
 from drservice.components.postgres.server import find_programs
 from drservice.environments.sandbox import Sandbox, prepare_sandbox
-from drservice.errors import UnansweredError
+from drservice.errors import PostgresError, UnansweredError
 from drservice.model.checks import CheckState
 from drservice.model.estate import FilesKind, FilesSettings, OdooProgram, PostgresSettings, Service
 from drservice.model.ids import ComponentName, ServiceName
@@ -178,6 +178,20 @@ def test_a_user_logs_in_and_documents_open(visited: Finding | NotApplicable) -> 
 def test_what_the_copy_knew_of_its_users_is_there_again_afterwards(copy: Copy) -> None:
     known = copy.sql("select password, totp_secret from res_users where id = 5")
     assert known == [("production hash", "production factor")]
+
+
+def test_a_copy_whose_user_could_not_be_put_back_has_not_passed(copy: Copy) -> None:
+    copy.sql(
+        "create function stay() returns trigger language plpgsql as"
+        " $$begin if new.password = 'production hash' then raise exception 'it stays'; end if; return new; end$$"
+    )
+    copy.sql("create trigger stay before update on res_users for each row execute function stay()")
+    try:
+        with pytest.raises(PostgresError, match="it stays"):
+            copy.ask()
+    finally:
+        copy.sql("drop trigger stay on res_users; drop function stay()")
+        copy.sql("update res_users set password = 'production hash', totp_secret = 'production factor' where id = 5")
 
 
 @pytest.mark.usefixtures("visited")
