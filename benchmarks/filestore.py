@@ -11,7 +11,7 @@ without PostgreSQL, because the others know neither rows nor clusters; its resto
 name and makes it durable. The others leave that to the system, so what it takes after they have ended is measured as
 well (``durable_seconds``): a restore is done when the power may fail. Peers come from Debian's archive, into a
 temporary folder, unless they are named. Nothing that a run made is deleted before the end: ext4 avoids inodes that
-were freed a moment ago, and whoever ran next would pay for it. Numbers of one run on one machine: compare within a
+were freed a moment ago, and whoever ran next would pay for it. Memory is made ready as in ``racewatch``. Numbers of one run on one machine: compare within a
 run, never across machines.
 """
 
@@ -32,6 +32,8 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+
+from racewatch import ready_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = 40_000
@@ -308,6 +310,7 @@ def timed(racer: Racer, job: str, source: Path) -> dict[str, float]:
         if path.is_file():
             path.read_bytes()
     os.sync()
+    ready_memory()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = racer.command(job)
     folder = racer.base / "out" if isinstance(racer, Borg) else racer.base
