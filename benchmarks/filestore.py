@@ -11,8 +11,8 @@ without PostgreSQL, because the others know neither rows nor clusters; its resto
 name and makes it durable. The others leave that to the system, so what it takes after they have ended is measured as
 well (``durable_seconds``): a restore is done when the power may fail. Peers come from Debian's archive, into a
 temporary folder, unless they are named. Nothing that a run made is deleted before the end: ext4 avoids inodes that
-were freed a moment ago, and whoever ran next would pay for it. Memory is made ready as in ``racewatch``. Numbers of one run
-on one machine: compare within a run, never across machines.
+were freed a moment ago, and whoever ran next would pay for it. Memory is made ready as in ``racewatch``. Numbers of one
+run on one machine: compare within a run, never across machines.
 """
 
 from __future__ import annotations
