@@ -6,17 +6,15 @@ whichever node looks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import DateTime, delete, func, select, text, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from drservice.catalogue.tables import Breach
-
-_NOW = func.drservice_now(type_=DateTime(timezone=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -68,24 +66,3 @@ def tell_again(session: Session, key: BreachKey, *, at: datetime) -> None:
 def end_breach(session: Session, key: BreachKey) -> None:
     """Forget a breach that is over."""
     session.execute(delete(Breach).where(Breach.service == key.service, Breach.what == key.what))
-
-
-def captured_since(session: Session, components: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], datetime]:
-    """Return per (service, component) when the newest snapshot that is not partial was begun."""
-    if not components:
-        return {}
-    asked = {"services": [item[0] for item in components], "components": [item[1] for item in components]}
-    return {(service, component): at for service, component, at in session.execute(_CAPTURED, asked)}
-
-
-_CAPTURED = text(
-    """
-    SELECT asked.service, asked.component, found.started_at
-    FROM unnest(CAST(:services AS text[]), CAST(:components AS text[])) AS asked (service, component)
-    CROSS JOIN LATERAL (
-        SELECT started_at FROM snapshot
-        WHERE service = asked.service AND component = asked.component AND state <> 'partial'
-        ORDER BY stopped_at DESC LIMIT 1
-    ) AS found
-    """
-)

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -21,7 +21,9 @@ from drservice.model.agenda import Agenda, PlanName, Results
 KNOWN_LATE = timedelta(minutes=10)
 """How late the catalogue may learn of WAL and documents that have arrived: what is at risk by less is no news."""
 STREAM_LATE = timedelta(seconds=30)
-"""The same for WAL that a receiver streams: its host tells every few seconds."""
+"""The same for what is streamed: its host tells every few seconds."""
+SILENCE = timedelta(minutes=1)
+"""A host that is restarted is no news; one that has told nothing for so long is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +49,51 @@ class Proof:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamFacts:
-    """How the receiver of a cluster's WAL was when its host last told."""
+    """How a process that streams was when its host last told (``catalogue.tables`` explains the fields)."""
 
     state: str
-    is_synchronous: bool
     durable_until: datetime | None
     seconds_at_risk: float | None
-    slot_status: str | None
     problem: str | None
     remedy: str | None
     told_at: datetime
+
+    def is_silent(self, now: datetime) -> bool:
+        """Tell whether its host tells nothing of it any more."""
+        return now - self.told_at > SILENCE
+
+    def phase(self, now: datetime) -> str:
+        """Return its state, or ``silent`` when that was told too long ago."""
+        return "silent" if self.is_silent(now) else self.state
+
+    def seconds(self, now: datetime) -> float | None:
+        """Return what it says would be lost now; ``None`` unless it was told just now."""
+        return self.seconds_at_risk if now - self.told_at <= STREAM_LATE else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalStreamFacts(StreamFacts):
+    """The receiver of a cluster's WAL."""
+
+    is_synchronous: bool
+    slot_status: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentStreamFacts(StreamFacts):
+    """The capture of a filestore's documents; ``None``: not known."""
+
+    pending: int | None
+    missing: int | None
+    """In production, like ``corrupt``."""
+    corrupt: int | None
+    in_database: int | None
+    not_covered: int | None
+
+    @property
+    def lost(self) -> int:
+        """Documents that rows refer to and production does not have as they were, as far as it is known."""
+        return (self.missing or 0) + (self.corrupt or 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +115,12 @@ class ServiceFacts:
     point: NewestPoint | None = None
     reached: Mapping[str, datetime] = field(default_factory=dict)
     """Per cluster the newest instant that can be reached: in its archived WAL, or behind it in what is streamed."""
-    streams: Mapping[str, StreamFacts] = field(default_factory=dict)
+    streams: Mapping[str, WalStreamFacts] = field(default_factory=dict)
     """Per cluster that is streamed, its receiver."""
+    captured: Mapping[str, datetime] = field(default_factory=dict)
+    """Per filestore up to when all its documents are stored, by the newest pass or by the stream."""
+    captures: Mapping[str, DocumentStreamFacts] = field(default_factory=dict)
+    """Per filestore that is streamed, its capture."""
     holes: tuple[HoleFacts, ...] = ()
     drill: Proof | None = None
     """The newest; drills that are meant to fail do not count."""
@@ -97,14 +138,27 @@ class ServiceFacts:
         """How late this may be: what is at risk by less is no news."""
         return STREAM_LATE if self.reached and self.reached.keys() <= self.streams.keys() else KNOWN_LATE
 
+    @property
+    def documents_known_late(self) -> timedelta:
+        """The same for documents."""
+        return STREAM_LATE if self.captured and self.captured.keys() <= self.captures.keys() else KNOWN_LATE
+
     def seconds_at_risk(self, now: datetime) -> float | None:
         """Return what the receivers say would be lost now; ``None`` unless each cluster has one that tells."""
-        streams = [self.streams.get(name) for name in self.reached]
-        if not streams or any(stream is None or now - stream.told_at > STREAM_LATE for stream in streams):
-            return None
-        seconds = [stream.seconds_at_risk for stream in streams if stream is not None]
+        seconds = [None if (each := self.streams.get(name)) is None else each.seconds(now) for name in self.reached]
         known = [each for each in seconds if each is not None]
-        return max(known) if len(known) == len(seconds) else None
+        return max(known) if known and len(known) == len(seconds) else None
+
+    def documents_at_risk(self, component: str, now: datetime) -> timedelta | None:
+        """Return how old the newest look is after which all documents of a filestore were stored; ``None``: none was.
+
+        What the stream says of itself counts where it is less: the database's clock may be another one.
+        """
+        captured, stream = self.captured.get(component), self.captures.get(component)
+        if captured is None:
+            return None
+        at_risk, said = max(now - captured, timedelta(0)), stream.seconds(now) if stream is not None else None
+        return at_risk if said is None else min(at_risk, timedelta(seconds=said))
 
 
 def read_facts(session: Session, names: Sequence[str], agenda: Agenda) -> Mapping[str, ServiceFacts]:
@@ -114,7 +168,9 @@ def read_facts(session: Session, names: Sequence[str], agenda: Agenda) -> Mappin
     for service, component, instant in session.execute(_REACHED, asked).all():
         reached[service][component] = instant
     holes = _holes(session, asked)
-    streams = _streams(session, asked)
+    streams = _told(session, "wal_stream", WalStreamFacts, asked)
+    captures = _told(session, "document_stream", DocumentStreamFacts, asked)
+    captured = _captured(session, names, agenda, captures)
     for service, found_streams in streams.items():
         for component, stream in found_streams.items():
             is_cut = any(hole.component == component and hole.is_open for hole in holes.get(service, ()))
@@ -134,6 +190,8 @@ def read_facts(session: Session, names: Sequence[str], agenda: Agenda) -> Mappin
             point=NewestPoint(id=point, created_at=created_at, state=state) if point is not None else None,
             reached=reached.get(name, {}),
             streams=streams.get(name, {}),
+            captured=captured.get(name, {}),
+            captures=captures.get(name, {}),
             holes=tuple(holes.get(name, ())),
             drill=drill,
             passed_drill=passed,
@@ -150,11 +208,44 @@ def read_facts(session: Session, names: Sequence[str], agenda: Agenda) -> Mappin
     return found
 
 
-def _streams(session: Session, asked: Mapping[str, list[str]]) -> Mapping[str, Mapping[str, StreamFacts]]:
-    found: dict[str, dict[str, StreamFacts]] = {}
-    for row in session.execute(_STREAMS, asked).mappings():
-        columns = {name: row[name] for name in StreamFacts.__dataclass_fields__}
-        found.setdefault(row["service"], {})[row["component"]] = StreamFacts(**columns)
+_Streamed = TypeVar("_Streamed", bound=StreamFacts)
+
+
+def _told(
+    session: Session, table: str, kind: type[_Streamed], asked: Mapping[str, list[str]]
+) -> Mapping[str, Mapping[str, _Streamed]]:
+    """Return per service and component what hosts told last of what they stream."""
+    names = list(kind.__dataclass_fields__)
+    query = f"""
+        SELECT service, component, {", ".join(names)}
+        FROM {table} WHERE service = ANY (CAST(:services AS text[]))
+    """  # noqa: S608 - a table and fields of this module
+    found: dict[str, dict[str, _Streamed]] = {}
+    for row in session.execute(text(query), asked).mappings():
+        found.setdefault(row["service"], {})[row["component"]] = kind(**{name: row[name] for name in names})
+    return found
+
+
+def _captured(
+    session: Session,
+    names: Sequence[str],
+    agenda: Agenda,
+    captures: Mapping[str, Mapping[str, DocumentStreamFacts]],
+) -> Mapping[str, Mapping[str, datetime]]:
+    """Return per service and filestore up to when its documents are stored: a stream may prove more than a pass."""
+    wanted = set(names)
+    services = [item for item in agenda.estate.services.values() if item.name in wanted]
+    keys = [(service.name, item.name) for service in services for item in service.filestores()]
+    found: dict[str, dict[str, datetime]] = {}
+    if keys:
+        asked = {"services": [key[0] for key in keys], "components": [key[1] for key in keys]}
+        for service, component, instant in session.execute(_PASSES, asked).all():
+            found.setdefault(service, {})[component] = instant
+    for service, component in keys:
+        stream = captures.get(service, {}).get(component)
+        if stream is not None and stream.durable_until is not None:
+            passed = found.setdefault(service, {}).get(component, stream.durable_until)
+            found[service][component] = max(passed, stream.durable_until)
     return found
 
 
@@ -235,13 +326,18 @@ _REACHED = text(
     WHERE service = ANY (CAST(:services AS text[])) AND to_time IS NOT NULL GROUP BY service, component
     """
 )
-_STREAMS = text(
+_PASSES = text(
     """
-    SELECT service, component, state, is_synchronous, durable_until, seconds_at_risk, slot_status, problem, remedy,
-           told_at
-    FROM wal_stream WHERE service = ANY (CAST(:services AS text[]))
+    SELECT asked.service, asked.component, found.started_at
+    FROM unnest(CAST(:services AS text[]), CAST(:components AS text[])) AS asked (service, component)
+    CROSS JOIN LATERAL (
+        SELECT started_at FROM snapshot
+        WHERE service = asked.service AND component = asked.component AND state <> 'partial'
+        ORDER BY stopped_at DESC LIMIT 1
+    ) AS found
     """
 )
+"""A partial pass has not read everything: it proves nothing."""
 _HOLES = text(
     """
     SELECT service, component, first_segment, segments, is_open, cost

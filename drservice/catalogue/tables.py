@@ -302,29 +302,55 @@ class WalHole(Base):
     """What it takes away, in words."""
 
 
-class WalStream(Base):
-    """How the receiver of a cluster's WAL was when its host last told (``operations.streamstate``)."""
+class StreamRow(Base):
+    """How a process that streams for as long as it lives was when its host last told."""
 
-    __tablename__ = "wal_stream"
+    __abstract__ = True
 
     service: Mapped[str] = mapped_column(primary_key=True)
     component: Mapped[str] = mapped_column(primary_key=True)
     host: Mapped[str]
     state: Mapped[str]
-    """connecting | streaming | stalled | failed | absent."""
+    durable_until: Mapped[datetime | None]
+    """Nothing that was committed up to here is missing in the repository; by the database's clock."""
+    seconds_at_risk: Mapped[float | None]
+    """``None``: it does not say."""
+    problem: Mapped[str | None]
+    remedy: Mapped[str | None]
+    told_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class WalStream(StreamRow):
+    """The receiver of a cluster's WAL (``operations.streamstate``).
+
+    Its states: connecting | streaming | stalled | failed | absent.
+    """
+
+    __tablename__ = "wal_stream"
+
     is_synchronous: Mapped[bool]
     timeline: Mapped[int | None]
     durable_lsn: Mapped[int | None]
     server_lsn: Mapped[int | None]
-    durable_until: Mapped[datetime | None]
-    """Nothing that was committed up to here is missing in the repository; by the server's clock."""
-    seconds_at_risk: Mapped[float | None]
     bytes_at_risk: Mapped[int | None]
     slot_status: Mapped[str | None]
     safe_wal_bytes: Mapped[int | None]
-    problem: Mapped[str | None]
-    remedy: Mapped[str | None]
-    told_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class DocumentStream(StreamRow):
+    """The capture of a filestore's documents (``operations.documentstate``).
+
+    Its states: starting | streaming | stalled | absent.
+    """
+
+    __tablename__ = "document_stream"
+
+    pending: Mapped[int | None]
+    missing: Mapped[int | None]
+    """In production, like ``corrupt``."""
+    corrupt: Mapped[int | None]
+    in_database: Mapped[int | None]
+    not_covered: Mapped[int | None]
 
 
 class Record(Base):

@@ -259,14 +259,6 @@ class Objectives:
     documents_rpo: timedelta | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnprotectedComponent:
-    """A component that is declared and of a kind this version does not back up."""
-
-    name: ComponentName
-    kind: str
-
-
 class DrillTarget(Enum):
     """How the instant of a drill is chosen."""
 
@@ -330,7 +322,6 @@ class Service:
     objectives: Objectives = field(default_factory=Objectives)
     components: Mapping[ComponentName, ComponentSettings] = field(default_factory=dict)
     checks: tuple[BusinessCheck, ...] = ()
-    unprotected: tuple[UnprotectedComponent, ...] = ()
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     calendar: str | None = None
     """A name of ``Estate.calendars``; ``None`` = UTC without windows."""

@@ -237,7 +237,7 @@ class _Duties:
             database, host=name, folder=lambda: self._estate().state_dir / "environments", clock=clock
         )
         self.scheduler = Scheduler(database, estate=configuration.estate, clock=clock, missed=self._missed)
-        self.streams = StreamTeller(database, estate=self._estate, host=name)
+        self.streams = StreamTeller(database, estate=self._estate, host=name, clock=clock)
         self.companions = [
             Companions(trade, estate=self._estate, host=name, log_level=log_level)
             for trade in (HELPING, RECEIVING, CAPTURING)

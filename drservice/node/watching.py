@@ -7,7 +7,7 @@ day, and when it is over.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -16,22 +16,21 @@ from drservice.catalogue.breaches import (
     BreachKey,
     KnownBreach,
     begin_breach,
-    captured_since,
     end_breach,
     known_breaches,
     tell_again,
 )
 from drservice.catalogue.database import Database
 from drservice.catalogue.duties import duty
-from drservice.catalogue.facts import KNOWN_LATE, HoleFacts, ServiceFacts, StreamFacts
+from drservice.catalogue.facts import DocumentStreamFacts, HoleFacts, ServiceFacts, StreamFacts, WalStreamFacts
 from drservice.catalogue.reading import Reading
 from drservice.catalogue.requests import Transaction
 from drservice.catalogue.runs import RunRequest
-from drservice.catalogue.walstreams import STREAMING
+from drservice.catalogue.streams import STARTING, STREAMING
 from drservice.clock import to_iso
 from drservice.jobs.queue import Queue
 from drservice.model.agenda import Agenda, Overdue
-from drservice.model.estate import Estate, NotifyKind, Service
+from drservice.model.estate import Estate, FilesSettings, NotifyKind, Service
 from drservice.model.runs import RunKind
 from drservice.model.timetable import host_of
 from drservice.notify.interface import Notice, Severity
@@ -45,7 +44,9 @@ _MOST_AT_ONCE = 5
 OVERDUE_TOLERANCE = timedelta(minutes=5)
 """Beyond the schedule's own grace: a result is put on record and projected after it was reached."""
 STREAM_PATIENCE = timedelta(minutes=1)
-"""A receiver that is restarted, or a store that is slow for a moment, is no news."""
+"""A process that is restarted, or a store that is slow for a moment, is no news."""
+COMPARING_PATIENCE = timedelta(minutes=15)
+"""A capture that begins compares everything first, and large documents have to be stored: that takes minutes."""
 _COMMANDS = {
     RunKind.BACKUP: "drservice backup {service}",
     RunKind.VERIFY: "drservice verify {service}",
@@ -75,7 +76,7 @@ class Found:
 
 
 _MANY = {
-    NotifyKind.FAILURE: "failures of WAL",
+    NotifyKind.FAILURE: "failures of WAL and documents",
     NotifyKind.OBJECTIVE: "promises do not hold",
     NotifyKind.OVERDUE: "results are overdue",
 }
@@ -104,11 +105,10 @@ class Watcher:
 
     def _judge(self, estate: Estate, agenda: Agenda, outbox: Outbox, session: Transaction) -> int:
         now, facts = self._reading.services(list(estate.services), agenda)
-        documents = captured_since(session, list(_documents_of(estate)))
         found = {
             breach.key: breach
             for service in estate.services.values()
-            for breach in breaches_of(service, facts[service.name], agenda, documents, now)
+            for breach in breaches_of(service, facts[service.name], agenda, now)
         }
         before = known_breaches(session)
         begun, again, over = list[Notice](), list[Notice](), list[Notice]()
@@ -143,20 +143,13 @@ class Watcher:
         telemetry.warning("a backup is started because WAL is missing", service=service.name, run=run)
 
 
-def breaches_of(
-    service: Service,
-    facts: ServiceFacts,
-    agenda: Agenda,
-    documents: Mapping[tuple[str, str], datetime],
-    now: datetime,
-) -> Iterator[Found]:
+def breaches_of(service: Service, facts: ServiceFacts, agenda: Agenda, now: datetime) -> Iterator[Found]:
     """Yield what of a service is broken or overdue.
 
     Args:
         service: what is promised.
         facts: what the catalogue knows of it.
         agenda: of the configuration that the service is of.
-        documents: per component of documents, since when what was filed is not captured.
         now: by the catalogue's clock.
     """
     yield from _at_risk(service, facts, now)
@@ -164,9 +157,9 @@ def breaches_of(
         if hole.is_open:
             yield _hole(service, hole)
     for component, stream in facts.streams.items():
-        yield from _stream(service, component, stream, now)
+        yield from _wal_stream(service, component, stream, now)
     yield from _measured(service, facts)
-    yield from _documents(service, documents, now)
+    yield from _documents(service, facts, now)
     for item in agenda.overdue(service.name, facts.results, now - OVERDUE_TOLERANCE):
         yield _overdue(service, item)
 
@@ -214,19 +207,14 @@ def _hole(service: Service, hole: HoleFacts) -> Found:
     )
 
 
-def _stream(service: Service, component: str, stream: StreamFacts, now: datetime) -> Iterator[Found]:
+def _wal_stream(service: Service, component: str, stream: WalStreamFacts, now: datetime) -> Iterator[Found]:
     """Yield what is wrong with a receiver. One that commits wait for is told at once."""
-    is_silent = now - stream.told_at > STREAM_PATIENCE
     is_lost = stream.slot_status in {"lost", "unreserved"}
-    if stream.state == STREAMING and not is_silent and not is_lost:
+    why = _stopped(stream, now)
+    if why is None and not is_lost:
         return
-    behind = stream.durable_until is None or now - stream.durable_until > STREAM_PATIENCE
-    if not (stream.is_synchronous or is_lost or behind):
+    if not (stream.is_synchronous or is_lost or _is_behind(stream, now, STREAM_PATIENCE)):
         return
-    why = stream.problem or (f"its host was silent since {_at(stream.told_at)}" if is_silent else "it does not run")
-    until = (
-        f"nothing later than {_at(stream.durable_until)} is safe" if stream.durable_until else "nothing of it is safe"
-    )
     waits = " Commits wait for it: production may stand still." if stream.is_synchronous else ""
     slot = f" The slot is {stream.slot_status}: the server may remove WAL that is nowhere else." if is_lost else ""
     yield Found(
@@ -234,10 +222,62 @@ def _stream(service: Service, component: str, stream: StreamFacts, now: datetime
         what=f"wal-stream:{component}",
         kind=NotifyKind.FAILURE,
         severity=Severity.BUSINESS_CRITICAL if stream.is_synchronous or is_lost else Severity.TECHNICAL,
-        title=f"{component}: WAL is not streamed ({stream.state}): {why}",
-        body=f"{until}.{waits}{slot} {stream.remedy or ''}".rstrip(),
+        title=f"{component}: WAL is not streamed ({stream.phase(now)}): {why or f'its slot is {stream.slot_status}'}",
+        body=f"{_safe_until(stream)}.{waits}{slot} {stream.remedy or ''}".rstrip(),
         next_command=f"drservice check {service.name}",
     )
+
+
+def _document_stream(
+    service: Service, component: FilesSettings, stream: DocumentStreamFacts, now: datetime
+) -> Iterator[Found]:
+    """Yield what is wrong with a capture of documents, and what it found to be lost in production."""
+    at_work = stream.state in {STARTING, STREAMING} and not stream.is_silent(now)
+    is_first = at_work and stream.durable_until is None  # the first of all takes as long as there are documents
+    said = stream.seconds(now)
+    patience = max(COMPARING_PATIENCE, 2 * component.interval) if at_work else STREAM_PATIENCE
+    is_behind = _is_behind(stream, now, patience) and (said is None or timedelta(seconds=said) > patience)
+    if is_behind and not is_first:
+        why = _stopped(stream, now) or f"it gets no further, {stream.pending or 0} wait"
+        yield Found(
+            service=service.name,
+            what=f"document-stream:{component.name}",
+            kind=NotifyKind.FAILURE,
+            severity=Severity.TECHNICAL,
+            title=f"{component.name}: documents are not streamed ({stream.phase(now)}): {why}",
+            body=f"{_safe_until(stream)}, except what a backup takes. {stream.remedy or ''}".rstrip(),
+            next_command=f"drservice check {service.name}",
+        )
+    if stream.lost:
+        yield Found(
+            service=service.name,
+            what=f"documents-lost:{component.name}",
+            kind=NotifyKind.FAILURE,
+            severity=Severity.BUSINESS_CRITICAL,
+            title=f"{component.name}: production lost {stream.missing or 0} documents that rows refer to,"
+            f" and {stream.corrupt or 0} are damaged there",
+            body="Odoo shows them as empty. An older snapshot may have them (`drservice extract`): look before somebody"
+            " opens or replaces them.",
+            next_command=f"drservice check {service.name}",
+        )
+
+
+def _stopped(stream: StreamFacts, now: datetime) -> str | None:
+    """Return why a process that streams does not get on; ``None``: it does."""
+    if stream.is_silent(now):
+        return f"its host was silent since {_at(stream.told_at)}"
+    if stream.state == STREAMING:
+        return None
+    return stream.problem or ("it compares everything first" if stream.state == STARTING else "it does not run")
+
+
+def _is_behind(stream: StreamFacts, now: datetime, patience: timedelta) -> bool:
+    return stream.durable_until is None or now - stream.durable_until > patience
+
+
+def _safe_until(stream: StreamFacts) -> str:
+    until = stream.durable_until
+    return "nothing of it is safe" if until is None else f"nothing later than {_at(until)} is safe"
 
 
 def _measured(service: Service, facts: ServiceFacts) -> Iterator[Found]:
@@ -262,19 +302,21 @@ def _measured(service: Service, facts: ServiceFacts) -> Iterator[Found]:
     )
 
 
-def _documents(service: Service, documents: Mapping[tuple[str, str], datetime], now: datetime) -> Iterator[Found]:
+def _documents(service: Service, facts: ServiceFacts, now: datetime) -> Iterator[Found]:
     promised = service.objectives.documents_rpo
-    if promised is None:
-        return
-    for component in service.files():
-        since = documents.get((service.name, component.name))
-        if since is not None and now - since > promised + KNOWN_LATE:
-            yield _objective(
-                service,
-                f"documents-rpo:{component.name}",
-                f"{component.name} were last captured at {_at(since)}; promised is {_shown(promised)}",
-                "What was filed since then is stored nowhere else.",
-            )
+    for component in service.filestores():
+        if component.stream and (stream := facts.captures.get(component.name)) is not None:
+            yield from _document_stream(service, component, stream, now)
+        if promised is None or facts.point is None:
+            continue
+        at_risk = facts.documents_at_risk(component.name, now)
+        what = f"documents-rpo:{component.name}"
+        if at_risk is None:
+            lost = f"nothing can be recovered of {component.name}: no pass over its documents is whole"
+            yield _objective(service, what, lost, "Documents that are filed now would be lost as a whole.")
+        elif at_risk > promised + facts.documents_known_late:
+            since = f"{component.name} were last captured at {_at(now - at_risk)}; promised is {_shown(promised)}"
+            yield _objective(service, what, since, "What was filed since then is stored nowhere else.")
 
 
 def _overdue(service: Service, item: Overdue) -> Found:
@@ -352,12 +394,6 @@ def bundled(phase: str, notices: Sequence[Notice], now: datetime) -> Iterator[No
             body="\n".join(f"{notice.service}: {notice.title.removeprefix(phase)}" for notice in those),
             next_command="drservice info",
         )
-
-
-def _documents_of(estate: Estate) -> Iterator[tuple[str, str]]:
-    for service in estate.services.values():
-        if service.objectives.documents_rpo is not None:
-            yield from ((service.name, item.name) for item in service.filestores())
 
 
 def _at(instant: datetime) -> str:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
 
 from drservice.clock import from_iso, to_iso
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.operations.livestate import Fields, is_held, plain, read_live_state, write_live_state
+
+_SILENT = timedelta(seconds=60)
+
+
+def patience(interval: timedelta) -> timedelta:
+    """Return for how long a capture that lives is believed although it says nothing: a set may take a while to store.
+
+    Args:
+        interval: from one of its looks to the next.
+    """
+    return max(_SILENT, 2 * interval)
 
 
 class DocumentPhase(Enum):

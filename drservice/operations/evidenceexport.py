@@ -99,12 +99,6 @@ def service_facts(service: Service) -> ServiceFacts:
                 is_protected=True,
             )
             for name, item in service.components.items()
-        )
-        + tuple(
-            ComponentFacts(
-                name=item.name, kind=item.kind, is_protected=False, note="this version does not back up this kind"
-            )
-            for item in service.unprotected
         ),
     )
 

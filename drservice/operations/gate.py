@@ -82,6 +82,7 @@ def ask_gate(context: GateContext, service: Service, *, restore_point: str | Non
     _ask_backup(context, known, now, checklist)
     _ask_proof(context, known, now, checklist)
     _ask_lag(known, checklist)
+    _ask_document_lag(known, checklist)
     _ask_findings(context, service, checklist)
     left: tuple[LeftPoint, ...] = ()
     if restore_point is not None and all(check.state is not CheckState.FAILED for check in checklist.results):
@@ -157,6 +158,25 @@ def _ask_lag(known: ServiceInfo, checklist: Checklist) -> None:
         checklist.fail("WAL lag", told, f"Look at archiving: drservice check {service.name}")
     else:
         checklist.ok("WAL lag", f"{told}, {promised.total_seconds():g} s are promised")
+
+
+def _ask_document_lag(known: ServiceInfo, checklist: Checklist) -> None:
+    """Ask about documents what is asked about WAL: a release that is taken back takes them back, too."""
+    service = known.service
+    if not service.filestores():
+        return
+    promised, seconds = service.objectives.documents_rpo, known.filestores_at_risk_seconds
+    remedy = f"Look at the document stream: drservice check {service.name}"
+    if seconds is None:
+        checklist.fail("document lag", "a filestore was never captured as a whole", f"drservice backup {service.name}")
+        return
+    told = f"documents of {seconds:.1f} s at risk"
+    if promised is None:
+        checklist.warn("document lag", f"{told}; no RPO is promised for them", "Set objectives.documents_rpo.")
+    elif seconds > promised.total_seconds():
+        checklist.fail("document lag", f"{told}, {promised.total_seconds():g} s are promised", remedy)
+    else:
+        checklist.ok("document lag", f"{told}, {promised.total_seconds():g} s are promised")
 
 
 def _ask_findings(context: GateContext, service: Service, checklist: Checklist) -> None:

@@ -10,11 +10,9 @@ from drservice.operations.documentstate import (
     DocumentState,
     describe_documents,
     is_alive,
+    patience,
     read_state,
 )
-
-SILENT_SECONDS = 60.0
-"""A capture that lives and is heard from no more than this long ago is believed: a set may take a while to store."""
 
 
 def check_documents(
@@ -40,12 +38,10 @@ def check_documents(
 
 
 def _judge(name: str, state: DocumentState, component: FilesSettings, clock: Clock, checklist: Checklist) -> None:
-    now = clock.now()
-    silent = (now - state.updated_at).total_seconds()
-    if silent > max(SILENT_SECONDS, 2 * component.interval.total_seconds()):
-        checklist.fail(
-            name, f"alive (pid {state.pid}) and silent for {silent:.0f} s", "Look at its log; end it: it starts anew."
-        )
+    silent = clock.now() - state.updated_at
+    if silent > patience(component.interval):
+        detail = f"alive (pid {state.pid}) and silent for {silent.total_seconds():.0f} s"
+        checklist.fail(name, detail, "Look at its log; end it: it starts anew.")
     elif state.state is DocumentPhase.STALLED:
         checklist.fail(name, f"stalled: {state.problem}", state.remedy or "Look at its log.")
     elif state.state is DocumentPhase.STARTING:

@@ -116,14 +116,21 @@ class ServiceInfo:
         return max(known) if known and len(known) == len(ages) else None
 
     @property
+    def filestores_at_risk_seconds(self) -> float | None:
+        """The worst of the filestores; ``None`` if there are none, or one was never captured."""
+        ages = [item.seconds_at_risk for item in self.files if item.component.kind is FilesKind.ODOO_FILESTORE]
+        known = [age for age in ages if age is not None]
+        return max(known) if known and len(known) == len(ages) else None
+
+    @property
     def effective_rpo_seconds(self) -> float | None:
         """What the service as a whole would lose now: the larger of database and documents; ``None`` if unknown."""
-        if self.at_risk.seconds is None:
-            return None
-        if not any(item.component.kind is FilesKind.ODOO_FILESTORE for item in self.files):
+        if not self.service.filestores():
             return self.at_risk.seconds
-        ages = [item.seconds_at_risk for item in self.files if item.component.kind is FilesKind.ODOO_FILESTORE]
-        return None if None in ages else max(self.at_risk.seconds, *(age for age in ages if age is not None))
+        documents = self.filestores_at_risk_seconds
+        if self.at_risk.seconds is None or documents is None:
+            return None
+        return max(self.at_risk.seconds, documents)
 
     @property
     def estimated_rto_seconds(self) -> float | None:

@@ -93,6 +93,41 @@ METRICS = {
             meaning="holes in the WAL that snapshots need: open, or passed (a newer snapshot begins behind it)",
         ),
         Metric(
+            name="drservice_documents_timestamp_seconds",
+            labels=_CLUSTER,
+            meaning="up to when all documents of a filestore are in the repository, by its newest pass or its stream",
+        ),
+        Metric(
+            name="drservice_documents_durable_lag_seconds",
+            labels=_CLUSTER,
+            meaning="age of the newest look after which all documents were durable; while nobody tells, of what it saw",
+        ),
+        Metric(
+            name="drservice_documents_pending",
+            labels=_CLUSTER,
+            meaning="documents that rows may refer to, seen and not stored",
+        ),
+        Metric(
+            name="drservice_documents_lost",
+            labels=("service", "component", "state"),
+            meaning="documents that rows refer to and production does not have: missing, or corrupt",
+        ),
+        Metric(
+            name="drservice_documents_not_covered",
+            labels=_CLUSTER,
+            meaning="attachments outside filestore and database, which no backup has",
+        ),
+        Metric(
+            name="drservice_documents_stream_state",
+            labels=("service", "component", "state"),
+            meaning="1 for what the capture of documents does, 0 for the others: streaming, starting, stalled, absent",
+        ),
+        Metric(
+            name="drservice_effective_rpo_seconds",
+            labels=_SERVICE,
+            meaning="what a service would lose now, at most: the larger of database and documents",
+        ),
+        Metric(
             name="drservice_verified_timestamp_seconds",
             labels=_SERVICE,
             meaning="when a recovery point was last verified by a drill",
@@ -226,9 +261,14 @@ class _Catalogue(Collector):
                     name,
                     kind,
                 )
-            condition = standing_of(service, facts[name], now, self._agenda).condition
+            standing = standing_of(service, facts[name], now, self._agenda)
             for each in Condition:
-                values.add("drservice_service_condition", each is condition, name, each.name.lower())
+                values.add("drservice_service_condition", each is standing.condition, name, each.name.lower())
+            effective = standing.effective
+            seconds = effective.total_seconds() if effective is not None else None
+            values.add("drservice_effective_rpo_seconds", seconds, name)
+            for component, instant in facts[name].captured.items():
+                values.add("drservice_documents_timestamp_seconds", instant, name, component)
         with self._database.session() as session:
             session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
             self._read_grouped(values, session)
@@ -266,6 +306,26 @@ def _rows(session: Session, query: str) -> Sequence[RowMapping]:
     return session.execute(text(query)).mappings().all()
 
 
+def _lag(table: str) -> str:
+    """Return the query for how far what is streamed is behind: what hosts said just now, or what time has passed."""
+    return f"""
+        SELECT service, component, CASE WHEN is_told THEN seconds_at_risk
+            ELSE greatest(0, extract(epoch FROM drservice_now() - durable_until)) END AS value
+        FROM {table} CROSS JOIN LATERAL (
+            SELECT told_at > drservice_now() - interval '30 s' AND seconds_at_risk IS NOT NULL AS is_told
+        ) AS heard WHERE is_told OR durable_until IS NOT NULL"""  # noqa: S608 - a table of this module
+
+
+def _states(table: str, *states: str) -> str:
+    """Return the query for the state of what is streamed; what nobody has told of for a minute is absent."""
+    values = ", ".join(f"('{state}')" for state in states)
+    return f"""
+        SELECT service, component, each.state, (CASE
+            WHEN told_at > drservice_now() - interval '1 min' THEN stream.state = each.state
+            ELSE each.state = 'absent' END)::int AS value
+        FROM {table} AS stream CROSS JOIN (VALUES {values}) AS each (state)"""  # noqa: S608 - words of this module
+
+
 _GROUPED: Mapping[str, str] = {
     "drservice_backup_timestamp_seconds": """
         SELECT service, component, kind, max(stopped_at) AS value FROM snapshot WHERE state = 'complete'
@@ -279,22 +339,13 @@ _GROUPED: Mapping[str, str] = {
                 SELECT FROM wal_hole AS hole
                 WHERE hole.service = wal_window.service AND hole.component = wal_window.component AND hole.is_open)
         )) AS value FROM wal_window GROUP BY service, component""",
-    "drservice_wal_durable_lag_seconds": """
-        SELECT service, component, CASE
-            WHEN told_at > drservice_now() - interval '30 s' AND seconds_at_risk IS NOT NULL THEN seconds_at_risk
-            ELSE greatest(0, extract(epoch FROM drservice_now() - durable_until)) END AS value
-        FROM wal_stream WHERE seconds_at_risk IS NOT NULL OR durable_until IS NOT NULL""",
+    "drservice_wal_durable_lag_seconds": _lag("wal_stream"),
     "drservice_wal_durable_lag_bytes": """
         SELECT service, component, bytes_at_risk AS value FROM wal_stream WHERE bytes_at_risk IS NOT NULL""",
     "drservice_wal_slot_room_bytes": """
         SELECT service, component, greatest(0, safe_wal_bytes) AS value FROM wal_stream
         WHERE safe_wal_bytes IS NOT NULL""",
-    "drservice_wal_stream_state": """
-        SELECT service, component, each.state, (CASE
-            WHEN told_at > drservice_now() - interval '1 min' THEN stream.state = each.state
-            ELSE each.state = 'absent' END)::int AS value
-        FROM wal_stream AS stream
-        CROSS JOIN (VALUES ('streaming'), ('connecting'), ('stalled'), ('failed'), ('absent')) AS each (state)""",
+    "drservice_wal_stream_state": _states("wal_stream", "streaming", "connecting", "stalled", "failed", "absent"),
     "drservice_wal_holes": """
         SELECT cluster.service, cluster.component, each.state, count(hole.timeline) AS value
         FROM (SELECT service, component FROM wal_window UNION SELECT service, component FROM wal_hole) AS cluster
@@ -302,6 +353,16 @@ _GROUPED: Mapping[str, str] = {
         LEFT JOIN wal_hole AS hole ON hole.service = cluster.service AND hole.component = cluster.component
             AND hole.is_open = each.is_open
         GROUP BY cluster.service, cluster.component, each.state""",
+    "drservice_documents_durable_lag_seconds": _lag("document_stream"),
+    "drservice_documents_pending": """
+        SELECT service, component, pending AS value FROM document_stream WHERE pending IS NOT NULL""",
+    "drservice_documents_lost": """
+        SELECT service, component, each.state, each.value FROM document_stream
+        CROSS JOIN LATERAL (VALUES ('missing', missing), ('corrupt', corrupt)) AS each (state, value)
+        WHERE each.value IS NOT NULL""",
+    "drservice_documents_not_covered": """
+        SELECT service, component, not_covered AS value FROM document_stream WHERE not_covered IS NOT NULL""",
+    "drservice_documents_stream_state": _states("document_stream", "streaming", "starting", "stalled", "absent"),
     "drservice_verified_timestamp_seconds": """
         SELECT service, max(verified_at) AS value FROM point GROUP BY service""",
     "drservice_drill_timestamp_seconds": """

@@ -52,6 +52,28 @@ class Promise(BaseModel):
     measured_seconds: float | None
 
 
+class CaptureDocument(BaseModel):
+    """How the documents of a filestore are captured as they come; ``None`` = not known."""
+
+    component: str
+    state: str
+    """starting, streaming, stalled; absent: it does not run although it is wanted; silent: its host tells nothing."""
+    durable_until: datetime | None
+    """Up to here each document that rows refer to is stored, or known to be lost; by the database's clock."""
+    seconds_at_risk: float | None
+    """As it said just now; ``None`` while it is silent."""
+    pending: int | None
+    missing_in_production: int | None
+    corrupt_in_production: int | None
+    in_database: int | None
+    """Attachments that are inside the database, and covered by its own backup."""
+    not_covered: int | None
+    """Attachments that are outside filestore and database: in no backup."""
+    problem: str | None
+    remedy: str | None
+    told_at: datetime
+
+
 class ServiceDocument(BaseModel):
     """A service against its promises."""
 
@@ -66,6 +88,14 @@ class ServiceDocument(BaseModel):
     """When the last drill passed; ``None`` if none did, or a later one did not."""
     reachable_until: datetime | None
     seconds_at_risk: float | None
+    """Of committed work, in the databases."""
+    documents_seconds_at_risk: float | None
+    """Of documents that rows refer to; ``None`` also where there are none."""
+    effective_rpo_seconds: float | None
+    """The larger of both: what the service as a whole would lose now."""
+    documents_promised_seconds: float | None
+    documents: list[CaptureDocument]
+    """Of each filestore that is streamed."""
     rpo: Promise
     rto: Promise
     strain: float | None
@@ -73,7 +103,6 @@ class ServiceDocument(BaseModel):
     missed: int
     running: int
     components: list[str]
-    unprotected: list[str]
 
 
 class ServicePage(BaseModel):

@@ -49,8 +49,13 @@ class Standing:
     """The newest instant that every cluster can be brought to."""
     at_risk: timedelta | None
     """At most so much committed work would be lost now: less if nothing was committed since, or WAL came just now."""
+    documents_at_risk: timedelta | None
+    """The same for documents that the rows of a database refer to; also ``None`` where there are none."""
+    effective: timedelta | None
+    """What the service as a whole would lose now: the larger of both, where there are documents."""
     promised_rpo: timedelta | None
     measured_rpo: timedelta | None
+    promised_documents_rpo: timedelta | None
     promised_rto: timedelta | None
     measured_rto: timedelta | None
     strain: float | None
@@ -77,6 +82,7 @@ def standing_of(service: Service, facts: ServiceFacts, now: datetime, agenda: Ag
     streamed = facts.seconds_at_risk(now)
     if at_risk is not None and streamed is not None:
         at_risk = min(at_risk, timedelta(seconds=streamed))
+    documents = _documents_at_risk(service, facts, now)
     proof = _proof(facts)
     measured_rpo = _seconds(facts.drill.rpo_seconds if facts.drill else None)
     newest = max((item for item in (facts.drill, facts.restore) if item), key=lambda item: item.entry, default=None)
@@ -86,7 +92,8 @@ def standing_of(service: Service, facts: ServiceFacts, now: datetime, agenda: Ag
         share
         for share in (
             # What arrived in the last minutes may not be known here yet: that breaks no promise and strains none.
-            _share(max(at_risk - facts.known_late, timedelta(0)) if at_risk is not None else None, promised.rpo),
+            _share(_beyond(at_risk, facts.known_late), promised.rpo),
+            _share(_beyond(documents, facts.documents_known_late), promised.documents_rpo),
             _share(measured_rpo, promised.rpo),
             _share(measured_rto, promised.rto),
         )
@@ -105,8 +112,11 @@ def standing_of(service: Service, facts: ServiceFacts, now: datetime, agenda: Ag
         verified_at=proof,
         reachable_until=reachable,
         at_risk=at_risk,
+        documents_at_risk=documents,
+        effective=at_risk if not service.filestores() else _larger(at_risk, documents),
         promised_rpo=promised.rpo,
         measured_rpo=measured_rpo,
+        promised_documents_rpo=promised.documents_rpo,
         promised_rto=promised.rto,
         measured_rto=measured_rto,
         strain=strain,
@@ -135,10 +145,12 @@ def _grounds(
         for hole in facts.holes
         if hole.is_open
     )
-    found.extend(
-        (Condition.UNPROTECTED, f"{item.name} ({item.kind}) is declared and not backed up")
-        for item in service.unprotected
-    )
+    if facts.point is not None:
+        found.extend(
+            (Condition.BROKEN, f"{item.name}: no pass over its documents is whole, and no stream has proved any")
+            for item in service.filestores()
+            if item.name not in facts.captured
+        )
     if strain is not None and strain > 1:
         found.append((Condition.BROKEN, "more is at risk, or took longer, than promised"))
     if proof is None and facts.drill is None:
@@ -167,6 +179,21 @@ def _reachable_until(service: Service, facts: ServiceFacts) -> datetime | None:
     if ends:
         return min(ends)
     return facts.point.created_at if facts.point else None
+
+
+def _documents_at_risk(service: Service, facts: ServiceFacts, now: datetime) -> timedelta | None:
+    """Return what the worst filestore is behind; ``None`` if there is none, or one of which nothing is known."""
+    found = [facts.documents_at_risk(item.name, now) for item in service.filestores()]
+    known = [each for each in found if each is not None]
+    return max(known) if known and len(known) == len(found) else None
+
+
+def _larger(first: timedelta | None, second: timedelta | None) -> timedelta | None:
+    return None if first is None or second is None else max(first, second)
+
+
+def _beyond(at_risk: timedelta | None, known_late: timedelta) -> timedelta | None:
+    return None if at_risk is None else max(at_risk - known_late, timedelta(0))
 
 
 def _proof(facts: ServiceFacts) -> datetime | None:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from drservice import processes
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.node.companions import Companions
 from drservice.node.documentstreams import CAPTURING
+from drservice.node.streamtelling import told_documents
 from drservice.operations.documentstate import is_alive
 from drservice.settings.loading import load
 from tests.doubles.cluster import ClusterMaker
@@ -160,7 +162,10 @@ def test_a_node_keeps_one_running_and_ends_it(plant: Plant) -> None:
         os.kill(first["pid"], signal.SIGKILL)
         again = wait_state(plant, lambda s: s["pid"] != first["pid"] and s["state"] == "streaming")
         assert again["pid"] in companions.running.values()
+        [told] = told_documents(estate, "db1", datetime.now(UTC))
+        assert (told.state, told.pending, told.problem) == ("streaming", 0, None)
     finally:
         companions.stop()
     assert companions.running == {}
     assert not is_alive(plant.estate.state, ServiceName("erp"), ComponentName("documents"))
+    assert [told.state for told in told_documents(estate, "db1", datetime.now(UTC))] == ["absent"]

@@ -104,6 +104,22 @@ def test_info_speaks_of_the_service(story: dict[str, object]) -> None:
     assert service["documents_seconds_at_risk"] > 0
 
 
+def test_the_gate_asks_about_documents_what_it_asks_about_wal(story: dict[str, object], tmp_path: Path) -> None:
+    plant = plant_of(story)
+    document = plant.document()
+
+    def asked(**objectives: str) -> str:
+        document["services"]["erp"]["objectives"] = objectives
+        (tmp_path / "drservice.yaml").write_text(json.dumps(document))
+        answer = plant.estate.run("gate", "erp", "--json", config=tmp_path / "drservice.yaml")
+        (state,) = [check["state"] for check in json.loads(answer.stdout)["checks"] if check["name"] == "document lag"]
+        return str(state)
+
+    assert asked() == "warning", "none is promised"
+    assert asked(documents_rpo="1h") == "ok"
+    assert asked(documents_rpo="1ms") == "failed"
+
+
 def test_exactly_the_documents_of_the_target_are_placed(story: dict[str, object]) -> None:
     """At this instant ``removed`` is still referred to, although production and the last snapshot lack it."""
     plant = plant_of(story)

@@ -78,7 +78,8 @@ def test_a_node_streams_and_people_see_what_is_at_risk(estate: TempEstate) -> No
         told = checks(estate, status=0)
         assert told["WAL receiver"]["detail"].startswith("streaming (pid ")
         assert "archive_command" not in told, "nothing is archived by the server: nothing is asked"
-        assert [(item.service, item.state) for item in told_streams(estate.estate(), "db1")] == [("erp", "streaming")]
+        [receiver] = told_streams(estate.estate(), "db1", datetime.now(UTC))
+        assert (receiver.service, receiver.state) == ("erp", "streaming")
 
         [pid] = receivers.running.values()
         os.kill(pid, signal.SIGKILL)
@@ -89,5 +90,5 @@ def test_a_node_streams_and_people_see_what_is_at_risk(estate: TempEstate) -> No
     assert not is_alive(estate.state, service.name, component.name)
     [known] = estate.json("info", SERVICE)["services"]
     assert known["streams"][0]["state"] == "absent"
-    assert [item.state for item in told_streams(estate.estate(), "db1")] == ["absent"]
+    assert [item.state for item in told_streams(estate.estate(), "db1", datetime.now(UTC))] == ["absent"]
     assert checks(estate, status=1)["WAL receiver"]["state"] == "failed"

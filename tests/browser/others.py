@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from drservice.catalogue.database import Database
 from drservice.catalogue.reading import Reading
-from drservice.catalogue.tables import Host, Point, Record, Run, RunEvent, Snapshot, WalWindow
+from drservice.catalogue.tables import DocumentStream, Host, Point, Record, Run, RunEvent, Snapshot, WalWindow
 from drservice.model.ids import make_ulid
 
 DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
@@ -33,6 +33,12 @@ def _documents(node: str) -> dict[str, Any]:
     return {"documents": {"kind": "directory", "path": "/var/lib/odoo/filestore", "node": node}}
 
 
+def _filestore(node: str) -> dict[str, Any]:
+    return {"kind": "odoo-filestore", "path": "/var/lib/odoo/filestore/crm", "database": "crm", "node": node}
+
+
+ATTACHMENTS = "attachments-of-the-customer-relations-department-in-suzhou"
+"""A filestore with a long name whose capture cannot go on."""
 SERVICES: dict[str, Any] = {
     "erp-toledo": {
         "tier": 1,
@@ -52,7 +58,7 @@ SERVICES: dict[str, Any] = {
         "tier": 2,
         "owner": "sales-it@example.com",
         "objectives": {"rpo": "15m", "rto": "2h"},
-        "components": _database("suzhou1"),
+        "components": _database("suzhou1", **{ATTACHMENTS: _filestore("suzhou1")}),
         "schedule": {"backup": "0 2 * * *"},
     },
     "labels": {
@@ -103,6 +109,7 @@ def report(database: Database) -> Reported:
         _points(session, "crm", (now - 22 * HOUR - n * DAY for n in range(7)))
         _window(session, "crm", 1, now - 7 * DAY, now - 2 * MINUTE)
         _drill(session, "crm", -4, now - 80 * DAY, rto=108 * MINUTE)
+        _capture(session, "crm", now)
         _points(session, "labels", (now - 11 * HOUR - n * 6 * HOUR for n in range(8)), component="files")
         _drill(session, "labels", -5, now - 60 * DAY, rto=4 * MINUTE)
         _points(session, "reporting", [now - 4 * DAY])
@@ -155,6 +162,20 @@ def _window(session: Session, service: str, lsn: int, begin: datetime, end: date
         insert(WalWindow).values(
             service=service, component="database", timeline=1, from_lsn=lsn << 30, to_lsn=(lsn + 6) << 30,
             from_time=begin, to_time=end,
+        )
+    )  # fmt: skip
+
+
+def _capture(session: Session, service: str, now: datetime) -> None:
+    """Write what a host told of a capture before it fell silent."""
+    folder = "/var/lib/odoo/filestore/crm/0f/" + "0f5ae1c97d3b" * 3 + "ab12"
+    session.execute(
+        insert(DocumentStream).values(
+            service=service, component=ATTACHMENTS, host="suzhou1", state="stalled",
+            durable_until=now - 41 * MINUTE, seconds_at_risk=2460.0, pending=1_204, missing=12, corrupt=1,
+            in_database=3, not_covered=340,
+            problem=f"1204 documents or folders cannot be read, {folder}: Permission denied",
+            remedy="Let the user of this process read them; it is the owner of the filestore as a rule.",
         )
     )  # fmt: skip
 

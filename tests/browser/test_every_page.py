@@ -17,6 +17,7 @@ PAGES: dict[str, tuple[str | None, str, int]] = {
     "overview": ("otto", "/overview", 200),
     "service": ("otto", f"/services/{others.HISTORY}", 200),
     "service-real": ("otto", "/services/erp", 200),
+    "service-stalled": ("otto", "/services/crm", 200),
     "service-unprotected": ("vera", "/services/portal", 200),
     "runs": ("otto", "/runs", 200),
     "no-runs": ("vera", "/runs?service=portal&state=failed", 200),

@@ -34,7 +34,6 @@ from drservice.model.estate import (
     RepositorySettings,
     Schedules,
     Service,
-    UnprotectedComponent,
 )
 from drservice.model.ids import ComponentName, ServiceName, make_ulid
 from drservice.model.schedule import Cron
@@ -60,7 +59,12 @@ def make_estate(state_dir: Path) -> Estate:
         components={
             ComponentName("database"): PostgresSettings(name=ComponentName("database"), dsn="host=db1 dbname=plant"),
             ComponentName("documents"): FilesSettings(
-                name=ComponentName("documents"), kind=FilesKind.DIRECTORY, path=Path("/srv/documents")
+                name=ComponentName("documents"),
+                kind=FilesKind.ODOO_FILESTORE,
+                path=Path("/srv/documents"),
+                database="plant",
+                follows=ComponentName("database"),
+                stream=True,
             ),
         },
         schedule=Schedules(backup=Cron.parse("0 1 * * *"), drill=Cron.parse("0 6 1 1,4,7,10 *")),
@@ -71,7 +75,6 @@ def make_estate(state_dir: Path) -> Estate:
         components={
             ComponentName("database"): PostgresSettings(name=ComponentName("database"), dsn="host=db2 dbname=reports")
         },
-        unprotected=(UnprotectedComponent(name=ComponentName("queue"), kind="redis"),),
     )
     archive = Service(
         name=ServiceName("archive"),
@@ -177,7 +180,7 @@ def fill(database: Database, service: str = "erp") -> None:
         for day in range(7, 0, -1):
             at = now - timedelta(days=day - 1, hours=1)
             session.execute(insert(Point).values(**_point(service, at, verified=day == 3)))
-            for component, kind in (("database", "postgres"), ("documents", "directory")):
+            for component, kind in (("database", "postgres"), ("documents", "odoo-filestore")):
                 session.execute(insert(Snapshot).values(**_snapshot(service, component, kind, at)))
         for begin, end, lsn in ((168, 100, 1), (96, 0, 9)):
             session.execute(

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from drservice.catalogue.facts import DocumentStreamFacts, ServiceFacts
 from drservice.catalogue.reading import PointInfo, WindowInfo
 from drservice.clock import from_iso, to_iso
 from drservice.errors import InvalidRequestError
@@ -18,6 +19,7 @@ from drservice.model.wal import Lsn
 from drservice.web.band import band_of
 from drservice.web.routes import Route
 from drservice.web.schemas import (
+    CaptureDocument,
     InstantsDocument,
     Me,
     Name,
@@ -51,7 +53,9 @@ def list_services(site: Here, principal: Who, after: Name | None = None, limit: 
     agenda = site.agenda
     now, facts = site.reading.services([item.name for item in chosen], agenda)
     return ServicePage(
-        items=[service_document(standing_of(item, facts[item.name], now, agenda)) for item in chosen],
+        items=[
+            service_document(standing_of(item, facts[item.name], now, agenda), facts[item.name], now) for item in chosen
+        ],
         next=chosen[-1].name if len(visible) > limit else None,
     )
 
@@ -63,7 +67,7 @@ def get_service(service: TheService, site: Here, request: Request) -> Response:
     known = facts[service.name]
     standing = standing_of(service, known, now, agenda)
     etag = etag_of(service, known, standing.condition, standing.reasons)
-    return conditional(request, etag, service_document(standing).model_dump(mode="json"))
+    return conditional(request, etag, service_document(standing, known, now).model_dump(mode="json"))
 
 
 def list_points(
@@ -108,8 +112,8 @@ def window_document(service: Service, windows: Sequence[WindowInfo], now: dateti
     )
 
 
-def service_document(standing: Standing) -> ServiceDocument:
-    """Return a standing as the API tells it."""
+def service_document(standing: Standing, facts: ServiceFacts, now: datetime) -> ServiceDocument:
+    """Return a standing, and what it is judged from, as the API tells it."""
     service = standing.service
     return ServiceDocument(
         name=service.name,
@@ -122,13 +126,38 @@ def service_document(standing: Standing) -> ServiceDocument:
         verified_at=standing.verified_at,
         reachable_until=standing.reachable_until,
         seconds_at_risk=_seconds(standing.at_risk),
+        documents_seconds_at_risk=_seconds(standing.documents_at_risk),
+        effective_rpo_seconds=_seconds(standing.effective),
+        documents_promised_seconds=_seconds(standing.promised_documents_rpo),
+        documents=[
+            capture_document(item.name, facts.captures[item.name], now)
+            for item in service.filestores()
+            if item.name in facts.captures
+        ],
         rpo=Promise(promised_seconds=_seconds(standing.promised_rpo), measured_seconds=_seconds(standing.measured_rpo)),
         rto=Promise(promised_seconds=_seconds(standing.promised_rto), measured_seconds=_seconds(standing.measured_rto)),
         strain=standing.strain,
         missed=standing.missed,
         running=standing.running,
         components=list(service.components),
-        unprotected=[item.name for item in service.unprotected],
+    )
+
+
+def capture_document(component: str, stream: DocumentStreamFacts, now: datetime) -> CaptureDocument:
+    """Return how documents are captured as the API tells it."""
+    return CaptureDocument(
+        component=component,
+        state=stream.phase(now),
+        durable_until=stream.durable_until,
+        seconds_at_risk=stream.seconds(now),
+        pending=stream.pending,
+        missing_in_production=stream.missing,
+        corrupt_in_production=stream.corrupt,
+        in_database=stream.in_database,
+        not_covered=stream.not_covered,
+        problem=stream.problem,
+        remedy=stream.remedy,
+        told_at=stream.told_at,
     )
 
 

@@ -48,6 +48,8 @@ class Preview:
     """What it begins from."""
     lost: timedelta | None
     """Work of so long a time is not in it, at most."""
+    documents: datetime | None
+    """Documents that were filed later are not proved to be stored, though their rows are reached; ``None``: all are."""
     eta: timedelta | None
     """As long as the last one took."""
     before: datetime | None
@@ -163,10 +165,17 @@ def preview_of(
         effective=effective,
         point=next((point for point in points if effective and point.created_at <= effective), None),
         lost=max(now - effective, timedelta(0)) if effective is not None else None,
+        documents=_unproved_from(service, facts, effective),
         eta=standing.measured_rto,
         before=max((item.end for item in stretches if instant and item.end < instant), default=None),
         after=min((item.begin for item in stretches if instant and item.begin > instant), default=None),
     )
+
+
+def _unproved_from(service: Service, facts: ServiceFacts, effective: datetime | None) -> datetime | None:
+    known = [facts.captured[item.name] for item in service.filestores() if item.name in facts.captured]
+    earliest = min(known, default=None)
+    return earliest if earliest is not None and effective is not None and earliest < effective else None
 
 
 def _band(service: Service, windows: list[WindowInfo], points: list[PointInfo], now: datetime) -> Band | None:

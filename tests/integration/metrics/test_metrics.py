@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sqlalchemy import insert, text
 from drservice.catalogue.database import Database
 from drservice.catalogue.runs import RunRequest, Runs
 from drservice.catalogue.tables import (
+    DocumentStream,
     Host,
     Message,
     Point,
@@ -27,7 +29,16 @@ from drservice.catalogue.tables import (
 )
 from drservice.errors import CatalogueUnreachableError
 from drservice.model.agenda import Agenda
-from drservice.model.estate import Estate, Objectives, PostgresSettings, RepositorySettings, Schedules, Service
+from drservice.model.estate import (
+    Estate,
+    FilesKind,
+    FilesSettings,
+    Objectives,
+    PostgresSettings,
+    RepositorySettings,
+    Schedules,
+    Service,
+)
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.runs import RunKind, RunState
 from drservice.model.schedule import Cron
@@ -422,3 +433,85 @@ def test_what_is_streamed_is_in_the_repository_unless_a_hole_lies_before_it(data
     found = scrape(database)
     assert found["drservice_wal_timestamp_seconds"][newest] == (NOON - HOUR).timestamp()
     assert found["drservice_wal_holes"] == {(*newest, "open"): 1, (*newest, "passed"): 1}
+
+
+# --- documents --------------------------------------------------------------------------------------------------
+
+
+def filed(*names: str) -> Estate:
+    """Return an estate whose service has filestores of these names."""
+    stores = {
+        ComponentName(name): FilesSettings(
+            name=ComponentName(name), kind=FilesKind.ODOO_FILESTORE, path=Path("/f"), database="plant", stream=True
+        )
+        for name in names
+    }
+    whole = service("erp")
+    objectives = replace(whole.objectives, documents_rpo=HOUR)
+    return estate(replace(whole, objectives=objectives, components={**whole.components, **stores}))
+
+
+def capture(component: str, told_at: datetime, **changes: object) -> dict[str, Any]:
+    return {
+        "service": "erp",
+        "component": component,
+        "host": "db1",
+        "state": "streaming",
+        "durable_until": told_at - timedelta(seconds=3),
+        "seconds_at_risk": 2.0,
+        "pending": 4,
+        "missing": 1,
+        "corrupt": 0,
+        "in_database": 5,
+        "not_covered": 6,
+        "told_at": told_at,
+        **changes,
+    }
+
+
+def test_captures_are_told_as_they_are_and_a_silent_ones_lag_grows(database: Database) -> None:
+    set_clock(database, NOON)
+    nothing = dict.fromkeys(("durable_until", "seconds_at_risk", "missing", "corrupt", "in_database", "not_covered"))
+    put(
+        database,
+        DocumentStream,
+        capture("documents", NOON),
+        capture("silent", NOON - HOUR, pending=None),
+        capture("new", NOON, state="starting", **nothing),
+        capture("unproved", NOON - HOUR, state="starting", **{**nothing, "seconds_at_risk": 2.0}),
+    )
+    found = scrape(database, filed("documents", "silent", "new", "unproved"))
+    lag = found["drservice_documents_durable_lag_seconds"]
+    assert lag == {("erp", "documents"): 2.0, ("erp", "silent"): HOUR.total_seconds() + 3}
+    assert found["drservice_documents_pending"] == {
+        ("erp", "documents"): 4, ("erp", "new"): 4, ("erp", "unproved"): 4
+    }  # fmt: skip
+    assert found["drservice_documents_lost"] == {
+        ("erp", component, state): count
+        for component in ("documents", "silent")
+        for state, count in (("missing", 1), ("corrupt", 0))
+    }
+    assert found["drservice_documents_not_covered"] == {("erp", "documents"): 6, ("erp", "silent"): 6}
+    states = {labels[1:] for labels, value in found["drservice_documents_stream_state"].items() if value == 1}
+    assert states == {("documents", "streaming"), ("silent", "absent"), ("new", "starting"), ("unproved", "absent")}
+    assert found["drservice_objective_seconds"]["erp", "documents_rpo"] == HOUR.total_seconds()
+
+
+def test_what_a_service_would_lose_is_the_larger_of_database_and_documents(database: Database) -> None:
+    set_clock(database, NOON)
+    put(database, WalWindow, window("database", 1, NOON - timedelta(seconds=20)))
+    of = filed("documents")
+    assert "drservice_effective_rpo_seconds" not in scrape(database, of), "of the documents nothing is known"
+    put(database, Snapshot, {**snapshot(1, NOON), "component": "documents", "kind": "odoo-filestore"})
+    found = scrape(database, of)
+    assert found["drservice_documents_timestamp_seconds"] == {("erp", "documents"): (NOON - HOUR).timestamp()}
+    assert found["drservice_effective_rpo_seconds"] == {("erp",): HOUR.total_seconds()}
+    put(database, DocumentStream, capture("documents", NOON))
+    found = scrape(database, of)
+    assert found["drservice_documents_timestamp_seconds"]["erp", "documents"] == NOON.timestamp() - 3
+    assert found["drservice_effective_rpo_seconds"] == {("erp",): 20.0}
+    put(database, WalStream, stream("database", NOON, seconds_at_risk=0.0))
+    put(database, WalWindow, window("database", 5, NOON))
+    with database.session() as session:
+        session.execute(text("UPDATE document_stream SET seconds_at_risk = 0"))
+    assert scrape(database, of)["drservice_effective_rpo_seconds"] == {("erp",): 0.0}, "nothing is a value"

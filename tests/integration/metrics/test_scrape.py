@@ -12,8 +12,8 @@ from sqlalchemy import insert
 
 from drservice.catalogue.database import Database
 from drservice.catalogue.runs import RunRequest
+from drservice.catalogue.streams import ToldDocuments, ToldWal, tell_documents, tell_wal
 from drservice.catalogue.tables import Message, Record
-from drservice.catalogue.walstreams import ToldStream, WalStreams
 from drservice.model.runs import RunKind, RunState
 from drservice.web.metrics import CONTENT_TYPE
 from tests.doubles.website import Website
@@ -71,7 +71,7 @@ def have_trouble(website: Website) -> None:
     with website.site.database.session() as session:
         session.execute(insert(Message), {**message, "body": "b", "attempts": 0, "created_at": now})
         session.execute(insert(Record), {**finding, "predicate": {"finding": "A", "state": "opened"}})
-    stream = ToldStream(
+    stream = ToldWal(
         service="erp",
         component="database",
         state="stalled",
@@ -82,7 +82,9 @@ def have_trouble(website: Website) -> None:
         bytes_at_risk=1 << 24,
         safe_wal_bytes=1 << 30,
     )
-    WalStreams(website.site.database).tell("db1", [stream])
+    tell_wal(website.site.database, "db1", [stream])
+    capture = ToldDocuments(service="erp", component="documents", state="stalled", pending=4, missing=1, corrupt=0)
+    tell_documents(website.site.database, "db1", [capture])
 
 
 def test_every_metric_of_alerts_and_dashboard_is_in_a_scrape(website: Website) -> None:

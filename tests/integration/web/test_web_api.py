@@ -12,12 +12,13 @@ import pytest
 from sqlalchemy import insert
 
 from drservice.catalogue.runs import RunRequest
+from drservice.catalogue.streams import ToldDocuments, tell_documents
 from drservice.catalogue.tables import Point, RunEvent
-from drservice.clock import to_iso
+from drservice.clock import from_iso, to_iso
 from drservice.jobs.queue import queue_of
 from drservice.model.runs import RunKind, RunState
 from tests.doubles.catalogue import CatalogueServer
-from tests.doubles.website import Website, ulid
+from tests.doubles.website import Website, set_clock, ulid
 
 
 def post(client: httpx.Client, path: str, body: object, key: str | None = "k1") -> httpx.Response:
@@ -190,6 +191,36 @@ def test_the_window_has_its_gap_and_a_service_its_numbers(website: Website) -> N
     assert service["rto"] == {"promised_seconds": 1800.0, "measured_seconds": 372.0}
     assert 0 < service["seconds_at_risk"] < 60
     assert service["condition"] == "promise kept"
+    assert service["effective_rpo_seconds"] == service["documents_seconds_at_risk"] > service["seconds_at_risk"]
+    assert (service["documents"], service["documents_promised_seconds"]) == ([], None)
+
+
+def test_a_service_tells_how_its_documents_are_captured(website: Website) -> None:
+    website.fill()
+    client = website.client(website.token("viewer"))
+    until = datetime.now(UTC)
+    told = ToldDocuments(
+        service="erp", component="documents", state="streaming", durable_until=until, seconds_at_risk=1.5, pending=2,
+        missing=3, corrupt=4, in_database=5, not_covered=6,
+    )  # fmt: skip
+    tell_documents(website.site.database, "db1", [told])
+    service = client.get("/api/v1/services/erp").json()
+    [found] = service["documents"]
+    assert from_iso(found.pop("durable_until")) == until
+    assert found.pop("told_at")
+    assert found == {
+        "component": "documents", "state": "streaming", "seconds_at_risk": 1.5, "pending": 2,
+        "missing_in_production": 3, "corrupt_in_production": 4, "in_database": 5, "not_covered": 6, "problem": None,
+        "remedy": None,
+    }  # fmt: skip
+    assert service["documents_seconds_at_risk"] <= 1.5
+    assert service["effective_rpo_seconds"] == service["seconds_at_risk"]
+    listed = {item["name"]: item["documents"] for item in client.get("/api/v1/services").json()["items"]}
+    assert [item["pending"] for item in listed["erp"]] == [2]
+    assert listed["reporting"] == []
+    set_clock(website.site.database, timedelta(minutes=2))
+    [silent] = client.get("/api/v1/services/erp").json()["documents"]
+    assert (silent["state"], silent["seconds_at_risk"], silent["pending"]) == ("silent", None, 2)
 
 
 def test_the_next_slots_are_told_in_order(website: Website) -> None:

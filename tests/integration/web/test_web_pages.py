@@ -8,7 +8,7 @@ import pytest
 
 from drservice.catalogue.projection import project_holes
 from drservice.catalogue.runs import RunRequest
-from drservice.catalogue.walstreams import ToldStream, WalStreams
+from drservice.catalogue.streams import ToldDocuments, ToldWal, tell_documents, tell_wal
 from drservice.clock import to_iso
 from drservice.model.continuity import Hole
 from drservice.model.ids import ComponentName, ServiceName
@@ -165,7 +165,7 @@ def test_a_service_shows_its_receiver_and_the_holes_in_its_wal_with_what_to_do(w
     website.fill()
     browser = website.browser("viewer")
     assert "Write-ahead log" not in browser.get("/services/erp").text, "nothing streams and nothing is missing"
-    told = ToldStream(
+    told = ToldWal(
         service="erp",
         component="database",
         state="stalled",
@@ -175,7 +175,7 @@ def test_a_service_shows_its_receiver_and_the_holes_in_its_wal_with_what_to_do(w
         problem=HOSTILE,
         remedy="Look at the store.",
     )
-    WalStreams(website.site.database).tell("db1", [told])
+    tell_wal(website.site.database, "db1", [told])
     hole = Hole(timeline=Timeline(1), numbers=range(6, 8), segment_bytes=1 << 20, spoilt=(), cut=(), is_open=True)
     with website.site.database.session() as session:
         project_holes(session, ServiceName("erp"), ComponentName("database"), [hole])
@@ -186,3 +186,40 @@ def test_a_service_shows_its_receiver_and_the_holes_in_its_wal_with_what_to_do(w
     assert "<script>alert" not in text
     assert "2 WAL segments from <code>000000010000000000000006</code> on are missing" in text
     assert "drservice backup erp" in text
+
+
+def test_a_service_shows_its_documents_beside_its_wal_and_the_larger_of_both_as_what_is_at_risk(
+    website: Website,
+) -> None:
+    website.fill()
+    browser = website.browser("viewer")
+    text = browser.get("/services/erp").text
+    assert "no host tells of a capture" in text
+    assert "database ≤ 4 s" in text
+    assert "documents ≤ 1 h 3 min" in text
+    assert '<p class="big">≤ 1 h 3 min</p>' in text, "the last pass began before that"
+    assert "<dt>Documents</dt><dd>filed after" in text
+    told = ToldDocuments(
+        service="erp",
+        component="documents",
+        state="stalled",
+        durable_until=datetime.now(UTC) - timedelta(minutes=9),
+        seconds_at_risk=500.0,
+        pending=12,
+        missing=3,
+        corrupt=1,
+        in_database=2,
+        not_covered=1,
+        problem=HOSTILE,
+        remedy="Let it read them.",
+    )
+    tell_documents(website.site.database, "db1", [told])
+    text = browser.get("/services/erp").text
+    assert '<p class="big">≤ 8 min 20 s</p>' in text
+    assert "12 pending" in text
+    assert "production lost 3 that rows refer to, and 1 are damaged there" in text
+    assert "1 attachment outside filestore and database" in text
+    assert "Let it read them." in text
+    assert "<script>alert" not in text
+    assert "documents ≤ 8 min 20 s" in browser.get("/overview").text
+    assert "<h2>Documents</h2>" not in browser.get("/services/archive").text

@@ -6,7 +6,16 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from drservice.catalogue.facts import KNOWN_LATE, STREAM_LATE, HoleFacts, NewestPoint, Proof, ServiceFacts, StreamFacts
+from drservice.catalogue.facts import (
+    KNOWN_LATE,
+    STREAM_LATE,
+    DocumentStreamFacts,
+    HoleFacts,
+    NewestPoint,
+    Proof,
+    ServiceFacts,
+    WalStreamFacts,
+)
 from drservice.catalogue.reading import PointInfo, WindowInfo
 from drservice.model.agenda import Agenda, Results
 from drservice.model.estate import (
@@ -18,7 +27,6 @@ from drservice.model.estate import (
     RepositorySettings,
     Schedules,
     Service,
-    UnprotectedComponent,
 )
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.schedule import Cron
@@ -84,11 +92,6 @@ def test_a_newer_drill_that_failed_takes_the_proof_away() -> None:
 
 def test_no_point_is_unprotected_whatever_else_is_good() -> None:
     assert judged(SERVICE, replace(GOOD, point=None)).condition is Condition.UNPROTECTED
-
-
-def test_a_component_that_is_not_backed_up_is_unprotected() -> None:
-    service = replace(SERVICE, unprotected=(UnprotectedComponent(name=ComponentName("queue"), kind="redis"),))
-    assert judged(service, GOOD).condition is Condition.UNPROTECTED
 
 
 def test_a_cluster_without_wal_breaks_the_promise_and_its_risk_is_unknown() -> None:
@@ -180,7 +183,7 @@ def test_a_cluster_without_wal_leaves_no_band() -> None:
     assert band_of([], (), (), NOW) is None
 
 
-STREAM = StreamFacts(
+STREAM = WalStreamFacts(
     state="streaming",
     is_synchronous=False,
     durable_until=NOW - timedelta(seconds=2),
@@ -209,3 +212,70 @@ def test_an_open_hole_in_the_wal_breaks_the_promise_and_says_where() -> None:
     assert standing.condition is Condition.BROKEN
     assert standing.reasons[0] == "database: WAL from 0A on is missing: it cuts"
     assert judged(SERVICE, replace(GOOD, holes=(replace(hole, is_open=False),))).condition is Condition.KEPT
+
+
+# --- documents --------------------------------------------------------------------------------------------------
+
+FILESTORE = FilesSettings(
+    name=ComponentName("documents"), kind=FilesKind.ODOO_FILESTORE, path=Path("/f"), database="plant", stream=True
+)
+WHOLE = replace(
+    SERVICE,
+    objectives=replace(SERVICE.objectives, documents_rpo=timedelta(minutes=2)),
+    components={**SERVICE.components, FILESTORE.name: FILESTORE},
+)
+CAPTURE = DocumentStreamFacts(
+    state="streaming",
+    durable_until=NOW - timedelta(seconds=9),
+    seconds_at_risk=5.0,
+    problem=None,
+    remedy=None,
+    told_at=NOW - timedelta(seconds=2),
+    pending=0,
+    missing=0,
+    corrupt=0,
+    in_database=None,
+    not_covered=None,
+)
+STREAMED = replace(GOOD, captured={"documents": NOW - timedelta(seconds=9)}, captures={"documents": CAPTURE})
+
+
+def test_what_would_be_lost_is_the_larger_of_database_and_documents() -> None:
+    standing = judged(WHOLE, STREAMED)
+    assert (standing.at_risk, standing.documents_at_risk) == (timedelta(seconds=2), timedelta(seconds=5))
+    assert standing.effective == timedelta(seconds=5)
+    assert standing.condition is Condition.KEPT
+    older = replace(STREAMED, reached={"database": NOW - timedelta(seconds=30)})
+    assert judged(WHOLE, older).effective == timedelta(seconds=30)
+    without = judged(SERVICE, GOOD)
+    assert (without.documents_at_risk, without.effective) == (None, without.at_risk)
+
+
+def test_what_a_silent_capture_said_is_not_believed() -> None:
+    silent = replace(CAPTURE, told_at=NOW - STREAM_LATE - timedelta(seconds=1))
+    assert judged(WHOLE, replace(STREAMED, captures={"documents": silent})).effective == timedelta(seconds=9)
+
+
+def test_what_is_unknown_of_one_half_is_unknown_of_the_whole() -> None:
+    never = judged(WHOLE, replace(STREAMED, captured={}, captures={}))
+    assert (never.effective, never.condition) == (None, Condition.BROKEN)
+    assert never.reasons == ("documents: no pass over its documents is whole, and no stream has proved any",)
+    assert judged(WHOLE, replace(STREAMED, reached={})).effective is None
+    second = replace(FILESTORE, name=ComponentName("second"))
+    two = replace(WHOLE, components={**WHOLE.components, second.name: second})
+    assert judged(two, STREAMED).documents_at_risk is None
+
+
+def test_documents_beyond_their_promise_break_it_and_near_it_strain_it() -> None:
+    promised = WHOLE.objectives.documents_rpo
+    assert promised is not None
+    said = {"documents": replace(CAPTURE, seconds_at_risk=None)}
+
+    def at(age: timedelta) -> Condition:
+        return judged(WHOLE, replace(STREAMED, captured={"documents": NOW - age}, captures=said)).condition
+
+    assert at(STREAM_LATE + promised + timedelta(seconds=1)) is Condition.BROKEN
+    assert at(STREAM_LATE + promised) is Condition.STRAINED
+    assert at(STREAM_LATE + promised * 0.7) is Condition.KEPT
+    passes = replace(STREAMED, captured={"documents": NOW - KNOWN_LATE - promised * 0.7}, captures={})
+    assert judged(WHOLE, passes).condition is Condition.KEPT, "the catalogue learns of passes late"
