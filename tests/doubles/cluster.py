@@ -130,6 +130,7 @@ class Cluster:
         """Start the server with ``-c name=value`` options; with ``wait`` until it takes connections."""
         assert self.process is None, "it runs already"
         argv: list[str] = [str(self.bin / "postgres"), "-D", str(self.data), "-k", str(self.sock)]
+        argv += ["-c", "dynamic_shared_memory_type=mmap"]  # goes with the data directory, also of a killed server
         for name, value in options:
             argv += ["-c", f"{name}={value}"]
         with self.log.open("ab") as log:
@@ -195,7 +196,19 @@ class Cluster:
         deadline = time.monotonic() + 10
         while any(Path(f"/proc/{pid}/exe").exists() for pid in children) and time.monotonic() < deadline:
             time.sleep(0.01)  # a process that was killed works in the directory until the kernel has come to it
+        self._free_shared_memory()
         (self.data / "postmaster.pid").unlink(missing_ok=True)
+
+    def _free_shared_memory(self) -> None:
+        """Remove the System V segment that a killed server leaves: a machine has 4,096 of them, shared by all runs.
+
+        Its id is the second word of the seventh line of ``postmaster.pid``.
+        """
+        try:
+            segment = (self.data / "postmaster.pid").read_text(encoding="utf-8").splitlines()[6].split()[1]
+        except (FileNotFoundError, IndexError):  # it was killed before it had one
+            return
+        subprocess.run(["ipcrm", "-m", segment], check=False, capture_output=True)  # a test may have removed it itself
 
     def children(self) -> list[int]:
         """Return the pids of the postmaster's children."""
