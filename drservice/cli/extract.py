@@ -25,7 +25,11 @@ _SHOWN = 10
 
 @click.command(help="Write one database of SERVICE, tables of it, or a document, as of an instant to a file.")
 @click.argument("service")
-@click.option("--to", metavar="TIME|latest", help="an instant with its time zone, or the latest one; no SHA-1 needs it")
+@click.option(
+    "--to",
+    metavar="TIME|latest|consistent",
+    help="an instant with its time zone, the latest one, or the newest with all documents; no SHA-1 needs it",
+)
 @click.option("--database", metavar="D", help="the database, by its name in the snapshot")
 @click.option("--table", "tables", metavar="SCHEMA.TABLE", multiple=True, help="only this table (repeat for more)")
 @click.option("--document", metavar="SHA1|ID", help="one document: its SHA-1, or the id of its row of ir_attachment")

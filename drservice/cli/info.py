@@ -10,12 +10,14 @@ from drservice.cli.formatting import format_bytes, format_seconds, format_table
 from drservice.cli.invocation import Invocation
 from drservice.clock import to_iso
 from drservice.model.estate import FilesKind
+from drservice.model.ids import ComponentName
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.documentstate import as_document as documents_document
 from drservice.operations.documentstate import describe_documents
 from drservice.operations.info import AtRisk, ComponentInfo, StreamInfo
 from drservice.operations.preparedrestore import is_flushed
 from drservice.operations.serviceinfo import DocumentStreamInfo, FilesInfo, Proved, ServiceInfo, service_info
+from drservice.operations.sharedinstant import Ends
 from drservice.operations.streamstate import as_document, describe_stream
 from drservice.wiring.data_plane import open_data_plane
 from drservice.wiring.evidence import open_evidence
@@ -62,6 +64,7 @@ def _document(known: ServiceInfo) -> dict[str, object]:
         "wal": _wal(known.databases),
         "streams": [_stream(item, item.stream) for item in known.databases if item.stream is not None],
         "documents": [_documents(item, item.stream) for item in known.files if item.stream is not None],
+        "consistent": [{"component": name, **ends.as_document()} for name, ends in known.ends.items()],
         "seconds_at_risk": _rounded(risk.seconds, 3),
         "bytes_at_risk": risk.bytes,
         "at_risk_problem": risk.problem,
@@ -228,6 +231,7 @@ def _lines(known: ServiceInfo) -> list[str]:
     for files in known.files:
         lines += [f"  {line}" for line in _files_lines(files)]
     lines.extend(f"  UNREADABLE {key}: {error.message}" for key, error in known.unreadable_points.items())
+    lines.extend(f"  {_shared_line(name, ends, len(known.ends))}" for name, ends in known.ends.items())
     if any(item.stream is not None for item in known.files):
         seconds = known.effective_rpo_seconds
         lines.append(f"  effective RPO now: {'unknown' if seconds is None else format_seconds(seconds)}")
@@ -306,12 +310,26 @@ def _files_lines(known: FilesInfo) -> Iterator[str]:
         yield from (f"  {line}" for line in format_table(titles, rows))
         yield "  missing and corrupt: in production, when the snapshot was taken"
     yield from (f"  UNREADABLE {key}: {error.message}" for key, error in known.unreadable.items())
+    if known.stream is not None:
+        yield from (f"  {line}" for line in _documents_lines(known.stream))
     if is_flushed(known.component):
         yield "  at risk now: nothing, it begins empty after a restore (restore: flush)"
     elif known.seconds_at_risk is None:
         yield "  at risk now: everything, there is no snapshot of it"
     else:
         yield f"  at risk now: {_WHAT[known.component.kind]} within the last {format_seconds(known.seconds_at_risk)}"
+
+
+def _shared_line(name: ComponentName, ends: Ends, clusters: int) -> str:
+    """Tell the newest instant that a cluster's rows share with their documents."""
+    look, whose = ends.shared.look, f" of {name}" if clusters > 1 else ""
+    if look is None:
+        return f"rows{whose} and documents share: nothing yet, nobody has looked at all of {ends.shared.lacking}"
+    before = f", {format_seconds(ends.behind_seconds)} before the end of the WAL" if ends.behind_seconds else ""
+    where = f"{min(look.lsn, ends.wal_end)}, timeline {look.timeline}"
+    return (
+        f"rows{whose} and documents share: all up to {to_iso(look.at)} ({where}){before}; --to consistent restores it"
+    )
 
 
 def _risk_line(risk: AtRisk) -> str:

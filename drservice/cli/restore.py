@@ -37,7 +37,11 @@ _SHOWN = 10
 
 @click.command(help="Restore SERVICE to an instant: plan, fetch, replay in isolation, prove.")
 @click.argument("service")
-@click.option("--to", metavar="TIME|latest", help="an instant with its time zone, or the latest archived position")
+@click.option(
+    "--to",
+    metavar="TIME|latest|consistent",
+    help="an instant with its time zone, the latest archived position, or the newest one that rows and documents share",
+)
 @click.option("--lsn", metavar="X/X", help="a WAL position")
 @click.option("--xid", type=int, help="a transaction (included)")
 @click.option("--name", help="a named restore point")
@@ -220,6 +224,7 @@ def _plan(planned: Planned, service: str) -> dict[str, object]:
         "wal_segments": plan.reach.segments,
         "wal_end_lsn": str(plan.reach.end),
         "gap": plan.reach.gap.describe() if plan.reach.gap else None,
+        "consistent": planned.ends.as_document() if planned.ends is not None else None,
         "reasons": [*plan.reasons, *resolved.notes],
         "considered": [{"snapshot": item.snapshot, "reason": item.reason} for item in plan.considered],
         "unreadable": list(planned.unreadable),
@@ -256,6 +261,7 @@ def _result_lines(result: RestoreResult, config: Path) -> list[str]:
         f"  reached {result.reached.lsn}, last transaction {when}, timeline {result.reached.timeline}",
     ]
     lines.extend(f"  - {text}" for text in result.reached.evidence)
+    lines.extend(_left_lines(result))
     if result.side is not None:
         lines.append(f"  database {result.side.database}, and no other")
         lines.append(f"  LEFT OUT: {', '.join(result.side.left_out) or 'none'} (nobody can connect to them)")
@@ -286,6 +292,13 @@ def _result_lines(result: RestoreResult, config: Path) -> list[str]:
     else:
         lines.append("next: look at archive_command in its configuration before you start it for real")
     return lines
+
+
+def _left_lines(result: RestoreResult) -> Iterator[str]:
+    """Tell what lies behind the position that rows and documents share."""
+    ends = result.planned.ends
+    if ends is not None and ends.behind_seconds and result.planned.resolved.plan.target.kind is TargetKind.CONSISTENT:
+        yield f"  not restored: {ends.behind_seconds:.1f} s of WAL behind it, whose rows --to latest brings back"
 
 
 def _owner_lines(item: RestoredFiles) -> Iterator[str]:

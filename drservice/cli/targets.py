@@ -11,7 +11,8 @@ from drservice.model.ids import SnapshotId
 from drservice.model.recovery import Target, TargetKind
 from drservice.model.wal import Lsn, Timeline
 
-_NEAREST = "Write it as 2026-11-23T02:09:57Z, with Z or an offset, or `latest`."
+_NEAREST = "Write it as 2026-11-23T02:09:57Z, with Z or an offset, `latest` or `consistent`."
+_ENDS = {kind.value: kind for kind in (TargetKind.LATEST, TargetKind.CONSISTENT)}
 
 
 def parse_target(
@@ -24,13 +25,14 @@ def parse_target(
     """
     given = [value for value in (to, lsn, xid, name, snapshot) if value is not None]
     if len(given) != 1:
-        raise UsageError("give exactly one target", hint="One of --to TIME|latest, --lsn, --xid, --name, --snapshot.")
+        hint = "One of --to TIME|latest|consistent, --lsn, --xid, --name, --snapshot."
+        raise UsageError("give exactly one target", hint=hint)
     if timeline is not None and (timeline < 1 or snapshot is not None):
         raise UsageError("--timeline takes a number from 1 and no --snapshot, which has a timeline of its own")
     way = Timeline(timeline) if timeline is not None else None
     if to is not None:
-        if to == "latest":
-            return Target(kind=TargetKind.LATEST, timeline=way)
+        if to in _ENDS:
+            return Target(kind=_ENDS[to], timeline=way)
         return Target(kind=TargetKind.TIME, time=parse_time(to), timeline=way)
     if lsn is not None:
         try:

@@ -158,6 +158,16 @@ class ServerRunningError(RecoveryError):
     hint = "Stop it first. If none runs, remove what the message names. Nothing was written."
 
 
+class DocumentsUnprovenError(TargetOutsideWindowError):
+    """There is no instant at which all documents are known to be stored that rows refer to."""
+
+    code = "DR315"
+    hint = (
+        "A backup of the whole service proves one (drservice backup SERVICE), and so does the capture of documents."
+        " Without: --to latest restores what there is, and names each document that is missing."
+    )
+
+
 class DumpError(DrError):
     """A dump could not be taken from a recovered database, or is not whole."""
 

@@ -367,7 +367,7 @@ _PREDICATES: dict[str, _Check] = {
             checks=_list(_object(name=_text, severity=_severity)),
         ),
         target=_object(
-            kind=_enum("latest", "time", "random"),
+            kind=_enum("latest", "consistent", "time", "random"),
             time=_nullable(_time),
             from_=_nullable(_time),
             to=_nullable(_time),
@@ -1198,7 +1198,8 @@ class _Verification:
     def check_obligation(self, entry: _Entry) -> None:
         target, plan = entry.predicate["target"], entry.predicate["plan"]
         given = {name for name in ("time", "from", "to", "seed_commitment") if target[name] is not None}
-        wanted = {"latest": set(), "time": {"time"}, "random": {"from", "to", "seed_commitment"}}[target["kind"]]
+        chosen = {"latest": set(), "consistent": set(), "time": {"time"}, "random": {"from", "to", "seed_commitment"}}
+        wanted = chosen[target["kind"]]
         if given != wanted or (target["kind"] == "random" and _instant(target["to"]) < _instant(target["from"])):
             raise VerificationError(Step.OBLIGATIONS, f"{entry.what} has a target that is not {target['kind']}")
         if entry.subject != {f"plan/{plan['name']}": plan["sha256"]}:
@@ -1240,7 +1241,7 @@ class _Verification:
         requested, seed = drill["target"]["requested"], drill["seed"]
         if drill["outcome"] == "aborted" and requested is None and seed is None:
             return
-        wanted = {"latest": "latest", "time": target["time"]}.get(target["kind"])
+        wanted = {"latest": "latest", "consistent": "consistent", "time": target["time"]}.get(target["kind"])
         if target["kind"] == "random":
             if seed is None or hashlib.sha256(bytes.fromhex(seed)).hexdigest() != target["seed_commitment"]:
                 raise VerificationError(

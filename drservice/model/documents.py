@@ -8,7 +8,7 @@ from datetime import datetime
 
 from drservice.model.ids import KeyId, SystemId
 from drservice.model.snapshot import SnapshotRecord, SnapshotState
-from drservice.model.wal import Lsn, Timeline
+from drservice.model.wal import Lsn, Timeline, TimelineSpan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,3 +131,26 @@ def covered_at(records: Sequence[SnapshotRecord], sets: Sequence[StoredSet], row
 def _tells_all(record: SnapshotRecord) -> bool:
     """Tell whether a pass looked at everything: what it lacks, production lacked."""
     return record.state is not SnapshotState.PARTIAL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """A position of a history at which somebody found every document of its rows stored, or known to be lost."""
+
+    timeline: Timeline
+    lsn: Lsn
+    at: datetime
+    """When the position was read, as the server's clock said, and never later than the store knew of it."""
+    by: str
+    """The set or the pass that says so."""
+
+
+def stands_on(timeline: Timeline, lsn: Lsn, path: Sequence[TimelineSpan]) -> bool:
+    """Tell whether a position lies on a history, and not on a branch that it left."""
+    return any(span.timeline == timeline and (span.end is None or lsn <= span.end) for span in path)
+
+
+def newest_look(looks: Sequence[Look], path: Sequence[TimelineSpan]) -> Look | None:
+    """Return the look that leads furthest along a history; ``None``: nobody has looked at this one."""
+    own = [look for look in looks if stands_on(look.timeline, look.lsn, path)]
+    return max(own, key=lambda look: (look.lsn, look.at), default=None)

@@ -263,6 +263,8 @@ class DrillTarget(Enum):
     """How the instant of a drill is chosen."""
 
     LATEST = "latest"
+    CONSISTENT = "consistent"
+    """The newest instant that rows and documents share."""
     TIME = "time"
     RANDOM = "random"
     """From a seed that is committed to before anything is restored."""

@@ -20,6 +20,7 @@ from drservice.model.snapshot import SnapshotRecord, SnapshotState
 from drservice.model.wal import (
     Lsn,
     Timeline,
+    TimelineSpan,
     segment_begin,
     segment_name,
     segments_between,
@@ -30,6 +31,8 @@ class TargetKind(Enum):
     """What kind of instant is asked for."""
 
     LATEST = "latest"
+    CONSISTENT = "consistent"
+    """The newest instant that rows and documents share."""
     TIME = "time"
     LSN = "lsn"
     XID = "xid"
@@ -44,11 +47,18 @@ class Target:
     kind: TargetKind
     time: datetime | None = None
     lsn: Lsn | None = None
+    """Of ``CONSISTENT`` once it is known: every record that begins before it, and no other. ``None``: no rows are newer
+    than the documents, so it is the latest position."""
     xid: int | None = None
     name: str | None = None
     snapshot: SnapshotId | None = None
     timeline: Timeline | None = None
     """``None`` = the latest that descends from the snapshot."""
+
+    @property
+    def is_latest(self) -> bool:
+        """Whether it is the end of the WAL, wherever that is."""
+        return self.kind is TargetKind.LATEST or (self.kind is TargetKind.CONSISTENT and self.lsn is None)
 
     def describe(self) -> str:
         """Return the target in words."""
@@ -64,8 +74,10 @@ class Target:
                 return f"restore point {self.name}"
             case TargetKind.SNAPSHOT:
                 return f"the end of snapshot {self.snapshot}"
-            case TargetKind.LATEST:
-                return "the latest archived position"
+            case TargetKind.LATEST | TargetKind.CONSISTENT:
+                is_latest = self.kind is TargetKind.LATEST
+                what = "latest archived position" if is_latest else "newest instant that rows and documents share"
+                return f"the {what}{f' (LSN {self.lsn})' if self.lsn is not None else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +206,7 @@ def _newness(snapshot: SnapshotRecord, target: Target) -> tuple[float, int]:
 
 
 def _needed_position(target: Target, located: Lsn | None) -> Lsn | None:
-    if target.kind is TargetKind.LSN:
+    if target.kind in {TargetKind.LSN, TargetKind.CONSISTENT}:
         return target.lsn
     if target.kind in {TargetKind.XID, TargetKind.NAME}:
         if located is None:
@@ -217,7 +229,7 @@ def _try_snapshot(
     if isinstance(timeline, str):
         return timeline, None
     written = None
-    if target.kind is TargetKind.LATEST:
+    if target.is_latest:
         written = max(item.postgres.stop_lsn for item in _on_the_way(known, inventory, timeline))
     reach = measure_reach(snapshot, inventory, timeline, written=written)
     short = _falls_short(snapshot, target, needed, reach)
@@ -254,7 +266,7 @@ def _falls_short(snapshot: SnapshotRecord, target: Target, needed: Lsn | None, r
         return f"the WAL it needs to become consistent is not complete{hole}"
     if needed is not None and reach.end < needed:
         return f"its WAL ends at {reach.end}, before the target{hole}"
-    if target.kind is TargetKind.LATEST and reach.gap is not None:
+    if target.is_latest and reach.gap is not None:
         return f"its WAL does not lead to the latest position{hole}"
     return None
 
@@ -294,7 +306,7 @@ def _refusal(
         hint += f" Timelines: {'; '.join(describe_timelines(inventory)) or 'none is archived'}."
     why = "; ".join(f"{item.snapshot}: {item.reason}" for item in considered[:5])
     if gaps:
-        if target.kind is TargetKind.LATEST:
+        if target.is_latest:
             hint += _around(target, snapshots, inventory)
         return WalGapError(f"{what}: {gaps[0].describe()}. {why}", hint=hint)
     return TargetOutsideWindowError(f"{what}. {why or 'There is no snapshot'}", hint=hint)
@@ -351,6 +363,8 @@ class Window:
     """Name of the last archived segment in it."""
     stored_at: datetime | None
     """When that segment reached the store."""
+    path: tuple[TimelineSpan, ...]
+    """The history that leads to its end."""
 
     def describe(self) -> str:
         """Return the window in words."""
@@ -384,6 +398,7 @@ def windows_of(snapshots: Iterable[SnapshotRecord], inventory: WalInventory) -> 
                 end=reach.end,
                 last_segment=last,
                 stored_at=inventory.stored_at.get(last),
+                path=reach.path,
             )
         )
     return windows

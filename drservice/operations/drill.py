@@ -44,6 +44,7 @@ from drservice.operations.loss import (
     ask_production,
     covered_by_receiver,
     is_tail_empty,
+    left_behind,
     loss_at,
 )
 from drservice.operations.mutation import altered_repository, spoil
@@ -233,6 +234,10 @@ def _loss_seconds(
         )
     planned = restored.planned
     with scanner_of(context, planned.resolved.plan.snapshot, planned.scope, planned.archived) as scanner:
+        if prepared.chosen.kind is DrillTarget.CONSISTENT:
+            behind = left_behind(instant, restored, scanner)
+            if behind is not None:
+                return behind
         return loss_at(instant, restored, scanner, skew=course.skew, tail_at_risk=tail_at_risk)
 
 

@@ -163,7 +163,7 @@ def choose_target(plan: DrillPlan, *, span: ProvenSpan, now: datetime) -> Chosen
     """Choose the instant of a drill.
 
     A random instant lies between the oldest one that can be reached (not older than the plan's ``within``) and the
-    newest one that WAL records prove and the passes over documents cover. Where nothing was committed since the oldest
+    newest one that WAL records prove and looks at the documents cover. Where nothing was committed since the oldest
     snapshot there is nothing to choose from, and the latest position is taken, which is said.
 
     Raises:
@@ -173,6 +173,8 @@ def choose_target(plan: DrillPlan, *, span: ProvenSpan, now: datetime) -> Chosen
     match plan.target:
         case DrillTarget.LATEST:
             return latest
+        case DrillTarget.CONSISTENT:
+            return ChosenTarget(target=Target(kind=TargetKind.CONSISTENT), kind=DrillTarget.CONSISTENT)
         case DrillTarget.TIME:
             assert plan.time is not None, "settings set it"
             if plan.time < span.begin:
@@ -185,7 +187,7 @@ def choose_target(plan: DrillPlan, *, span: ProvenSpan, now: datetime) -> Chosen
             end = span.end - _MARGIN if span.end is not None else None
             notes: tuple[str, ...] = ()
             if end is not None and span.documents is not None and begin <= span.documents < end:
-                notes = (f"instants after {to_iso(span.documents)}, when the last pass over the documents began",)
+                notes = (f"instants after {to_iso(span.documents)}, when the documents were looked at last",)
                 end = span.documents
             if end is None or end < begin:
                 why = "nothing that WAL records could prove was committed in the time to choose from"

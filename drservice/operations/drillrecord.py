@@ -90,10 +90,10 @@ def journalled(prepared: PreparedDrill, obligation: str, known_size: int) -> Und
 
 
 def requested_target(prepared: PreparedDrill) -> str:
-    """Return the target as records spell it: ``latest``, or the instant."""
+    """Return the target as records spell it: ``latest``, ``consistent``, or the instant."""
     chosen = prepared.chosen
-    if chosen.kind is DrillTarget.LATEST:
-        return "latest"
+    if chosen.kind in {DrillTarget.LATEST, DrillTarget.CONSISTENT}:
+        return str(chosen.kind.value)
     assert chosen.target.time is not None
     return to_iso(chosen.target.time)
 

@@ -203,8 +203,16 @@ class FilesRestore:
                 *placed.unreadable,
                 *((recovered,) if back else ()),
                 *_behind(component, covered, rows),
+                *self._instead(placed, covered),
             ),
         )
+
+    def _instead(self, placed: PlacedDocuments, covered: Covered) -> tuple[str, ...]:
+        """Say how to restore without missing documents, where some are missing because the rows are newer."""
+        if not placed.missing or covered.newest is None or not covered.behind_seconds:
+            return ()
+        command = f"drservice restore {self.service.name} --to consistent"
+        return (f"the newest instant that rows and documents share is restored by: {command}",)
 
     def folder(self, component: FilesComponent, *, instant: datetime | None, root: Path) -> RestoredFiles:
         """Restore a folder as the snapshot has it that stands for the instant (``None`` = the latest).

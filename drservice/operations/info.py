@@ -10,12 +10,12 @@ from pathlib import Path
 from drservice.clock import Clock
 from drservice.components.postgres.connection import connect
 from drservice.components.postgres.facts import cluster_facts
-from drservice.errors import DrError, MissingObjectError, PostgresError
+from drservice.errors import DrError, PostgresError
 from drservice.model.estate import PostgresSettings, Service, WalMode
 from drservice.model.reach import WalGap
 from drservice.model.recovery import Window, gaps_of, windows_of
 from drservice.model.snapshot import SnapshotRecord
-from drservice.operations.inventory import Archived, archive_of, newest_lineage
+from drservice.operations.inventory import Archived, archive_of, last_write, newest_lineage
 from drservice.operations.measured import Measured, recall
 from drservice.operations.streamstate import STALE_SECONDS, StreamState, is_alive, read_state
 from drservice.operations.walboard import stream_name
@@ -138,25 +138,12 @@ def windows_with_times(
 
 
 def _window_info(repository: Repository, scope: Scope, archived: Archived, window: Window) -> WindowInfo:
-    written = _last_write(repository, scope, archived, window.last_segment)
+    written = last_write(repository.wal(scope), archived, window.last_segment)
     return WindowInfo(
         window=window,
         from_time=window.first.stopped_at,
         to_time=max(written, window.first.stopped_at),
     )
-
-
-def _last_write(repository: Repository, scope: Scope, archived: Archived, name: str) -> datetime:
-    """Return when the last WAL of a segment was written; of pieces, when the server sent the last one."""
-    if (streamed := archived.streamed.get(name)) is not None:
-        return archived.source.server_time_of(streamed)
-    archive = repository.wal(scope)
-    if (file := archived.files.get(name)) is None:  # it has become whole while pieces were listed
-        listed = archive.listing(archived.inventory.system_id)
-        file = next((item for item in listed if item.name == name), None)
-        if file is None:
-            raise MissingObjectError(f"{name} was archived a moment ago and is not listed")
-    return archive.facts(file).last_write
 
 
 def stream_info(scope: Scope, component: PostgresSettings, state_dir: Path) -> StreamInfo | None:

@@ -376,7 +376,7 @@ def _require_same_path(planned: Planned, request: RestoreRequest, unsaved: tuple
     Raises:
         RecoveryError: naming it; the directory was not touched.
     """
-    if request.target.kind is not TargetKind.LATEST:
+    if not planned.resolved.plan.target.is_latest:
         return
     lacking = tuple(item for item in unsaved if item.item.name.timeline >= planned.resolved.plan.timeline)
     if lacking:

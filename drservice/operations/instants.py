@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from drservice.errors import TargetOutsideWindowError
-from drservice.model.estate import FilesKind, Service
+from drservice.model.estate import Service
 from drservice.model.recovery import Target, TargetKind, choose_plan, windows_of
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.inventory import archive_of, newest_lineage
@@ -24,7 +24,7 @@ class ProvenSpan:
     begin: datetime
     end: datetime | None
     documents: datetime | None = None
-    """When the last pass over the documents began: rows committed later may refer to what no pass has seen."""
+    """When the documents were looked at last: rows committed later may refer to what nobody has seen."""
 
 
 def proven_span(context: RestoreContext, service: Service, scope: Scope) -> ProvenSpan:
@@ -54,19 +54,20 @@ def proven_span(context: RestoreContext, service: Service, scope: Scope) -> Prov
 
 
 def _covered_until(context: RestoreContext, service: Service) -> datetime | None:
-    """Return up to which instant every filestore holds all documents: when the last pass over the oldest one began.
+    """Return up to which instant the documents of every filestore are stored: of the one that was looked at least.
 
-    ``None`` without filestores, or if one was never captured.
+    By a pass that began, or a whole set. ``None`` without filestores, or if one was never captured.
     """
-    began: list[datetime] = []
-    for component in service.files():
-        if component.kind is not FilesKind.ODOO_FILESTORE:
-            continue
-        records = context.repository.snapshots(context.repository.scope(service.name, component.name)).records
-        if not records:
+    covered: list[datetime] = []
+    for component in service.filestores():
+        scope = context.repository.scope(service.name, component.name)
+        looks = [record.documents.walk_began_at for record in context.repository.snapshots(scope).records]
+        newest = context.repository.document_sets(scope).newest()
+        looks += [newest.looked_at] if newest is not None else []
+        if not looks:
             return None
-        began.append(max(record.documents.walk_began_at for record in records))
-    return min(began, default=None)
+        covered.append(max(looks))
+    return min(covered, default=None)
 
 
 def _newest_time(scanner: WalScanner, segments: Sequence[str], *, behind: SnapshotRecord) -> datetime | None:

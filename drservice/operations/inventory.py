@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
-from drservice.errors import FormatError, NoIdentityError
+from drservice.errors import FormatError, MissingObjectError, NoIdentityError
 from drservice.model.reach import TailSegment, WalInventory
 from drservice.model.snapshot import SnapshotRecord
 from drservice.model.wal import HistoryEntry, Timeline, WalFileKind, WalFileName, parse_history, segment_number
 from drservice.operations.walsource import Streamed, WalSource, streamed_segments
 from drservice.repository.repository import Repository
-from drservice.repository.walarchive import ArchivedFile
+from drservice.repository.walarchive import ArchivedFile, WalArchive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,3 +109,20 @@ def source_of(repository: Repository, record: SnapshotRecord) -> WalSource:
 def archive_of(repository: Repository, record: SnapshotRecord, *, proven: bool = False) -> Archived:
     """Read the archive that belongs to a snapshot's cluster; see :func:`read_archive`."""
     return read_archive(source_of(repository, record), proven=proven)
+
+
+def last_write(archive: WalArchive, archived: Archived, name: str) -> datetime:
+    """Return when the last WAL of a file was written; of pieces, when the server sent the last one.
+
+    Raises:
+        MissingObjectError: there is no such file any more.
+        ObjectStoreError: the store did not answer as it should.
+    """
+    if (streamed := archived.streamed.get(name)) is not None:
+        return archived.source.server_time_of(streamed)
+    if (file := archived.files.get(name)) is None:  # it has become whole while pieces were listed
+        listed = archive.listing(archived.inventory.system_id)
+        file = next((item for item in listed if item.name == name), None)
+        if file is None:
+            raise MissingObjectError(f"{name} was archived a moment ago and is not listed")
+    return archive.facts(file).last_write

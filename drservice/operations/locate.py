@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
@@ -23,10 +24,12 @@ from drservice.components.postgres.waldump import (
     Dump,
     EndKind,
     Event,
+    Execute,
     Geometry,
     RestorePoint,
     TransactionEnd,
     dump_segment,
+    has_record_from,
 )
 from drservice.components.postgres.walrecords import is_idle
 from drservice.environments.exchange import Exchange
@@ -81,6 +84,17 @@ class Resolved:
     read all there is."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Served:
+    """A segment that can be read in the sandbox, and with what."""
+
+    execute: Execute
+    program: str
+    inside: str
+    """Its path in there."""
+    local: Path
+
+
 @dataclass(slots=True)
 class WalScanner:
     """Reads records of archived segments in a sandbox of its own. Use as a context manager."""
@@ -115,6 +129,11 @@ class WalScanner:
                 self._dumps.popitem(last=False)
         return known
 
+    def has_record_from(self, name: str, begin: Lsn) -> bool:
+        """Tell whether a segment has a record that begins at a position in it or behind it."""
+        with self._served(name) as served:
+            return has_record_from(served.execute, program=served.program, segment=served.inside, begin=begin)
+
     def is_idle(self, name: str, begin: Lsn, end: Lsn) -> bool:
         """Tell whether a segment has only heartbeats and an idle server's own WAL from one record's end to another's.
 
@@ -125,21 +144,31 @@ class WalScanner:
         return is_idle(memoryview(self._fetch(name)), begin.value - base, end.value - base)
 
     def _read(self, name: str) -> Dump:
+        with self._served(name) as served:
+            self.progress.advance(1)
+            return dump_segment(
+                served.execute,
+                program=served.program,
+                segment=served.inside,
+                local=served.local,
+                geometry=Geometry(segment_bytes=self.archived.inventory.segment_bytes, wal_block_bytes=WAL_BLOCK_BYTES),
+            )
+
+    @contextmanager
+    def _served(self, name: str) -> Iterator[_Served]:
+        """Have a segment in the sandbox while the block runs."""
         environment, exchange = self._place()
-        data = self._fetch(name)
-        exchange.serve(name, data)
-        self.progress.advance(1)
+        exchange.serve(name, self._fetch(name))
 
         def execute(argv: Sequence[str]) -> Finished:
             return environment.execute(argv, timeout_seconds=_DUMP_SECONDS)
 
         try:
-            return dump_segment(
-                execute,
+            yield _Served(
+                execute=execute,
                 program=str(require_tool("pg_waldump", server=self.major).path("pg_waldump")),
-                segment=f"/env/wal/{name}",
+                inside=f"/env/wal/{name}",
                 local=environment.wal / name,
-                geometry=Geometry(segment_bytes=self.archived.inventory.segment_bytes, wal_block_bytes=WAL_BLOCK_BYTES),
             )
         finally:
             exchange.forget(name)
@@ -193,9 +222,63 @@ def resolve(
             plan = choose_plan(target, records, inventory)
             return Resolved(plan=plan, replay=ReplayTarget.immediate(), ends=RecoveryEnd.TARGET)
         case TargetKind.LATEST:
-            plan = choose_plan(target, records, inventory)
-            _require_one_history(plan, scanner)
-            return _to_the_end(plan, (), scanner)
+            return _resolve_latest(target, (), records, inventory, scanner)
+        case TargetKind.CONSISTENT:
+            return _resolve_consistent(target, records, inventory, scanner)
+
+
+def _resolve_latest(
+    target: Target,
+    notes: tuple[str, ...],
+    records: Sequence[SnapshotRecord],
+    inventory: WalInventory,
+    scanner: WalScanner,
+) -> Resolved:
+    plan = choose_plan(target, records, inventory)
+    _require_one_history(plan, scanner)
+    return _to_the_end(plan, notes, scanner)
+
+
+def _resolve_consistent(
+    target: Target, records: Sequence[SnapshotRecord], inventory: WalInventory, scanner: WalScanner
+) -> Resolved:
+    """Go to the position up to which documents are proven, or to the end of the WAL if that comes first.
+
+    A hole behind the position is none on the way to it; one before it is an error that names it, as for any position.
+    """
+    if target.lsn is None:
+        note = "no documents follow the rows: it is the latest position"
+        return _resolve_latest(target, (note,), records, inventory, scanner)
+    latest = replace(target, lsn=None)
+    try:
+        ahead = choose_plan(latest, records, inventory).reach.end <= target.lsn
+    except WalGapError:
+        ahead = False
+    if not ahead:
+        plan = choose_plan(target, records, inventory)
+        found = _resolve_before(target.lsn, plan, inventory, scanner)
+        if found is not None:
+            return found
+    note = f"documents are proven up to {target.lsn}, and no record begins behind that: it is the latest position"
+    return _resolve_latest(latest, (note,), records, inventory, scanner)
+
+
+def _resolve_before(lsn: Lsn, plan: RecoveryPlan, inventory: WalInventory, scanner: WalScanner) -> Resolved | None:
+    """Return how to replay every record that begins before a position; ``None``: none in reach begins behind it.
+
+    PostgreSQL stops where a record begins at the position or behind it, and takes it for an error if there is none.
+    """
+    if plan.reach.fork is not None and lsn >= plan.reach.fork:
+        return _to_the_end(plan, (), scanner)
+    size = inventory.segment_bytes
+    first = plan.snapshot.postgres.start_lsn.segment_number(size)
+    for name in plan_segments(plan, inventory)[lsn.segment_number(size) - first :]:
+        begin = segment_begin(segment_number(name, size), size)
+        if scanner.has_record_from(name, max(lsn, begin)):
+            note = f"documents are proven up to {lsn}: every record that begins before it is replayed, and no other"
+            replay = ReplayTarget.at_lsn(lsn, inclusive=False)
+            return Resolved(plan=plan, replay=replay, ends=RecoveryEnd.TARGET, notes=(note,))
+    return None
 
 
 def _require_one_history(plan: RecoveryPlan, scanner: WalScanner) -> None:

@@ -229,6 +229,38 @@ def loss_at(
     return max(0.0, (instant - plan.snapshot.stopped_at).total_seconds()) if was_at_risk else 0.0
 
 
+def left_behind(instant: datetime, restored: RestoreResult, scanner: WalScanner) -> float | None:
+    """Return what a recovery to before the end of the WAL leaves behind in it, in seconds of committed work.
+
+    ``None``: nothing that was committed by then, or only what an idle server writes. It is counted from the last commit
+    that was recovered, as every loss is.
+
+    Args:
+        instant: of the decision, by production's clock.
+        restored: the recovery.
+        scanner: reads the archived WAL.
+    """
+    plan, inventory = restored.planned.resolved.plan, restored.planned.archived.inventory
+    size, position = inventory.segment_bytes, plan.target.lsn
+    if position is None:
+        return None
+    first = plan.snapshot.postgres.start_lsn.segment_number(size)
+    for name in plan_segments(plan, inventory)[position.segment_number(size) - first :]:
+        begin = max(position, segment_begin(segment_number(name, size), size))
+        missed = [
+            event.end
+            for event in scanner.dump(name).events
+            if isinstance(event, TransactionEnd)
+            and event.outcome.committed
+            and event.at <= instant
+            and event.lsn >= position
+        ]
+        if missed and not scanner.is_idle(name, begin, max(missed)):
+            reached = restored.reached.time or plan.snapshot.stopped_at
+            return max(0.0, (instant - reached).total_seconds())
+    return None
+
+
 def _first_hole(stored: Mapping[str, datetime | None], *, at: datetime, archived: Archived) -> int:
     """Return which segment was the first that the store did not hold to its end: what lay behind it led nowhere.
 

@@ -77,7 +77,7 @@ def report_losses(
         component=request.component.name,
         database="",
         reached=reached.lsn,
-        is_lossy=known is not None or planned.resolved.plan.target.kind is not TargetKind.LATEST,
+        is_lossy=known is not None or not planned.resolved.plan.target.is_latest,
         window=window,
         known=None if known is None else known.named,
         problems=problems,

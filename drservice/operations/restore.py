@@ -101,8 +101,7 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
 
 def _run(context: RestoreContext, request: RestoreRequest, phases: Phases) -> RestoreResult:
     directory = request.cluster_directory
-    planned = plan_restore(context, request)
-    _require_stop(request, planned)
+    planned = _plan(context, request)
     onto = _examine(request, planned)
     phases.end("plan")
     # An extract destroys what it leaves running; if it is killed, the reaper has to.
@@ -147,6 +146,16 @@ def _run(context: RestoreContext, request: RestoreRequest, phases: Phases) -> Re
     _keep_losses(context, request, result)
     context.progress.done()
     return result
+
+
+def _plan(context: RestoreContext, request: RestoreRequest) -> Planned:
+    """Plan, and say what the latest position may lack before anything of it is restored."""
+    planned = plan_restore(context, request)
+    told = planned.ends.describe_latest() if planned.ends is not None else None
+    if told is not None and request.target.kind is TargetKind.LATEST:
+        context.progress.note(told)
+    _require_stop(request, planned)
+    return planned
 
 
 def _keep_losses(context: RestoreContext, request: RestoreRequest, result: RestoreResult) -> None:
@@ -468,6 +477,24 @@ def instant_of_files(planned: Planned, reached: Reached) -> datetime | None:
             return reached.time or planned.resolved.plan.snapshot.stopped_at
 
 
+def _rows_at(planned: Planned, reached: Reached) -> RowsAt:
+    """Return what the recovered rows show: of ``consistent`` all of the position that was asked for, and no more.
+
+    Replay names the end of its last record, which may lie on either side of it.
+    """
+    plan = planned.resolved.plan
+    timeline, lsn = plan.timeline, reached.lsn
+    look = planned.ends.shared.look if planned.ends is not None else None
+    if plan.target.kind is TargetKind.CONSISTENT and plan.target.lsn is not None and look is not None:
+        timeline, lsn = look.timeline, look.lsn
+    return RowsAt(
+        system_id=plan.snapshot.postgres.system_id,
+        timeline=timeline,
+        lsn=lsn,
+        instant=reached.time or plan.snapshot.stopped_at,
+    )
+
+
 def _restore_files(
     context: RestoreContext,
     request: RestoreRequest,
@@ -478,13 +505,7 @@ def _restore_files(
 ) -> tuple[RestoredFiles, ...]:
     """Place what belongs to the recovered position; the time is booked as fetching, which nearly all of it is."""
     files = FilesRestore(repository=context.repository, service=request.service, progress=context.progress)
-    plan = planned.resolved.plan
-    rows = RowsAt(
-        system_id=plan.snapshot.postgres.system_id,
-        timeline=plan.timeline,
-        lsn=reached.lsn,
-        instant=reached.time or plan.snapshot.stopped_at,
-    )
+    rows = _rows_at(planned, reached)
     restored = tuple(
         files.beside(
             environment,

@@ -9,12 +9,13 @@ from drservice.components.postgres.asking import asking
 from drservice.components.postgres.tablespaces import Moved
 from drservice.errors import DrError, TargetOutsideWindowError, UnknownNameError
 from drservice.model.ids import SystemId
-from drservice.model.recovery import RecoveryPlan, Target, TargetKind
+from drservice.model.recovery import RecoveryPlan, Target, TargetKind, present_timeline
 from drservice.model.snapshot import SnapshotRecord
-from drservice.operations.inventory import Archived, archive_of, newest_lineage
-from drservice.operations.locate import WalScanner, resolve
+from drservice.operations.inventory import Archived, archive_of, last_write, newest_lineage
+from drservice.operations.locate import Resolved, WalScanner, plan_segments, resolve
 from drservice.operations.restorerequest import Planned, RestoreContext, RestoreRequest
 from drservice.operations.selection import select_files
+from drservice.operations.sharedinstant import Ends, Shared, followers, shared_along
 from drservice.operations.streamstate import read_state
 from drservice.operations.tablespaces import choose
 from drservice.repository.records import Scope
@@ -50,11 +51,16 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
             f"{scope.service}/{scope.component} has no readable snapshot{broken}", hint="Take one: drservice backup."
         )
     archived = archive_of(context.repository, newest, proven=True)
+    shared = _shared(context, request, records, archived)
+    target = request.target
+    if target.kind is TargetKind.CONSISTENT and shared is not None:
+        target = replace(target, lsn=shared.required().lsn)
     with scanner_of(context, newest, scope, archived) as scanner:
-        resolved = resolve(request.target, records, archived.inventory, scanner)
+        resolved = resolve(target, records, archived.inventory, scanner)
     newer = newer_timeline(context, request, resolved.plan)
-    if newer is not None:
-        resolved = replace(resolved, notes=(*resolved.notes, newer))
+    ends = _ends(context, shared, scope, resolved, archived)
+    told = (newer, _ahead(ends, target))
+    resolved = replace(resolved, notes=(*resolved.notes, *(text for text in told if text is not None)))
     selected = None
     moved: tuple[Moved, ...] = ()
     if request.database is not None or request.tablespaces:
@@ -69,7 +75,45 @@ def plan_restore(context: RestoreContext, request: RestoreRequest) -> Planned:
         unreadable=unreadable,
         selected=selected,
         moved=moved,
+        ends=ends,
     )
+
+
+def _shared(
+    context: RestoreContext, request: RestoreRequest, records: tuple[SnapshotRecord, ...], archived: Archived
+) -> Shared | None:
+    """Return how far documents are proven along the way to a target at the end of what there is.
+
+    Of no use is it for other targets, and for the latest position of rows that no documents are restored with.
+    """
+    target, service, inventory = request.target, request.service, archived.inventory
+    if not target.is_latest:
+        return None
+    filestores = followers(service, request.component, request.database)
+    if target.kind is TargetKind.LATEST:
+        filestores = [item for item in filestores if item in request.files]
+    timeline = target.timeline if target.timeline is not None else present_timeline(records, inventory)
+    path = inventory.path_to(timeline)
+    return shared_along(context.repository, service, filestores, records, system_id=inventory.system_id, path=path)
+
+
+def _ends(
+    context: RestoreContext, shared: Shared | None, scope: Scope, resolved: Resolved, archived: Archived
+) -> Ends | None:
+    """Return where rows and documents end; asked before anything is restored."""
+    if shared is None:
+        return None
+    plan = resolved.plan
+    last = plan.reach.tail or plan.reach.partial or plan_segments(plan, archived.inventory)[-1]
+    written_at = last_write(context.repository.wal(scope), archived, last)
+    return Ends(shared=shared, wal_end=resolved.wal_end or plan.reach.end, written_at=written_at)
+
+
+def _ahead(ends: Ends | None, target: Target) -> str | None:
+    """Say what lies between the end of the documents and that of the WAL."""
+    if ends is None or target.kind is TargetKind.LATEST:
+        return ends.describe_latest() if ends is not None else None
+    return f"the WAL goes on for {ends.behind_seconds or 0.0:.2f} s behind it" if target.lsn is not None else None
 
 
 def newer_timeline(context: RestoreContext, request: RestoreRequest, plan: RecoveryPlan) -> str | None:
@@ -78,7 +122,7 @@ def newer_timeline(context: RestoreContext, request: RestoreRequest, plan: Recov
     Right after a promotion nothing in the repository tells of it. The receiver of this host may know, and production
     itself, if it answers at once; where nobody does, the latest position is that of the repository, as always.
     """
-    if request.target.kind is not TargetKind.LATEST or request.target.timeline is not None:
+    if not request.target.is_latest or request.target.timeline is not None:
         return None
     component, system_id = request.component, plan.snapshot.postgres.system_id
     told: dict[str, int] = {}

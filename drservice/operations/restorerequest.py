@@ -25,6 +25,7 @@ from drservice.operations.locate import Resolved
 from drservice.operations.progress import Progress
 from drservice.operations.replay import Reached
 from drservice.operations.selection import Selected, SideRestore
+from drservice.operations.sharedinstant import Ends
 from drservice.operations.tablespaces import RestoredTablespace
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
@@ -106,6 +107,8 @@ class Planned:
     """What of the snapshot is placed; ``None`` = all of it."""
     moved: tuple[Moved, ...] = ()
     """Tablespaces that go into folders of their own."""
+    ends: Ends | None = None
+    """Where rows and documents end along the way; asked for ``consistent``, and for ``latest`` with documents."""
 
     @property
     def placed_bytes(self) -> int:

@@ -61,6 +61,7 @@ def restore_document(result: RestoreResult, service: str) -> dict[str, object]:
             "timeline": int(result.reached.timeline),
         },
         "snapshot": plan.snapshot.id,
+        "consistent": result.planned.ends.as_document() if result.planned.ends is not None else None,
         "unreadable": list(result.planned.unreadable),
         "evidence": list(result.reached.evidence),
         "phases": {name: round(seconds, 3) for name, seconds in result.phases.items()},

@@ -6,8 +6,8 @@ from drills in the ledger of evidence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from drservice.clock import Clock, from_iso
 from drservice.errors import DrError, ObjectStoreError
 from drservice.model.documents import StoredSet
 from drservice.model.estate import FilesComponent, FilesKind, FilesSettings, Service
-from drservice.model.ids import ServiceName
+from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.points import RecoveryPoint
 from drservice.model.snapshot import SnapshotRecord, SnapshotState
 from drservice.operations.documentstate import DocumentState, is_alive, read_state
@@ -23,6 +23,7 @@ from drservice.operations.evidence import Evidence
 from drservice.operations.info import AtRisk, ComponentInfo, component_info
 from drservice.operations.ledgernotes import ledger_notes
 from drservice.operations.preparedrestore import is_flushed, usable
+from drservice.operations.sharedinstant import Ends, followers, shared_along
 from drservice.repository.repository import Repository
 
 
@@ -82,6 +83,8 @@ class ServiceInfo:
     files: tuple[FilesInfo, ...]
     points: tuple[RecoveryPoint, ...]
     unreadable_points: dict[str, DrError]
+    ends: Mapping[ComponentName, Ends] = field(default_factory=dict)
+    """Where rows and documents end in the newest window, of each cluster with documents that follow it."""
 
     @property
     def snapshots(self) -> tuple[SnapshotRecord, ...]:
@@ -164,7 +167,28 @@ def service_info(
         files=tuple(_files_info(repository, service, component, state_dir, now) for component in service.files()),
         points=points.points,
         unreadable_points=dict(points.unreadable),
+        ends=dict(_ends(repository, service, databases)),
     )
+
+
+def _ends(
+    repository: Repository, service: Service, databases: Sequence[ComponentInfo]
+) -> Iterator[tuple[ComponentName, Ends]]:
+    for known in databases:
+        component = known.scope.component
+        if not known.windows:
+            continue
+        newest = known.windows[-1]
+        shared = shared_along(
+            repository,
+            service,
+            followers(service, service.database(component)),
+            known.snapshots,
+            system_id=newest.window.first.postgres.system_id,
+            path=newest.window.path,
+        )
+        if shared is not None:
+            yield component, Ends(shared=shared, wal_end=newest.window.end, written_at=newest.to_time)
 
 
 def _drills(evidence: Evidence, service: Service) -> tuple[list[DrillEntry], str | None]:

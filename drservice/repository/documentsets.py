@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import struct
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -260,8 +260,11 @@ class DocumentSets:
         # Foreign objects beside ours are not ours to judge.
         return [info for info in self._store.list(prefix) if is_ulid(info.key.removeprefix(prefix))]
 
-    def newest(self) -> StoredSet | None:
+    def newest(self, *, fits: Callable[[StoredSet], bool] = lambda _: True) -> StoredSet | None:
         """Return the newest set that is whole, by the store's clock; it costs a listing and a read or two.
+
+        Args:
+            fits: which sets are meant; each that is not costs one more read.
 
         Raises:
             ObjectStoreError: the listing is not complete, or the store did not answer.
@@ -269,7 +272,7 @@ class DocumentSets:
         # An identifier has its writer's clock: one that was ahead for a moment would be the newest for as long.
         newest = sorted(self.stored(), key=lambda info: (info.modified_at, info.key), reverse=True)
         headers = map(self._header, newest)
-        return next((item for item in headers if isinstance(item, StoredSet) and item.is_whole), None)
+        return next((item for item in headers if isinstance(item, StoredSet) and item.is_whole and fits(item)), None)
 
     def _header(self, info: ObjectInfo) -> StoredSet | DrError | None:
         try:

@@ -310,7 +310,7 @@ def _evidence(evidence: schema.Evidence) -> EvidenceSettings:
 
 
 def _drill(name: str, drill: schema.Drill) -> DrillPlan:
-    named = drill.target in {DrillTarget.LATEST.value, DrillTarget.RANDOM.value}
+    named = drill.target in {item.value for item in DrillTarget if item is not DrillTarget.TIME}
     return DrillPlan(
         name=name,
         service=ServiceName(drill.service),

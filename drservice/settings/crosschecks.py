@@ -293,8 +293,8 @@ def _drill_needs(document: Document, here: Path, drill: Mapping[str, Plain]) -> 
     target = drill.get("target")
     if target == "random" and "within" not in drill:
         yield _problem(document, (*here, "target"), "a random target needs `within`, how far back it may be")
-    if isinstance(target, str) and target not in {"latest", "random"} and not _is_instant(target):
-        yield _problem(document, (*here, "target"), "expected latest, random or a time with its zone")
+    if isinstance(target, str) and target not in {"latest", "consistent", "random"} and not _is_instant(target):
+        yield _problem(document, (*here, "target"), "expected latest, consistent, random or a time with its zone")
 
 
 def _is_instant(text: str) -> bool:

@@ -398,7 +398,7 @@ class Drill(Closed):
     environment: Literal["sandbox", "docker", "kubernetes"] = Field(
         default="sandbox", description="where it is recovered"
     )
-    target: Text = Field(default="latest", description="latest, random, or a time")
+    target: Text = Field(default="latest", description="latest, consistent, random, or a time")
     within: Duration | None = Field(default=None, description="how far back a random target may be")
     schedule: Schedule | None = Field(default=None, description="when it is due")
     runbook: Name | None = Field(default=None, description="the runbook with its manual steps")

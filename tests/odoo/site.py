@@ -98,7 +98,7 @@ class Site:
             },
             "configuration": {"kind": "directory", "path": str(made.configuration)},
         }
-        drills: dict[str, Any] = {"latest": {"service": SERVICE, "target": "latest"}}
+        drills: dict[str, Any] = {name: {"service": SERVICE, "target": name} for name in ("latest", "consistent")}
         for plan, instant in self.instants.items():
             drills[plan] = {"service": SERVICE, "target": to_iso(instant)}
         return {
@@ -121,7 +121,7 @@ class Site:
     def drill(self, plan: str) -> dict[str, Any]:
         """Run a drill on the recovery site, whatever its verdict, and leave its environment."""
         words = ("drill", SERVICE, "--plan", plan, "--keep")
-        return self._json("recovery", words, 0 if plan in self.instants else None, None)
+        return self._json("recovery", words, None if plan == "latest" else 0, None)
 
     def argv(self, name: str, *words: str | Path) -> list[str]:
         return [*PROGRAM, "--config", str(self.root / f"{name}.yaml"), *map(str, words)]

@@ -30,6 +30,7 @@ from drservice.environments.sandbox import open_sandbox
 from drservice.model.estate import FilesKind, FilesSettings, PostgresSettings, Service
 from drservice.model.ids import ComponentName
 from drservice.model.recovery import Target, TargetKind
+from drservice.model.wal import Lsn
 from drservice.operations.backup import BackupContext
 from drservice.operations.documentstate import DocumentState
 from drservice.operations.documentstream import DocumentContext, stream_documents
@@ -61,6 +62,8 @@ class Odoo:
     contents: dict[str, bytes] = field(default_factory=dict)
     history: list[tuple[datetime, frozenset[str]]] = field(default_factory=list)
     """The server's clock between two commits, and which documents rows referred to then."""
+    positions: list[Lsn] = field(default_factory=list)
+    """Of each of these the position that the next commit lies behind."""
     rows: dict[int, tuple[str, datetime]] = field(default_factory=dict)
     """Of each row its document, and the server's clock after its commit."""
     durable: datetime | None = None
@@ -95,10 +98,11 @@ class Odoo:
             self._delete(connection, self.chance.choice(old))
         else:
             filed = self._file(connection)
-        [(now,)] = connection.execute("select clock_timestamp()").fetchall()
+        [(now, position)] = connection.execute("select clock_timestamp(), pg_current_wal_insert_lsn()::text").fetchall()
         if filed is not None:
             self.rows[filed[0]] = (filed[1], now)
         self.history.append((now, frozenset(name for name, _ in self.rows.values())))
+        self.positions.append(Lsn.parse(position))
 
     def _file(self, connection: psycopg.Connection[Any]) -> tuple[int, str]:
         """File a document: a new one, or one with content that was there before. The row first, then the file."""

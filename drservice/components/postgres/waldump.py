@@ -169,6 +169,19 @@ def dump_segment(execute: Execute, *, program: str, segment: str, local: Path, g
     return Dump(events=tuple(sorted(dated, key=lambda event: event.lsn)), end=end)
 
 
+def has_record_from(execute: Execute, *, program: str, segment: str, begin: Lsn) -> bool:
+    """Tell whether a plain segment holds a whole record that begins at a position in it or behind it.
+
+    Raises:
+        WalError: ``pg_waldump`` could not read the segment at all.
+    """
+    result = execute([program, "--start", str(begin), "--limit", "1", segment])
+    if any(_RECORD.match(line) for line in result.stdout.decode("utf-8", "replace").split("\n")):
+        return True
+    interpret_end(result.status, result.stderr.decode("utf-8", "replace"))
+    return False
+
+
 def parse_records(lines: Iterable[str], *, geometry: Geometry) -> Iterator[Event]:
     """Yield the events among ``pg_waldump``'s output lines; other records are passed over.
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from drservice.model.documents import Covered, DocumentPosition, RowsAt, StoredSet, covered_at
+from drservice.model.documents import Covered, DocumentPosition, Look, RowsAt, StoredSet, covered_at, newest_look
 from drservice.model.ids import KeyId, SystemId
-from drservice.model.wal import Lsn, Timeline
+from drservice.model.wal import HistoryEntry, Lsn, Timeline, timeline_path
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ROWS = RowsAt(system_id=SystemId("7"), timeline=Timeline(1), lsn=Lsn(1000), instant=NOON)
@@ -70,3 +70,24 @@ def test_a_clock_that_ran_ahead_is_not_believed_beyond_what_the_store_saw() -> N
 
 def test_a_set_that_compared_nothing_proves_nothing() -> None:
     assert covered(taken(seconds=5, lsn=2000, whole=False)) == Covered(newest=None, by=None, behind_seconds=0)
+
+
+# --- the newest position of a history ---------------------------------------------------------------------------
+
+PATH = timeline_path(Timeline(2), [HistoryEntry(timeline=Timeline(1), end=Lsn(1000))])
+
+
+def look(lsn: int, timeline: int = 1) -> Look:
+    return Look(timeline=Timeline(timeline), lsn=Lsn(lsn), at=NOON, by=f"{timeline}/{lsn}")
+
+
+def test_the_look_that_leads_furthest_counts_whatever_order_they_come_in() -> None:
+    assert newest_look([look(500), look(1000), look(900)], PATH) == look(1000)
+    assert newest_look([look(1200, 2), look(1000)], PATH) == look(1200, 2)
+
+
+def test_a_look_at_a_branch_that_was_left_or_that_nobody_is_on_leads_nowhere() -> None:
+    assert newest_look([look(1001), look(400)], PATH) == look(400), "timeline 1 was left at 1000"
+    assert newest_look([look(1001)], PATH) is None
+    assert newest_look([look(2000, 3)], PATH) is None
+    assert newest_look([], PATH) is None

@@ -430,6 +430,23 @@ def test_targets_are_told_in_words() -> None:
     assert Target(kind=TargetKind.NAME, name="x").describe() == "restore point x"
     assert Target(kind=TargetKind.SNAPSHOT, snapshot=SnapshotId("X")).describe() == "the end of snapshot X"
     assert LATEST.describe() == "the latest archived position"
+    shared = Target(kind=TargetKind.CONSISTENT)
+    assert shared.describe() == "the newest instant that rows and documents share"
+    assert replace(shared, lsn=at(1)).describe() == "the newest instant that rows and documents share (LSN 0/100000)"
+
+
+def test_what_rows_and_documents_share_needs_the_wal_up_to_there_and_without_a_position_all_of_it() -> None:
+    held = archive(2, 3, 4, 6)
+    shared = Target(kind=TargetKind.CONSISTENT, lsn=at(4.5))
+    assert (shared.is_latest, LATEST.is_latest, to_lsn(4.5).is_latest) == (False, True, False)
+    assert choose_plan(shared, [MONDAY], held).reach.end == at(5), "the hole lies behind it"
+    with pytest.raises(WalGapError):
+        choose_plan(replace(shared, lsn=at(6.5)), [MONDAY], held)
+    assert replace(shared, lsn=None).is_latest
+    with pytest.raises(WalGapError, match="cannot be reached"):
+        choose_plan(replace(shared, lsn=None), [MONDAY], held)
+    with pytest.raises(TargetOutsideWindowError, match="ends at"):
+        choose_plan(replace(shared, lsn=at(3)), [MONDAY], held)
 
 
 # --- where the present history branched off and has no segment of its own yet ---------------------------------

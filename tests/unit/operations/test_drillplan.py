@@ -32,6 +32,12 @@ def test_the_latest_position_needs_no_seed() -> None:
     assert chosen.fields() == {"kind": "latest", "time": None, "from": None, "to": None, "seed_commitment": None}
 
 
+def test_the_newest_instant_that_rows_and_documents_share_is_found_by_the_restore() -> None:
+    chosen = choose_target(plan(DrillTarget.CONSISTENT), span=SPAN, now=NOON)
+    assert (chosen.target.kind, chosen.target.lsn, chosen.seed) == (TargetKind.CONSISTENT, None, None)
+    assert chosen.fields() == {"kind": "consistent", "time": None, "from": None, "to": None, "seed_commitment": None}
+
+
 def test_a_random_target_is_the_one_its_seed_gives_and_only_the_commitment_is_published() -> None:
     chosen = choose_target(plan(DrillTarget.RANDOM), span=SPAN, now=NOON)
     assert chosen.seed is not None
@@ -69,16 +75,16 @@ def test_without_anything_to_choose_from_the_latest_position_is_taken_and_said(
     assert "the latest position it is" in note
 
 
-def test_no_instant_is_chosen_that_no_pass_over_the_documents_covers() -> None:
+def test_no_instant_is_chosen_that_no_look_at_the_documents_covers() -> None:
     covered = ProvenSpan(begin=SPAN.begin, end=SPAN.end, documents=NOON - 4 * HOUR)
     chosen = choose_target(plan(DrillTarget.RANDOM), span=covered, now=NOON)
     assert (chosen.begin, chosen.end) == (SPAN.begin, NOON - 4 * HOUR)
     (note,) = chosen.notes
-    assert "last pass over the documents" in note, "what was left out is told as not tested"
+    assert "when the documents were looked at last" in note, "what was left out is told as not tested"
 
 
 @pytest.mark.parametrize("documents", [None, SPAN.begin - HOUR, NOON])
-def test_passes_that_cover_all_or_nothing_leave_the_choice_as_it_is(documents: datetime | None) -> None:
+def test_looks_that_cover_all_or_nothing_leave_the_choice_as_it_is(documents: datetime | None) -> None:
     span = ProvenSpan(begin=SPAN.begin, end=SPAN.end, documents=documents)
     chosen = choose_target(plan(DrillTarget.RANDOM), span=span, now=NOON)
     assert SPAN.end is not None
