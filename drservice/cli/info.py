@@ -160,6 +160,7 @@ def _stream(known: ComponentInfo, stream: StreamInfo) -> dict[str, object]:
         "slot_status": shown.get("slot_status"),
         "safe_wal_bytes": shown.get("safe_wal_bytes"),
         "problem": stream.problem or shown.get("problem"),
+        "heartbeat_seconds": None if stream.heartbeat is None else stream.heartbeat.total_seconds(),
         "remedy": shown.get("remedy"),
         "updated_at": shown.get("updated_at"),
     }
@@ -186,6 +187,8 @@ def _stream_lines(stream: StreamInfo) -> Iterator[str]:
     )
     yield f"  slot {stream.name}: {state.slot_status or 'not known'}{room}"
     if state.problem is not None:
+    if stream.heartbeat is None:
+        yield "  heartbeat off: the window of an idle server ends with its last WAL"
         yield f"  PROBLEM: {state.problem}{f'; {state.remedy}' if state.remedy else ''}"
 
 

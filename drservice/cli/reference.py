@@ -156,17 +156,23 @@ def _is_later(path: str) -> bool:
     return any(plain == pattern or plain.startswith(f"{pattern}.") for pattern in NOT_ACTED_ON)
 
 
+_PATTERNS = {
+    "(ms|s|m|h|d|w)$": "duration",
+    "(h|d|w|mo|y)$": "period",
+    "(ms|s|m))$": "duration or `off`",
+}
+"""What ends the patterns of settings that have a name of their own."""
+
+
 def _type(node: Mapping[str, object]) -> str:
     if "const" in node:
         return f"`{node['const']}`"
     values = node.get("enum")
     if isinstance(values, list):
         return ", ".join(f"`{value}`" for value in values)
-    pattern = str(node.get("pattern", ""))
-    if pattern.endswith("(ms|s|m|h|d|w)$"):
-        return "duration"
-    if pattern.endswith("(h|d|w|mo|y)$"):
-        return "period"
+    for end, name in _PATTERNS.items():
+        if str(node.get("pattern", "")).endswith(end):
+            return name
     if "anyOf" in node:
         return "reference or list of references"
     kinds = {"object": "mapping", "array": "list", "string": "text", "integer": "number", "boolean": "true or false"}

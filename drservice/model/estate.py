@@ -81,6 +81,8 @@ class WalSettings:
     """How long new WAL that is streamed may wait for more of it."""
     idle_interval: timedelta = timedelta(seconds=60)
     """The same for WAL that an idle server writes."""
+    heartbeat: timedelta | None = timedelta(seconds=1)
+    """From one commit with a time to the next while WAL is streamed; ``None``: none."""
     synchronous: bool = False
     """Commits wait for the repository: nothing waits for more."""
     archive_wait: timedelta = timedelta(minutes=5)

@@ -7,6 +7,7 @@ production.
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 from drservice.clock import Clock
 from drservice.components.postgres.connection import Session
@@ -49,6 +50,7 @@ def check_stream(
         is_running = _judge_receiver(estate, service, component, slot, clock=clock, checklist=checklist)
         _judge_waiting(prefix, name, component, session, is_running=is_running, checklist=checklist)
         _judge_room(prefix, session, facts, slot, checklist)
+    _judge_heartbeat(prefix, service.objectives.rpo, component, checklist)
 
 
 def _judge_receiver(
@@ -147,6 +149,27 @@ def _judge_room(
             checklist.warn(question, f"all {most} are in use", f"Raise {kind}: a standby or a backup needs one, too.")
         else:
             checklist.ok(question, f"{used} of {most} in use")
+
+
+def _judge_heartbeat(
+    prefix: str, promised: timedelta | None, component: PostgresSettings, checklist: Checklist
+) -> None:
+    """Answer how late the last moment of an idle server may be that its WAL proves."""
+    question, every = f"{prefix}: heartbeat", component.wal.heartbeat
+    if every is None:
+        told = "off: the window of an idle server ends with its last WAL, whatever was proved up to date since"
+        if promised is None:
+            checklist.ok(question, told)
+        else:
+            checklist.warn(question, told, "objectives.rpo cannot be shown on an idle server: set wal.heartbeat: 1s.")
+    elif promised is not None and every > promised:
+        checklist.warn(
+            question,
+            f"each {every.total_seconds():g} s, and objectives.rpo is {promised.total_seconds():g} s",
+            "Let it beat more often than that: wal.heartbeat.",
+        )
+    else:
+        checklist.ok(question, f"each {every.total_seconds():g} s")
 
 
 def _judge_waiting(

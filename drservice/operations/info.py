@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from drservice.clock import Clock
@@ -54,6 +54,8 @@ class StreamInfo:
     problem: str | None
     """Why its state cannot be read."""
 
+    heartbeat: timedelta | None
+    """How often its server is to be given a commit with a time, by the configuration; ``None``: never."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentInfo:
@@ -150,14 +152,14 @@ def stream_info(scope: Scope, component: PostgresSettings, state_dir: Path) -> S
     """Return how the receiver of a component is, as it says on this host; ``None`` where none is to be."""
     if component.wal.mode is WalMode.ARCHIVE:
         return None
-    name = stream_name(scope.service, scope.component)
+    name, heartbeat = stream_name(scope.service, scope.component), component.wal.heartbeat
     try:
         state = read_state(state_dir, scope.service, scope.component)
         alive = is_alive(state_dir, scope.service, scope.component)
     except (DrError, OSError) as error:
         problem = error.message if isinstance(error, DrError) else str(error)
-        return StreamInfo(name=name, is_alive=False, state=None, problem=problem)
-    return StreamInfo(name=name, is_alive=alive, state=state, problem=None)
+        return StreamInfo(name=name, is_alive=False, state=None, problem=problem, heartbeat=heartbeat)
+    return StreamInfo(name=name, is_alive=alive, state=state, problem=None, heartbeat=heartbeat)
 
 
 def _streamed_at_risk(

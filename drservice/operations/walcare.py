@@ -25,8 +25,8 @@ def cared_for(
     watch = ArchiveWatch(repository, scope, directory=local_directory(component), state_dir=state_dir, clock=clock)
     stop = threading.Event()
     thread = threading.Thread(target=keep_continuous, args=(watch, stop), name="wal-continuity", daemon=True)
-    heartbeat = nullcontext() if component.wal.mode is WalMode.ARCHIVE else beating(component.production_dsn)
-    with heartbeat:
+    every = None if component.wal.mode is WalMode.ARCHIVE else component.wal.heartbeat
+    with nullcontext() if every is None else beating(component.production_dsn, seconds=every.total_seconds()):
         thread.start()
         try:
             yield

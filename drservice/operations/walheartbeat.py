@@ -1,4 +1,4 @@
-"""A heartbeat in the WAL: each second a commit with a time, so that "nothing was lost" is proved on an idle server too.
+"""A heartbeat in the WAL: commits with a time, so that "nothing was lost" is proved on an idle server, too.
 
 It touches no table and, like the receiver, waits for no standby: a heartbeat that hung on a stalled synchronous
 receiver would prove nothing. On a standby it rests. Nothing depends on it: without it an idle system's loss is only
@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from drservice import telemetry
 from drservice.components.postgres.connection import Session, connect
 
-BEAT_SECONDS = 1.0
 PREFIX = "drservice"
 """Of the message, for those who read the WAL."""
 BEAT_BYTES = 112
@@ -28,6 +27,7 @@ _BEAT = (
 _RESTING_SECONDS = 10.0
 _SESSION_SECONDS = 10.0
 """How long one connection lives: a session that stays would hold up a smart shutdown for ever."""
+_LAST_SECONDS = 2.0
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
 
@@ -40,7 +40,7 @@ class Heartbeat:
         seconds: between two beats.
     """
 
-    def __init__(self, dsn: str, *, seconds: float = BEAT_SECONDS) -> None:
+    def __init__(self, dsn: str, *, seconds: float) -> None:
         self._dsn = dsn
         self._seconds = seconds
         self._stop = threading.Event()
@@ -56,18 +56,19 @@ class Heartbeat:
         """End; one that is on its way may still arrive."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(2 * self._seconds)
+            self._thread.join(_LAST_SECONDS)
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE_SECONDS
         while not self._stop.is_set():
             try:
                 with connect(self._dsn, application_name="drservice heartbeat") as session:
-                    since = time.monotonic()
-                    while not self._stop.is_set() and time.monotonic() - since < _SESSION_SECONDS:
+                    until = time.monotonic() + _SESSION_SECONDS
+                    wait = self._turn(session)
+                    pause = _FIRST_PAUSE_SECONDS
+                    while time.monotonic() + wait < until and not self._stop.wait(wait):
                         wait = self._turn(session)
-                        pause = _FIRST_PAUSE_SECONDS
-                        self._stop.wait(wait)
+                self._stop.wait(wait)
             except Exception as error:  # noqa: BLE001 - a defect in one beat must not end all of them without a word
                 if str(error) != self.problem:
                     telemetry.warning("no heartbeat: an idle server's loss is not known", problem=str(error))
@@ -89,7 +90,7 @@ class Heartbeat:
 
 
 @contextmanager
-def beating(dsn: str, *, seconds: float = BEAT_SECONDS) -> Iterator[Heartbeat]:
+def beating(dsn: str, *, seconds: float) -> Iterator[Heartbeat]:
     """Beat while the block runs."""
     heartbeat = Heartbeat(dsn, seconds=seconds)
     heartbeat.start()

@@ -337,6 +337,7 @@ def _postgres(name: str, component: schema.PostgresComponent) -> PostgresSetting
             mode=WalMode(component.wal.mode),
             interval=component.wal.interval,
             idle_interval=component.wal.idle_interval,
+            heartbeat=component.wal.heartbeat if isinstance(component.wal.heartbeat, timedelta) else None,
             synchronous=component.wal.synchronous,
             archive_wait=component.wal.archive_wait,
         ),

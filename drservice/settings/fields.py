@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Annotated, TypeAlias, TypeVar
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
@@ -93,6 +93,12 @@ ReadTimeout: TypeAlias = Annotated[Duration, AfterValidator(scalars.duration_bet
 RetryTime: TypeAlias = Annotated[Duration, AfterValidator(scalars.duration_between("1s", "1h"))]
 WalInterval: TypeAlias = Annotated[Duration, AfterValidator(scalars.duration_between("20ms", "1m"))]
 IdleInterval: TypeAlias = Annotated[Duration, AfterValidator(scalars.duration_between("1s", "1h"))]
+HeartbeatInterval: TypeAlias = Annotated[
+    timedelta | Literal["off"],
+    _from_text(scalars.parse_heartbeat, "a duration with its unit, such as 1s, or off"),
+    PlainSerializer(scalars.format_heartbeat),
+    WithJsonSchema({"type": "string", "pattern": "^(off|[0-9]+(ms|s|m))$"}),
+]
 StorageClass: TypeAlias = Annotated[
     str,
     AfterValidator(scalars.check_storage_class),

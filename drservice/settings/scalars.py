@@ -12,6 +12,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 from datetime import date, timedelta
+from typing import Final, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -41,6 +42,7 @@ _ODOO_OPTION = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _CONNINFO_WORD = re.compile(r"\s*([A-Za-z_]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)(?=\s|\Z)")
 _SECRET_PARAMETERS = {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
 
+OFF: Final = "off"
 NO_LITERAL = (
     "a password must not stand in the configuration; use a password file (passfile=... or PGPASSFILE),"
     " a service file (service=...) or peer authentication"
@@ -318,6 +320,18 @@ def duration_between(shortest: str, longest: str) -> Callable[[timedelta], timed
         return value
 
     return check
+
+
+def parse_heartbeat(text: str) -> timedelta | Literal["off"]:
+    """Read how often to beat: a duration from 200ms to 1m, or ``off``."""
+    if text == OFF:
+        return OFF
+    return duration_between("200ms", "1m")(parse_duration(text))
+
+
+def format_heartbeat(value: timedelta | Literal["off"]) -> str:
+    """Write it as :func:`parse_heartbeat` reads it."""
+    return format_duration(value) if isinstance(value, timedelta) else value
 
 
 def check_lease(value: timedelta) -> timedelta:

@@ -20,6 +20,7 @@ from drservice.settings.fields import (
     Dsn,
     Duration,
     Expected,
+    HeartbeatInterval,
     IdleInterval,
     Lease,
     Listen,
@@ -150,6 +151,12 @@ class Wal(Closed):
     )
     idle_interval: IdleInterval = Field(
         default="60s", validate_default=True, description="the same for WAL that an idle server writes (1s to 1h)"
+    )
+    heartbeat: HeartbeatInterval = Field(
+        default="1s",
+        validate_default=True,
+        description="how often a server whose WAL is streamed is given a small commit with a time (200ms to 1m), or"
+        " off: then the window of an idle server ends with its last WAL",
     )
     synchronous: bool = Field(
         default=False,

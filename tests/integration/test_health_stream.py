@@ -39,9 +39,19 @@ class Bench:
         service, component = self.estate.parts()
         return stream_name(service.name, component.name)
 
-    def ask(self, *, synchronous: bool = False, mode: WalMode = WalMode.STREAM) -> dict[str, CheckResult]:
+    def ask(
+        self,
+        *,
+        synchronous: bool = False,
+        mode: WalMode = WalMode.STREAM,
+        heartbeat: float | None = 1.0,
+        rpo: float | None = None,
+    ) -> dict[str, CheckResult]:
         service, component = self.estate.parts()
-        component = replace(component, wal=WalSettings(mode=mode, synchronous=synchronous))
+        every, promised = (None if each is None else timedelta(seconds=each) for each in (heartbeat, rpo))
+        service = replace(service, objectives=replace(service.objectives, rpo=promised))
+        wal = WalSettings(mode=mode, synchronous=synchronous, heartbeat=every)
+        component = replace(component, wal=wal)
         checklist = Checklist()
         with connect(self.cluster.dsn()) as session:
             facts = cluster_facts(session)
@@ -123,6 +133,22 @@ def states(found: dict[str, CheckResult]) -> dict[str, str]:
 
 def test_nothing_is_asked_where_wal_is_archived_alone(bench: Bench) -> None:
     assert bench.ask(mode=WalMode.ARCHIVE) == {}
+
+
+@pytest.mark.parametrize(
+    ("heartbeat", "rpo", "state", "told"),
+    [
+        (1.0, 60.0, CheckState.OK, "each 1 s"),
+        (60.0, 5.0, CheckState.WARNING, "each 60 s, and objectives.rpo is 5 s"),
+        (None, None, CheckState.OK, "ends with its last WAL"),
+        (None, 60.0, CheckState.WARNING, "ends with its last WAL"),
+    ],
+)
+def test_how_late_an_idle_server_can_be_proved_is_told_and_what_was_promised_beyond_that_warned_of(
+    bench: Bench, heartbeat: float | None, rpo: float | None, state: CheckState, told: str
+) -> None:
+    result = bench.ask(heartbeat=heartbeat, rpo=rpo)["heartbeat"]
+    assert (result.state, told in result.detail) == (state, True), result
 
 
 def test_a_receiver_that_streams_from_its_slot_is_as_it_should_be(bench: Bench) -> None:

@@ -101,8 +101,21 @@ def test_a_heartbeat_rests_on_a_standby_and_comes_back_after_a_restart(
         assert heartbeat.problem == ""
 
 
+def test_a_heartbeat_that_waits_for_long_keeps_no_session_which_a_smart_shutdown_would_wait_for(
+    maker: ClusterMaker,
+) -> None:
+    cluster = maker.make()
+    cluster.start()
+    before = cluster.value(POSITION)
+    with beating(cluster.dsn(), seconds=60.0) as heartbeat:
+        wait_for(lambda: cluster.value(POSITION) >= before + BEAT_BYTES, "the first beat")
+        sessions = "select count(*) from pg_stat_activity where application_name ~ 'beat'"
+        wait_for(lambda: cluster.value(sessions) == 0, "its session to end", timeout_seconds=5.0)
+        assert heartbeat.problem == ""
+
+
 def test_a_heartbeat_that_cannot_connect_ends_when_it_is_told_to() -> None:
-    heartbeat = Heartbeat("host=/nowhere dbname=x user=y")
+    heartbeat = Heartbeat("host=/nowhere dbname=x user=y", seconds=1.0)
     heartbeat.start()
     wait_for(lambda: heartbeat.problem, "the problem")
     begin = time.monotonic()

@@ -40,7 +40,7 @@ def believed(inventory: WalInventory, state: StreamState = STATE) -> AtRisk | No
     windows = tuple(
         WindowInfo(window=window, from_time=NOON, to_time=NOON) for window in windows_of([MONDAY], inventory)
     )
-    stream = StreamInfo(name="s", is_alive=True, state=state, problem=None)
+    stream = StreamInfo(name="s", is_alive=True, state=state, problem=None, heartbeat=None)
     return info._streamed_at_risk(stream, MONDAY, windows, (), NOON + timedelta(seconds=1))
 
 

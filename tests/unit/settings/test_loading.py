@@ -212,6 +212,19 @@ def test_how_wal_is_streamed_is_read_and_synchronous_without_a_stream_is_told(wr
     assert any(".wal.synchronous has no effect" in notice for notice in load(write(archive)).notices)
 
 
+@pytest.mark.parametrize(
+    ("written", "every"),
+    [("heartbeat: off, ", None), ("heartbeat: 500ms, ", timedelta(seconds=0.5)), ("", timedelta(seconds=1))],
+)
+def test_how_often_a_heartbeat_beats_is_read_and_off_is_never(
+    write: Write, written: str, every: timedelta | None
+) -> None:
+    loaded = load(write(WHOLE.replace("idle_interval: 60s", f"{written}idle_interval: 60s")))
+    assert loaded.estate.service("erp").database().wal.heartbeat == every
+    shown = {value.path: value.value for value in loaded.values_with_origin}
+    assert shown["services.erp.components.database.wal.heartbeat"] == (written[11:-2] or "1s")
+
+
 def test_a_drill_schedule_that_starts_nothing_is_told(write: Write) -> None:
     assert not any("has no effect" in notice for notice in load(write(WHOLE)).notices), "both say the same"
     other = WHOLE.replace('drill: "0 6 1 1,4,7,10 *"', 'drill: "0 6 * * 0"')

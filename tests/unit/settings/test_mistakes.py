@@ -18,6 +18,18 @@ DATABASE = ERP + "    components:\n      database:\n        kind: postgres\n"
 MISTYPED = "age162qqrrlwkkdq5p3c7jw8ppdfc3pguftpqs9gsj3lk50jegjq7grstj3aey"
 
 MISTAKES = {
+    "a heartbeat of a machine gun": (
+        DATABASE + "        wal: {mode: stream, heartbeat: 20ms}\n",
+        "8:40",
+        "services.erp.components.database.wal.heartbeat",
+        "expected from 200ms to 1m",
+    ),
+    "a heartbeat that is switched off by a boolean": (
+        DATABASE + "        wal: {mode: stream, heartbeat: false}\n",
+        "8:40",
+        "services.erp.components.database.wal.heartbeat",
+        "such as 1s, or off",
+    ),
     "a rate that nothing big ends with": (
         HEAD + "node: {throttled_rate: 1MB}\n",
         "3:24",
