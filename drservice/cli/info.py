@@ -325,14 +325,12 @@ def _files_lines(known: FilesInfo) -> Iterator[str]:
 
 def _shared_line(name: ComponentName, ends: Ends, clusters: int) -> str:
     """Tell the newest instant that a cluster's rows share with their documents."""
-    look, whose = ends.shared.look, f" of {name}" if clusters > 1 else ""
-    if look is None:
+    look, at, whose = ends.shared.look, ends.at, f" of {name}" if clusters > 1 else ""
+    if look is None or at is None:
         return f"rows{whose} and documents share: nothing yet, nobody has looked at all of {ends.shared.lacking}"
     before = f", {format_seconds(ends.behind_seconds)} before the end of the WAL" if ends.behind_seconds else ""
     where = f"{min(look.lsn, ends.wal_end)}, timeline {look.timeline}"
-    return (
-        f"rows{whose} and documents share: all up to {to_iso(look.at)} ({where}){before}; --to consistent restores it"
-    )
+    return f"rows{whose} and documents share: all up to {to_iso(at)} ({where}){before}; --to consistent restores it"
 
 
 def _risk_line(risk: AtRisk) -> str:

@@ -69,6 +69,16 @@ class Ends:
     """When the last of that WAL was, by the server's clock."""
 
     @property
+    def at(self) -> datetime | None:
+        """When what rows and documents share ends, by the server's clock; ``None``: they share nothing.
+
+        Documents may be ahead of the WAL: then it ends with that.
+        """
+        if (look := self.shared.look) is None:
+            return None
+        return look.at if look.lsn < self.wal_end else min(look.at, self.written_at)
+
+    @property
     def behind_seconds(self) -> float | None:
         """How far what rows and documents share ends before the WAL does; ``None``: they share nothing."""
         if (look := self.shared.look) is None:
@@ -93,7 +103,7 @@ class Ends:
         return {
             "lsn": str(min(look.lsn, self.wal_end)) if look is not None else None,
             "timeline": int(look.timeline) if look is not None else None,
-            "at": to_iso(look.at) if look is not None else None,
+            "at": to_iso(self.at) if self.at is not None else None,
             "wal_end_lsn": str(self.wal_end),
             "wal_end_at": to_iso(self.written_at),
             "behind_seconds": None if seconds is None else round(seconds, 3),

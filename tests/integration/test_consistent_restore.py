@@ -20,9 +20,10 @@ from drservice.model.recovery import Target, TargetKind
 from drservice.model.wal import Lsn
 from drservice.operations.backup import BackupContext
 from drservice.operations.filesrestore import RestoredFiles
+from drservice.operations.locate import RecoveryEnd
 from drservice.operations.progress import SilentProgress
 from drservice.operations.restore import run_restore
-from drservice.operations.restoreplan import plan_restore
+from drservice.operations.restoreplan import plan_restore, scanner_of
 from drservice.operations.restorerequest import RestoreContext, RestoreRequest, RestoreResult
 from drservice.operations.servicebackup import backup_service
 from drservice.operations.streamstate import StreamState
@@ -209,3 +210,22 @@ def test_the_latest_position_says_beforehand_what_it_may_lack_and_names_the_othe
         assert rows(result) == lost.later | set(lost.proven)
         assert any("drservice restore erp --to consistent" in note for note in files.notes)
         assert result.is_partial
+
+
+def test_where_no_record_begins_behind_the_position_recovery_goes_to_the_end(lost: Lost) -> None:
+    """The server takes a target that it never meets for an error: the last record begins before it."""
+
+    def ends(plane: DataPlane, position: Lsn) -> RecoveryEnd:
+        target = Target(kind=TargetKind.CONSISTENT, lsn=position)
+        return plan_restore(lost.context(plane), lost.request(target)).resolved.ends
+
+    with lost.estate.plane() as plane:
+        planned = plan_restore(lost.context(plane), lost.request(LATEST))
+        name, end = planned.resolved.plan.reach.tail, planned.resolved.wal_end
+        assert name is not None
+        assert end is not None
+        record = planned.resolved.plan.snapshot
+        with scanner_of(lost.context(plane), record, planned.scope, planned.archived) as scanner:
+            last = scanner.dump(name).events[-1].lsn
+        inside = Lsn(end.value - 8)
+        assert (ends(plane, last), ends(plane, inside)) == (RecoveryEnd.TARGET, RecoveryEnd.END_OF_WAL)

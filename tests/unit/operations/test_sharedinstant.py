@@ -182,7 +182,8 @@ def test_where_documents_reach_the_end_of_the_wal_nothing_is_told(found: Ends) -
 
 
 def test_what_both_share_never_lies_behind_the_wal() -> None:
-    assert ends(6).as_document()["lsn"] == str(at(5))
+    ahead = ends(6, seconds=-0.5).as_document()
+    assert (ahead["lsn"], ahead["at"]) == (str(at(5)), "2026-03-01T11:59:59.500000Z"), "documents are ahead of it"
     assert ends(4.5).as_document() == {
         "lsn": str(at(4.5)),
         "timeline": 1,
