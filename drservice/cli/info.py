@@ -159,8 +159,8 @@ def _stream(known: ComponentInfo, stream: StreamInfo) -> dict[str, object]:
         "lag_seconds": _rounded(state.seconds_at_risk, 3) if state is not None and stream.is_alive else None,
         "slot_status": shown.get("slot_status"),
         "safe_wal_bytes": shown.get("safe_wal_bytes"),
-        "problem": stream.problem or shown.get("problem"),
         "heartbeat_seconds": None if stream.heartbeat is None else stream.heartbeat.total_seconds(),
+        "problem": stream.problem or shown.get("problem"),
         "remedy": shown.get("remedy"),
         "updated_at": shown.get("updated_at"),
     }
@@ -186,9 +186,9 @@ def _stream_lines(stream: StreamInfo) -> Iterator[str]:
         "" if state.safe_wal_bytes is None else f", {format_bytes(max(0, state.safe_wal_bytes))} until it may be lost"
     )
     yield f"  slot {stream.name}: {state.slot_status or 'not known'}{room}"
-    if state.problem is not None:
     if stream.heartbeat is None:
         yield "  heartbeat off: the window of an idle server ends with its last WAL"
+    if state.problem is not None:
         yield f"  PROBLEM: {state.problem}{f'; {state.remedy}' if state.remedy else ''}"
 
 
