@@ -53,9 +53,9 @@ class StreamInfo:
     state: StreamState | None
     problem: str | None
     """Why its state cannot be read."""
-
     heartbeat: timedelta | None
     """How often its server is to be given a commit with a time, by the configuration; ``None``: never."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentInfo:
