@@ -56,6 +56,7 @@ def _document(known: ServiceInfo) -> dict[str, object]:
                 "state": point.state.value,
                 "at": to_iso(point.at),
                 "snapshots": {member.component: member.snapshot for member in point.members},
+                "origin": point.origin.as_json() if point.origin is not None else None,
             }
             for point in known.points
         ],
@@ -252,6 +253,9 @@ def _point_lines(known: ServiceInfo) -> Iterator[str]:
     yield from format_table(("RECOVERY POINT", "AT", "PARTS", "STATE"), rows)
     if len(known.points) > len(shown):
         yield f"and {len(known.points) - len(shown)} older"
+    for point in shown:
+        if point.origin is not None:
+            yield f"{point.id} was imported from {point.origin.file!a}; its newest row is of {to_iso(point.at)}"
 
 
 def _database_lines(known: ComponentInfo) -> Iterator[str]:

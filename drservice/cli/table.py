@@ -30,6 +30,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("documents stream", "drservice.cli.documentstream:stream", "capture documents as they come, until stopped"),
     Entry("restore", "drservice.cli.restore:restore", "bring a service back to an instant, and prove it"),
     Entry("extract", "drservice.cli.extract:extract_command", "one database or table of an instant, as a file"),
+    Entry("import", "drservice.cli.importing:import_command", "make a recovery point of a zip that Odoo made"),
     Entry("drill", "drservice.cli.drill:drill", "recover in isolation, check, judge, put on record, destroy"),
     Entry("info", "drservice.cli.info:info", "snapshots, reachable windows, what is at risk, what was proved"),
     Entry("verify", "drservice.cli.verify:verify", "check that the repository is whole"),

@@ -553,3 +553,32 @@ class NeutralizedSourceError(NeutralizedCopyError):
         "Correct dsn and database if they lead to a copy. If this is production, it was neutralized by accident:"
         " restore it to an instant before that; `drservice check` says the same."
     )
+
+
+# --- Zips of Odoo's that are imported -------------------------------------------------------------------------
+
+
+class ImportRefusedError(DrError):
+    """A zip of Odoo's cannot be imported: it is not whole, or holds what no backup of Odoo's holds."""
+
+    code = "DR790"
+    exit_status = ExitStatus.INTEGRITY
+    hint = "Nothing was stored. Have Odoo make the zip again, and copy it whole; compare its size on both sides."
+
+
+class IncompleteImportError(ImportRefusedError):
+    """Rows of the dump refer to documents that the zip does not have as they were."""
+
+    code = "DR791"
+    hint = (
+        "Nothing was stored. Odoo lists no document that it lost while it made the zip: make it again, at night. If"
+        " production lacks them too, import what there is with --accept-damage."
+    )
+
+
+class ImportTakenError(ImportRefusedError):
+    """The service's own cluster is backed up: what comes from a dump must not stand beside it."""
+
+    code = "DR792"
+    exit_status = ExitStatus.USAGE
+    hint = "Give the import a service of its own in the configuration, with a postgres and an odoo-filestore component."

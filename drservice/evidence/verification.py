@@ -327,7 +327,12 @@ _recovered: dict[str, _Check] = {
 _severity = _enum("critical", "warning")
 _PREDICATES: dict[str, _Check] = {
     "backup": _object(
-        _late,
+        {
+            **_late,
+            "origin": _object(
+                **dict.fromkeys(("kind", "file", "database", "version"), _text), sha256=_hash, rows_until=_time
+            ),
+        },
         **_common,
         outcome=_enum("complete", "degraded", "partial", "failed"),
         point=_nullable(_ulid),

@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import Enum
 
 from drservice.model.ids import ComponentName, PointId, ServiceName, SnapshotId, SystemId
+from drservice.model.origin import Origin
 from drservice.model.snapshot import SnapshotRecord, SnapshotState
 from drservice.model.wal import Lsn, Timeline
 
@@ -60,6 +61,8 @@ class RecoveryPoint:
     at: datetime
     state: PointState
     members: tuple[PointMember, ...]
+    origin: Origin | None = None
+    """Of one that was imported; ``at`` then is the newest time that a row bears."""
 
     def member(self, component: ComponentName) -> PointMember | None:
         """Return a component's snapshot."""

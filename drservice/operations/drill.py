@@ -39,6 +39,7 @@ from drservice.operations.drillrecord import (
     record_orphans,
 )
 from drservice.operations.evidence import Evidence
+from drservice.operations.imported import origin_of
 from drservice.operations.instants import proven_span
 from drservice.operations.loss import (
     ask_production,
@@ -220,6 +221,10 @@ def _loss_seconds(
     """Return the committed work that was not durable; asked before anything is written in the copy."""
     restored = course.restored
     assert restored is not None
+    planned = restored.planned
+    origin = origin_of(context.repository, planned.scope, planned.resolved.plan.snapshot)
+    if origin is not None:  # no WAL tells what was committed after the dump
+        return origin.loss_seconds(prepared.chosen.target.time or course.decided_at)
     tail_at_risk = False
     instant = prepared.chosen.target.time
     if prepared.chosen.kind is DrillTarget.LATEST or instant is None:
@@ -232,7 +237,6 @@ def _loss_seconds(
             environment=environment,
             since_xid=baseline.snapshot_xmin if baseline is not None else None,
         )
-    planned = restored.planned
     with scanner_of(context, planned.resolved.plan.snapshot, planned.scope, planned.archived) as scanner:
         if prepared.chosen.kind is DrillTarget.CONSISTENT:
             behind = left_behind(instant, restored, scanner)

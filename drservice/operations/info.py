@@ -12,6 +12,7 @@ from drservice.components.postgres.connection import connect
 from drservice.components.postgres.facts import cluster_facts
 from drservice.errors import DrError, PostgresError
 from drservice.model.estate import PostgresSettings, Service, WalMode
+from drservice.model.origin import IMPORTED
 from drservice.model.reach import WalGap
 from drservice.model.recovery import Window, gaps_of, windows_of
 from drservice.model.snapshot import SnapshotRecord
@@ -118,7 +119,8 @@ def component_info(
         windows=windows,
         gaps=gaps,
         unread_histories=archived.unread_histories,
-        at_risk=_streamed_at_risk(stream, newest, windows, gaps, asked_at)
+        at_risk=_imported_at_risk(newest)
+        or _streamed_at_risk(stream, newest, windows, gaps, asked_at)
         or _at_risk(component, newest, windows, clock),
         measured=measured,
         estimated_rto_seconds=estimate,
@@ -187,6 +189,14 @@ def _streamed_at_risk(
         problem=None,
         proven_until=state.server_time if state.bytes_at_risk == 0 else state.durable_server_time,
     )
+
+
+def _imported_at_risk(newest: SnapshotRecord) -> AtRisk | None:
+    """Return that nobody knows what is at risk behind a dump; ``None`` of a cluster that was captured."""
+    if newest.method != IMPORTED:
+        return None
+    problem = "the newest snapshot was imported from a dump, and nobody knows what was committed after that was made"
+    return AtRisk(bytes=None, seconds=None, problem=problem)
 
 
 def _ends_in_gap(windows: tuple[WindowInfo, ...], gaps: tuple[WalGap, ...]) -> bool:

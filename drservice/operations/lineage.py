@@ -1,7 +1,8 @@
 """Which PostgreSQL cluster a component is: pinned by its first snapshot, changed only on purpose.
 
-The truth is in the repository (the newest snapshot's system identifier). A small file in ``state_dir`` remembers it, so
-that a WAL push needs no listing; ``init --adopt`` writes there that the next cluster is to be believed.
+The truth is in the repository (the newest snapshot's system identifier; an imported one pins nothing, because no server
+has that cluster). A small file in ``state_dir`` remembers it, so that a WAL push needs no listing; ``init --adopt``
+writes there that the next cluster is to be believed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from drservice import telemetry
 from drservice.errors import RepositoryError, SystemIdentifierError
 from drservice.model.ids import SystemId
+from drservice.model.origin import own_snapshots
 from drservice.processes import create_private, make_folder
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
@@ -40,7 +42,7 @@ class Lineage:
             return None
         if known is not None:
             return SystemId(known)
-        records = self.repository.snapshots(self.scope).records
+        records = own_snapshots(self.repository.snapshots(self.scope).records)
         if not records:
             return None
         newest = records[-1].postgres.system_id

@@ -17,6 +17,7 @@ from drservice.errors import DrError
 from drservice.model.checks import CheckResult
 from drservice.model.losses import LossReport
 from drservice.model.neutralized import Neutralized
+from drservice.model.origin import Origin
 from drservice.model.points import RecoveryPoint
 from drservice.model.snapshot import POSTGRES_KIND, SnapshotRecord
 from drservice.operations.phases import PHASES
@@ -69,7 +70,13 @@ def backup_fields(
         "ended_at": to_iso(ended_at),
         "components": [_captured(record) for record in records],
         "error": error_fields(error),
+        # Of what was captured from a server nothing is said, as before anything was imported.
+        **({"origin": _origin(point.origin)} if point is not None and point.origin is not None else {}),
     }
+
+
+def _origin(origin: Origin) -> dict[str, Json]:
+    return {**origin.as_json(), "file": bounded(origin.file), "database": bounded(origin.database)}
 
 
 def _captured(record: SnapshotRecord) -> dict[str, Json]:

@@ -16,6 +16,7 @@ from drservice.canonical import Json, canonical_bytes, parse_canonical
 from drservice.clock import from_iso, to_iso
 from drservice.errors import DrError, FormatError, MissingObjectError, StoreUnreachableError
 from drservice.model.ids import ComponentName, PointId, ServiceName, SnapshotId, SystemId, is_ulid, make_ulid
+from drservice.model.origin import Origin
 from drservice.model.points import DatabasePosition, PointMember, PointState, RecoveryPoint
 from drservice.model.snapshot import SnapshotState
 from drservice.model.wal import Lsn, Timeline
@@ -60,6 +61,7 @@ class PointArchive:
         secret: Mapping[str, Json],
         signer: HostKey,
         now: datetime,
+        origin: Origin | None = None,
     ) -> RecoveryPoint:
         """Create a recovery point; on return it exists.
 
@@ -70,6 +72,7 @@ class PointArchive:
             secret: what only readers with an identity see: the baseline measured in production.
             signer: this host.
             now: the time of writing.
+            origin: where it was imported from.
 
         Raises:
             ObjectStoreError: there is no such point; the snapshots are restorable one by one.
@@ -84,6 +87,7 @@ class PointArchive:
             "state": state.value,
             "members": [_encode(member) for member in members],
             "wrapped_key": base64.b64encode(wrap(data_key.secret, self.recipients)).decode(),
+            **({"origin": origin.as_json()} if origin is not None else {}),
         }
         pieces = write_envelope(
             signer=signer,
@@ -98,7 +102,13 @@ class PointArchive:
         )
         self.store.create(key, pieces)
         return RecoveryPoint(
-            id=identifier, service=self.service, host=signer.host, at=at, state=state, members=tuple(members)
+            id=identifier,
+            service=self.service,
+            host=signer.host,
+            at=at,
+            state=state,
+            members=tuple(members),
+            origin=origin,
         )
 
     def listing(self) -> PointListing:
@@ -188,9 +198,18 @@ def _decode(envelope: Envelope) -> RecoveryPoint:
             at=from_iso(envelope.text("at")),
             state=PointState(envelope.text("state")),
             members=tuple(_decode_member(item) for item in members),
+            origin=_decode_origin(envelope.header.get("origin")),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise FormatError(f"{key} has an unreadable header: {error}") from error
+
+
+def _decode_origin(item: Json) -> Origin | None:
+    if item is None:
+        return None
+    if not isinstance(item, Mapping):
+        raise TypeError("the origin is no object")
+    return Origin.from_json(item)
 
 
 def _decode_member(item: Json) -> PointMember:

@@ -12,7 +12,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, LiteralString, Self
 
@@ -194,6 +194,26 @@ class Session:
             raise PostgresUnreachableError(f"the connection broke: {_one_line(error)}") from error
         if refusal is not None:
             raise PostgresError(refusal)
+
+    def copy_in(self, statement: bytes, rows: Iterable[bytes]) -> int:
+        """Run one ``COPY ... FROM STDIN`` with rows as they stand, in pieces of any size; return how many were taken.
+
+        Raises:
+            PostgresUnreachableError: the connection broke.
+            PostgresError: the server refused the statement or a row; none of them is there.
+        """
+        try:
+            with self._connection.cursor() as cursor:
+                with cursor.copy(statement) as line:
+                    for piece in rows:
+                        line.write(piece)
+                return cursor.rowcount
+        except psycopg.OperationalError as error:
+            if self._connection.broken or self._connection.closed:
+                raise PostgresUnreachableError(f"the connection broke: {_one_line(error)}") from error
+            raise PostgresError(_one_line(error)) from error
+        except psycopg.Error as error:
+            raise PostgresError(_one_line(error)) from error
 
     def _next_result(self, deadline: float) -> PGresult | None:
         while self._connection.pgconn.is_busy():
