@@ -254,8 +254,8 @@ def _document_stream(
             what=f"documents-lost:{component.name}",
             kind=NotifyKind.FAILURE,
             severity=Severity.BUSINESS_CRITICAL,
-            title=f"{component.name}: production lost {stream.missing or 0} documents that rows refer to,"
-            f" and {stream.corrupt or 0} are damaged there",
+            title=f"{component.name}: {stream.missing or 0} missing and {stream.corrupt or 0} damaged documents in"
+            " production, though rows refer to them",
             body="Odoo shows them as empty. An older snapshot may have them (`drservice extract`): look before somebody"
             " opens or replaces them.",
             next_command=f"drservice check {service.name}",

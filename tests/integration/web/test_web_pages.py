@@ -195,8 +195,8 @@ def test_a_service_shows_its_documents_beside_its_wal_and_the_larger_of_both_as_
     browser = website.browser("viewer")
     text = browser.get("/services/erp").text
     assert "no host tells of a capture" in text
-    assert "database ≤ 4 s" in text
-    assert "documents ≤ 1 h 3 min" in text
+    assert 'database ≤ 4 s,</span> <span class="nowrap">promised 1 min' in text
+    assert 'documents ≤ 1 h 3 min,</span> <span class="nowrap">promised nothing' in text
     assert '<p class="big">≤ 1 h 3 min</p>' in text, "the last pass began before that"
     assert "<dt>Documents</dt><dd>filed after" in text
     told = ToldDocuments(
@@ -217,7 +217,7 @@ def test_a_service_shows_its_documents_beside_its_wal_and_the_larger_of_both_as_
     text = browser.get("/services/erp").text
     assert '<p class="big">≤ 8 min 20 s</p>' in text
     assert "12 pending" in text
-    assert "production lost 3 that rows refer to, and 1 are damaged there" in text
+    assert "in production 3 missing and 1 damaged, though rows refer to them" in text
     assert "1 attachment outside filestore and database" in text
     assert "Let it read them." in text
     assert "<script>alert" not in text

@@ -305,7 +305,7 @@ def test_a_capture_that_streams_and_proves_nothing_is_told() -> None:
 def test_documents_that_production_lost_are_told_with_how_many() -> None:
     (breach,) = captured(missing=3, corrupt=1)
     assert (breach.what, breach.severity) == ("documents-lost:documents", Severity.BUSINESS_CRITICAL)
-    assert "production lost 3 documents that rows refer to, and 1 are damaged" in breach.title
+    assert "3 missing and 1 damaged documents in production" in breach.title
     assert captured(missing=None, corrupt=None) == [], "nothing is known yet"
 
 
