@@ -181,7 +181,7 @@ class _Streamer:
         self._known = Names()
         self._known_at = float("-inf")
         self._known_wall: datetime | None = None
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: tuple[int, ...] | None = None
         self._seen: View | None = None
         """At which look all rows were compared; ``None``: they are to be compared anew."""
         self._position: DocumentPosition | None = None

@@ -22,7 +22,7 @@ from drservice.errors import NoIdentityError
 from drservice.model.documents import StoredSet
 from drservice.model.snapshot import SnapshotRecord, SnapshotState
 from drservice.processes import create_private, make_folder, open_private
-from drservice.repository.cache import SnapshotCache
+from drservice.repository.cache import SnapshotCache, sums_path
 from drservice.repository.documentsets import UNUSABLE_SET, DocumentSets
 from drservice.repository.marks import is_not_its_name
 from drservice.repository.records import Scope
@@ -146,17 +146,21 @@ def journal_of(state_dir: Path, scope: Scope) -> Journal:
     return Journal(state_dir / "documents" / f"{scope.service}.{scope.component}.names")
 
 
-def cache_stamp(state_dir: Path, scope: Scope) -> tuple[int, int] | None:
+def cache_stamp(state_dir: Path, scope: Scope) -> tuple[int, ...] | None:
     """Return what changes when this host has taken another pass.
 
     Raises:
         OSError: it cannot be looked at.
     """
+    path = _cache_path(state_dir, scope)
     try:
-        facts = _cache_path(state_dir, scope).stat()
+        # A pass that found nothing new leaves the cache as it was, and only what is said of it is replaced.
+        looked = [path.stat(), sums_path(path).stat()]
     except FileNotFoundError:
         return None
-    return (facts.st_ino, facts.st_mtime_ns) if stat.S_ISREG(facts.st_mode) else None
+    if not all(stat.S_ISREG(facts.st_mode) for facts in looked):
+        return None
+    return tuple(value for facts in looked for value in (facts.st_ino, facts.st_mtime_ns))
 
 
 def _cache_path(state_dir: Path, scope: Scope) -> Path:

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
+from typing import NamedTuple
 
 from drservice.errors import CaptureError, DamagedObjectError, RecoveryError
 from drservice.objectstore.interface import ObjectStore
 from drservice.processes import Account
-from drservice.repository.chunktable import ChunkRow, ChunkTable
+from drservice.repository.chunktable import ROW, ChunkRow, ChunkTable
 from drservice.repository.descent import Folders, Root
 from drservice.repository.envelope import Trust
 from drservice.repository.keys import Identities, Keyring
@@ -57,23 +59,17 @@ class WantedFile:
     sha1: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class FilePlan:
+class FilePlan(NamedTuple):
     """A file for a worker: path below the root, permission bits, size, SHA-1, chunk tables as (packs, rows)."""
 
     path: bytes
     mode: int
     size: int
     sha1: bytes
-    tables: Sequence[tuple[Sequence[bytes], bytes]]
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Travel between processes as one flat tuple: there may be a million of these."""
-        return (FilePlan, (self.path, self.mode, self.size, self.sha1, self.tables))
+    tables: Sequence[tuple[tuple[bytes, ...], bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class PackPlan:
+class PackPlan(NamedTuple):
     """Files that begin in one pack (``b""`` for files without data)."""
 
     pack: bytes
@@ -189,7 +185,7 @@ class PlacingWorker:
         folder, _, name = plan.path.rpartition(b"/")
         try:
             inside = self._folders.at(folder)
-            descriptor = os.open(name, flags, 0o600, dir_fd=inside)
+            descriptor = os.open(name, flags, plan.mode, dir_fd=inside)  # nobody else can enter yet
         except OSError as error:
             raise write_error(plan.path, error) from error
         try:
@@ -219,12 +215,18 @@ class PlacingWorker:
                 at += row.plain_length
         if sha1 is not None and sha1.digest() != plan.sha1:
             raise DamagedObjectError(f"the content has the SHA-1 {sha1.hexdigest()}, not {plan.sha1.hex()}")
+        self._finish(plan, descriptor, at)
+
+    def _finish(self, plan: FilePlan, descriptor: int, size: int) -> None:
+        """Give a file that is written its length, owner and mode, as far as it does not have them."""
         try:
-            if at != os.fstat(descriptor).st_size:
-                os.ftruncate(descriptor, at)  # it ends in a hole
+            facts = os.fstat(descriptor)
+            if size != facts.st_size:
+                os.ftruncate(descriptor, size)  # it ends in a hole
             if self._account is not None:
                 os.fchown(descriptor, self._account.uid, self._account.gid)
-            os.fchmod(descriptor, plan.mode)
+            if stat.S_IMODE(facts.st_mode) != plan.mode:
+                os.fchmod(descriptor, plan.mode)
         except OSError as error:
             raise write_error(plan.path, error) from error
 
@@ -332,8 +334,8 @@ def place_whole_files(
     first = list(islice(source, _FIRST_FILES))
     make = partial(PlacingWorker, spec)
     lost: list[tuple[bytes, str]] = []
-    batches = _batches(reader, first, source, lost)
     small = len(first) < _INLINE_FILES and sum(item.entry.size for item in first) < _INLINE_BYTES
+    batches = _batches(reader, chain(first, source), lost)
     pool: Pool[Sequence[PackPlan], BulkPlaced] | None = None if small or workers < 2 else Pool(make, workers)
     replies = run_inline(make, batches) if pool is None else pool.run(batches)
     try:
@@ -347,47 +349,61 @@ def place_whole_files(
 
 
 def _batches(
-    reader: SnapshotReader, first: list[WantedFile], rest: Iterator[WantedFile], lost: list[tuple[bytes, str]]
+    reader: SnapshotReader, files: Iterator[WantedFile], lost: list[tuple[bytes, str]]
 ) -> Iterator[Sequence[PackPlan]]:
     """Group each round of files by the pack they begin in; what cannot even be planned is lost."""
-    files, amount = first, _FIRST_FILES
-    while files:
+    planner = _Planner(reader)
+    amount = _FIRST_FILES
+    while True:
         groups: dict[bytes, list[tuple[int, FilePlan]]] = {}
-        for wanted in files:
+        taken = 0
+        for wanted in islice(files, amount):  # each entry goes as soon as it is planned: plans need far less
+            taken += 1
             try:
-                plan = _plan(reader, wanted)
-                pack, offset = _first_place(reader, plan)
+                pack, offset, plan = planner.plan(wanted)
             except UNUSABLE_PACK as error:
                 lost.append((wanted.entry.path, error.message))
             else:
                 groups.setdefault(pack, []).append((offset, plan))
+        if not taken:
+            return
         pieces = (PackPlan(pack, piece) for pack, plans in groups.items() for piece in _pieces(plans))
         while batch := list(islice(pieces, _BATCH_PACKS)):
             yield batch
         amount = min(2 * amount, _ROUND_FILES)
-        files = list(islice(rest, amount))
 
 
-def _plan(reader: SnapshotReader, wanted: WantedFile) -> FilePlan:
-    entry = wanted.entry
-    tables = [(tuple(table.packs), table.rows) for table in reader.tables(entry)]
-    return FilePlan(entry.path, entry.mode & 0o777, entry.size, wanted.sha1, tables)
+class _Planner:
+    """Makes plans of files; what many have in common is kept once."""
 
+    def __init__(self, reader: SnapshotReader) -> None:
+        self._reader = reader
+        self._packs: dict[tuple[bytes, ...], tuple[bytes, ...]] = {}
 
-def _first_place(reader: SnapshotReader, plan: FilePlan) -> tuple[bytes, int]:
-    """Return where a file's first stored chunk lies; ``b""`` for a file without any.
+    def plan(self, wanted: WantedFile) -> tuple[bytes, int, FilePlan]:
+        """Return where a file's first stored chunk lies (``b""``, 0: it has none), and its plan.
 
-    Raises:
-        DamagedObjectError: in a pack that the snapshot does not list.
-    """
-    place: tuple[bytes, int] | None = None
-    for packs, rows in plan.tables:
-        for name in packs:
-            reader.pack_bytes(name)
-        if place is None:
-            stored = (row for row in ChunkTable(packs, rows) if row.codec != CODEC_ZERO)
-            place = next(((packs[row.pack_index], row.offset) for row in stored), None)
-    return place or (b"", 0)
+        Raises:
+            DamagedObjectError: in a pack that the snapshot does not list.
+            MissingObjectError, FormatError, KeyProblemError: its leaves cannot be read.
+        """
+        entry = wanted.entry
+        tables = [(self._known(tuple(table.packs)), table.rows) for table in self._reader.tables(entry)]
+        pack, offset = b"", 0
+        for packs, rows in tables:
+            stored = next((row for row in ROW.iter_unpack(rows) if row[-1] != CODEC_ZERO), None)
+            if stored is not None:
+                pack, offset = packs[stored[1]], stored[3]
+                break
+        return pack, offset, FilePlan(entry.path, entry.mode & 0o777, entry.size, wanted.sha1, tables)
+
+    def _known(self, packs: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        kept = self._packs.get(packs)
+        if kept is None:
+            for name in packs:
+                self._reader.pack_bytes(name)
+            kept = self._packs[packs] = packs
+        return kept
 
 
 def _pieces(plans: Iterable[tuple[int, FilePlan]]) -> Iterator[list[FilePlan]]:

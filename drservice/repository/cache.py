@@ -2,17 +2,20 @@
 
 One SQLite file per component below ``state_dir/cache``. It holds plain metadata (paths, chunk ids, places), never
 file content, and may be deleted at the price of a full upload. A run reads the old file and stages a new one beside
-it, which replaces the old one only after the snapshot is committed. A file whose BLAKE3 is not the one it was published
-with counts as absent: a rotten place in it would end up in a snapshot that cannot be restored.
+it, which replaces the old one only after the snapshot is committed; where all is as it was, there is no new one, and
+the sums beside the file say which snapshot it is of by now. A file whose BLAKE3 is not the one it was published with
+counts as absent: a rotten place in it would end up in a snapshot that cannot be restored.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,19 +26,22 @@ from drservice.errors import CaptureError
 from drservice.model.ids import KeyId
 from drservice.processes import create_private, make_folder
 from drservice.repository.chunktable import ChunkTable, live_bytes
+from drservice.repository.marks import make_folder_mark
 from drservice.repository.nodes import NodeRef, decode_leaf
 
 _SCHEMA = """
 create table meta (name text primary key, value text not null) without rowid;
 create table entries (path blob primary key, body blob not null, mark blob) without rowid;
+create table folders (path blob primary key, mark blob not null) without rowid;
 create table regions (first blob primary key, node blob not null, files integer not null, source integer not null,
   usage blob) without rowid;
 create table nodes (id blob primary key, ref blob, leaf blob, usage blob) without rowid;
 create table packs (name blob primary key, kind text not null, key_id text not null, stored integer not null)
   without rowid;
 """
-_FORMAT = "3"
-"""Version 2 remembered files with damaged pages as unchanged."""
+_FORMAT = "4"
+_READABLE = frozenset({"3", _FORMAT})
+"""Version 2 remembered files with damaged pages as unchanged; version 3 knows no marks of folders."""
 _TUNING = "pragma page_size = 16384; pragma cache_size = -32768;"
 """Measured: taking over 40,000 entries is a tenth faster than with SQLite's pages of 4 KiB and cache of 2 MB."""
 
@@ -57,33 +63,70 @@ class Region:
 class SnapshotCache:
     """The cache of the last committed snapshot, open for reading."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, total: str = "", meta: Mapping[str, str] | None = None) -> None:
         self.path = path
+        self.total = total
+        """The file's BLAKE3."""
         self._db = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+        self._meta = meta
 
     @classmethod
     def open(cls, path: Path, *, identity: Mapping[str, str]) -> SnapshotCache | None:
         """Open the cache if it exists, is whole and was made for the same repository and component."""
-        if not path.exists() or _sum_of(path) not in _published_sums(path):
+        if not path.exists():
+            return None
+        total = _sum_of(path)
+        published = _published_sums(path)
+        if total not in published:
             return None
         try:
-            cache = cls(path)
+            cache = cls(path, total=total, meta=published[total])
             meta = cache.meta()
         except sqlite3.DatabaseError:
             # Only a cache: the snapshot becomes a full upload, and the file is replaced at its end.
             return None
-        if meta.get("format") != _FORMAT or any(meta.get(name) != value for name, value in identity.items()):
+        if meta.get("format") not in _READABLE or any(meta.get(name) != value for name, value in identity.items()):
             cache.close()
             return None
         return cache
 
     def meta(self) -> dict[str, str]:
-        """Return the facts the snapshot was stored with."""
-        return dict(self._db.execute("select name, value from meta"))
+        """Return the facts the snapshot was stored with: the newest of those that left the file as it was."""
+        if self._meta is None:
+            self._meta = dict(self._db.execute("select name, value from meta"))
+        return dict(self._meta)
+
+    @property
+    def knows_folders(self) -> bool:
+        """Whether it may hold marks of folders."""
+        return self.meta().get("format") == _FORMAT
+
+    def folder_mark(self, folder: bytes) -> bytes | None:
+        """Return the mark of a folder, if one says all that those of its files say."""
+        if not self.knows_folders:
+            return None
+        row = self._db.execute("select mark from folders where path = ?", (folder,)).fetchone()
+        return row[0] if row else None
+
+    @cached_property
+    def entries(self) -> int:
+        """How many entries it holds."""
+        (amount,) = self._db.execute("select count(*) from entries").fetchone()
+        return int(amount)
+
+    def count_regions(self) -> int:
+        """Return how many nodes of entries it holds."""
+        (amount,) = self._db.execute("select count(*) from regions").fetchone()
+        return int(amount)
 
     def entry(self, path: bytes) -> bytes | None:
         """Return the encoded entry of a path."""
         row = self._db.execute("select body from entries where path = ?", (path,)).fetchone()
+        return row[0] if row else None
+
+    def unmarked_entry(self, path: bytes) -> bytes | None:
+        """Return the encoded entry of a path if it has no mark: a folder, a link."""
+        row = self._db.execute("select body from entries where path = ? and mark is null", (path,)).fetchone()
         return row[0] if row else None
 
     def marks(self, folder: bytes) -> dict[bytes, bytes | None]:
@@ -140,36 +183,80 @@ class StagedCache:
         self._final = final
         self._path = final.with_suffix(".staged")
         self._old = old
+        self._made: sqlite3.Connection | None = None
         self._carried: list[Region] = []
+        self._kept: dict[bytes, int] = {}
+        self._same: set[bytes] = set()
+        self._noted: set[bytes] = set()
+        self._places: dict[bytes, NodeRef] = {}
+        self._packs: list[tuple[bytes, str, KeyId, int]] = []
         make_folder(final.parent)
         self._remove()
-        # Nothing here must survive a crash before publish(), which makes the file durable as a whole.
-        with self._translation():
-            self._db = private_database(self._path)
-            self._db.executescript(_TUNING)
-            if old is not None:
-                source = f"file:{quote(os.fsencode(old.path))}?mode=ro&immutable=1"
-                self._db.execute("attach database ? as old", (source,))
-            self._db.executescript("pragma journal_mode = off; pragma synchronous = off; begin;" + _SCHEMA)
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        """The staged file. It is made when first it is to hold, or show, what the old one might not."""
+        if self._made is None:
+            # Nothing here must survive a crash before publish(), which makes the file durable as a whole.
+            with self._translation():
+                made = self._made = private_database(self._path)
+                made.executescript(_TUNING)
+                if self._old is not None:
+                    source = f"file:{quote(os.fsencode(self._old.path))}?mode=ro&immutable=1"
+                    made.execute("attach database ? as old", (source,))
+                made.executescript("pragma journal_mode = off; pragma synchronous = off; begin;" + _SCHEMA)
+            self.carry(list(self._same))
+            for folder in self._kept:
+                self._copy_folder(folder)
+            for place in self._places.values():
+                self.put_place(place)
+        return self._made
 
     def put_entry(self, path: bytes, body: bytes) -> None:
         """Stage an entry; a later one for the same path replaces it."""
+        if self._made is None and self._old is not None and self._old.unmarked_entry(path) == body:
+            self._same.add(path)
+            return
         self._write("insert or replace into entries values (?, ?, null)", (path, body))
 
-    def put_entries(self, rows: Iterable[tuple[bytes, bytes, bytes]]) -> None:
+    def put_entries(self, rows: Sequence[tuple[bytes, bytes, bytes]]) -> None:
         """Stage many entries with their marks: (path, body, mark)."""
-        with self._translation():
-            self._db.executemany("insert or replace into entries values (?, ?, ?)", rows)
+        if rows:
+            with self._translation():
+                self._db.executemany("insert or replace into entries values (?, ?, ?)", rows)
 
-    def carry_folder(self, folder: bytes) -> None:
-        """Take over everything below a folder as it was in the old cache."""
+    def carry_folder(self, folder: bytes, files: int, *, without: Sequence[bytes] = ()) -> None:
+        """Take over what lies below a folder as it was in the old cache.
+
+        Args:
+            folder: which one; not the root.
+            files: how many entries that are.
+            without: their paths that are not taken over.
+        """
+        if self._made is None and not without:
+            self._kept[folder] = files
+            return
+        self._copy_folder(folder)
+        if without:
+            with self._translation():
+                self._db.executemany("delete from entries where path = ?", ((path,) for path in without))
+
+    def _copy_folder(self, folder: bytes) -> None:
         self._write(
             "insert or replace into entries select path, body, mark from old.entries where path > ? and path < ?",
             (folder + b"/", folder + b"0"),
         )
+        if self._old is not None and self._old.knows_folders:
+            self._write("insert or replace into folders select * from old.folders where path = ?", (folder,))
 
-    def carry(self, paths: Iterable[bytes]) -> None:
+    def note_folder(self, folder: bytes) -> None:
+        """Let a folder have a mark of its own at the end, if one can say what those of its files say."""
+        self._noted.add(folder)
+
+    def carry(self, paths: Sequence[bytes]) -> None:
         """Take over single paths as they were in the old cache."""
+        if not paths:
+            return
         with self._translation():
             self._db.executemany(
                 "insert or replace into entries select path, body, mark from old.entries where path = ?",
@@ -180,6 +267,8 @@ class StagedCache:
         """Return, in order, the paths that are new, gone or other than in the old cache (all of them without one)."""
         if self._old is None:
             return [path for (path,) in self._db.execute("select path from entries order by path")]
+        if self._is_as_it_was():
+            return []
         rows = self._db.execute(
             "select path, o.path is null from entries left join old.entries as o using (path)"
             " where o.body is not entries.body"
@@ -192,6 +281,11 @@ class StagedCache:
             gone = "select path from old.entries as o where not exists (select 1 from main.entries where path = o.path)"
             changed += [path for (path,) in self._db.execute(gone)]
         return sorted(changed)
+
+    def _is_as_it_was(self) -> bool:
+        """Tell whether all entries are taken over from the old cache, and no others are here."""
+        kept = len(self._same) + sum(self._kept.values())
+        return self._made is None and self._old is not None and self._old.entries == kept
 
     def _count(self, table: str) -> int:
         (amount,) = self._db.execute(f"select count(*) from {table}").fetchone()  # noqa: S608  # names of this module
@@ -235,6 +329,9 @@ class StagedCache:
 
     def put_place(self, ref: NodeRef) -> None:
         """Record where a node is stored."""
+        if self._made is None:
+            self._places[ref.node_id] = ref
+            return
         packed = msgpack.packb(ref.to_list())
         self._write(
             "insert into nodes values (?, ?, null, null) on conflict (id) do update set ref = excluded.ref",
@@ -255,28 +352,27 @@ class StagedCache:
 
     def node(self, node_id: bytes) -> NodeRef | None:
         """Return where a node is stored, from this run or the last snapshot."""
-        row = self._db.execute("select ref from nodes where id = ?", (node_id,)).fetchone()
-        if row and row[0] is not None:
-            return NodeRef.from_list(msgpack.unpackb(row[0]), "a staged node")
+        if self._made is None:
+            if node_id in self._places:
+                return self._places[node_id]
+        else:
+            row = self._made.execute("select ref from nodes where id = ?", (node_id,)).fetchone()
+            if row and row[0] is not None:
+                return NodeRef.from_list(msgpack.unpackb(row[0]), "a staged node")
         return self._old.node(node_id) if self._old is not None else None
 
     def put_pack(self, name: bytes, kind: str, key_id: KeyId, stored_bytes: int) -> None:
         """Record a pack the snapshot uses."""
-        self._write("insert or replace into packs values (?, ?, ?, ?)", (name, kind, key_id, stored_bytes))
+        self._packs.append((name, kind, key_id, stored_bytes))
 
     def publish(self, meta: Mapping[str, str]) -> None:
-        """Replace the old cache, durably; call it after the snapshot is committed."""
+        """Replace the old cache, durably, or say that it is of this snapshot now; call it after the commit."""
+        meta = {**meta, "format": _FORMAT}
         with self._translation():
-            self._db.executemany("insert or replace into meta values (?, ?)", [*meta.items(), ("format", _FORMAT)])
-            if self._carried:
-                self._db.executemany(
-                    "insert or replace into nodes select * from old.nodes where id = ?",
-                    [(region.node,) for region in self._carried],
-                )
-                self._db.executemany(
-                    "insert or replace into regions select * from old.regions where first = ?",
-                    [(region.first,) for region in self._carried],
-                )
+            if self._old is not None and self._old.knows_folders and self._is_what_it_was(self._old):
+                _publish_sums(self._final, {self._old.total: meta})
+                return
+            self._fill(meta)
             self._db.execute("commit")
             self._db.close()  # detaches the old one too
             descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -285,12 +381,47 @@ class StagedCache:
             finally:
                 os.close(descriptor)
             # Both sums count while the file is exchanged, so a crash in between costs nothing.
-            _publish_sums(self._final, [_sum_of(self._path), *_published_sums(self._final)[:1]])
+            _publish_sums(self._final, {_sum_of(self._path): None, **_newest(_published_sums(self._final))})
             self._path.replace(self._final)
+
+    def _is_what_it_was(self, old: SnapshotCache) -> bool:
+        """Tell whether the new file would be the old one but for the facts of the snapshot."""
+        return (
+            self._is_as_it_was()
+            and len(self._carried) == old.count_regions()
+            and all(old.node(ref.node_id) == ref for ref in self._places.values())
+            and set(self._packs) == set(old.packs())
+        )
+
+    def _fill(self, meta: Mapping[str, str]) -> None:
+        """Write what is known at the end only."""
+        self._db.executemany("insert or replace into meta values (?, ?)", meta.items())
+        self._db.executemany("insert or replace into packs values (?, ?, ?, ?)", self._packs)
+        self._mark_folders()
+        if self._carried:
+            self._db.executemany(
+                "insert or replace into nodes select * from old.nodes where id = ?",
+                [(region.node,) for region in self._carried],
+            )
+            self._db.executemany(
+                "insert or replace into regions select * from old.regions where first = ?",
+                [(region.first,) for region in self._carried],
+            )
+
+    def _mark_folders(self) -> None:
+        for folder in self._noted:
+            begin = len(folder) + 1
+            span = (folder + b"/", folder + b"0")
+            rows = self._db.execute("select path, mark from entries where path > ? and path < ?", span)
+            mark = make_folder_mark({path[begin:]: mark for path, mark in rows})
+            self._db.execute("delete from folders where path = ?", (folder,))  # what was copied is of other files
+            if mark is not None:
+                self._db.execute("insert into folders values (?, ?)", (folder, mark))
 
     def discard(self) -> None:
         """Throw the staged file away."""
-        self._db.close()
+        if self._made is not None:
+            self._made.close()
         self._remove()
 
     def _write(self, statement: str, values: Sequence[object]) -> None:
@@ -338,21 +469,43 @@ def _sum_of(path: Path) -> str:
     return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
 
 
-def _sums_path(cache: Path) -> Path:
+def sums_path(cache: Path) -> Path:
+    """Return the file that says what a cache must be like; it is replaced by every run that ends well."""
     return cache.with_suffix(".sums")
 
 
-def _published_sums(cache: Path) -> list[str]:
+def _published_sums(cache: Path) -> dict[str, dict[str, str] | None]:
+    """Return the sums that a cache may have, the newest first, with what replaces its facts (``None``: nothing)."""
     try:
-        return _sums_path(cache).read_text(encoding="ascii").split()
-    except (FileNotFoundError, UnicodeDecodeError):
-        return []  # without its sum the cache is not used
+        lines = sums_path(cache).read_text(encoding="ascii").splitlines()
+        return {total: _facts(said) for total, _, said in (line.partition(" ") for line in lines)}
+    except (FileNotFoundError, ValueError):
+        return {}  # without its sum the cache is not used
 
 
-def _publish_sums(cache: Path, sums: Sequence[str]) -> None:
+def _facts(said: str) -> dict[str, str] | None:
+    """Read the facts behind a sum.
+
+    Raises:
+        ValueError: they are none.
+    """
+    if not said:
+        return None
+    facts = json.loads(said)
+    if not isinstance(facts, dict) or not all(isinstance(value, str) for value in facts.values()):
+        raise ValueError("no facts of a snapshot")
+    return facts
+
+
+def _newest(sums: Mapping[str, Mapping[str, str] | None]) -> dict[str, Mapping[str, str] | None]:
+    return dict(list(sums.items())[:1])
+
+
+def _publish_sums(cache: Path, sums: Mapping[str, Mapping[str, str] | None]) -> None:
+    lines = [total if facts is None else f"{total} {json.dumps(dict(facts))}" for total, facts in sums.items()]
     temporary = cache.with_suffix(".sums.staged")
     with os.fdopen(create_private(temporary), "w", encoding="ascii") as stream:
-        stream.write("\n".join(sums))
+        stream.write("\n".join(lines))
         stream.flush()
         os.fsync(stream.fileno())
-    temporary.replace(_sums_path(cache))
+    temporary.replace(sums_path(cache))

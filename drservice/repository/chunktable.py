@@ -15,6 +15,7 @@ from drservice.errors import FormatError
 from drservice.repository.records import CODEC_RAW, CODEC_ZERO, CODEC_ZSTD, NO_CHUNK, TAG_BYTES
 
 ROW = struct.Struct(">32sIIIIIB")
+_STORED = frozenset({CODEC_RAW, CODEC_ZSTD})
 INLINE_CHUNKS = 64
 LEAF_CHUNKS = 1024
 PackToken: TypeAlias = "int | bytes"
@@ -54,8 +55,8 @@ class ChunkTable:
         """Return how long the file part is."""
         return sum(row.plain_length for row in self)
 
-    def validate(self, *, chunk_bytes: int, what: str) -> None:
-        """Refuse rows that no writer makes.
+    def validate(self, *, chunk_bytes: int, what: str) -> int:
+        """Refuse rows that no writer makes; return how long the file part is.
 
         Raises:
             FormatError: naming ``what``.
@@ -63,17 +64,21 @@ class ChunkTable:
         if len(self.rows) % ROW.size:
             raise FormatError(f"{what}: the chunk table is cut off")
         last = len(self) - 1
-        for index, row in enumerate(self):
-            if not 0 < row.plain_length <= chunk_bytes or (index < last and row.plain_length != chunk_bytes):
+        total = 0
+        for index, row in enumerate(ROW.iter_unpack(self.rows)):
+            _, pack_index, _, _, stored_length, plain_length, codec = row
+            if not 0 < plain_length <= chunk_bytes or (index < last and plain_length != chunk_bytes):
                 raise FormatError(f"{what}: chunk {index} has an impossible length")
-            if row.codec == CODEC_ZERO:
-                if row != ChunkRow(NO_CHUNK, 0, 0, 0, 0, row.plain_length, CODEC_ZERO):
+            total += plain_length
+            if codec == CODEC_ZERO:
+                if row != (NO_CHUNK, 0, 0, 0, 0, plain_length, CODEC_ZERO):
                     raise FormatError(f"{what}: chunk {index} is all zero and yet refers to something")
                 continue
-            if row.codec not in {CODEC_RAW, CODEC_ZSTD} or row.pack_index >= len(self.packs):
+            if codec not in _STORED or pack_index >= len(self.packs):
                 raise FormatError(f"{what}: chunk {index} refers to nothing")
-            if row.stored_length < TAG_BYTES:
+            if stored_length < TAG_BYTES:
                 raise FormatError(f"{what}: chunk {index} is shorter than its tag")
+        return total
 
 
 class TableBuilder:

@@ -8,11 +8,11 @@ round of them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from drservice.errors import CaptureError
 from drservice.repository.bulk import (
@@ -28,7 +28,7 @@ from drservice.repository.capture import WorkerSpec, file_clock_ns
 from drservice.repository.changes import ChangeRule
 from drservice.repository.chunktable import INLINE_CHUNKS, ChunkTable
 from drservice.repository.descent import Root
-from drservice.repository.marks import MarkJudge, is_not_its_name, make_mark
+from drservice.repository.marks import MarkJudge, is_not_its_name, make_mark, size_of
 from drservice.repository.nodes import Entry, EntryKind, FileIdentity, decode_entry, encode_entry
 from drservice.repository.pool import Pool, run_inline
 from drservice.repository.staging import NodeSink, stage_leaves
@@ -43,6 +43,8 @@ _ROUND_FILES = 1 << 12
 _ROWS = 512
 
 
+_Seen: TypeAlias = "tuple[bytes, bytes]"
+"""Name and look of a listed file."""
 _Changed: TypeAlias = "tuple[bytes, bytes, int, bytes | None]"
 """Folder, name, size, entry of the last snapshot: a file to read."""
 
@@ -55,20 +57,13 @@ class ByteProgress(Protocol):
         ...
 
 
-class ListedFile(NamedTuple):
-    """A regular file as it was listed: its look is what :func:`marks.look_of` makes of its status."""
-
-    name: bytes
-    size: int
-    look: bytes
-
-
 @dataclass(frozen=True, slots=True)
 class ListedFolder:
     """A folder of the root (``b""`` is the root itself) and the regular files right in it."""
 
     path: bytes
-    files: Sequence[ListedFile]
+    looks: Mapping[bytes, bytes]
+    """By name what :func:`marks.look_of` makes of a file's status."""
     flat: bool
     """It holds no folders, so all that was below it can be asked for at once."""
 
@@ -161,62 +156,89 @@ class FolderIntake:
 
     def _judge_folder(self, folder: ListedFolder) -> Iterator[_Changed]:
         """Take over what is unchanged; yield (folder, name, size, last entry) of the rest."""
-        cache, prefix = self._parts.cache, folder.path + b"/" if folder.path else b""
-        if cache is None:
-            yield from ((folder.path, file.name, file.size, None) for file in folder.files)
+        cache, staged = self._parts.cache, self._parts.staged
+        at_once = folder.flat and folder.path != b""
+        if at_once and self._take_whole(folder):
             return
-        marks = cache.marks(folder.path) if folder.flat and folder.path else {}
-        if not (folder.flat and folder.path):
-            marks = {path: cache.mark(path) for path in (prefix + file.name for file in folder.files)}
-        same, changed = self._split(folder, prefix, marks)
-        paths = self._take_over(prefix, same, marks, changed)
-        if len(paths) == len(marks) and folder.flat and folder.path:
-            self._parts.staged.carry_folder(folder.path)
+        if at_once and self._rule is ChangeRule.IDENTITY:
+            staged.note_folder(folder.path)
+        if cache is None:
+            yield from ((folder.path, name, size_of(look), None) for name, look in folder.looks.items())
+            return
+        prefix = folder.path + b"/" if folder.path else b""
+        known = (
+            cache.marks(folder.path)
+            if at_once
+            else {name: cache.mark(name) for name in map(prefix.__add__, folder.looks)}
+        )
+        same, changed = self._split(folder, prefix, known)
+        paths = self._take_over(prefix, same, known, changed)
+        if at_once and len(paths) == len(known):
+            staged.carry_folder(folder.path, len(known))
+        elif at_once and self._hashed and len(paths) > len(known) // 2:
+            # Between documents there are no links; elsewhere one may have been recorded in a file's place by now.
+            staged.carry_folder(folder.path, len(known), without=sorted(known.keys() - set(paths)))
         else:
-            self._parts.staged.carry(paths)
-        for file in changed:
-            path = prefix + file.name
-            yield folder.path, file.name, file.size, cache.entry(path) if marks.get(path) is not None else None
+            staged.carry(paths)
+        for name, look in changed:
+            path = prefix + name
+            yield folder.path, name, size_of(look), cache.entry(path) if known.get(path) is not None else None
+
+    def _take_whole(self, folder: ListedFolder) -> bool:
+        """Take a folder over whose mark says that none of its files need be looked at more closely."""
+        parts = self._parts
+        if parts.cache is None or parts.missing or self._rule is not ChangeRule.IDENTITY:
+            return False
+        mark = parts.cache.folder_mark(folder.path)
+        unchanged = self._judge.whole_folder(folder.looks, mark) if mark is not None else None
+        if unchanged is None:
+            return False
+        parts.staged.carry_folder(folder.path, unchanged[0])
+        self._taken_over(*unchanged)
+        return True
 
     def _split(
         self, folder: ListedFolder, prefix: bytes, marks: dict[bytes, bytes | None]
-    ) -> tuple[list[ListedFile], list[ListedFile]]:
+    ) -> tuple[list[_Seen], list[_Seen]]:
         if self._rule is ChangeRule.READ_ALL:
-            return [], list(folder.files)
+            return [], list(folder.looks.items())
         judge = self._judge.by_identity if self._rule is ChangeRule.IDENTITY else self._judge.by_name
-        same: list[ListedFile] = []
-        changed: list[ListedFile] = []
-        for file in folder.files:
-            (same if judge(file.look, marks.get(prefix + file.name)) else changed).append(file)
+        same: list[_Seen] = []
+        changed: list[_Seen] = []
+        for seen in folder.looks.items():
+            (same if judge(seen[1], marks.get(prefix + seen[0])) else changed).append(seen)
         return same, changed
 
     def _take_over(
         self,
         prefix: bytes,
-        same: Sequence[ListedFile],
+        same: Sequence[_Seen],
         marks: dict[bytes, bytes | None],
-        changed: list[ListedFile],
+        changed: list[_Seen],
     ) -> list[bytes]:
         """Return the paths that can be carried over as they are; what needs a missing pack joins ``changed``."""
         paths: list[bytes] = []
         taken = size = 0
-        for file in same:
-            path = prefix + file.name
+        for seen in same:
+            path = prefix + seen[0]
             mark = marks[path] or b""
             if self._parts.missing:
                 if not self._carry_checked(path):
-                    changed.append(file)
+                    changed.append(seen)
                     continue
             else:
                 paths.append(path)
             if is_not_its_name(mark):
                 self.outcome.not_their_name.append(path)
             taken += 1
-            size += file.size
-        self.outcome.reused_files += taken
-        self.outcome.files += taken
-        self._progress.advance(size)
+            size += size_of(seen[1])
+        self._taken_over(taken, size)
         return paths
+
+    def _taken_over(self, files: int, size: int) -> None:
+        self.outcome.reused_files += files
+        self.outcome.files += files
+        self._progress.advance(size)
 
     def _carry_checked(self, path: bytes) -> bool:
         body = self._parts.cache.entry(path) if self._parts.cache is not None else None

@@ -2,13 +2,17 @@
 
 A mark is 50 bytes beside a cached entry: how the file looked when it was read, whether that can be relied on, and on
 which day of the month it is read whatever it looks like (``changes.py``). It is compared as bytes, because a backup
-in which nothing changed does little else. Marks never leave the host.
+in which nothing changed does little else. A folder has a mark as well: it says of all its files together what theirs
+say one by one, or there is none. Marks never leave the host.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Mapping
+
+from blake3 import blake3
 
 from drservice.repository.changes import DAY_NS, REREAD_DAYS, SETTLED_NS, reading_slot
 from drservice.repository.nodes import FileIdentity
@@ -18,14 +22,24 @@ _REST = struct.Struct(">qBB")
 LOOK_BYTES = _LOOK.size
 NO_LOOK = bytes(LOOK_BYTES)
 """The look of a file that is to be read whatever it looks like."""
+_SIZE = slice(16, 24)
 _SIZE_AND_TIME = slice(16, 32)
 _SETTLED = 1
 _NOT_ITS_NAME = 2
+_FOLDER = struct.Struct(">32sQQq")
+"""Hash of all names and looks, number of files, their bytes, when the last of them was read."""
+_READ_ON = struct.Struct(">qI")
+"""A day on which files were read, and a bit for each slot that these have."""
 
 
 def look_of(status: os.stat_result) -> bytes:
     """Return device, inode, size and both times of a listed file as bytes."""
     return _LOOK.pack(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def size_of(look: bytes) -> int:
+    """Return how long a file is by its look."""
+    return int.from_bytes(look[_SIZE], "big")
 
 
 def make_mark(path: bytes, size: int, identity: FileIdentity, *, not_its_name: bool) -> bytes:
@@ -48,12 +62,51 @@ def is_not_its_name(mark: bytes) -> bool:
     return bool(mark[-1] & _NOT_ITS_NAME)
 
 
+def sum_looks(looks: Mapping[bytes, bytes]) -> bytes:
+    """Return a hash of the names and looks of a folder's files, in whatever order they were listed."""
+    return blake3(b"".join(sorted([name + b"\0" + look for name, look in looks.items()]))).digest()
+
+
+def make_folder_mark(marks: Mapping[bytes, bytes | None]) -> bytes | None:
+    """Return the mark of a folder from the marks of all that lies below it, by name.
+
+    ``None`` where they must be asked one by one: a file without a mark, just written when it was read, or with other
+    content than its name says; or something deeper.
+    """
+    looks: dict[bytes, bytes] = {}
+    slots: dict[int, int] = {}
+    size = latest_ns = 0
+    for name, mark in marks.items():
+        if mark is None or mark[-1] != _SETTLED or b"/" in name:
+            return None
+        look = looks[name] = mark[:LOOK_BYTES]
+        size += size_of(look)
+        began_ns, slot, _ = _REST.unpack_from(mark, LOOK_BYTES)
+        latest_ns = max(latest_ns, began_ns)
+        day = began_ns // DAY_NS
+        slots[day] = slots.get(day, 0) | 1 << slot
+    head = _FOLDER.pack(sum_looks(looks), len(looks), size, latest_ns)
+    return head + b"".join(_READ_ON.pack(day, bits) for day, bits in sorted(slots.items()))
+
+
 class MarkJudge:
     """Judges many files against their marks at one instant."""
 
     def __init__(self, now_ns: int) -> None:
         self._now_ns = now_ns
-        self._due: dict[int, frozenset[int]] = {}
+        self._due: dict[int, int] = {}
+
+    def whole_folder(self, looks: Mapping[bytes, bytes], mark: bytes) -> tuple[int, int] | None:
+        """Return number and bytes of a folder's files if :meth:`by_identity` would say of each that it is unchanged.
+
+        The folder's own times are not asked: they say nothing about a file that was overwritten.
+        """
+        known, files, size, latest_ns = _FOLDER.unpack_from(mark)
+        if len(looks) != files or latest_ns > self._now_ns or sum_looks(looks) != known:
+            return None
+        if any(bits & self._due_slots(day) for day, bits in _READ_ON.iter_unpack(mark[_FOLDER.size :])):
+            return None
+        return files, size
 
     def by_identity(self, look: bytes, mark: bytes | None) -> bool:
         """Tell whether a file is unchanged by device, inode, size and both times (the rule of ``changes.py``)."""
@@ -75,12 +128,13 @@ class MarkJudge:
     def _is_fresh(self, mark: bytes) -> bool:
         """Tell whether the clock went forward since the reading, and the file's day did not come in between."""
         began, slot, _ = _REST.unpack_from(mark, LOOK_BYTES)
-        day = began // DAY_NS
-        due = self._due.get(day)
-        if due is None:
-            due = self._due[day] = self._due_slots(day)
-        return began <= self._now_ns and slot not in due
+        return began <= self._now_ns and not self._due_slots(began // DAY_NS) >> slot & 1
 
-    def _due_slots(self, last_day: int) -> frozenset[int]:
-        end = min(self._now_ns // DAY_NS, last_day + REREAD_DAYS)
-        return frozenset(day % REREAD_DAYS for day in range(last_day + 1, end + 1))
+    def _due_slots(self, last_day: int) -> int:
+        """Return a bit for each slot whose day came since a day on which files were read."""
+        due = self._due.get(last_day)
+        if due is None:
+            end = min(self._now_ns // DAY_NS, last_day + REREAD_DAYS)
+            due = sum(1 << day % REREAD_DAYS for day in range(last_day + 1, end + 1))  # each slot once at most
+            self._due[last_day] = due
+        return due

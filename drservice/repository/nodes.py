@@ -22,6 +22,7 @@ _MAX_ENTRIES = 512
 _MAX_REFS = 1024
 _MAX_NODE_BYTES = 64 << 20
 _MAX_DEPTH = 16
+_LEADING_OUT = frozenset({b"", b".", b".."})
 RESTORE_MARKER = b"RESTORE-INCOMPLETE"
 RESERVED_PATHS = frozenset({b"backup_label", b"tablespace_map", RESTORE_MARKER, b"global/pg_control.withheld"})
 """What a restore writes by itself; never entries of a tree (the label files are attachments)."""
@@ -33,6 +34,9 @@ class EntryKind(Enum):
     DIRECTORY = "d"
     FILE = "f"
     LINK = "l"
+
+
+_KINDS = {kind.value: kind for kind in EntryKind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,18 +130,18 @@ def encode_entry(entry: Entry) -> bytes:
     return packed
 
 
-def decode_entry(raw: bytes | Mapping[str, object]) -> Entry:
+def decode_entry(raw: bytes | dict[str, object]) -> Entry:
     """Read an entry from its bytes or its already unpacked map.
 
     Raises:
         FormatError: it is none.
     """
-    fields = raw if isinstance(raw, Mapping) else unpack_map(raw, "a tree entry")
+    fields = raw if isinstance(raw, dict) else unpack_map(raw, "a tree entry")
     path, letter = fields.get("p"), fields.get("t")
-    if not isinstance(path, bytes) or not isinstance(letter, str) or letter not in {"d", "f", "l"}:
+    kind = _KINDS.get(letter) if isinstance(letter, str) else None
+    if not isinstance(path, bytes) or kind is None:
         raise FormatError("a tree entry lacks path or type")
     what = path.decode("utf-8", "backslashreplace")
-    kind = EntryKind(letter)
     mode = fields.get("m", 0o777 if kind is EntryKind.LINK else None)
     if not isinstance(mode, int) or isinstance(mode, bool) or not 0 <= mode <= 0o7777:
         raise FormatError(f"{what} has no mode")
@@ -160,8 +164,7 @@ def decode_entry(raw: bytes | Mapping[str, object]) -> Entry:
         leaves = tuple(NodeRef.from_list(item, what) for item in items)
     else:
         inline = _table(fields.get("k"), fields.get("c"), what)
-        inline.validate(chunk_bytes=chunk_bytes, what=what)
-        if inline.plain_bytes() != size:
+        if inline.validate(chunk_bytes=chunk_bytes, what=what) != size:
             raise FormatError(f"the chunks of {what} do not add up to its size")
     return Entry(
         path=path,
@@ -369,7 +372,7 @@ def _walk(
         if not isinstance(items, list):
             raise FormatError(f"{what} has no entries")
         for item in items:
-            if not isinstance(item, Mapping):
+            if not isinstance(item, dict):
                 raise FormatError(f"{what} holds something that is no entry")
             yield decode_entry(item)
         return
@@ -388,8 +391,7 @@ def check_path(path: bytes, reserved: frozenset[bytes] = RESERVED_PATHS) -> None
     Raises:
         FormatError: absolute, empty, with NUL, ``.`` or ``..`` or empty parts, or a name that is reserved.
     """
-    parts = path.split(b"/")
-    if path in reserved or b"\0" in path or any(part in {b"", b".", b".."} for part in parts):
+    if path in reserved or b"\0" in path or not _LEADING_OUT.isdisjoint(path.split(b"/")):
         raise FormatError(f"a snapshot holds the path {path!r}, which no restore may write")
 
 
@@ -417,10 +419,9 @@ def unpack_map(raw: bytes | memoryview, what: str) -> Mapping[str, object]:
     return fields
 
 
-def _map_of_pairs(pairs: Iterable[tuple[object, object]]) -> dict[object, object]:
+def _map_of_pairs(pairs: Sequence[tuple[object, object]]) -> dict[object, object]:
     """Make a map and refuse a key that stands in it twice: readers would disagree about its value."""
-    items = list(pairs)
-    made = dict(items)
-    if len(made) != len(items):
+    made = dict(pairs)
+    if len(made) != len(pairs):
         raise ValueError("a map has a key twice")
     return made

@@ -248,7 +248,7 @@ def _entry_nodes(staged: StagedCache, nodes: NodeSink, usage: PackUsage) -> Iter
     only if nothing in it changed, the path behind it is still there, and it begins where the one before it ends.
     """
     old = list(staged.old_regions())
-    changed = staged.changed_paths()
+    changed = staged.changed_paths() if old else []
     made = False
     begin: bytes | None = None  # of a stretch that must be cut anew
     if not old or (changed and changed[0] < old[0].first):

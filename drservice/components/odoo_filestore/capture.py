@@ -19,7 +19,7 @@ from drservice.errors import CaptureError
 from drservice.model.estate import FilesKind, FilesSettings
 from drservice.model.snapshot import FilesFacts
 from drservice.repository.changes import ChangeRule, rule_for
-from drservice.repository.folders import ByteProgress, FilesOutcome, ListedFile, ListedFolder
+from drservice.repository.folders import ByteProgress, FilesOutcome, ListedFolder
 from drservice.repository.marks import NO_LOOK
 from drservice.repository.pool import without_cycle_collector
 from drservice.repository.writer import CommitFacts, SnapshotWriter
@@ -27,6 +27,7 @@ from drservice.repository.writer import CommitFacts, SnapshotWriter
 METHOD = "walk"
 _LINK_MODE = 0o777
 _RECHECKS = 3
+_DIGEST_BYTES = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +106,7 @@ def capture_files(
         on_link=lambda link: writer.add_link(link.path, _LINK_MODE, link.target),
     )
     hashed = component.kind is FilesKind.ODOO_FILESTORE
-    unseen = {os.fsencode(name) for name in referred} if referred is not None else set()
+    unseen = _Unseen(referred or ())
     try:
         with without_cycle_collector():
             outcome = writer.capture_folders(
@@ -114,7 +115,8 @@ def capture_files(
         _recapture_lost(writer, walk, outcome, hashed=hashed, progress=progress)
     finally:
         walk.close()
-    unseen.update(path for path in outcome.vanished if referred is not None and os.fsdecode(path) in referred)
+    missing = unseen.names()
+    missing.update(path for path in outcome.vanished if referred is not None and os.fsdecode(path) in referred)
     return CapturedFiles(
         kind=component.kind,
         started_at=started_at,
@@ -123,7 +125,7 @@ def capture_files(
         files=outcome.files,
         reused_files=outcome.reused_files,
         read_bytes=outcome.read_bytes,
-        record=replace(_record(outcome, walk.aside, unseen), root_mode=walk.root_mode),
+        record=replace(_record(outcome, walk.aside, missing), root_mode=walk.root_mode),
     )
 
 
@@ -135,12 +137,40 @@ def _rule(component: FilesSettings) -> ChangeRule:
     return rule
 
 
-def _noting(folders: Iterable[ListedFolder], unseen: set[bytes]) -> Iterator[ListedFolder]:
-    """Take what is there off the set of what is referred to."""
+class _Unseen:
+    """The documents that rows refer to and that the walk has not met: 20 bytes for each."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._folders: dict[bytes, bytearray] = {}
+        for name in names:
+            folder, _, digest = name.partition("/")
+            self._folders.setdefault(folder.encode(), bytearray()).extend(bytes.fromhex(digest))
+
+    def meet(self, folder: ListedFolder) -> None:
+        """Forget what is there."""
+        digests = self._folders.pop(folder.path, None)
+        if digests is not None:
+            left = bytearray().join(digest for digest in _each(digests) if digest.hex().encode() not in folder.looks)
+            if left:
+                self._folders[folder.path] = left
+
+    def names(self) -> set[bytes]:
+        """Return those that are left, as paths in the snapshot."""
+        return {
+            b"%s/%s" % (folder, digest.hex().encode())
+            for folder, digests in self._folders.items()
+            for digest in _each(digests)
+        }
+
+
+def _each(digests: bytearray) -> Iterator[bytes]:
+    return (bytes(digests[at : at + _DIGEST_BYTES]) for at in range(0, len(digests), _DIGEST_BYTES))
+
+
+def _noting(folders: Iterable[ListedFolder], unseen: _Unseen) -> Iterator[ListedFolder]:
+    """Take what is there off what is referred to."""
     for folder in folders:
-        if unseen:
-            prefix = folder.path + b"/"
-            unseen.difference_update(prefix + file.name for file in folder.files)
+        unseen.meet(folder)
         yield folder
 
 
@@ -152,23 +182,25 @@ def _recapture_lost(
         lost = writer.recheck()
         if not lost:
             return
-        folders: dict[bytes, list[ListedFile]] = {}
+        folders: dict[bytes, dict[bytes, bytes]] = {}
         for path in sorted(lost):
             folder, _, name = path.rpartition(b"/")
-            folders.setdefault(folder, []).append(ListedFile(name, 0, NO_LOOK))
-        again = (ListedFolder(path, files, flat=False) for path, files in folders.items())
+            folders.setdefault(folder, {})[name] = NO_LOOK
+        again = (ListedFolder(path, looks, flat=False) for path, looks in folders.items())
         repeated = writer.capture_folders(walk.root, again, rule=ChangeRule.READ_ALL, hashed=hashed, progress=progress)
         outcome.replace(lost, repeated)
     raise CaptureError("packs that this backup re-uses keep vanishing from the store")
 
 
-def _record(outcome: FilesOutcome, aside: Aside, unseen: set[bytes]) -> DocumentRecord:
+def _record(outcome: FilesOutcome, aside: Aside, missing: set[bytes]) -> DocumentRecord:
     unreadable = sorted([*outcome.unreadable, *aside.unreadable])
     hidden = tuple(path + b"/" for path, _ in aside.unreadable)
     known = {path for path, _ in unreadable}
     return DocumentRecord(
         # What could not be looked at is not known to be missing.
-        missing=tuple(sorted(name for name in unseen if name not in known and not name.startswith(hidden or (b"\0",)))),
+        missing=tuple(
+            sorted(name for name in missing if name not in known and not name.startswith(hidden or (b"\0",)))
+        ),
         corrupt=tuple(sorted(outcome.not_their_name)),
         foreign=tuple(sorted(aside.foreign)),
         vanished=tuple(sorted([*outcome.vanished, *aside.vanished])),

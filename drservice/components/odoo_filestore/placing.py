@@ -140,6 +140,7 @@ def place_documents(
         NoIdentityError: nothing can be opened here.
     """
     search = _Search(wanted=set(wanted))
+    expected = len(search.wanted)
     with without_cycle_collector(), staging(target) as made:
         for number, snapshot in enumerate(snapshots):
             if search.wanted or number == 0:
@@ -152,7 +153,7 @@ def place_documents(
     wrong = (left & search.never_right) - lost
     absent = (left & search.never_there) - lost - wrong
     return PlacedDocuments(
-        expected=len(set(wanted)),
+        expected=expected,
         placed=search.placed,
         missing=tuple(sorted(left - lost - wrong - absent)),
         corrupt=tuple(sorted(lost)),
@@ -202,17 +203,16 @@ def _place_from(
     if not made.has_space(reader.record.source_bytes):  # what is wanted may be less
         files = list(files)
         made.require_space(data_bytes(reader, files))
-    found: set[str] = set()
     lost: set[str] = set()
     placed = 0
-    files = _in_folders(files, made, found)
+    files = _in_folders(files, made, search.wanted)
     for reply in place_whole_files(reader, files, spec, workers=context.workers, progress=context.progress):
         made.wrote(reply.written_bytes)
         placed += reply.files
         search.written_bytes += reply.written_bytes
         search.fetched_bytes += reply.fetched_bytes
         lost.update(os.fsdecode(path) for path, _ in reply.lost)
-    search.wanted -= found - lost
+    search.wanted |= lost
     if preferred:
         search.lost_since = {os.fsdecode(name) for name in (*record.missing, *record.corrupt)} & search.wanted
     search.damaged |= lost
@@ -239,11 +239,11 @@ def _documents(reader: SnapshotReader, search: _Search, *, preferred: bool) -> I
             yield WantedFile(entry, sha1_of_name(name))
 
 
-def _in_folders(files: Iterable[WantedFile], made: Staging, found: set[str]) -> Iterator[WantedFile]:
-    """Make the folder of each file before it is placed, and note its name."""
+def _in_folders(files: Iterable[WantedFile], made: Staging, wanted: set[str]) -> Iterator[WantedFile]:
+    """Make the folder of each file before it is placed, and take its name off what is still wanted."""
     for item in files:
         made.make_folder(item.entry.path.rpartition(b"/")[0])
-        found.add(os.fsdecode(item.entry.path))
+        wanted.discard(os.fsdecode(item.entry.path))
         yield item
 
 

@@ -16,7 +16,7 @@ from drservice.components.odoo_filestore.names import CHECKLIST, is_document_fil
 from drservice.errors import DocumentsUnreadableError
 from drservice.model.estate import FilesKind
 from drservice.repository.descent import GONE, Root, open_below
-from drservice.repository.folders import ListedFile, ListedFolder
+from drservice.repository.folders import ListedFolder
 from drservice.repository.marks import look_of
 from drservice.repository.nodes import RESTORE_MARKER
 
@@ -109,7 +109,7 @@ class Walk:
     ) -> tuple[ListedFolder, list[bytes]]:
         """List a folder of a plain folder, or the root of a filestore, which holds folders only."""
         prefix = path + b"/" if path else b""
-        files: list[ListedFile] = []
+        looks: dict[bytes, bytes] = {}
         deeper: list[bytes] = []
         filestore = self._kind is FilesKind.ODOO_FILESTORE
         for item in found:
@@ -130,14 +130,14 @@ class Walk:
             elif prefix + name == RESTORE_MARKER:
                 self.aside.left_out.append((name, "mark of a restore that did not finish"))
             else:
-                files.append(ListedFile(name, status.st_size, look_of(status)))
+                looks[name] = look_of(status)
         deeper.sort()
-        return ListedFolder(path, files, flat=not deeper), deeper
+        return ListedFolder(path, looks, flat=not deeper), deeper
 
     def _list_documents(self, path: bytes, found: Iterator[os.DirEntry[str]]) -> ListedFolder:
         """List a folder of documents: most of what a backup does when nothing has changed."""
         folder = path.decode("ascii")
-        files: list[ListedFile] = []
+        looks: dict[bytes, bytes] = {}
         for item in found:
             if not is_document_file(folder, item.name):
                 self.aside.foreign.append(path + b"/" + os.fsencode(item.name))
@@ -149,10 +149,10 @@ class Walk:
                 self._failed(path + b"/" + name, error)
                 continue
             if stat.S_ISREG(status.st_mode):
-                files.append(ListedFile(name, status.st_size, look_of(status)))
+                looks[name] = look_of(status)
             else:
                 self.aside.left_out.append((path + b"/" + name, _kind_of(status.st_mode)))
-        return ListedFolder(path, files, flat=True)
+        return ListedFolder(path, looks, flat=True)
 
     def _other(self, path: bytes, name: bytes, mode: int, descriptor: int, deeper: list[bytes]) -> None:
         if stat.S_ISDIR(mode):

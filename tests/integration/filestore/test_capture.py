@@ -17,7 +17,7 @@ from drservice.model.estate import FilesKind
 from drservice.model.snapshot import SnapshotState
 from drservice.repository.changes import ChangeRule
 from drservice.repository.descent import Root
-from drservice.repository.folders import FilesOutcome, ListedFile, ListedFolder
+from drservice.repository.folders import FilesOutcome, ListedFolder
 from drservice.repository.marks import NO_LOOK
 from tests.doubles.filestores import Filestore, settle, tree
 from tests.doubles.repositories import Heard, Site, noise
@@ -206,7 +206,7 @@ def taken(filestore: Filestore, listed: list[ListedFolder], *, hashed: bool = Fa
 
 
 def listing(folder: bytes, *names: bytes) -> list[ListedFolder]:
-    return [ListedFolder(folder, [ListedFile(name, 10, NO_LOOK) for name in names], flat=True)]
+    return [ListedFolder(folder, dict.fromkeys(names, NO_LOOK), flat=True)]
 
 
 def test_a_file_that_vanished_since_it_was_listed_is_counted(folder: Filestore) -> None:

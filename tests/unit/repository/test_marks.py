@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from drservice.repository.changes import DAY_NS, is_due_for_reading, is_unchanged
-from drservice.repository.marks import NO_LOOK, MarkJudge, is_not_its_name, look_of, make_mark
+from drservice.repository.marks import (
+    NO_LOOK,
+    MarkJudge,
+    is_not_its_name,
+    look_of,
+    make_folder_mark,
+    make_mark,
+)
 from drservice.repository.nodes import Entry, EntryKind, FileIdentity
 
 SECOND = 10**9
@@ -87,3 +95,85 @@ def test_a_file_that_nobody_knows_is_read() -> None:
 def test_a_mark_remembers_that_content_was_not_its_name() -> None:
     assert is_not_its_name(mark_of(KNOWN, wrong=True))
     assert not is_not_its_name(mark_of(KNOWN))
+
+
+# --- folders ------------------------------------------------------------------------------------------------
+
+NAMES = [b"%02x" % number * 20 for number in range(1, 5)]
+
+
+def folder_of(*read_ns: int, age_ns: int = DAY_NS, wrong: bool = False) -> dict[bytes, bytes | None]:
+    """Return the marks of a file for each time of reading."""
+    known = (
+        replace(KNOWN, inode=at, modified_ns=at - age_ns, changed_ns=at - age_ns, read_began_ns=at) for at in read_ns
+    )
+    return {
+        name: make_mark(b"ab/" + name, 100, identity, not_its_name=wrong)
+        for name, identity in zip(NAMES, known, strict=False)
+    }
+
+
+def looks_of(marks: dict[bytes, bytes | None]) -> dict[bytes, bytes]:
+    return {name: mark[:40] for name, mark in marks.items() if mark is not None}
+
+
+def test_the_mark_of_a_folder_says_unchanged_exactly_when_those_of_all_its_files_do() -> None:
+    agreed = 0
+    for first, second, age, later, other in itertools.product(
+        [0, 3, 20], [0, 1, 29], [2 * SECOND - 1, 2 * SECOND, DAY_NS], [-1, 1, DAY_NS, 9 * DAY_NS, 30 * DAY_NS], [0, 1]
+    ):
+        marks = folder_of(READ, READ - first * DAY_NS, READ - second * DAY_NS, age_ns=age)
+        looks = looks_of(marks)
+        if other:
+            looks[NAMES[1]] = look()
+        judge = MarkJudge(READ + later)
+        one_by_one = all(judge.by_identity(seen, marks[name]) for name, seen in looks.items())
+        mark = make_folder_mark(marks)
+        assert (mark is not None and judge.whole_folder(looks, mark) == (3, 300)) is one_by_one
+        agreed += one_by_one
+    assert agreed, "or nothing was ever unchanged"
+
+
+def test_a_folder_is_unchanged_in_whatever_order_it_is_listed() -> None:
+    marks = folder_of(READ, READ, READ)
+    mark = make_folder_mark(marks)
+    assert mark is not None
+    looks = dict(reversed(looks_of(marks).items()))
+    assert MarkJudge(READ + 1).whole_folder(looks, mark) == (3, 300)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda looks: looks.popitem(),
+        lambda looks: looks.update({NAMES[3]: look()}),
+        lambda looks: looks.update({NAMES[0]: looks[NAMES[1]], NAMES[1]: looks[NAMES[0]]}),
+        lambda looks: looks.update({NAMES[3]: looks.pop(NAMES[0])}),
+        lambda looks: looks.update({NAMES[0]: looks[NAMES[0]][:-1] + b"\1"}),
+    ],
+    ids=["gone", "added", "exchanged", "renamed", "another change time"],
+)
+def test_a_folder_with_another_name_or_look_in_it_is_not_unchanged(
+    change: Callable[[dict[bytes, bytes]], object],
+) -> None:
+    marks = folder_of(READ, READ - DAY_NS + 1, READ)
+    mark = make_folder_mark(marks)
+    assert mark is not None
+    looks = looks_of(marks)
+    change(looks)
+    assert MarkJudge(READ + 1).whole_folder(looks, mark) is None
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        folder_of(READ, age_ns=SECOND),
+        folder_of(READ, wrong=True),
+        {NAMES[0]: None},
+        {b"deeper/" + name: mark for name, mark in folder_of(READ).items()},
+    ],
+    ids=["just written", "not its name", "unknown", "deeper"],
+)
+def test_a_folder_with_a_file_that_must_be_asked_for_itself_has_no_mark(marks: dict[bytes, bytes | None]) -> None:
+    assert make_folder_mark(folder_of(READ)) is not None
+    assert make_folder_mark({**folder_of(READ, READ), **marks}) is None
