@@ -31,6 +31,7 @@ from drservice.cli.invocation import Invocation
 from drservice.cli.oracle import Document
 from drservice.cli.output import Line
 from drservice.cli.plant import ARCHIVE_SECONDS, Digest, People, Plant, digest_of, installed_postgres
+from drservice.cli.plantcode import is_clone
 from drservice.cli.plantdocuments import Filing
 from drservice.clock import to_iso
 from drservice.components.postgres.connection import connect
@@ -165,7 +166,9 @@ class Stage:
             f"PostgreSQL {programs.major}.{programs.minor}, {digest.rows:,} rows, {len(self.history)} documents in a"
             f" filestore ({format_seconds(time.monotonic() - mark)})"
         )
-        self.story.aside("in the shape of Odoo's: orders, journal items, stock moves, attachments")
+        self.story.aside("in the shape of Odoo 19: orders, invoices, stock, attachments; mail, cron and modules too")
+        if not is_clone(self.plant.configuration):
+            self.story.aside("git is not installed: its configuration is a plain folder and no clone")
         self.story.aside(f"everything is in {self.site.folder} and goes at the end")
         return digest
 

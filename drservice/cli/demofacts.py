@@ -40,9 +40,29 @@ class DocumentFacts:
     """Rows in the recovered database that refer to a document."""
     root: str
     """The recovered filestore."""
-    rpo_seconds: float
-    """The longest time that a filed document had to wait for the end of a pass that has it."""
+    exposures: tuple[Exposure, ...]
+    """Filed documents that the repository had not yet, looked at as often as the orders."""
     rpo_promised_seconds: float
+
+    @property
+    def worst(self) -> Exposure:
+        """The look at which the most time was at risk."""
+        return max(self.exposures, key=lambda seen: seen.seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeutralFacts:
+    """What was done to the drill's copy so that it reaches nobody, as the drill itself has it."""
+
+    scripts: tuple[str, ...]
+    """Modules whose own script was run."""
+    mails_held: int
+    mail_servers_off: int
+    scheduled_actions_off: int
+    questions: int
+    """How often the copy was asked afterwards whether something still reaches out, and does not."""
+    production_is_as_it_was: bool
+    """In production as many mails wait, and servers and actions are on, as before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +75,10 @@ class DrillFacts:
     kind: str
     checks: int
     checks_passed: int
+    odoo_checks: int
+    """Of those that passed, how many asked for what Odoo itself relies on."""
+    neutral: NeutralFacts | None
+    """``None``: the copy was not neutralized."""
     not_tested: tuple[str, ...]
     destroyed: bool
     rto_ms: int | None
@@ -199,8 +223,73 @@ class WeekFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentLossFacts:
+    """What the loss of the machine cost in documents, seen from those who filed them."""
+
+    PROMISED_SECONDS: ClassVar[float] = 5.0
+    """How old an acknowledged document may be that is lost with the machine."""
+
+    acknowledged: int
+    """Filed and acknowledged before the machine died, those that were there from the beginning too."""
+    filed: int
+    """Of the last shift."""
+    lost: tuple[str, ...]
+    """Acknowledged, and the document or its row is gone."""
+    lost_seconds: float
+    """From the oldest lost acknowledgement to the end of the machine; 0 if none is lost."""
+    dangling: tuple[str, ...]
+    """Rows that came back without their document."""
+    unwanted: tuple[str, ...]
+    """There with other content than was filed, or filed by nobody."""
+    told_missing: int
+    """The restore's own count of rows without a document."""
+    told_corrupt: int
+    behind_seconds: float | None
+    """How much older than the rows the newest look at the documents was, as the restore says; ``None``: unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsistentFacts:
+    """What came back of the lost machine at the newest instant that rows and documents share."""
+
+    PROMISED_SECONDS: ClassVar[float] = DocumentLossFacts.PROMISED_SECONDS
+    """It is as old as the documents are."""
+
+    orders_lost: int
+    """Acknowledged before the machine died, and newer than that instant."""
+    documents_lost: int
+    lost_seconds: float
+    """Age of the oldest of both."""
+    dangling: tuple[str, ...]
+    """Rows without their document: there must be none."""
+    unwanted: tuple[str, ...]
+    """Orders and documents that are torn, of other content, or nobody's."""
+    told_missing: int
+    """The restore's own count of rows without a document."""
+    seconds: float
+    """Until the recovered server ran, beside the other recovery."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloneFacts:
+    """What became of the clone with the configuration."""
+
+    commit: str
+    """Where it was."""
+    recovered: str | None
+    """Where the one is that came back; ``None``: it is no clone."""
+    has_edits: bool
+    """What was not committed came back, too."""
+
+    @property
+    def is_same(self) -> bool:
+        """Whether everything came back."""
+        return self.recovered == self.commit and self.has_edits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostLossFacts:
-    """What the loss of the database's machine cost, seen from those who entered orders."""
+    """What the loss of the plant's machine cost, seen from those who entered orders and filed documents."""
 
     PROMISED_SECONDS: ClassVar[float] = 1.0
     """How old an acknowledged order may be that is lost with the machine."""
@@ -214,9 +303,29 @@ class HostLossFacts:
     """There, not whole or never entered by anybody."""
     lost_seconds: float
     """From the oldest lost acknowledgement to the end of the machine; 0 if none is lost."""
+    documents: DocumentLossFacts
+    consistent: ConsistentFacts
+    """The same loss, recovered the other way."""
+    clone: CloneFacts | None
+    """``None``: git is not installed, and the configuration is a plain folder."""
     died_at: datetime
     seconds: float
     """From its end until a server with what was recovered answered."""
+
+    @property
+    def effective_rpo_seconds(self) -> float:
+        """The larger loss of the two: the service is as old as the older half of it."""
+        return max(self.lost_seconds, self.documents.lost_seconds)
+
+    def breached(self) -> bool:
+        """Tell whether more was lost than is promised, or nobody had looked at the documents for longer than that."""
+        documents = self.documents
+        return (
+            self.lost_seconds > self.PROMISED_SECONDS
+            or documents.lost_seconds > documents.PROMISED_SECONDS
+            or (documents.behind_seconds is not None and documents.behind_seconds > documents.PROMISED_SECONDS)
+            or self.consistent.lost_seconds > ConsistentFacts.PROMISED_SECONDS
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,6 +380,6 @@ class Facts:
         return (
             self.worst.seconds > self.rpo_promised_seconds
             or self.rto_seconds > self.rto_promised_seconds
-            or self.documents.rpo_seconds > self.documents.rpo_promised_seconds
-            or self.host_loss.lost_seconds > HostLossFacts.PROMISED_SECONDS
+            or self.documents.worst.seconds > self.documents.rpo_promised_seconds
+            or self.host_loss.breached()
         )

@@ -7,22 +7,22 @@ nothing of this one.
 from __future__ import annotations
 
 import sys
-import textwrap
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from drservice import processes
 from drservice.cli import demosite
-from drservice.cli.demofacts import DrillFacts, EvidenceFacts, MutationFacts
+from drservice.cli.demofacts import DrillFacts, EvidenceFacts, MutationFacts, NeutralFacts
 from drservice.cli.demostory import NoteTeller, StepTeller, Story
 from drservice.cli.formatting import format_bytes, format_seconds
 from drservice.cli.output import Colour, Span
+from drservice.cli.plant import Outward
 from drservice.errors import DrError, LedgerError
-from drservice.model.checks import CheckState
+from drservice.model.checks import CheckResult, CheckState
 from drservice.model.estate import Estate
 from drservice.operations.drill import run_drill
 from drservice.operations.drillconclusion import DrillResult
@@ -38,9 +38,10 @@ from drservice.wiring.evidence import open_anchored_evidence
 
 MUTATION = Mutation.DOCUMENT_ENCRYPTED
 
-_COLUMNS = 76
 _VERIFY_SECONDS = 120.0
 _TAKEN_OUT = ("report.pdf", "verify.py")
+_ODOO, _NEUTRALIZED = "/odoo-", "/neutralized"
+"""What the names of many checks have in common."""
 _MARKS = {
     CheckState.PASSED: "passed    ",
     CheckState.FAILED: "FAILED    ",
@@ -67,8 +68,13 @@ class Proof:
             progress=progress,
         )
 
-    def drill(self) -> DrillFacts:
-        """Recover to an instant that nobody chose, ask everything, judge, destroy."""
+    def drill(self, production: Callable[[], Outward]) -> DrillFacts:
+        """Recover to an instant that nobody chose, ask everything, judge, destroy.
+
+        Args:
+            production: counts what acts on the world outside there: no copy may change that.
+        """
+        before = production()
         self.story.chapter("A drill, while the plant works")
         self.story.line(f"$ drservice drill {demosite.SERVICE}")
         result, seconds = self._run(None, StepTeller(self.story))
@@ -76,13 +82,13 @@ class Proof:
         seed, how = (" and a seed's hash", ", chosen by the seed") if chosen.seed is not None else ("", "")
         self.story.line(f"record {result.obligation_entry} came before the restore: what counts as passed{seed}")
         self.story.line(f"target {requested_target(result.prepared)}{how}")
-        for item in result.results:
-            self.story.aside(f"{_MARKS[item.state]} {item.name} ({format_seconds(item.seconds)})")
+        self._tell_checks(result.results)
+        neutral = self._neutral(result, is_same=production() == before)
         for reason in result.verdict.reasons:
             self.story.line(Span(f"- {reason}", Colour.BAD))
         untested = tuple(str(text) for text in not_tested(result.prepared, result.verdict.not_tested))
         for text in untested:
-            self.story.aside(f"not tested: {text}")
+            self.story.wrapped(f"not tested: {text}")
         verdict = Span("PASSED", Colour.GOOD) if result.verdict.passed else Span("FAILED", Colour.BAD)
         self.story.line(f"record {_number(result)}: ", verdict, f" ({format_seconds(seconds)})")
         measured = result.measured
@@ -93,6 +99,8 @@ class Proof:
             kind=chosen.kind.value,
             checks=len(result.results),
             checks_passed=sum(item.state is CheckState.PASSED for item in result.results),
+            odoo_checks=len(_passed(result.results, _ODOO)),
+            neutral=neutral,
             not_tested=untested,
             destroyed=result.destroyed,
             rto_ms=measured.rto_ms,
@@ -100,6 +108,46 @@ class Proof:
             record=_number(result),
             seconds=seconds,
         )
+
+    def _tell_checks(self, results: Sequence[CheckResult]) -> None:
+        """Tell each check; of those about Odoo and about neutralizing, of which there are many, only what is wrong."""
+        many = {marker: _passed(results, marker) for marker in (_ODOO, _NEUTRALIZED)}
+        folded = {item.name for group in many.values() for item in group}
+        for item in results:
+            if item.name not in folded:
+                self.story.aside(f"{_MARKS[item.state]} {item.name} ({format_seconds(item.seconds)})")
+        for marker, group in many.items():
+            seconds = format_seconds(sum(item.seconds for item in group))
+            self.story.wrapped(
+                f"{_MARKS[CheckState.PASSED]} {len(group)} of documents{marker}: "
+                + ", ".join(item.name.partition(marker)[2].lstrip("-") or "marked" for item in group)
+                + f" ({seconds})"
+            )
+
+    def _neutral(self, result: DrillResult, *, is_same: bool) -> NeutralFacts | None:
+        """Tell what was done so that the copy reaches nobody; all of it is what the drill itself has on record."""
+        neutralized = result.restored.neutralized if result.restored is not None else ()
+        done = next((item for item in neutralized if item.is_odoo), None)
+        if done is None:
+            return None
+        rows = dict(done.changes)
+        facts = NeutralFacts(
+            scripts=done.scripts,
+            mails_held=rows.get("mail_mail cancelled", 0),
+            mail_servers_off=rows.get("mail servers off", 0),
+            scheduled_actions_off=rows.get("scheduled actions off", 0),
+            questions=len(_passed(result.results, _NEUTRALIZED)),
+            production_is_as_it_was=is_same,
+        )
+        self.story.line(
+            f"neutralized before it was asked: the script of {', '.join(facts.scripts) or 'no module'}, then"
+            f" {facts.mails_held} queued mails held,"
+        )
+        self.story.line(
+            f"{facts.mail_servers_off} mail server and {facts.scheduled_actions_off} scheduled actions off;"
+            f" production {'goes on with all of them' if is_same else 'CHANGED'}"
+        )
+        return facts
 
     def drill_that_must_fail(self) -> MutationFacts:
         """Damage the recovered copy before it is asked: checks that notice nothing would prove nothing."""
@@ -110,7 +158,7 @@ class Proof:
         self.story.line(result.spoilt or EXPLANATIONS[MUTATION])
         noticed = _noticed(result)
         for text in noticed:
-            self._wrapped(text)
+            self.story.wrapped(text)
         word = Span("NOTICED", Colour.GOOD) if result.detected else Span("NOT NOTICED", Colour.BAD)
         self.story.line(f"record {_number(result)}: ", word, f" ({format_seconds(seconds)})")
         return MutationFacts(
@@ -164,7 +212,7 @@ class Proof:
         lines = done.stdout.decode("utf-8", "replace").splitlines()
         for line in lines:
             if not line.startswith(("step ", "  ", "policy")):
-                self._wrapped(line)
+                self.story.wrapped(line)
         if done.status == 0:
             steps = sum(line.startswith("step ") for line in lines)
             took = format_seconds(time.monotonic() - mark)
@@ -172,10 +220,6 @@ class Proof:
         else:
             self.story.line(Span(f"NOT VERIFIED: {done.last_line()}", Colour.BAD))
         return done.status == 0, done.last_line()
-
-    def _wrapped(self, text: str) -> None:
-        for line in textwrap.wrap(text, _COLUMNS, subsequent_indent="  "):
-            self.story.aside(line)
 
     def _run(self, mutation: Mutation | None, progress: Progress) -> tuple[DrillResult, float]:
         mark = time.monotonic()
@@ -199,6 +243,11 @@ def open_proof(site: demosite.Site, story: Story) -> Iterator[Proof]:
     estate = site.recovery()
     with open_data_plane(estate) as plane, open_anchored_evidence(plane) as ledger:
         yield Proof(site=site, story=story, estate=estate, plane=plane, ledger=ledger)
+
+
+def _passed(results: Sequence[CheckResult], marker: str) -> list[CheckResult]:
+    """Return the checks of a family that passed."""
+    return [item for item in results if marker in item.name and item.state is CheckState.PASSED]
 
 
 def _number(result: DrillResult) -> int:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from drservice.cli.demofacts import BackupFacts, DocumentFacts, Facts, HostLossFacts
+from drservice.cli.demofacts import (
+    BackupFacts,
+    ConsistentFacts,
+    DocumentFacts,
+    DocumentLossFacts,
+    DrillFacts,
+    Facts,
+    HostLossFacts,
+    NeutralFacts,
+)
 from drservice.cli.demoweekreport import week_document, week_picture, week_problems, week_rows
 from drservice.cli.formatting import format_bytes, format_seconds, format_table
 from drservice.cli.oracle import Moment, picture
@@ -14,7 +23,7 @@ from drservice.clock import to_iso
 _PICTURE_COLUMNS = 58
 _SHOWN = 5
 _PHASES = {
-    "documents": "a last pass over the documents",
+    "documents": "the documents of that instant are in the repository",
     "wal": "the last WAL reaches the repository",
     "plan": "plan, and prove that the target exists",
     "fetch": "fetch and decrypt files and documents",
@@ -71,16 +80,43 @@ def _document_problems(documents: DocumentFacts) -> Iterator[str]:
 
 
 def _host_loss_problems(loss: HostLossFacts) -> Iterator[str]:
+    documents, clone = loss.documents, loss.clone
     if loss.unwanted:
         yield f"{len(loss.unwanted)} orders outlived the machine that must not be: {_some(loss.unwanted)}"
-    if loss.entered == 0:
-        yield "no order was entered before the machine died: its loss proves nothing"
+    if loss.entered == 0 or documents.filed == 0:
+        yield "no order was entered before the machine died, or no document filed: its loss proves nothing"
+    if documents.unwanted:
+        yield f"{len(documents.unwanted)} documents outlived the machine that must not be: {_some(documents.unwanted)}"
+    if documents.told_missing != len(documents.dangling) or documents.told_corrupt:
+        yield (
+            f"the restore counts {documents.told_missing} documents missing and {documents.told_corrupt} corrupt,"
+            f" {len(documents.dangling)} rows have none"
+        )
+    if documents.behind_seconds is None:
+        yield "nobody had looked at all documents before the machine died"
+    yield from _consistent_problems(loss.consistent)
+    if clone is not None and not clone.is_same:
+        edits = "" if clone.has_edits else ", without what was edited"
+        yield f"the clone of the configuration was at {clone.commit}, and is at {clone.recovered}{edits}"
+
+
+def _consistent_problems(copy: ConsistentFacts) -> Iterator[str]:
+    if copy.dangling:
+        yield f"{len(copy.dangling)} rows of the consistent copy are without their document: {_some(copy.dangling)}"
+    if copy.told_missing != len(copy.dangling):
+        yield (
+            f"the restore to consistent counts {copy.told_missing} documents missing, {len(copy.dangling)} rows have"
+            " none"
+        )
+    if copy.unwanted:
+        yield f"the consistent copy has what must not be: {_some(copy.unwanted)}"
 
 
 def _proof_problems(facts: Facts) -> Iterator[str]:
     drill, evidence = facts.drill, facts.evidence
     if not drill.passed:
         yield f"the drill did not pass: {'; '.join(drill.reasons) or 'it does not say why'}"
+    yield from _neutral_problems(drill)
     if not drill.destroyed:
         yield "what the drill recovered was not destroyed"
     if not facts.mutation.detected:
@@ -93,6 +129,28 @@ def _proof_problems(facts: Facts) -> Iterator[str]:
         yield "the bundle has an empty report.pdf"
 
 
+def _neutral_problems(drill: DrillFacts) -> Iterator[str]:
+    """Tell what of a copy of Odoo was not made harmless; the plant has something of each kind."""
+    if not drill.odoo_checks:
+        yield "nothing was asked of what Odoo itself relies on"
+    neutral = drill.neutral
+    if neutral is None:
+        yield "the drill's copy was not neutralized: it could have sent mail"
+        return
+    done = {
+        "the script of no module was run": len(neutral.scripts),
+        "no queued mail was held": neutral.mails_held,
+        "no mail server was switched off": neutral.mail_servers_off,
+        "no scheduled action was switched off": neutral.scheduled_actions_off,
+        "nobody asked whether something still reaches out": neutral.questions,
+    }
+    for words, count in done.items():
+        if not count:
+            yield f"the drill's copy was not neutralized: {words}"
+    if not neutral.production_is_as_it_was:
+        yield "neutralizing the drill's copy has changed production"
+
+
 def document(
     facts: Facts, problems: Sequence[str], *, seconds: float, kept: str | None, evidence: str | None
 ) -> dict[str, object]:
@@ -100,8 +158,9 @@ def document(
 
     ``rpo_seconds`` is the most committed work that the loss of the machine would have cost at any look;
     ``commits_lost`` counts orders acknowledged up to the target that the recovered database lacks,
-    ``documents_missing`` documents acknowledged up to the target that are not there with their content. ``evidence``:
-    where the bundle and its report were kept, if they were.
+    ``documents_missing`` documents acknowledged up to the target that are not there with their content. ``host_loss``
+    has what the loss of the whole machine cost; its ``effective_rpo_seconds`` is the larger of orders and documents.
+    ``evidence``: where the bundle and its report were kept, if they were.
     """
     seen = facts.comparison
     return {
@@ -139,14 +198,48 @@ def document(
 
 
 def _host_loss_document(loss: HostLossFacts) -> dict[str, object]:
+    documents, copy, clone = loss.documents, loss.consistent, loss.clone
     return {
         "commits_acknowledged": loss.acknowledged,
         "commits_lost": len(loss.lost),
         "commits_unwanted": len(loss.unwanted),
         "lost_seconds": round(loss.lost_seconds, 3),
         "lost_promised_seconds": HostLossFacts.PROMISED_SECONDS,
+        "documents_acknowledged": documents.acknowledged,
+        "documents_lost": len(documents.lost),
+        "documents_unwanted": len(documents.unwanted),
+        "documents_lost_seconds": round(documents.lost_seconds, 3),
+        "documents_promised_seconds": DocumentLossFacts.PROMISED_SECONDS,
+        "documents_behind_seconds": None if documents.behind_seconds is None else round(documents.behind_seconds, 3),
+        "rows_without_document": len(documents.dangling),
+        "effective_rpo_seconds": round(loss.effective_rpo_seconds, 3),
+        "consistent": {
+            "commits_lost": copy.orders_lost,
+            "documents_lost": copy.documents_lost,
+            "lost_seconds": round(copy.lost_seconds, 3),
+            "lost_promised_seconds": ConsistentFacts.PROMISED_SECONDS,
+            "rows_without_document": len(copy.dangling),
+            "unwanted": len(copy.unwanted),
+            "recovered_seconds": round(copy.seconds, 3),
+        },
+        "clone": None
+        if clone is None
+        else {"commit": clone.commit, "recovered": clone.recovered, "edits_recovered": clone.has_edits},
         "died_at": to_iso(loss.died_at),
         "recovered_seconds": round(loss.seconds, 3),
+    }
+
+
+def _neutral_document(neutral: NeutralFacts | None) -> dict[str, object] | None:
+    if neutral is None:
+        return None
+    return {
+        "scripts": list(neutral.scripts),
+        "mails_held": neutral.mails_held,
+        "mail_servers_off": neutral.mail_servers_off,
+        "scheduled_actions_off": neutral.scheduled_actions_off,
+        "questions": neutral.questions,
+        "production_is_as_it_was": neutral.production_is_as_it_was,
     }
 
 
@@ -157,7 +250,8 @@ def _proof_document(facts: Facts, evidence: str | None) -> dict[str, object]:
         "documents_missing": len(documents.comparison.lost),
         "documents_after_target": documents.comparison.after_target,
         "documents_unwanted": len(documents.comparison.unwanted),
-        "documents_rpo_seconds": round(documents.rpo_seconds, 3),
+        "documents_rpo_seconds": round(documents.worst.seconds, 3),
+        "documents_rpo_promised_seconds": documents.rpo_promised_seconds,
         "drill_verdict": "passed" if drill.passed else "failed",
         "drill": {
             "record": drill.record,
@@ -165,6 +259,8 @@ def _proof_document(facts: Facts, evidence: str | None) -> dict[str, object]:
             "reasons": list(drill.reasons),
             "checks": drill.checks,
             "checks_passed": drill.checks_passed,
+            "odoo_checks": drill.odoo_checks,
+            "neutralized": _neutral_document(drill.neutral),
             "not_tested": list(drill.not_tested),
             "rto_seconds": drill.rto_ms / 1000 if drill.rto_ms is not None else None,
             "rpo_seconds": drill.rpo_ms / 1000 if drill.rpo_ms is not None else None,
@@ -222,7 +318,7 @@ def _picture(facts: Facts, *, blocks: bool) -> list[Line]:
             for n, b in enumerate(facts.backups, start=1)
         ),
         Moment(mark="T", at=facts.target, text="the target: one second before the mistake"),
-        Moment(mark="X", at=facts.dropped_at, text="DROP TABLE work_order"),
+        Moment(mark="X", at=facts.dropped_at, text="DROP TABLE mrp_production"),
         Moment(mark="D", at=facts.decided_at, text="decision to restore"),
     ]
     acknowledged = [(order.number, order.acknowledged) for order in facts.orders if order.acknowledged is not None]
@@ -248,14 +344,14 @@ def _table(facts: Facts) -> list[str]:
         (f"documents missing, of {filed.acknowledged} acknowledged", "0", str(len(filed.lost))),
         (f"documents there, of {filed.after_target} filed after the target", "0", str(len(filed.unwanted))),
         (
-            f"RPO: {worst.orders} orders at risk, the worst of {len(facts.exposures)} looks",
+            f"RPO: {worst.count} orders at risk, the worst of {len(facts.exposures)} looks",
             format_seconds(facts.rpo_promised_seconds),
             format_seconds(worst.seconds),
         ),
         (
-            "RPO of documents: longest wait for a pass",
+            f"RPO of documents: {documents.worst.count} at risk, the worst of {len(documents.exposures)} looks",
             format_seconds(documents.rpo_promised_seconds),
-            format_seconds(documents.rpo_seconds),
+            format_seconds(documents.worst.seconds),
         ),
         (
             "RTO: decision to checks passed",
@@ -272,14 +368,31 @@ def _table(facts: Facts) -> list[str]:
 
 
 def _host_loss_rows(loss: HostLossFacts) -> list[tuple[str, str, str]]:
-    return [
+    documents, copy, clone = loss.documents, loss.consistent, loss.clone
+    rows = [
         (
             f"machine lost: {len(loss.lost)} of {loss.acknowledged} orders gone, the oldest was",
             format_seconds(HostLossFacts.PROMISED_SECONDS),
             format_seconds(loss.lost_seconds),
         ),
-        ("     until another server answered", "", format_seconds(loss.seconds)),
+        (
+            f"     {len(documents.lost)} of {documents.acknowledged} documents gone, the oldest was",
+            format_seconds(DocumentLossFacts.PROMISED_SECONDS),
+            format_seconds(documents.lost_seconds),
+        ),
+        ("     effective RPO: the larger of both", "", format_seconds(loss.effective_rpo_seconds)),
+        ("     rows without their document, each named", str(documents.told_missing), str(len(documents.dangling))),
+        (
+            f"     consistent: {copy.orders_lost} orders, {copy.documents_lost} documents gone, the oldest",
+            format_seconds(ConsistentFacts.PROMISED_SECONDS),
+            format_seconds(copy.lost_seconds),
+        ),
+        ("     consistent: rows without their document", "0", str(len(copy.dangling))),
     ]
+    if clone is not None:
+        commit = (clone.recovered or "gone")[:8]
+        rows.append(("     clone of the configuration, with its edits", clone.commit[:8], commit))
+    return [*rows, ("     until another server answered", "", format_seconds(loss.seconds))]
 
 
 def _points(facts: Facts) -> int:
@@ -288,12 +401,15 @@ def _points(facts: Facts) -> int:
 
 def _proof_rows(facts: Facts) -> list[tuple[str, str, str]]:
     drill, mutation, evidence = facts.drill, facts.mutation, facts.evidence
+    held = not tuple(_neutral_problems(drill))
+    mails = drill.neutral.mails_held if drill.neutral is not None else 0
     return [
         (
             f"drill: {drill.checks_passed} of {drill.checks} checks passed ({format_seconds(drill.seconds)})",
             "passed",
             "passed" if drill.passed else "FAILED",
         ),
+        (f"     its copy neutralized, {mails} mails held", "held", "held" if held else "NOT HELD"),
         (
             f"damage on purpose: {mutation.mutation} ({format_seconds(mutation.seconds)})",
             "noticed",

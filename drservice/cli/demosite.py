@@ -20,6 +20,7 @@ from pathlib import Path
 from drservice import processes
 from drservice.cli.demoplan import WeekPlan, control_plane_text, schedule_text
 from drservice.cli.plant import DATABASE, Plant
+from drservice.cli.plantcode import is_clone
 from drservice.environments.sandbox import list_sandboxes, open_sandbox
 from drservice.errors import DrError, EnvironmentFailedError, ProgramMissingError, UsageError
 from drservice.evidence.signing import make_log_key
@@ -39,7 +40,7 @@ BUNDLE = "bundle.zip"
 
 _KEPT = (BUNDLE, "report.pdf", "verify.py")
 _WEEK = "{rpo: 30s, rto: 2m}"
-_TODAY = "{rpo: 30s, rto: 2m, documents_rpo: 5m}"
+_TODAY = "{rpo: 30s, rto: 2m, documents_rpo: 30s}"
 _PAGES = "{rpo: 10m, rto: 2m, documents_rpo: 5m}"
 _HOST = """\
 # What the production host knows. It can write backups and WAL; it has no identity, so it cannot read them.
@@ -87,8 +88,12 @@ _SERVICES = """\
         data_directory: {data}
         wal: {{mode: both}}                # whole segments by archive_command, and what is written since as a stream
         node: production
-      documents: {{kind: odoo-filestore, path: {filestore}, database: {database}}}
-      configuration: {{kind: directory, path: {configuration}}}
+      documents:
+        kind: odoo-filestore
+        path: {filestore}
+        database: {database}
+        addons: [{addons}]      # their scripts make a copy harmless
+      configuration: {configuration}
     checks:
       - name: journal-balances
         component: database
@@ -198,7 +203,8 @@ def write_configurations(site: Site, plant: Plant, control_plane: ControlPlane |
         data=plant.data,
         filestore=plant.filestore.root,
         database=DATABASE,
-        configuration=plant.configuration,
+        addons=", ".join(map(str, plant.addons)),
+        configuration=_configuration(plant),
         objectives=_TODAY if control_plane is None else _WEEK,
         schedule=schedule_text(control_plane.plan) if control_plane is not None else "",
     )
@@ -214,6 +220,13 @@ def write_configurations(site: Site, plant: Plant, control_plane: ControlPlane |
     for path, template in ((site.host_configuration, _HOST), (site.recovery_configuration, _RECOVERY)):
         writing.write(path, template, log_key)
     return str(created["repository"])
+
+
+def _configuration(plant: Plant) -> str:
+    """Describe the component: the clone, or the plain folder that it is where git is not installed."""
+    if is_clone(plant.configuration):
+        return f"{{kind: git, clones: [{plant.configuration}]}}"
+    return f"{{kind: directory, path: {plant.configuration}}}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,7 +275,7 @@ def _begin_ledger(estate: Estate) -> str:
 
 
 def promise_documents(site: Site) -> None:
-    """Promise from now on how long a document may wait for a pass; in the week only backups captured documents."""
+    """Promise from now on how long a document may wait until it is stored; nobody measured that in the week."""
     _promise(site, _WEEK, _TODAY)
 
 

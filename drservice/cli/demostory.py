@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from datetime import datetime
 
 from drservice.cli.output import Colour, Output, Span
+
+_COLUMNS = 80
 
 
 class Story:
@@ -28,6 +31,11 @@ class Story:
     def aside(self, text: str) -> None:
         """Tell something for those who look closely."""
         self.line(Span(text, Colour.FAINT))
+
+    def wrapped(self, text: str, colour: Colour = Colour.FAINT) -> None:
+        """Tell something long, by default as an aside; what belongs together is indented."""
+        for line in textwrap.wrap(text, _COLUMNS, subsequent_indent="  ", break_on_hyphens=False):
+            self.line(Span(line, colour))
 
 
 class StepTeller:
@@ -66,7 +74,7 @@ class NoteTeller:
 
     def note(self, text: str) -> None:
         """Tell a note."""
-        self._story.line(text)
+        self._story.wrapped(text, Colour.WARNING if text.startswith("WARNING") else Colour.FAINT)
 
     def done(self) -> None:
         """Ignore the end."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from pathlib import Path
 
 from drservice.cli import demosite
@@ -28,20 +27,27 @@ from drservice.cli.demofacts import (
     MutationFacts,
     WeekFacts,
 )
-from drservice.cli.demohostloss import HostLoss, Shipping, shipping
+from drservice.cli.demohostloss import HostLoss
 from drservice.cli.demoproof import Proof, open_proof
 from drservice.cli.demostory import NoteTeller, StepTeller, Story, clock
+from drservice.cli.demostreams import Streams, streaming
 from drservice.cli.formatting import format_bytes, format_seconds
-from drservice.cli.oracle import Document, Exposure, compare, compare_documents, exposure
+from drservice.cli.oracle import (
+    Document,
+    Exposure,
+    compare,
+    compare_documents,
+    document_exposure,
+    exposure,
+)
 from drservice.cli.output import Colour, Span
-from drservice.cli.plant import DATABASE, Digest, People, Plant, digest_of, orders_in
+from drservice.cli.plant import DATABASE, Digest, Outward, People, Plant, digest_of, orders_in, outward_of
 from drservice.cli.plantdocuments import Filestore, documents_in
 from drservice.clock import to_iso
 from drservice.components.postgres.connection import connect
 from drservice.environments.sandbox import open_sandbox
 from drservice.errors import NoIdentityError, WalTimeoutError
 from drservice.model.estate import FilesKind
-from drservice.model.ids import ComponentName
 from drservice.model.recovery import Target, TargetKind
 from drservice.model.snapshot import SnapshotRecord
 from drservice.model.wal import Lsn, WalFileName
@@ -54,13 +60,11 @@ from drservice.repository.walarchive import WalArchive
 from drservice.wiring.data_plane import DataPlane, open_data_plane
 from drservice.wiring.evidence import open_evidence
 
-DOCUMENTS = ComponentName("documents")
-
 _BEFORE = timedelta(seconds=1)
 _WORK_SECONDS = 2.0
-_UNNOTICED_SECONDS = 1.5
+_UNNOTICED_SECONDS = 1.2
 _LOOK_SECONDS = 0.1
-_ARCHIVE_WAIT_SECONDS = 120.0
+_ARRIVAL_SECONDS = 120.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,24 +72,25 @@ class Looks:
     """How much committed work was at risk, looked at again and again while the plant worked."""
 
     archive: WalArchive
-    shipping: Shipping
+    streams: Streams
     people: People
     record: SnapshotRecord
     seen: list[Exposure] = field(default_factory=list)
+    documents: list[Exposure] = field(default_factory=list)
 
     def durable(self) -> Lsn:
         """Return the end of the WAL that is in the repository without a gap."""
         facts = self.record.postgres
         files = self.archive.listing(facts.system_id)
         archived = demosite.durable_end(files, first=facts.start_lsn, segment_bytes=facts.segment_bytes)
-        return max(archived, self.shipping.durable() or archived)
+        return max(archived, self.streams.durable_wal() or archived)
 
-    def look(self) -> Exposure:
-        """Ask the repository what it holds, then the people what was acknowledged by now."""
-        durable = self.durable()
-        found = exposure(self.people.orders(), durable=durable, at=datetime.now(UTC))
-        self.seen.append(found)
-        return found
+    def look(self) -> None:
+        """Ask what the repository holds, then the people what was acknowledged by now."""
+        durable, stored = self.durable(), self.streams.durable_documents()
+        at = datetime.now(UTC)
+        self.seen.append(exposure(self.people.orders(), durable=durable, at=at))
+        self.documents.append(document_exposure(self.people.documents(), durable=stored, at=at))
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -110,7 +115,6 @@ class Decision:
 
     at: datetime
     clock: float
-    documents: SnapshotRecord
     documents_seconds: float
     wal_seconds: float
 
@@ -122,8 +126,8 @@ class Production:
     plane: DataPlane
     ledger: Evidence
 
-    def backup(self, story: Story, only: ComponentName | None = None) -> ServiceBackup:
-        """Take a recovery point of the service now, or a snapshot of one component."""
+    def backup(self, story: Story) -> ServiceBackup:
+        """Take a recovery point of the service now."""
         estate = self.plane.estate
         context = BackupContext(
             repository=self.plane.repository,
@@ -131,7 +135,7 @@ class Production:
             clock=self.plane.clock,
             progress=NoteTeller(story),
         )
-        return run_service_backup(context, self.ledger, estate.service(demosite.SERVICE), only)
+        return run_service_backup(context, self.ledger, estate.service(demosite.SERVICE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,14 +143,12 @@ class Ordinary:
     """The first half of the story: from the first backup to the decision."""
 
     backups: tuple[ServiceBackup, ...]
-    looks: tuple[Exposure, ...]
+    looks: Looks
     drill: DrillFacts
     mutation: MutationFacts
     dropped_at: datetime
     decision: Decision
     host_cannot_read: bool
-    passes: tuple[SnapshotRecord, ...]
-    """Everything that captured documents, in order."""
     people: People
 
     @property
@@ -184,9 +186,9 @@ class Today:
     def play(self, week: WeekFacts | None) -> Facts:
         """Play all steps and return what was seen; ``week``: what was seen before."""
         began = datetime.now(UTC)
-        with open_proof(self.site, self.story) as proof, self._streaming() as stream:
+        with open_proof(self.site, self.story) as proof, streaming(self.site, self.story) as streams:
             with open_data_plane(self.site.host()) as plane, open_evidence(plane) as ledger:
-                ordinary = self._ordinary_days(Production(plane=plane, ledger=ledger), proof, stream)
+                ordinary = self._ordinary_days(Production(plane=plane, ledger=ledger), proof, streams)
             restored = self._restore(proof, ordinary.target)
             mark = time.monotonic()
             orders, documents, same = self._ask(restored)
@@ -201,19 +203,19 @@ class Today:
             )
             sold = tuple(order for order in self.people.orders() if "SO-" in order.number)
             loss = HostLoss(
-                story=self.story, site=self.site, plant=self.plant, shipping=stream, proof=proof, sold=sold
+                story=self.story,
+                site=self.site,
+                plant=self.plant,
+                streams=streams,
+                proof=proof,
+                sold=sold,
+                filed=(*self.history, *self.people.documents()),
             ).play()
             evidence = proof.evidence()
         facts = self._facts(ordinary, recovery, loss, evidence, began)
         return replace(facts, week=week)
 
-    @contextmanager
-    def _streaming(self) -> Iterator[Shipping]:
-        self.story.chapter("The WAL, as it is written")
-        with shipping(self.site, self.story) as stream:
-            yield stream
-
-    def _ordinary_days(self, production: Production, proof: Proof, stream: Shipping) -> Ordinary:
+    def _ordinary_days(self, production: Production, proof: Proof, streams: Streams) -> Ordinary:
         """Let people work, back up, drill beside them, and then make the mistake."""
         people = self.people
         people.start()
@@ -222,31 +224,32 @@ class Today:
         record = first.databases[0].record
         repository = production.plane.repository
         archive = repository.wal(repository.scope(record.service, record.component))
-        looks = Looks(archive=archive, shipping=stream, people=people, record=record)
+        looks = Looks(archive=archive, streams=streams, people=people, record=record)
         with looks.looking():
             time.sleep(_WORK_SECONDS)
             second = self._backup(production, "second")
             # Before the mistake: a drill to an instant after it would find that a sequence has gone with its table.
-            with people.filing_closed():
-                behind = second.databases[0].record.postgres
-                self._await_wal(looks, behind.stop_lsn + behind.segment_bytes)  # instants to choose from
-                covered = self._documents(production)
-                drill, mutation = proof.drill(), proof.drill_that_must_fail()
+            behind = second.databases[0].record.postgres
+            self._await_wal(looks, behind.stop_lsn + behind.segment_bytes)  # instants to choose from
+            drill, mutation = proof.drill(self._outward), proof.drill_that_must_fail()
             time.sleep(_UNNOTICED_SECONDS)
             dropped_at = self._drop()
             time.sleep(_UNNOTICED_SECONDS)
-        decision = self._decide(production, people, looks)
+        decision = self._decide(people, looks, dropped_at - _BEFORE)
         return Ordinary(
             backups=(first, second),
-            looks=tuple(looks.seen),
+            looks=looks,
             drill=drill,
             mutation=mutation,
             dropped_at=dropped_at,
             decision=decision,
             host_cannot_read=self._host_cannot_read(looks),
-            passes=(*(documents_of(result) for result in (first, second)), covered, decision.documents),
             people=people,
         )
+
+    def _outward(self) -> Outward:
+        with connect(self.plant.dsn, application_name="drservice demo") as session:
+            return outward_of(session)
 
     def _backup(self, production: Production, which: str) -> ServiceBackup:
         result = production.backup(self.story)
@@ -261,27 +264,16 @@ class Today:
             )
         return result
 
-    def _documents(self, production: Production) -> SnapshotRecord:
-        """Take a pass over the documents: an instant after the newest one would lack what was filed since."""
-        self.story.line(f"$ drservice backup {demosite.SERVICE} --component {DOCUMENTS}")
-        result = production.backup(self.story, DOCUMENTS)
-        (record,) = result.records
-        seconds = (result.ended_at - result.started_at).total_seconds()
-        self.story.line(
-            f"documents filed since the last pass: {format_bytes(record.stored_bytes)} ({format_seconds(seconds)})"
-        )
-        return record
-
     def _drop(self) -> datetime:
         self.story.chapter("The mistake")
         dropped_at = datetime.now(UTC)
         with connect(self.plant.dsn, application_name="a tired hand") as session:
-            session.rows("drop table work_order")
-        self.story.line(Span(f"{clock(dropped_at)}  DROP TABLE work_order;", Colour.BAD))
+            session.rows("drop table mrp_production cascade")
+        self.story.line(Span(f"{clock(dropped_at)}  DROP TABLE mrp_production CASCADE;", Colour.BAD))
         return dropped_at
 
-    def _decide(self, production: Production, people: People, looks: Looks) -> Decision:
-        """Decide to restore, and bring the last documents and the last WAL into the repository."""
+    def _decide(self, people: People, looks: Looks, target: datetime) -> Decision:
+        """Decide to restore, and wait until the documents of that instant and the last WAL are in the repository."""
         for complaint in people.complaints:
             self.story.line(f"{clock(complaint.at)}  {complaint.who}: {complaint.what.splitlines()[0]}")
         people.stop()
@@ -290,23 +282,26 @@ class Today:
         with connect(self.plant.dsn, application_name="drservice demo") as session:
             needed = Lsn.parse(session.row("select pg_current_wal_flush_lsn()::text")[0])
             session.rows("select pg_switch_wal()")
-        record = self._documents(production)
+        self._await(looks, f"the documents of {to_iso(target)}", lambda: _is_reached(looks, target))
         captured = time.monotonic()
         self._await_wal(looks, needed)
-        self.story.line("the last WAL is in the repository")
+        self.story.line("the documents of that instant and the last WAL are in the repository")
         return Decision(
             at=decided_at,
             clock=decided,
-            documents=record,
             documents_seconds=captured - decided,
             wal_seconds=time.monotonic() - captured,
         )
 
     def _await_wal(self, looks: Looks, needed: Lsn) -> None:
-        deadline = time.monotonic() + _ARCHIVE_WAIT_SECONDS
-        while looks.durable() < needed:
+        self._await(looks, f"the WAL up to {needed}", lambda: looks.durable() >= needed)
+
+    def _await(self, looks: Looks, what: str, is_there: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _ARRIVAL_SECONDS
+        while not is_there():
+            looks.streams.require_running()
             if time.monotonic() > deadline:
-                raise WalTimeoutError(f"the WAL up to {needed} did not reach the repository: {self.plant.last_words()}")
+                raise WalTimeoutError(f"{what} did not reach the repository: {self.plant.last_words()}")
             time.sleep(_LOOK_SECONDS)
 
     def _host_cannot_read(self, looks: Looks) -> bool:
@@ -358,7 +353,7 @@ class Today:
         restored, decision = recovery.restored, ordinary.decision
         orders = ordinary.people.orders()
         with connect(self.plant.dsn, application_name="drservice demo") as session:
-            gone = not session.rows("select from pg_class where relname = 'work_order'")
+            gone = not session.rows("select from pg_class where relname = 'mrp_production'")
         objectives = self.site.recovery().service(demosite.SERVICE).objectives
         assert objectives.rpo is not None
         assert objectives.rto is not None
@@ -367,7 +362,7 @@ class Today:
         plan = restored.planned.resolved.plan
         return Facts(
             backups=tuple(_backup_facts(result) for result in ordinary.backups),
-            exposures=ordinary.looks,
+            exposures=tuple(ordinary.looks.seen),
             orders=tuple(order for order in orders if order.begun >= began),
             found=frozenset(recovery.orders),
             comparison=compare(orders, recovery.orders, ordinary.target),
@@ -409,19 +404,15 @@ class Today:
             corrupt=counts.corrupt,
             rows=len(recovery.documents),
             root=str(root_of_documents(recovery.restored)),
-            rpo_seconds=longest_wait(ordinary.passes),
+            exposures=tuple(ordinary.looks.documents),
             rpo_promised_seconds=promised.total_seconds(),
         )
 
 
-def documents_of(result: ServiceBackup) -> SnapshotRecord:
-    """Return the snapshot of the documents."""
-    return next(record for record in result.records if record.component == DOCUMENTS)
-
-
-def longest_wait(passes: Sequence[SnapshotRecord]) -> float:
-    """Return the longest time that a document may have waited: filed as one pass began, seen by the next."""
-    return max((after.stopped_at - before.started_at).total_seconds() for before, after in pairwise(passes))
+def _is_reached(looks: Looks, instant: datetime) -> bool:
+    """Tell whether every document that rows committed by an instant refer to is in the repository."""
+    durable = looks.streams.durable_documents()
+    return durable is not None and durable >= instant
 
 
 def root_of_documents(restored: RestoreResult) -> Path:

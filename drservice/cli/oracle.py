@@ -6,7 +6,7 @@ commit. The server's own account of what it kept is not asked.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -109,14 +109,56 @@ def compare(orders: Iterable[Order], found: Mapping[str, int], target: datetime)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Outlived:
+    """What of the documents outlived the machine that they were on, seen from those who filed them."""
+
+    acknowledged: int
+    """Filed and acknowledged before the machine died."""
+    lost: tuple[str, ...]
+    """Of these: the row, the document or both are gone."""
+    lost_seconds: float
+    """From the oldest lost acknowledgement to the end of the machine; 0 if none is lost."""
+    dangling: tuple[str, ...]
+    """Rows whose document is missing, acknowledged or not."""
+    unwanted: tuple[str, ...]
+    """There with another content than was filed, or never filed by anybody."""
+
+
+def outlived(documents: Iterable[Document], found: Mapping[str, str | None], died_at: datetime) -> Outlived:
+    """Compare the documents a client remembers with those that came back after its machine died.
+
+    Args:
+        documents: everything that was ever filed.
+        found: name in the recovered rows to the SHA-1 of the content that lies there, ``None`` without a file.
+        died_at: by the client's clock.
+    """
+    filed: dict[str, str] = {}
+    acknowledged: dict[str, datetime] = {}
+    for document in documents:
+        filed[document.entry.number] = document.sha1
+        if document.entry.acknowledged is not None and document.entry.acknowledged <= died_at:
+            acknowledged[document.entry.number] = document.entry.acknowledged
+    lost = {name: at for name, at in acknowledged.items() if found.get(name) != filed[name]}
+    return Outlived(
+        acknowledged=len(acknowledged),
+        lost=tuple(sorted(lost)),
+        lost_seconds=max(((died_at - at).total_seconds() for at in lost.values()), default=0.0),
+        dangling=tuple(sorted(name for name, sha1 in found.items() if sha1 is None)),
+        unwanted=tuple(
+            sorted(name for name, sha1 in found.items() if name not in filed or sha1 not in {None, filed[name]})
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exposure:
     """What the loss of the production machine at one instant would have cost."""
 
     at: datetime
-    orders: int
-    """Acknowledged orders whose WAL was not in the repository yet."""
+    count: int
+    """Acknowledged orders whose WAL, or documents that, were not in the repository yet."""
     seconds: float
-    """From the newest order that was safe to the instant; 0 if every order was safe."""
+    """From the newest one that was safe to the instant; 0 if every one was safe."""
 
 
 def exposure(orders: Iterable[Order], *, durable: Lsn, at: datetime) -> Exposure:
@@ -129,16 +171,34 @@ def exposure(orders: Iterable[Order], *, durable: Lsn, at: datetime) -> Exposure
         durable: end of the WAL that the repository holds without a gap.
         at: the instant, not before ``durable`` was looked up.
     """
+    return _at_risk(orders, lambda order: order.flushed is not None and order.flushed <= durable, at)
+
+
+def document_exposure(documents: Iterable[Document], *, durable: datetime | None, at: datetime) -> Exposure:
+    """Measure documents at risk at one instant, as :func:`exposure` does committed work.
+
+    Args:
+        documents: what was filed so far.
+        durable: every document whose row was committed by then is in the repository; ``None`` = that was never proven.
+        at: the instant, by the same clock.
+    """
+
+    def is_safe(entry: Order) -> bool:
+        return durable is not None and entry.acknowledged is not None and entry.acknowledged <= durable
+
+    return _at_risk((document.entry for document in documents), is_safe, at)
+
+
+def _at_risk(entries: Iterable[Order], is_safe: Callable[[Order], bool], at: datetime) -> Exposure:
     safe: list[datetime] = []
     at_risk: list[datetime] = []
-    for order in orders:
-        if order.acknowledged is None or order.acknowledged > at:
-            continue
-        (safe if order.flushed is not None and order.flushed <= durable else at_risk).append(order.acknowledged)
+    for entry in entries:
+        if entry.acknowledged is not None and entry.acknowledged <= at:
+            (safe if is_safe(entry) else at_risk).append(entry.acknowledged)
     if not at_risk:
-        return Exposure(at=at, orders=0, seconds=0.0)
+        return Exposure(at=at, count=0, seconds=0.0)
     since = max(safe) if safe else min(at_risk)
-    return Exposure(at=at, orders=len(at_risk), seconds=max(0.0, (at - since).total_seconds()))
+    return Exposure(at=at, count=len(at_risk), seconds=max(0.0, (at - since).total_seconds()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,18 +1,18 @@
 """The demo's plant: a PostgreSQL cluster with a manufacturer's tables, and people who enter orders all the time.
 
 Everything lives in one folder and is ended by its own pid. The people remember each commit the server acknowledged;
-what they remember is the oracle a recovery is compared with. The tables of journal items, stock moves and attachments
-have the columns that Odoo gives them; documents are in ``plantdocuments``.
+what they remember is the oracle a recovery is compared with. The tables are in ``plantschema``, documents in
+``plantdocuments``, modules and configuration in ``plantcode``.
 """
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -21,7 +21,9 @@ from typing import LiteralString
 
 from drservice import processes
 from drservice.cli.oracle import Document, Order
+from drservice.cli.plantcode import install_modules, installed_git, write_configuration, write_modules
 from drservice.cli.plantdocuments import Filestore, Filing, file_history
+from drservice.cli.plantschema import DIGEST, HISTORY, OUTWARD, PRODUCTION, PRODUCTIONS, SALE, SALES, SCHEMA
 from drservice.components.postgres.connection import Session, connect
 from drservice.components.postgres.server import PostgresPrograms, find_programs
 from drservice.components.postgres.versions import SUPPORTED_MAJORS
@@ -40,96 +42,7 @@ _READY_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.02
 _PAUSE_SECONDS = 0.02
-
-_SCHEMA: LiteralString = """
-create table customer (id int primary key, name text not null, country text not null);
-create table product (id int primary key, code text not null unique, name text not null, price numeric(12,2) not null);
-create table sale_order (
-    id bigint generated always as identity primary key, number text not null unique,
-    customer_id int not null references customer, ordered_at timestamptz not null, state text not null, note text);
-create table sale_order_line (
-    id bigint generated always as identity primary key, order_id bigint not null references sale_order,
-    product_id int not null references product, quantity int not null, price numeric(12,2) not null);
-create index on sale_order_line (order_id);
-create table work_order (
-    id bigint generated always as identity primary key, number text not null unique,
-    product_id int not null references product, quantity int not null, planned_at timestamptz not null,
-    state text not null, instructions text);
-create table account_move_line (
-    id bigint generated always as identity primary key, move_name text not null, account text not null,
-    parent_state text not null, debit numeric(16,2) not null, credit numeric(16,2) not null);
-create table stock_move (
-    id bigint generated always as identity primary key, reference text not null,
-    product_id int not null references product, product_qty numeric not null, state text not null);
-create table ir_attachment (
-    id bigint generated always as identity primary key, name text not null, res_model text, type text not null,
-    store_fname text, checksum varchar(40), file_size int, db_datas bytea, mimetype text,
-    create_date timestamptz not null default now());
-create index on ir_attachment (store_fname);
-"""
-_HISTORY: LiteralString = """
-insert into customer select i, 'Customer ' || i, (array['DE','FR','IT','PL','US'])[1 + i % 5]
-    from generate_series(1, 500) i;
-insert into product select i, 'P-' || lpad(i::text, 5, '0'), 'Gearbox ' || md5(i::text), 10 + i % 990
-    from generate_series(1, 2000) i;
-insert into sale_order (number, customer_id, ordered_at, state, note)
-    select 'S' || lpad(i::text, 6, '0'), 1 + i % 500, timestamptz '2026-01-01Z' + i * interval '7 minutes', 'done',
-    repeat(md5(i::text), 4) from generate_series(1, 10000) i;
-insert into sale_order_line (order_id, product_id, quantity, price)
-    select o.id, 1 + (o.id * 7 + j * 13) % 2000, 1 + (o.id + j) % 20, 10 + (o.id * j) % 500
-    from sale_order o, generate_series(1, 4) j;
-insert into work_order (number, product_id, quantity, planned_at, state, instructions)
-    select 'W' || lpad(i::text, 6, '0'), 1 + i % 2000, 1 + i % 50, timestamptz '2026-01-01Z' + i * interval '5 minutes',
-    'done', repeat(md5((i * 3)::text), 6) from generate_series(1, 15000) i;
-insert into account_move_line (move_name, account, parent_state, debit, credit)
-    select 'INV/' || o.number, side.account, 'posted', o.amount * side.debit, o.amount * (1 - side.debit)
-    from (select s.number, sum(l.quantity * l.price) from sale_order s join sale_order_line l on l.order_id = s.id
-        group by s.number order by s.number) o(number, amount), (values ('1400', 1), ('8400', 0)) side(account, debit);
-insert into stock_move (reference, product_id, product_qty, state)
-    select 'WH/' || number, product_id, quantity, 'done' from work_order order by id
-"""
-_DIGEST: LiteralString = """
-select count(*), md5(string_agg(line, E'\\n' order by line)) from (
-    select 'customer' || c::text from customer c
-    union all select 'product' || p::text from product p
-    union all select 'sale_order' || o::text from sale_order o where o.state = 'done'
-    union all select 'line' || l::text from sale_order_line l join sale_order o on o.id = l.order_id
-        where o.state = 'done'
-    union all select 'work_order' || w::text from work_order w where w.state = 'done'
-    union all select 'journal' || a::text from account_move_line a where a.move_name like 'INV/%'
-    union all select 'move' || m::text from stock_move m where m.reference like 'WH/%') as rows(line)
-"""
-_SALE: LiteralString = """
-with o as (
-    insert into sale_order (number, customer_id, ordered_at, state)
-    values (%s, 1 + floor(random() * 500)::int, clock_timestamp(), 'sale') returning id, number),
-l as (
-    insert into sale_order_line (order_id, product_id, quantity, price)
-    select o.id, 1 + floor(random() * 2000)::int, 1 + j, 10 * j from o, generate_series(1, %s) j
-    returning quantity * price as amount)
-insert into account_move_line (move_name, account, parent_state, debit, credit)
-select o.number, side.account, 'posted', t.amount * side.debit, t.amount * (1 - side.debit)
-from o, (select sum(amount) from l) t(amount), (values ('1400', 1), ('8400', 0)) side(account, debit)
-"""
-_WORK: LiteralString = """
-with w as (
-    insert into work_order (number, product_id, quantity, planned_at, state)
-    values (%s, 1 + floor(random() * 2000)::int, 1 + %s, clock_timestamp(), 'planned')
-    returning number, product_id, quantity)
-insert into stock_move (reference, product_id, product_qty, state)
-select number, product_id, quantity, 'done' from w
-"""
-_SALES: LiteralString = """
-select o.number, count(l.id) from sale_order o left join sale_order_line l on l.order_id = o.id
-where o.state = 'sale' group by o.number
-"""
-_WORK_ORDERS: LiteralString = "select number, 0 from work_order where state = 'planned'"
-
-
-_CONFIGURATION = {
-    "odoo.conf": "[options]\ndb_name = plant\nlist_db = False\nproxy_mode = True\nworkers = 4\n",
-    "addons.txt": "# what is installed beside Odoo itself\nplant_quality 17.0.1.4\nplant_labels 17.0.2.0\n",
-}
+_FILING_PAUSE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,19 +55,41 @@ class Digest:
 
 def digest_of(session: Session) -> Digest:
     """Hash every row that the plant was filled with."""
-    rows, md5 = session.row(_DIGEST)
+    rows, md5 = session.row(DIGEST)
     return Digest(rows=int(rows), md5=str(md5))
 
 
 def orders_in(session: Session) -> dict[str, int]:
     """Return every order entered by the people of the demo, with its number of lines."""
-    rows = [*session.rows(_SALES), *session.rows(_WORK_ORDERS)]
+    rows = [*session.rows(SALES), *session.rows(PRODUCTIONS)]
     return {str(number): int(lines) for number, lines in rows}
 
 
 def sales_in(session: Session) -> dict[str, int]:
     """Return every order that was sold by the people of the demo, with its number of lines."""
-    return {str(number): int(lines) for number, lines in session.rows(_SALES)}
+    return {str(number): int(lines) for number, lines in session.rows(SALES)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outward:
+    """What of an Odoo acts on the world outside, in numbers."""
+
+    mails_waiting: int
+    mail_servers: int
+    scheduled_actions: int
+    connections: int
+    """Of the plant's own module."""
+
+
+def outward_of(session: Session) -> Outward:
+    """Count what acts on the world outside."""
+    mails, servers, actions, connections = session.row(OUTWARD)
+    return Outward(
+        mails_waiting=int(mails),
+        mail_servers=int(servers),
+        scheduled_actions=int(actions),
+        connections=int(connections),
+    )
 
 
 def installed_postgres() -> PostgresPrograms:
@@ -203,8 +138,13 @@ class Plant:
 
     @property
     def configuration(self) -> Path:
-        """The folder with the application's configuration."""
+        """The folder with the application's configuration and the plant's own modules: a clone, if git is installed."""
         return self.folder / "configuration"
+
+    @property
+    def addons(self) -> tuple[Path, ...]:
+        """The folders with Odoo's modules, and with the plant's own."""
+        return (self.folder / "odoo", self.configuration / "addons")
 
     def create(self) -> list[Document]:
         """Make the cluster, its tables, some history and its documents; the server is stopped again at the end.
@@ -218,8 +158,8 @@ class Plant:
         for name, mode in (("data", 0o700), ("sock", 0o755), ("filestore", 0o755), ("configuration", 0o755)):
             (self.folder / name).mkdir(mode=mode)
             processes.inherit_owner(self.folder / name)
-        for name, text in _CONFIGURATION.items():
-            (self.configuration / name).write_text(text, encoding="utf-8")
+        write_configuration(self.configuration, self.account, git=installed_git())
+        write_modules(self.folder / "odoo")
         made = processes.run(
             [self.programs.path("initdb"), "-D", self.data, *_INITDB], account=self.account, timeout_seconds=120
         )
@@ -241,9 +181,9 @@ class Plant:
         with connect(f"{self.dsn} dbname=postgres") as session:
             session.rows("create database plant")
         with connect(self.dsn) as session:
-            for statement in (*_SCHEMA.split(";"), *_HISTORY.split(";")):
-                if statement.strip():
-                    session.rows(statement)
+            for statement in (*SCHEMA.split(";"), *HISTORY.split(";")):
+                session.rows(statement)
+            install_modules(session)
             documents = file_history(session, self.filestore)
             session.rows("vacuum analyze")
         self.stop()
@@ -318,6 +258,17 @@ class Plant:
         process.wait(_STOP_SECONDS)
         self._process = None
 
+    def lose(self) -> None:
+        """Remove what the machine had on its disks: the data directory, the documents, the configuration."""
+        for folder in (self.data, self.filestore.root, self.configuration):
+            shutil.rmtree(folder)
+
+    def take_over(self, *, data: Path, filestore: Path, configuration: Path) -> None:
+        """Put what was recovered beside the plant into its places; the server does not run."""
+        data.rename(self.data)
+        filestore.rename(self.filestore.root)
+        configuration.rename(self.configuration)
+
     def last_words(self) -> str:
         """Return the last line of the server's log."""
         lines = (self.folder / "log").read_text(encoding="utf-8", errors="replace").split("\n")
@@ -336,22 +287,23 @@ class Complaint:
 class People:
     """People at work: threads that commit one order or document after the other and remember what was acknowledged."""
 
-    def __init__(self, dsn: str, filing: Filing | None, *, clerks: int = 2, shift: str = "") -> None:
-        """``filing``: ``None`` = they only sell; ``shift``: what their numbers begin with."""
+    def __init__(
+        self, dsn: str, filing: Filing, *, clerks: int = 2, shift: str = "", has_shop_floor: bool = True
+    ) -> None:
+        """``shift``: what their numbers begin with; without a shop floor nobody finishes manufacturing orders."""
         self._dsn = dsn
         self._stop = threading.Event()
         self._at_work = threading.Event()
-        self._archive_room = threading.Lock()
         self._orders: list[Order] = []
         self._documents: list[Document] = []
         self.complaints: list[Complaint] = []
         work: dict[str, Callable[[str], None]] = {
-            f"{shift}SO-{clerk}-": partial(self._enter_orders, statement=_SALE, lines=3)
+            f"{shift}SO-{clerk}-": partial(self._enter_orders, statement=SALE, lines=3)
             for clerk in range(1, clerks + 1)
         }
-        if filing is not None:
-            work[f"{shift}WO-1-"] = partial(self._enter_orders, statement=_WORK, lines=0)
-            work[f"{shift}DOC-1-"] = partial(self._file_documents, filing)
+        work[f"{shift}DOC-1-"] = partial(self._file_documents, filing)
+        if has_shop_floor:
+            work[f"{shift}MO-1-"] = partial(self._enter_orders, statement=PRODUCTION, lines=1)
         self._threads = [
             threading.Thread(target=what, args=(prefix,), name=prefix, daemon=True) for prefix, what in work.items()
         ]
@@ -375,12 +327,6 @@ class People:
             if thread.is_alive():
                 thread.join()
 
-    @contextmanager
-    def filing_closed(self) -> Iterator[None]:
-        """Let nobody file a document while the block runs; orders go on."""
-        with self._archive_room:
-            yield
-
     def orders(self) -> list[Order]:
         """Return what was entered so far, as remembered by those who sent it."""
         return list(self._orders)
@@ -393,14 +339,10 @@ class People:
         self._work(prefix, lines, lambda session, number: session.rows(statement, (number, lines)), self._orders.append)
 
     def _file_documents(self, filing: Filing, prefix: str) -> None:
-        def file(session: Session, number: str) -> None:
-            with self._archive_room:
-                filing.file(session, number)
-
         def remember(entry: Order) -> None:
             self._documents.append(Document(entry=entry, sha1=filing.sha1_of(entry.number)))
 
-        self._work(prefix, 1, file, remember)
+        self._work(prefix, 1, filing.file, remember, pause_seconds=_FILING_PAUSE_SECONDS)
 
     def _work(
         self,
@@ -408,6 +350,8 @@ class People:
         lines: int,
         enter: Callable[[Session, str], object],
         remember: Callable[[Order], None],
+        *,
+        pause_seconds: float = _PAUSE_SECONDS,
     ) -> None:
         """Enter one thing after the other until told to stop, or until the server refuses."""
         number, begun, acknowledged = "", datetime.now(UTC), None
@@ -415,7 +359,7 @@ class People:
             with connect(self._dsn, application_name=prefix) as session:
                 for count in range(1, 1_000_000):
                     self._at_work.wait()
-                    if self._stop.wait(_PAUSE_SECONDS):
+                    if self._stop.wait(pause_seconds):
                         return
                     number, begun, acknowledged = f"{prefix}{count:05d}", datetime.now(UTC), None
                     enter(session, number)

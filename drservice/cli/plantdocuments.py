@@ -22,8 +22,8 @@ HISTORY_DOCUMENTS = 300
 _LEAST_BYTES, _MOST_BYTES = 2_000, 24_000
 _HEAD = b"%PDF-1.7\n"
 _FILE: LiteralString = """
-insert into ir_attachment (name, res_model, type, store_fname, checksum, file_size, mimetype)
-values (%s, 'sale.order', 'binary', %s, %s, %s, 'application/pdf')
+insert into ir_attachment (name, res_model, res_id, type, store_fname, checksum, file_size, mimetype)
+values (%s, %s, %s, 'binary', %s, %s, %s, 'application/pdf')
 """
 _FOUND: LiteralString = "select name, store_fname from ir_attachment where store_fname is not null"
 
@@ -63,12 +63,12 @@ class Filing:
     _random: random.Random = field(default_factory=random.Random)
     _sha1: dict[str, str] = field(default_factory=dict)
 
-    def file(self, session: Session, name: str) -> None:
-        """Write a new document, then the row that refers to it."""
+    def file(self, session: Session, name: str, model: str = "sale.order", record: int = 1) -> None:
+        """Write a new document, then the row that refers to it and says what it belongs to."""
         size = self._random.randrange(_LEAST_BYTES, _MOST_BYTES)
         content = _HEAD + self._random.randbytes(size)
         sha1 = self._sha1[name] = self.filestore.put(content)
-        session.rows(_FILE, (name, name_of(sha1), sha1, len(content)))
+        session.rows(_FILE, (name, model, record, name_of(sha1), sha1, len(content)))
 
     def sha1_of(self, name: str) -> str:
         """Return the SHA-1 of what was filed under a name."""
@@ -81,7 +81,7 @@ def file_history(session: Session, filestore: Filestore) -> list[Document]:
     documents = []
     for number in range(1, HISTORY_DOCUMENTS + 1):
         name, begun = f"drawing-{number:04d}.pdf", datetime.now(UTC)
-        filing.file(session, name)
+        filing.file(session, name, "mrp.production", number)
         entry = Order(number=name, lines=1, begun=begun, acknowledged=datetime.now(UTC), flushed=None)
         documents.append(Document(entry=entry, sha1=filing.sha1_of(name)))
     return documents

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from drservice.cli import demosite
+from drservice.cli.plantcode import EDITED, CloneState, installed_git, is_clone, read_clone, write_configuration
 from drservice.cli.plantdocuments import Filestore, name_of
 from drservice.errors import UsageError
 
@@ -25,6 +27,34 @@ def test_a_document_is_named_by_its_content_and_told_apart_from_another_one(tmp_
 def test_a_row_cannot_make_the_demo_read_a_file_outside_of_the_filestore(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     assert Filestore(tmp_path / "filestore").sha1_of("../secret") is None
+
+
+def test_without_git_the_configuration_is_a_plain_folder_with_the_same_files(tmp_path: Path) -> None:
+    git = installed_git()
+    assert git is not None, "the tests of git clones need it, too"
+    clone, plain = tmp_path / "clone", tmp_path / "plain"
+    for folder, program in ((clone, git), (plain, None)):
+        folder.mkdir()
+        write_configuration(folder, None, git=program)
+    assert (is_clone(clone), is_clone(plain)) == (True, False)
+    named = [
+        {item.relative_to(root) for item in root.rglob("*") if ".git" not in item.parts} for root in (clone, plain)
+    ]
+    assert named[0] == named[1]
+    state = read_clone(clone, None)
+    assert state.commit is not None
+    assert len(state.commit) == 40
+    assert read_clone(plain, None) == CloneState(commit=None, edited=(clone / EDITED).read_text())
+
+
+def test_a_clone_that_came_back_elsewhere_or_without_its_edits_is_told_apart(tmp_path: Path) -> None:
+    write_configuration(tmp_path, None, git=installed_git())
+    before = read_clone(tmp_path, None)
+    (tmp_path / EDITED).write_text("[options]\n")
+    assert read_clone(tmp_path, None) == CloneState(commit=before.commit, edited="[options]\n")
+    (tmp_path / EDITED).unlink()
+    shutil.rmtree(tmp_path / ".git")
+    assert read_clone(tmp_path, None) == CloneState(commit=None, edited=None)
 
 
 def site_with_evidence(tmp_path: Path) -> demosite.Site:
