@@ -141,6 +141,7 @@ def test_a_last_line_in_a_string_or_in_rows_ends_nothing() -> None:
     marker = "-- PostgreSQL database dump complete"
     assert "cut" in refusal(f"{HEAD}select '\n{marker}\n';\n")
     assert "cut" in refusal(f"{HEAD}COPY public.t FROM stdin;\n{marker}\n\\.\n")
+    assert "within the rows" in refusal(f"{HEAD}COPY public.t FROM stdin;\n{marker}\n")
 
 
 def test_nothing_follows_the_last_line() -> None:
