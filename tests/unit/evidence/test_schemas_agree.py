@@ -64,3 +64,16 @@ def test_a_field_that_no_schema_has_is_refused_by_both(kind: str) -> None:
     predicate = example(schema["properties"]["predicate"], schema["$defs"])
     assert schema["properties"]["predicate"]["additionalProperties"] is False
     assert verification._PREDICATES[kind]({**predicate, "unknown": 1}) == ".unknown"
+
+
+KINDS_OF_TARGET = ("latest", "consistent", "time", "random")
+
+
+@pytest.mark.parametrize("target", KINDS_OF_TARGET)
+def test_every_kind_of_target_that_an_obligation_may_have_is_known_to_the_verifier(target: str) -> None:
+    schema = json.loads((SCHEMAS / "obligation.json").read_text())
+    predicate = schema["properties"]["predicate"]
+    assert tuple(predicate["properties"]["target"]["properties"]["kind"]["enum"]) == KINDS_OF_TARGET
+    obligation = example(predicate, schema["$defs"])
+    obligation["target"]["kind"] = target
+    assert verification._PREDICATES["obligation"](obligation) is None
