@@ -30,7 +30,7 @@ from drservice.catalogue.streams import STARTING, STREAMING
 from drservice.clock import to_iso
 from drservice.jobs.queue import Queue
 from drservice.model.agenda import Agenda, Overdue
-from drservice.model.estate import Estate, FilesSettings, NotifyKind, Service
+from drservice.model.estate import Estate, FilesSettings, NotifyKind, Service, WalMode
 from drservice.model.runs import RunKind
 from drservice.model.timetable import host_of
 from drservice.notify.interface import Notice, Severity
@@ -156,8 +156,10 @@ def breaches_of(service: Service, facts: ServiceFacts, agenda: Agenda, now: date
     for hole in facts.holes:
         if hole.is_open:
             yield _hole(service, hole)
-    for component, stream in facts.streams.items():
-        yield from _wal_stream(service, component, stream, now)
+    for component in service.databases():
+        # What a host that is gone told of a receiver that nobody wants any more is no news for ever.
+        if component.wal.mode is not WalMode.ARCHIVE and (stream := facts.streams.get(component.name)) is not None:
+            yield from _wal_stream(service, component.name, stream, now)
     yield from _measured(service, facts)
     yield from _documents(service, facts, now)
     for item in agenda.overdue(service.name, facts.results, now - OVERDUE_TOLERANCE):

@@ -30,6 +30,8 @@ from drservice.model.estate import (
     RepositorySettings,
     Schedules,
     Service,
+    WalMode,
+    WalSettings,
 )
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.model.retention import Period, RetentionPolicy
@@ -44,7 +46,9 @@ SERVICE = Service(
     name=ServiceName("erp"),
     objectives=Objectives(rpo=RPO, rto=RTO, documents_rpo=RPO),
     components={
-        ComponentName("database"): PostgresSettings(name=ComponentName("database"), dsn=""),
+        ComponentName("database"): PostgresSettings(
+            name=ComponentName("database"), dsn="", wal=WalSettings(mode=WalMode.STREAM)
+        ),
         ComponentName("documents"): FilesSettings(
             name=ComponentName("documents"),
             kind=FilesKind.ODOO_FILESTORE,
@@ -225,6 +229,14 @@ def test_commits_that_wait_and_a_slot_that_is_lost_are_told_at_once() -> None:
     (breach,) = streamed(slot_status="lost")
     assert breach.severity is Severity.BUSINESS_CRITICAL
     assert "the server may remove WAL" in breach.body
+
+
+def test_nothing_is_told_of_a_receiver_that_nobody_wants_any_more() -> None:
+    archived = PostgresSettings(name=ComponentName("database"), dsn="")
+    service = replace(SERVICE, components={**SERVICE.components, archived.name: archived})
+    lost = replace(STREAM, state="absent", durable_until=None)
+    assert found(replace(KEPT, streams={"database": lost}), service) == []
+    assert len(found(replace(KEPT, streams={"database": lost}))) == 1
 
 
 def test_work_at_risk_is_told_sooner_where_wal_is_streamed() -> None:
