@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -43,6 +44,8 @@ _PIECE_BYTES = 24 << 20
 _PIECE_FILES = 1024
 _BATCH_PACKS = 4
 """Pieces per batch: of all but the first the pack is fetched while the one before is written."""
+_LAST_PIECES = 8
+"""Towards the end a batch is no more than this part of what is left."""
 _INLINE_BYTES = 24 << 20
 _INLINE_FILES = 2_000
 _SPARSE_BYTES = 64 << 20
@@ -367,9 +370,13 @@ def _batches(
                 groups.setdefault(pack, []).append((offset, plan))
         if not taken:
             return
-        pieces = (PackPlan(pack, piece) for pack, plans in groups.items() for piece in _pieces(plans))
-        while batch := list(islice(pieces, _BATCH_PACKS)):
-            yield batch
+        pieces = deque(PackPlan(pack, piece) for pack, plans in groups.items() for piece in _pieces(plans))
+        groups.clear()
+        is_last = taken < amount
+        while pieces:
+            # The last ones go out one by one: nobody is to be left with four when the others have nothing to do.
+            count = min(_BATCH_PACKS, max(1, len(pieces) // _LAST_PIECES)) if is_last else _BATCH_PACKS
+            yield [pieces.popleft() for _ in range(min(count, len(pieces)))]
         amount = min(2 * amount, _ROUND_FILES)
 
 

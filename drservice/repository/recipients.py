@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import pyrage
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
 
 from drservice.credentials import Secret
 from drservice.errors import ConfigurationError, KeyProblemError
@@ -138,6 +137,8 @@ def _native_identities(content: bytes, what: str) -> Iterator[LoadedIdentity]:
 
 
 def _ssh_identity(content: bytes, what: str) -> LoadedIdentity:
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415  # nothing else here needs its 20 modules
+
     try:
         if content.startswith(_SSH_IDENTITIES[0]):
             key = serialization.load_ssh_private_key(content, password=None)

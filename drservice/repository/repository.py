@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from drservice.canonical import Json, canonical_bytes, parse_canonical
 from drservice.clock import Clock, to_iso
@@ -31,12 +32,8 @@ from drservice.model.ids import (
 )
 from drservice.objectstore.interface import ObjectStore
 from drservice.repository import layout
-from drservice.repository.clocks import ClockArchive
-from drservice.repository.daykey import DayKeys
-from drservice.repository.documentsets import DocumentSets
 from drservice.repository.envelope import HostKey, Trust
 from drservice.repository.keys import Identities, Keyring
-from drservice.repository.points import PointArchive
 from drservice.repository.reader import SnapshotReader
 from drservice.repository.records import Scope
 from drservice.repository.snapshots import (
@@ -45,9 +42,15 @@ from drservice.repository.snapshots import (
     list_snapshots,
     open_snapshot,
 )
-from drservice.repository.tail import TailArchive
-from drservice.repository.walarchive import WalArchive
 from drservice.repository.writer import SnapshotWriter, WriterContext
+
+if TYPE_CHECKING:  # a backup needs one of these or none, and loading all takes a tenth of one that finds nothing new
+    from drservice.repository.clocks import ClockArchive
+    from drservice.repository.daykey import DayKeys
+    from drservice.repository.documentsets import DocumentSets
+    from drservice.repository.points import PointArchive
+    from drservice.repository.tail import TailArchive
+    from drservice.repository.walarchive import WalArchive
 
 FORMAT = 1
 _CONTEXT = b"drservice repository v1\n"
@@ -225,6 +228,8 @@ class Repository:
 
     def points(self, service: ServiceName) -> PointArchive:
         """Return the recovery points of a service."""
+        from drservice.repository.points import PointArchive  # noqa: PLC0415  # see above
+
         return PointArchive(
             store=self.store,
             service=service,
@@ -235,6 +240,8 @@ class Repository:
 
     def wal(self, scope: Scope) -> WalArchive:
         """Return the WAL archive of a component."""
+        from drservice.repository.walarchive import WalArchive  # noqa: PLC0415  # see above
+
         return WalArchive(
             self.store,
             scope=scope,
@@ -247,6 +254,8 @@ class Repository:
 
     def tail(self, scope: Scope) -> TailArchive:
         """Return the pieces of WAL of a component; each call is a writer's run of its own."""
+        from drservice.repository.tail import TailArchive  # noqa: PLC0415  # see above
+
         return TailArchive(
             self.store,
             scope=scope,
@@ -258,6 +267,8 @@ class Repository:
 
     def document_sets(self, scope: Scope) -> DocumentSets:
         """Return the document sets of a component."""
+        from drservice.repository.documentsets import DocumentSets  # noqa: PLC0415  # see above
+
         return DocumentSets(
             self.store,
             scope=scope,
@@ -269,10 +280,14 @@ class Repository:
 
     def clocks(self, scope: Scope) -> ClockArchive:
         """Return what the server's clock said, for a component."""
+        from drservice.repository.clocks import ClockArchive  # noqa: PLC0415  # see above
+
         return ClockArchive(self.store, scope=scope, trust=self.trust, signer=self._host_key, clock=self._clock)
 
     def day_keys(self, service: ServiceName) -> DayKeys:
         """Return the keys of a process that ships WAL of a service day after day."""
+        from drservice.repository.daykey import DayKeys  # noqa: PLC0415  # see above
+
         return DayKeys(
             self.keyring, service=service, recipients=self._recipients, signer=self._host_key, clock=self._clock
         )

@@ -205,7 +205,7 @@ def _place_from(
         made.require_space(data_bytes(reader, files))
     lost: set[str] = set()
     placed = 0
-    files = _in_folders(files, made, search.wanted)
+    files = _in_folders(files, made)
     for reply in place_whole_files(reader, files, spec, workers=context.workers, progress=context.progress):
         made.wrote(reply.written_bytes)
         placed += reply.files
@@ -222,13 +222,13 @@ def _place_from(
 
 
 def _documents(reader: SnapshotReader, search: _Search, *, preferred: bool) -> Iterator[WantedFile]:
-    """Yield the wanted documents of a snapshot that are what their name says."""
+    """Yield the wanted documents of a snapshot that are what their name says, and take them off what is wanted."""
 
     def lost(error: DrError) -> None:
         search.unreadable.append(f"snapshot {reader.record.id}: {error.message}")
 
     for entry in reader.entries(on_lost=lost):
-        name = os.fsdecode(entry.path)
+        name = entry.path.decode("ascii", "replace")  # no document has any other characters
         if entry.kind is not EntryKind.FILE or not is_document(name):
             continue
         if name not in search.wanted:
@@ -236,14 +236,14 @@ def _documents(reader: SnapshotReader, search: _Search, *, preferred: bool) -> I
         elif entry.sha1:
             search.never_right.add(name)
         else:
+            search.wanted.discard(name)
             yield WantedFile(entry, sha1_of_name(name))
 
 
-def _in_folders(files: Iterable[WantedFile], made: Staging, wanted: set[str]) -> Iterator[WantedFile]:
-    """Make the folder of each file before it is placed, and take its name off what is still wanted."""
+def _in_folders(files: Iterable[WantedFile], made: Staging) -> Iterator[WantedFile]:
+    """Make the folder of each file before it is placed."""
     for item in files:
         made.make_folder(item.entry.path.rpartition(b"/")[0])
-        wanted.discard(os.fsdecode(item.entry.path))
         yield item
 
 

@@ -27,7 +27,7 @@ _FOLDER_MODE = 0o755
 _FILE_MODE = 0o644
 """What Odoo gives its documents."""
 _UNFINISHED = b".unfinished"
-_WRITE_BACK_BYTES = 256 << 20
+_WRITE_BACK_BYTES = 64 << 20
 """The disk begins to write when so much waits for it, which it would have to write in the end anyway."""
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -22,7 +22,9 @@ from drservice.errors import (
     TargetDirectoryError,
 )
 from drservice.processes import Account
+from drservice.repository import bulkplacing
 from drservice.repository.keys import Identities
+from drservice.repository.nodes import EntryKind
 from tests.doubles.filestores import Filestore, settle, tree
 from tests.doubles.repositories import Heard, Site, flipped, noise
 from tests.doubles.stores import Fault, FaultyStore
@@ -379,3 +381,29 @@ def test_a_document_that_is_not_its_name_is_not_placed_whatever_the_snapshot_say
     placed = folder.place([record.id], tmp_path / "out", [name])
     assert (placed.placed, placed.corrupt) == (0, (name,))
     assert not (tmp_path / "out" / name).exists()
+
+
+def test_modes_are_those_of_production_whatever_the_umask(filestore: Filestore, tmp_path: Path) -> None:
+    documents = list(filestore.fill(3))
+    (filestore.folder / documents[0]).chmod(0o640)
+    record, _ = filestore.capture()
+    for mask in (0o000, 0o077):
+        before = os.umask(mask)
+        try:
+            filestore.place([record.id], tmp_path / f"{mask}", documents)
+        finally:
+            os.umask(before)
+        modes = [(tmp_path / f"{mask}" / name).stat().st_mode & 0o7777 for name in documents]
+        assert modes == [0o640, 0o644, 0o644]
+
+
+def test_no_worker_is_left_with_much_at_the_end(filestore: Filestore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulkplacing, "_PIECE_FILES", 2)
+    filestore.fill(100, largest=50)
+    record, _ = filestore.capture()
+    reader = filestore.site.repository().reader(filestore.scope, record.id)
+    files = [bulkplacing.WantedFile(entry, b"") for entry in reader.entries() if entry.kind is EntryKind.FILE]
+    batches = [len(batch) for batch in bulkplacing._batches(reader, iter(files), [])]
+    assert sum(batches) == 50
+    assert batches == sorted(batches, reverse=True)
+    assert (batches[0], batches[-15:]) == (4, [1] * 15)
