@@ -107,6 +107,11 @@ def is_locked(key: str) -> bool:
     return not key.startswith(("probe/", "hold/"))
 
 
+def is_writers_own(key: str) -> bool:
+    """Tell whether nobody else can have this name: it carries the run that writes it (pieces of WAL)."""
+    return _is_tail(key)
+
+
 def _is_tail(key: str) -> bool:
     match key.split("/"):
         case ["s", _, _, "tail", *_]:

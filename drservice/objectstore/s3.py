@@ -30,7 +30,7 @@ from drservice.errors import (
     StoreDeniedError,
     StoreUnreachableError,
 )
-from drservice.model.storing import is_locked, kind_of
+from drservice.model.storing import is_locked, is_writers_own, kind_of
 from drservice.objectstore.bodies import BodyReader, PausingBody, buffers_of, md5_of, same_pieces, size_of
 from drservice.objectstore.interface import Body, Capabilities, CreateMode, ObjectInfo
 from drservice.objectstore.keys import is_key, split_key, split_prefix
@@ -94,11 +94,19 @@ class S3Store:
     def create(self, key: str, body: Body) -> None:
         """Store ``body`` under ``key``: durable on return, all or nothing.
 
+        Where a name is its writer's own and the store has no conditions, nothing is asked before or afterwards: one
+        PUT, whose body the store checks. There is nobody to exclude, and a writer puts the same content again at most.
+
         Raises:
             ObjectExistsError: the key is taken. After a lost reply that may be our own object: compare.
             InvalidKeyError, StoreFullError, StoreDeniedError, StoreUnreachableError, BusyError.
         """
         match self._capabilities.create_mode:
+            case CreateMode.FIRST_VERSION_WINS if is_writers_own(key):
+                self._put_version(key, body)
+            case CreateMode.SINGLE_WRITER if is_writers_own(key):
+                split_key(key)
+                self._put(key, body)
             case CreateMode.CONDITIONAL:
                 self.create_conditionally(key, body)
             case CreateMode.FIRST_VERSION_WINS:

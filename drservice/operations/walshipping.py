@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import threading
 from collections import deque
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -31,7 +32,7 @@ from drservice.repository.clocks import MAX_PAIRS, ClockArchive
 from drservice.repository.daykey import DayKeys
 from drservice.repository.spool import Spools
 from drservice.repository.tail import TailArchive
-from drservice.repository.walarchive import PutOutcome, WalArchive
+from drservice.repository.walarchive import PutOutcome, SealedWal, WalArchive
 
 _PAIR_SPACING = timedelta(seconds=1)
 _COMPARED = 8
@@ -69,9 +70,9 @@ class ClockPairs:
         self._pairs: deque[ClockPair] = deque()
 
     def add(self, server_time: datetime, end: Lsn) -> None:
-        """Take a pair, unless the one before is of the same second or position, or the clock went back."""
+        """Take a pair, unless the one before is of the same second or position; a clock may go back."""
         last = self._pairs[-1] if self._pairs else None
-        if last is not None and (server_time - last.server_time < _PAIR_SPACING or end <= last.lsn):
+        if last is not None and (abs(server_time - last.server_time) < _PAIR_SPACING or end <= last.lsn):
             return
         self._pairs.append(ClockPair(server_time=server_time, lsn=end))
         if len(self._pairs) > _MOST_PAIRS:
@@ -111,6 +112,7 @@ class Shipping:
         self._segment_bytes = segment_bytes
         self._clock = clock
         self._spools = spools
+        self._sealing = threading.Lock()
         self._looked_at = clock.monotonic()
         self.is_fenced = False
         """Whether what is streamed is a primary: then nothing of it is stored once another one was promoted."""
@@ -137,14 +139,7 @@ class Shipping:
         if upload.kind is JobKind.PIECE:
             self._put_piece(upload)
             return
-        outcome = self._archive.put(
-            WalFileName.parse(upload.segment.name),
-            upload.data,
-            system_id=self._system_id,
-            last_write=upload.server_time,
-            key=self._day_keys.today(),
-            spools=self._spools,
-        )
+        outcome = self._archive.put_sealed(self._sealed(upload))
         gc.collect()  # a request of botocore's is a cycle, and holds what it sent until somebody looks
         telemetry.info("wal segment stored", name=upload.segment.name, outcome=outcome.value)
 
@@ -161,6 +156,25 @@ class Shipping:
         if self.knows_timeline(Timeline(timeline + 1)):
             raise old_primary(timeline)
         self._looked_at = now
+
+    def _sealed(self, upload: Job) -> SealedWal:
+        """Return a whole segment as it is stored; its plain bytes go then, before it is sent.
+
+        One at a time: two would need the memory of four.
+        """
+        segment = upload.segment
+        with self._sealing:
+            if segment.sealed is None:
+                segment.sealed = self._archive.seal(
+                    WalFileName.parse(segment.name),
+                    segment.data,
+                    system_id=self._system_id,
+                    last_write=upload.server_time,
+                    key=self._day_keys.today(),
+                    spools=self._spools,
+                )
+                segment.data = memoryview(b"")
+            return segment.sealed
 
     def _put_piece(self, upload: Job) -> None:
         self._tail.put(
@@ -183,7 +197,9 @@ class Shipping:
         stored = self._tail.pieces(self._system_id, segment.timeline, begin=begin, end=end)
         fitting = [item for item in stored if item.piece.end <= end]
         for item in fitting[-_COMPARED:]:
-            own = replace(upload, kind=JobKind.PIECE, begin=item.piece.start.value, end=item.piece.end.value)
+            first, last = item.piece.start.value, item.piece.end.value
+            part = upload.data[first - upload.begin : last - upload.begin]
+            own = replace(upload, kind=JobKind.PIECE, begin=first, end=last, part=part)
             try:
                 facts = self._tail.facts(item, system_id=self._system_id)
             except (FormatError, DamagedObjectError, KeyProblemError, MissingObjectError) as error:
@@ -234,8 +250,9 @@ class Shipping:
         )
 
     def _check(self, segment: Segment) -> None:
-        head = bytes(segment.data[:HEAD_BYTES])
-        check_wal_file(segment.name, head, len(segment.data), expected_system_id=self._system_id)
+        if data := segment.data:  # else it was sealed, and looked at before
+            head = bytes(data[:HEAD_BYTES])
+            check_wal_file(segment.name, head, segment.size, expected_system_id=self._system_id)
 
     # --- what is there --------------------------------------------------------------------------------------
 

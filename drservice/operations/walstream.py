@@ -38,21 +38,26 @@ from drservice.operations.walcollector import Collector, Job, JobKind, Pacing, S
 from drservice.operations.walresume import Begin, Resumption, store_history
 from drservice.operations.walshipping import ClockPairs, Pairs, Shipping, Upload
 from drservice.operations.waluploads import Uploads
-from drservice.operations.walwatch import SlotWatch, slot_problem
+from drservice.operations.walwatch import SlotWatch, slot_problem, synchronous_problem
 from drservice.repository.records import Scope
 from drservice.repository.repository import Repository
 from drservice.repository.spool import Spools
 
 IN_FLIGHT = 4
-_HELD_BYTES = 40 << 20
+_HELD_BYTES = 32 << 20
 """Received and not durable: behind it the socket is not read. At least a segment and :data:`_BESIDE_BYTES`."""
-_BESIDE_BYTES = 24 << 20
+_BESIDE_BYTES = 16 << 20
 _IN_MEMORY_BYTES = 16 << 20
 """Larger segments are put together, and sealed, in files: memory does not depend on their size."""
 _SPOOL_SECONDS = 0.01
 """How often the pages of such files are let go of while they are read and written."""
-_TAKEN_BYTES = 4 << 20
+_TAKEN_BYTES = 1 << 20
 """Read at one go before uploads and reports are looked after."""
+_GATHER_SECONDS = 0.05
+"""How long a server's WAL may gather before it is read, at most a fifth of the interval: a look for each commit takes
+both sides more of a processor than all that is done with the bytes."""
+_GATHERED_BYTES = 64 << 10
+"""A look that finds more may have let a server go on that had no room to send: it is read until one finds less."""
 _LOOK_SECONDS = 0.25
 _SAY_SECONDS = 0.05
 _STATUS_SECONDS = 10.0
@@ -270,7 +275,9 @@ class _Stream:
         timeout = connection.sender_timeout_seconds()
         self._status_seconds = _STATUS_SECONDS if timeout is None else min(_STATUS_SECONDS, timeout / 4)
         self._bound_bytes = max(_HELD_BYTES, identity.wal_segment_bytes + _BESIDE_BYTES)
-        self._said_at = self._released_at = float("-inf")
+        wal = component.wal
+        self._gather_seconds = 0.0 if wal.synchronous else min(_GATHER_SECONDS, wal.interval.total_seconds() / 5)
+        self._rests_until = self._said_at = self._released_at = float("-inf")
         self._reported = (Lsn(0), float("-inf"))
         self._asked_at = self._heard_at = clock.monotonic()
         self._server_time: datetime | None = None
@@ -347,28 +354,49 @@ class _Stream:
     def _follow(self, collector: Collector) -> TimelineEnded | StreamEnded | None:
         socket = self._connection.fileno()
         while not self._stop.is_set():
-            self._look_after(collector)
-            is_reading = collector.held_bytes < self._bound_bytes
-            took = 0
-            if is_reading:
-                self._connection.fill()
+            took, is_room = 0, self._has_room(collector)
+            if is_room and self._clock.monotonic() >= self._rests_until:
                 took, ended = self._take(collector)
                 if ended is not None:
                     return ended
-            self._require_life(collector, is_reading=is_reading)
-            if took == 0:
-                self._wait(collector, socket if is_reading else None)
+            self._look_after(collector)
+            self._require_life(collector, is_reading=is_room)
+            if took and (took >= _GATHERED_BYTES or not collector.is_caught_up):
+                continue
+            if took:
+                self._rest(collector)
+            self._wait(collector, socket)
         return None
 
+    def _has_room(self, collector: Collector) -> bool:
+        return collector.held_bytes < self._bound_bytes
+
+    def _rest(self, collector: Collector) -> None:
+        """Let WAL gather, but not beyond the moment at which a piece is due: that takes along what came until then."""
+        now = self._clock.monotonic()
+        due = self._due_seconds(collector, now)
+        self._rests_until = now + (self._gather_seconds if due is None else min(self._gather_seconds, due))
+
+    def _due_seconds(self, collector: Collector, now: float) -> float | None:
+        return collector.wait_seconds(now) if self._uploads.free > 0 else None
+
     def _take(self, collector: Collector) -> tuple[int, TimelineEnded | StreamEnded | None]:
-        """Take what has arrived, up to a bound; returns the messages taken."""
-        count = size = 0
-        while size < _TAKEN_BYTES and (message := self._connection.receive()) is not None:
-            count += 1
+        """Take what has arrived, up to a bound; returns its bytes."""
+        size, is_dry, now = 0, False, self._clock.monotonic()
+        last: WalData | Keepalive | None = None
+        ended: TimelineEnded | StreamEnded | None = None
+        while size < _TAKEN_BYTES:
+            message = self._connection.receive()
+            if message is None:
+                if is_dry:
+                    break
+                self._connection.fill()
+                is_dry = True
+                continue
             if isinstance(message, TimelineEnded | StreamEnded):
-                return count, message
-            self._heard_at = now = self._clock.monotonic()
-            self._server_time = message.server_time
+                ended = message
+                break
+            is_dry, last = False, message
             if isinstance(message, WalData):
                 size += len(message.data)
                 collector.add(
@@ -382,10 +410,13 @@ class _Stream:
                 collector.heard(message.server_end, server_time=message.server_time)
                 if message.wants_reply:
                     self._report(collector, now, ask=False)
-            self._note(message)
-        return count, None
+        if last is not None:
+            self._heard_at = now
+            self._note(last)
+        return size, ended
 
     def _note(self, message: WalData | Keepalive) -> None:
+        self._server_time = message.server_time
         self._pairs.add(message.server_time, message.server_end)
         state = self._board.state
         if state.server_lsn is None or message.server_end > state.server_lsn or state.timeline is None:
@@ -440,7 +471,7 @@ class _Stream:
         """Store what the server's clock said while a segment was written."""
         pairs = tuple(pair for pair in self._pairs.take(end) if pair.lsn.value >= segment.begin)
         if pairs:
-            number = segment.begin // len(segment.data)
+            number = segment.begin // segment.size
             self._uploads.submit(Pairs(timeline=segment.timeline, segment=number, pairs=pairs))
 
     def _report(self, collector: Collector, now: float, *, ask: bool) -> None:
@@ -489,13 +520,17 @@ class _Stream:
     def _wait(self, collector: Collector, socket: int | None) -> None:
         """Wait until the server says something, an upload ends, a piece is due or it is time to look."""
         seconds = _LOOK_SECONDS
-        due = collector.wait_seconds(self._clock.monotonic()) if self._uploads.free > 0 else None
-        if due is not None:
+        if (due := self._due_seconds(collector, self._clock.monotonic())) is not None:
             seconds = min(seconds, due)
         if self._is_open:
             seconds = min(seconds, self._status_seconds / 2)
         if self._spools is not None and collector.is_whole_on_its_way:
             seconds = min(seconds, _SPOOL_SECONDS)
+        rest = self._rests_until - self._clock.monotonic()
+        if rest > 0:
+            seconds = min(seconds, rest)
+        if rest > 0 or not self._has_room(collector):
+            socket = None
         if socket is not None:
             self._poll.register(socket, select.POLLIN)
         try:
@@ -555,27 +590,8 @@ class _Stream:
             )
         if facts is None:
             return self._hole
-        return slot or self._hole or self._synchronous_problem()
-
-    def _synchronous_problem(self) -> DrError | None:
-        facts, name = self._watch.facts, self._board.state.slot
-        assert facts is not None, "asked only then"
-        if not self._component.wal.synchronous:
-            if not facts.is_synchronous:
-                return None
-            return StreamError(
-                f"commits of this server wait for the receiver ({name} is in synchronous_standby_names), and"
-                " wal.synchronous is false: each waits for wal.interval",
-                hint=f"Set wal.synchronous: true, or take {name} out of synchronous_standby_names and reload.",
-            )
-        if facts.synchronous_commit == "remote_apply":
-            raise StreamError(
-                "synchronous_commit = remote_apply waits for a standby that applies WAL; a receiver never does",
-                hint="Set synchronous_commit = on (or remote_write) and reload: commits would wait for ever.",
-            )
-        if facts.is_synchronous:
-            return None
-        return StreamError(
-            "no commit waits for the repository although wal.synchronous is true",
-            hint=f"Set synchronous_standby_names = '{name}' in postgresql.conf and reload.",
+        return (
+            slot
+            or self._hole
+            or synchronous_problem(facts, self._board.state.slot, is_wanted=self._component.wal.synchronous)
         )

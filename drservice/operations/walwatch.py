@@ -109,3 +109,35 @@ def slot_problem(facts: WaitingFacts, *, backlog_bytes: int) -> DrError | None:
             hint="Find out why the repository is slow or away; set max_slot_wal_keep_size to what the disk can spare.",
         )
     return None
+
+
+def synchronous_problem(facts: WaitingFacts, name: str, *, is_wanted: bool) -> DrError | None:
+    """Return what is wrong with who waits for a receiver; ``None``: nothing.
+
+    Args:
+        facts: what the server said.
+        name: the receiver's, as ``synchronous_standby_names`` would have it.
+        is_wanted: commits are to wait, by the configuration.
+
+    Raises:
+        StreamError: commits would wait for ever.
+    """
+    if not is_wanted:
+        if not facts.is_synchronous:
+            return None
+        return StreamError(
+            f"commits of this server wait for the receiver ({name} is in synchronous_standby_names), and"
+            " wal.synchronous is false: each waits for wal.interval",
+            hint=f"Set wal.synchronous: true, or take {name} out of synchronous_standby_names and reload.",
+        )
+    if facts.synchronous_commit == "remote_apply":
+        raise StreamError(
+            "synchronous_commit = remote_apply waits for a standby that applies WAL; a receiver never does",
+            hint="Set synchronous_commit = on (or remote_write) and reload: commits would wait for ever.",
+        )
+    if facts.is_synchronous:
+        return None
+    return StreamError(
+        "no commit waits for the repository although wal.synchronous is true",
+        hint=f"Set synchronous_standby_names = '{name}' in postgresql.conf and reload.",
+    )

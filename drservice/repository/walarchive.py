@@ -44,6 +44,7 @@ from drservice.repository.envelope import (
     header_extent,
     read_envelope,
     read_object,
+    require_signer,
     write_envelope,
 )
 from drservice.repository.keys import DataKey, Keyring, make_data_key, wrap
@@ -90,36 +91,18 @@ class WalFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _File:
-    """A file on its way into the archive."""
+class SealedWal:
+    """A WAL file as it is stored: what it was made from is not needed any more, however often storing it is tried."""
 
     name: WalFileName
-    data: bytes | memoryview
-    digest: str
     system_id: SystemId
     last_write: datetime
-    data_key: DataKey | None
-    spools: Spools | None
-
-
-def _file(
-    name: WalFileName,
-    data: bytes | memoryview,
-    *,
-    system_id: SystemId,
-    last_write: datetime,
-    data_key: DataKey | None = None,
-    spools: Spools | None = None,
-) -> _File:
-    return _File(
-        name=name,
-        data=data,
-        digest=hashlib.sha256(data).hexdigest(),
-        system_id=system_id,
-        last_write=last_write,
-        data_key=data_key,
-        spools=spools,
-    )
+    plain_bytes: int
+    plain_sha256: str
+    data_key: DataKey
+    has_own_key: bool
+    """Nobody else's: its wrapping goes into the header."""
+    body: Sequence[bytes | memoryview]
 
 
 class WalArchive:
@@ -175,12 +158,46 @@ class WalArchive:
             DamagedObjectError: what is archived is damaged; the file was stored beside it, the next call succeeds.
             ObjectStoreError: not stored, or not known to be stored.
         """
-        file = _file(name, data, system_id=system_id, last_write=last_write, data_key=key, spools=spools)
-        object_key = self._key(system_id, name.timeline, name.name)
+        return self.put_sealed(
+            self.seal(name, data, system_id=system_id, last_write=last_write, key=key, spools=spools)
+        )
+
+    def seal(
+        self,
+        name: WalFileName,
+        data: bytes | memoryview,
+        *,
+        system_id: SystemId,
+        last_write: datetime,
+        key: DataKey | None = None,
+        spools: Spools | None = None,
+    ) -> SealedWal:
+        """Return a WAL file as it is stored, with nothing of ``data`` in it; the arguments are those of :meth:`put`.
+
+        Raises:
+            KeyProblemError: this host cannot archive.
+        """
+        require_signer(self._signer)
+        # One key per object, wrapped in its own header: a one-shot push leaves no key objects behind.
+        data_key = make_data_key(self._clock.now()) if key is None else key
+        return SealedWal(
+            name=name,
+            system_id=system_id,
+            last_write=last_write,
+            plain_bytes=len(data),
+            plain_sha256=hashlib.sha256(data).hexdigest(),
+            data_key=data_key,
+            has_own_key=key is None,
+            body=self._sealed(data, data_key, context=_context(system_id, name), spools=spools),
+        )
+
+    def put_sealed(self, sealed: SealedWal) -> PutOutcome:
+        """Store what :meth:`seal` returned; as :meth:`put`, and may be called again with the same."""
+        object_key = self._key(sealed.system_id, sealed.name.timeline, sealed.name.name)
         try:
-            self._create(object_key, file)
+            self._create(object_key, sealed)
         except ObjectExistsError:
-            return self._compare(object_key, file)
+            return self._compare(object_key, sealed)
         return PutOutcome.STORED
 
     def put_partial(
@@ -200,49 +217,40 @@ class WalArchive:
         Raises:
             ObjectStoreError, DamagedObjectError: not stored, or not known to be stored.
         """
-        file = _file(name, data, system_id=system_id, last_write=last_write, spools=spools)
+        digest = hashlib.sha256(data).hexdigest()
         key = self._key(system_id, name.timeline, name.name)
         known = sorted(self._candidates(key), reverse=True)
         if known:
             try:
-                if self._read(known[0], name)[0].text("plain_sha256") == file.digest:
+                if self._read(known[0], name)[0].text("plain_sha256") == digest:
                     return PutOutcome.ALREADY_THERE
             except _UNUSABLE as error:
                 telemetry.warning("archived partial segment unusable", key=known[0], problem=error.message)
             key = f"{key}{_REPAIRED}{make_ulid(self._clock.now(), os.urandom(10))}"
-        self._create(key, file)
+        self._create(key, self.seal(name, data, system_id=system_id, last_write=last_write, spools=spools))
         return PutOutcome.STORED
 
-    def _create(self, object_key: str, file: _File) -> None:
-        if self._signer is None:
-            raise KeyProblemError(
-                "this host has no signing key and cannot archive",
-                hint="`drservice init` makes it; then add the line it prints to repository.signers.",
-            )
-        now = self._clock.now()
+    def _create(self, object_key: str, sealed: SealedWal) -> None:
         fields: dict[str, Json] = {
-            "name": file.name.name,
-            "system_id": file.system_id,
-            "timeline": int(file.name.timeline),
-            "plain_bytes": len(file.data),
-            "plain_sha256": file.digest,
-            "last_write": to_iso(file.last_write),
+            "name": sealed.name.name,
+            "system_id": sealed.system_id,
+            "timeline": int(sealed.name.timeline),
+            "plain_bytes": sealed.plain_bytes,
+            "plain_sha256": sealed.plain_sha256,
+            "last_write": to_iso(sealed.last_write),
         }
-        data_key = file.data_key
-        if data_key is None:
-            # One key per object, wrapped in its own header: a one-shot push leaves no key objects behind.
-            data_key = make_data_key(now)
-            fields["wrapped_key"] = base64.b64encode(wrap(data_key.secret, self._recipients)).decode()
+        if sealed.has_own_key:
+            fields["wrapped_key"] = base64.b64encode(wrap(sealed.data_key.secret, self._recipients)).decode()
         else:
-            fields["key_id"] = data_key.id
+            fields["key_id"] = sealed.data_key.id
         pieces = write_envelope(
-            signer=self._signer,
+            signer=require_signer(self._signer),
             repository=self._scope.repository,
             key=object_key,
             kind="wal",
             fields=fields,
-            body=self._sealed(file, data_key),
-            now=now,
+            body=sealed.body,
+            now=self._clock.now(),
         )
         self._store.create(object_key, pieces)
         if self._store.capabilities.create_mode is CreateMode.SINGLE_WRITER:
@@ -252,18 +260,19 @@ class WalArchive:
         if stored != expected:
             raise DamagedObjectError(f"{object_key} was stored with {stored} of {expected} bytes")
 
-    def _sealed(self, file: _File, data_key: DataKey) -> Sequence[bytes | memoryview]:
-        context = _context(file.system_id, file.name)
-        if file.spools is None:
-            return seal_body(data_key.secret, file.data, scope=self._scope, context=context)
-        target, end = file.spools.make(sealed_bound(len(file.data))), 0
-        for piece in sealed_pieces(data_key.secret, file.data, scope=self._scope, context=context):
+    def _sealed(
+        self, data: bytes | memoryview, data_key: DataKey, *, context: str, spools: Spools | None
+    ) -> Sequence[bytes | memoryview]:
+        if spools is None:
+            return seal_body(data_key.secret, data, scope=self._scope, context=context)
+        target, end = spools.make(sealed_bound(len(data))), 0
+        for piece in sealed_pieces(data_key.secret, data, scope=self._scope, context=context):
             target[end : end + len(piece)] = piece
             end += len(piece)
         return [target[:end]]
 
-    def _compare(self, object_key: str, file: _File) -> PutOutcome:
-        name = file.name
+    def _compare(self, object_key: str, sealed: SealedWal) -> PutOutcome:
+        name = sealed.name
         problem: DrError | None = None
         for candidate in self._candidates(object_key):
             try:
@@ -272,11 +281,11 @@ class WalArchive:
             except _UNUSABLE as error:
                 problem = problem or error
                 continue
-            if envelope.text("plain_sha256") == file.digest:
+            if envelope.text("plain_sha256") == sealed.plain_sha256:
                 return PutOutcome.ALREADY_THERE
             raise SegmentConflictError(f"{name.name} is archived already, with other content")
         beside = f"{object_key}{_REPAIRED}{make_ulid(self._clock.now(), os.urandom(10))}"
-        self._create(beside, file)
+        self._create(beside, sealed)
         raise DamagedObjectError(
             f"what is archived as {name.name} cannot be used ({problem})",
             hint=f"The segment was stored beside it as {beside}; the next attempt succeeds. Run `drservice verify`.",

@@ -20,6 +20,7 @@ from drservice.objectstore.s3client import Answer, S3Client
 from tests.doubles.s3server import S3Server, rclone_server
 
 _BUCKET = "alone"
+_PIECE = "s/erp/database/tail/7/00000001/0000000001000000-0000000001000005-01JD0000000000000000000000"
 _BIG = bytes(range(256)) * (12 << 10)
 
 
@@ -95,6 +96,21 @@ def test_a_store_that_tells_the_md5_of_what_it_holds_is_asked_for_it_and_any_oth
         assert asked.take() == (["head_object", "put_object", look], [tells_md5])
         assert store.read(f"s/erp/database/{number}") == b"".join(buffers_of(body))
         asked.take()
+
+
+def test_a_name_that_is_its_writers_own_takes_one_put_that_the_store_checks_and_may_be_put_again(
+    store: ObjectStore, asked: Asked
+) -> None:
+    """Pieces of WAL: nobody else can have the name, so there is nobody to look for before or afterwards."""
+    store.create("s/erp/database/first", b"body")
+    asked.take()
+    bodies: list[Body] = [b"piece", [b"pie", memoryview(b"ce")]]
+    for body in bodies:
+        store.create(_PIECE, body)
+        assert asked.take() == (["put_object"], [True]), "without an MD5 nobody would tell that it arrived as it was"
+    assert store.read(_PIECE) == b"piece"
+    with pytest.raises(ObjectExistsError):
+        store.create("s/erp/database/first", b"body")
 
 
 class Watched(bytearray):

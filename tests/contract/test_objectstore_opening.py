@@ -17,6 +17,7 @@ from drservice.objectstore.interface import CreateMode
 from drservice.objectstore.opening import PROBE_MAX_AGE, open_store, open_store_readonly
 from drservice.objectstore.retrying import RetryBudget, RetryingStore
 from drservice.objectstore.s3 import S3Store
+from drservice.objectstore.s3client import Answer, S3Client
 from tests.doubles.s3server import MotoBehaviour, MotoBuckets, free_port, moto_server, rclone_server
 
 
@@ -49,6 +50,32 @@ def test_the_probe_finds_what_the_store_really_does(
         weak = expected is not CreateMode.CONDITIONAL
         assert len(store.capabilities.warnings) == 1 + weak  # and one for http
         assert list(store.list("")) == []  # probe objects are gone
+        store.close()
+
+
+def test_where_the_first_version_wins_a_name_that_is_its_writers_own_takes_one_put_that_must_become_a_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, asked, call = "s/erp/database/tail/7/00000001/piece", [], S3Client.call
+
+    def noting(client: S3Client, operation: str, action: str, **arguments: object) -> Answer:
+        asked.append(operation)
+        answer = call(client, operation, action, **arguments)
+        if is_suspended and operation == "put_object":
+            answer.pop("VersionId")  # as a bucket answers whose versions were switched off
+        return answer
+
+    is_suspended = False
+    with moto_server(MotoBehaviour.IGNORES_CONDITIONS, MotoBuckets.VERSIONED) as server, server.credentials():
+        store = open_store(server.url_for(bucket_name(), "p"), lock_dir=tmp_path)
+        assert store.capabilities.create_mode is CreateMode.FIRST_VERSION_WINS
+        monkeypatch.setattr(S3Client, "call", noting)
+        store.create(key, b"piece")
+        assert asked == ["put_object"]
+        assert store.read(key) == b"piece"
+        is_suspended = True
+        with pytest.raises(ObjectStoreError, match="without a version"):
+            store.create(key, b"piece")
         store.close()
 
 

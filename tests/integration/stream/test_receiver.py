@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from drservice.components.postgres.streaming import ReplicationConnection
@@ -17,6 +18,7 @@ from drservice.model.estate import WalMode, WalSettings
 from drservice.model.tail import TailPiece
 from drservice.model.wal import Lsn, Timeline
 from drservice.objectstore.opening import open_store
+from drservice.operations import walstream
 from drservice.operations.lineage import Lineage
 from drservice.operations.streamstate import StreamPhase, StreamState, is_alive, read_state
 from drservice.operations.walstream import stream_wal
@@ -335,6 +337,45 @@ def test_memory_is_bounded_while_the_store_is_away(world: StreamWorld, monkeypat
         end = world.flushed()
         running.wait_durable(end)
     world.require_stored(begin, end)
+
+
+def test_a_busy_servers_wal_is_read_some_times_in_an_interval_and_not_for_each_commit(
+    world: StreamWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, fill = 0, ReplicationConnection.fill
+
+    def looking(connection: ReplicationConnection) -> None:
+        nonlocal looks
+        looks += 1
+        fill(connection)
+
+    monkeypatch.setattr(ReplicationConnection, "fill", looking)
+    wal = WalSettings(mode=WalMode.STREAM, interval=timedelta(milliseconds=250))
+    calm = replace(world, settings=replace(world.settings, wal=wal))
+    with calm.receiver() as running, psycopg.connect(world.cluster.dsn(), autocommit=True) as session:
+        running.wait_durable(world.write(1))
+        before, commits, until = looks, 0, time.monotonic() + 1.0
+        while time.monotonic() < until:
+            session.execute("select pg_logical_emit_message(true, 'test', 'x')")
+            commits += 1
+        assert commits > 300
+        assert looks - before < commits / 3, f"{looks - before} looks for {commits} commits"
+        running.wait_durable(world.flushed(), seconds=2.0)
+
+
+def test_a_server_that_is_behind_with_sending_is_read_without_a_rest(
+    world: StreamWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(walstream, "_GATHER_SECONDS", 3.0)
+    wal = WalSettings(mode=WalMode.STREAM, interval=timedelta(seconds=30))
+    calm = replace(world, settings=replace(world.settings, wal=wal))
+    with world.receiver() as running:
+        running.wait_durable(world.write(1))
+    end = world.write(6000)
+    begun = time.monotonic()
+    with calm.receiver() as running:
+        running.wait(lambda s: s.received_lsn is not None and s.received_lsn >= end, "to be received")
+        assert time.monotonic() - begun < 3.0
 
 
 def test_a_backlog_goes_up_as_whole_segments_only(world: StreamWorld) -> None:
