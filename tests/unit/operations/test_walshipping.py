@@ -1,4 +1,4 @@
-"""What a receiver holds of a segment while it is stored: the sealed bytes, and not the plain ones as well."""
+"""What a receiver holds of a segment while it is stored, and what it notes of the server's clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from drservice.errors import StoreUnreachableError
 from drservice.model.ids import SystemId
 from drservice.model.wal import Lsn, Timeline, WalFileName
 from drservice.operations.walcollector import Collector, Job, JobKind, Pacing
-from drservice.operations.walshipping import Shipping
+from drservice.operations.walshipping import ClockPairs, Shipping
 from drservice.repository.walarchive import WalArchive
 from tests.doubles.repositories import Site
 from tests.doubles.stores import SlowStore
@@ -108,3 +108,12 @@ def test_a_whole_segment_is_sealed_once_and_its_plain_bytes_go_while_the_store_i
     assert archive.fetch(WalFileName.parse(whole.segment.name), system_id=SYSTEM) == WAL
     collector.acknowledge(whole)
     assert collector.durable == BEGIN + SEGMENT
+
+
+def test_the_clock_is_noted_each_second_and_at_once_where_it_jumps_also_back() -> None:
+    pairs = ClockPairs()
+    for number, seconds in enumerate((0.0, 0.5, 1.0, -7200.0, -7199.5, -7199.0, 9000.0)):
+        pairs.add(NOON + timedelta(seconds=seconds), Lsn(1000 + number))
+    pairs.add(NOON, Lsn(1006))
+    told = [(pair.server_time - NOON).total_seconds() for pair in pairs.take(Lsn(2000))]
+    assert told == [0.0, 1.0, -7200.0, -7199.0, 9000.0]
