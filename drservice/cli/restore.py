@@ -13,24 +13,23 @@ from drservice.cli.invocation import Invocation
 from drservice.cli.losslines import loss_lines
 from drservice.cli.neutralizedlines import neutralized_lines
 from drservice.cli.restorechoices import require_compatible, require_plain
-from drservice.cli.restoreinplace import outcome_lines, preview_lines, require_confirmed
 from drservice.cli.restoreshutdown import recovery_settings, shutdown_lines
 from drservice.cli.tablespaces import parse_tablespaces, tablespace_lines
 from drservice.cli.targets import parse_target
 from drservice.clock import to_iso
 from drservice.components.postgres.recovery import TargetAction
 from drservice.errors import ExitStatus, UsageError
-from drservice.model.estate import FilesComponent, FilesKind, Service
+from drservice.model.estate import Estate, FilesComponent, FilesKind, Service
 from drservice.model.ids import SnapshotId
 from drservice.model.recovery import Target, TargetKind
 from drservice.operations.filesrestore import RestoredFiles
-from drservice.operations.inplace import prepare_in_place, preview
 from drservice.operations.restoreplan import plan_restore
 from drservice.operations.restorerequest import Afterwards, Planned, RestoreContext, RestoreRequest, RestoreResult
 from drservice.operations.results import restore_document, restored_files_document
 from drservice.operations.servicerestore import restore_folder, restore_service
 from drservice.wiring.data_plane import open_data_plane
 from drservice.wiring.evidence import open_evidence
+from drservice.wiring.workers import workers_at_hand
 
 _SHOWN = 10
 
@@ -137,13 +136,19 @@ def restore(
         database=database,
         neutralize=neutralize,
     )
-    return _cluster(invocation, request, confirm=confirm, dry_run=dry_run)
+    return _cluster(invocation, estate, request, confirm=confirm, dry_run=dry_run)
 
 
-def _cluster(invocation: Invocation, request: RestoreRequest, *, confirm: str | None, dry_run: bool) -> ExitStatus:
+def _cluster(
+    invocation: Invocation, estate: Estate, request: RestoreRequest, *, confirm: str | None, dry_run: bool
+) -> ExitStatus:
     """Restore a cluster and what follows it, or show what that would be."""
-    estate = invocation.load().estate
-    with open_data_plane(estate) as plane, open_evidence(plane) as evidence, invocation.progress() as progress:
+    with (
+        workers_at_hand(estate, 0 if dry_run else request.component.workers),
+        open_data_plane(estate) as plane,
+        open_evidence(plane) as evidence,
+        invocation.progress() as progress,
+    ):
         context = RestoreContext(
             repository=plane.repository, state_dir=estate.state_dir, clock=plane.clock, progress=progress
         )
@@ -152,6 +157,8 @@ def _cluster(invocation: Invocation, request: RestoreRequest, *, confirm: str | 
             invocation.output.result("restore-plan", document, lines)
             return ExitStatus.OK
         if request.in_place:
+            from drservice.cli.restoreinplace import require_confirmed  # noqa: PLC0415 - for --in-place alone
+
             require_confirmed(invocation, context, request, confirm)
         result = restore_service(context, evidence, request)
     config = invocation.configuration_path()
@@ -200,6 +207,9 @@ def _preview(context: RestoreContext, request: RestoreRequest) -> tuple[dict[str
     if not request.in_place:
         planned = plan_restore(context, request)
         return _plan(planned, service), _plan_lines(planned)
+    from drservice.cli.restoreinplace import preview_lines  # noqa: PLC0415 - for --in-place alone
+    from drservice.operations.inplace import prepare_in_place, preview  # noqa: PLC0415 - the same
+
     prepared = prepare_in_place(context, request)
     if prepared.planned is None:
         document: dict[str, object] = {"service": service, "target": {"requested": request.target.describe()}}
@@ -274,6 +284,8 @@ def _result_lines(result: RestoreResult, config: Path) -> list[str]:
     if result.losses:
         lines.append(f"  again: drservice environment loss {result.environment.id}")
     if result.in_place is not None:
+        from drservice.cli.restoreinplace import outcome_lines  # noqa: PLC0415 - for --in-place alone
+
         return [*lines, *outcome_lines(result, result.in_place, plan.snapshot.service)]
     if result.into is not None:
         directory = result.into / plan.snapshot.component if result.files else result.into

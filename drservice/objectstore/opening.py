@@ -14,6 +14,7 @@ import os
 import secrets
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -96,6 +97,17 @@ def open_store_readonly(
         return ReadOnlyStore(DirectoryStore(root))
     location = _s3_location(url, settings)
     return _open_s3_readonly(location, lock_dir=lock_dir, budget=budget, clock=clock or SystemClock())
+
+
+def load_client(url: str) -> None:
+    """Load the modules that opening a store loads when it is opened: processes forked from here need not do it again.
+
+    Raises:
+        ConfigurationError: the url makes no sense.
+    """
+    if _directory_of(url) is None:
+        for name in ("probing", "retrying", "s3"):
+            import_module(f"drservice.objectstore.{name}")
 
 
 def prepare_location(url: str) -> None:

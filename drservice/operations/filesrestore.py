@@ -25,7 +25,6 @@ from drservice.model.documents import Covered, RowsAt, StoredSet, covered_at, ne
 from drservice.model.estate import FilesComponent, FilesKind, FilesSettings, Service
 from drservice.model.points import files_at, order_for_documents
 from drservice.model.snapshot import SnapshotRecord
-from drservice.operations.preparedrestore import place_prepared, usable
 from drservice.operations.production import References, read_references
 from drservice.operations.progress import Progress
 from drservice.processes import Account
@@ -227,6 +226,11 @@ class FilesRestore:
     def _folder(
         self, component: FilesComponent, *, instant: datetime | None, root: Path, account: Account | None
     ) -> RestoredFiles:
+        from drservice.operations.preparedrestore import (  # noqa: PLC0415 - 20 modules that a cluster does not need
+            place_prepared,
+            usable,
+        )
+
         chosen = files_at(usable(component, self._records(component)), instant)
         if chosen is None:
             return RestoredFiles(component=component, root=root, records=())

@@ -41,6 +41,7 @@ from drservice.environments.isolation import require_isolated
 from drservice.environments.sandbox import prepare_sandbox
 from drservice.errors import DrError, ExitStatus, UsageError
 from drservice.model.documents import RowsAt
+from drservice.model.losses import LossReport
 from drservice.model.neutralized import Neutralized
 from drservice.model.recovery import TargetKind
 from drservice.operations.alternatives import offering_another
@@ -49,9 +50,7 @@ from drservice.operations.feeder import Feeder
 from drservice.operations.filesrestore import FilesRestore, RestoredFiles
 from drservice.operations.holding import held
 from drservice.operations.locate import RecoveryEnd, plan_segments, planned_wal
-from drservice.operations.lossreport import keep_report, report_losses
 from drservice.operations.measured import Measured, remember
-from drservice.operations.neutralizing import Copy, neutralize_service, require_neutralizable
 from drservice.operations.odoostart import shown_folders
 from drservice.operations.phases import Phases
 from drservice.operations.production import database_in, endpoints_of
@@ -89,7 +88,10 @@ def run_restore(context: RestoreContext, request: RestoreRequest) -> RestoreResu
     if request.database is not None and request.delta:
         raise UsageError("one database is restored into a new directory: what is left out would stay as it is there")
     _require_action(request)
-    require_neutralizable(request)
+    if request.neutralize:
+        from drservice.operations.neutralizing import require_neutralizable  # noqa: PLC0415 - 12 modules, seldom needed
+
+        require_neutralizable(request)
     if request.into is not None and not request.delta:
         require_empty(request.into)
     phases = Phases()
@@ -162,6 +164,8 @@ def _keep_losses(context: RestoreContext, request: RestoreRequest, result: Resto
     """Keep the loss report on this host; that it cannot be kept is told and does not undo a recovery."""
     if not result.losses or request.purpose != "restore":
         return
+    from drservice.operations.lossreport import keep_report  # noqa: PLC0415 - for services with Odoo only
+
     document: dict[str, Json] = {
         "environment": result.environment.id,
         "service": request.service.name,
@@ -287,7 +291,7 @@ def _recover(
     recovered = _replay_and_prove(context, request, planned, environment, programs, control, phases, spaces)
     phases.end("check")
     files = _restore_files(context, request, environment, planned, recovered.reached, phases)
-    losses = report_losses(context, request, planned, recovered.reached, environment)
+    losses = _losses(context, request, planned, recovered.reached, environment)
     neutralized = _neutralize(context, request, planned, recovered.reached, environment)
     phases.end("check")
     side = recovered.side
@@ -316,12 +320,25 @@ def _recover(
     )
 
 
+def _losses(
+    context: RestoreContext, request: RestoreRequest, planned: Planned, reached: Reached, environment: Environment
+) -> tuple[LossReport, ...]:
+    """Return what was lost, of each database that Odoo's documents follow."""
+    if not request.service.filestores():
+        return ()
+    from drservice.operations.lossreport import report_losses  # noqa: PLC0415 - for services with Odoo only
+
+    return report_losses(context, request, planned, reached, environment)
+
+
 def _neutralize(
     context: RestoreContext, request: RestoreRequest, planned: Planned, reached: Reached, environment: Environment
 ) -> tuple[Neutralized, ...]:
     """Neutralize the copy, if that is asked for; its failure ends the restore, and nothing is left to start."""
     if not request.neutralize:
         return ()
+    from drservice.operations.neutralizing import Copy, neutralize_service  # noqa: PLC0415 - 12 modules, seldom needed
+
     system_id = planned.resolved.plan.snapshot.postgres.system_id
     copy = Copy(environment=environment, system_id=system_id, clock=context.clock)
     return neutralize_service(context, request, copy, instant_of_files(planned, reached))

@@ -5,15 +5,18 @@ Names never change within a version; golden tests compare them. Pure.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from drservice.clock import to_iso
 from drservice.errors import DrError, ExitStatus
 from drservice.model.checks import CheckResult, CheckState, Severity
-from drservice.operations.drillconclusion import DrillResult
-from drservice.operations.drillrecord import requested_target
 from drservice.operations.filesrestore import DocumentCounts, RestoredFiles
 from drservice.operations.restorerequest import InPlaceOutcome, RestoreResult
 from drservice.operations.servicerestore import document_counts, phases_of
-from drservice.operations.verify import Verification
+
+if TYPE_CHECKING:
+    from drservice.operations.drillconclusion import DrillResult
+    from drservice.operations.verify import Verification
 
 
 def error_document(error: DrError) -> dict[str, object]:
@@ -144,6 +147,8 @@ def restored_files_document(item: RestoredFiles) -> dict[str, object]:
 
 def drill_document(result: DrillResult) -> dict[str, object]:
     """Return a drill as the JSON contract spells it."""
+    from drservice.operations.drillrecord import requested_target  # noqa: PLC0415 - whoever has a drill has loaded it
+
     restored = result.restored
     measured = result.measured
     environment = restored.environment if restored is not None else None

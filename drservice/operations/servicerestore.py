@@ -21,7 +21,6 @@ from drservice.model.recovery import Target
 from drservice.operations.evidence import Evidence, artefact_subjects, snapshot_subjects
 from drservice.operations.filesrestore import DocumentCounts, FilesRestore, RestoredFiles
 from drservice.operations.holding import held
-from drservice.operations.inplace import run_in_place
 from drservice.operations.pointbaselines import read_baseline, stands_on_path
 from drservice.operations.progress import Progress
 from drservice.operations.records import (
@@ -45,7 +44,7 @@ def restore_service(context: RestoreContext, evidence: Evidence, request: Restor
     """
     run = make_ulid(context.clock.now(), os.urandom(10))
     try:
-        result = run_in_place(context, request) if request.in_place else run_restore(context, request)
+        result = _run(context, request)
     except DrError as error:
         if error.exit_status is not ExitStatus.USAGE:
             _record_failure(context, evidence, request, run, error)
@@ -78,6 +77,14 @@ def restore_service(context: RestoreContext, evidence: Evidence, request: Restor
         progress=context.progress,
     )
     return result
+
+
+def _run(context: RestoreContext, request: RestoreRequest) -> RestoreResult:
+    if not request.in_place:
+        return run_restore(context, request)
+    from drservice.operations.inplace import run_in_place  # noqa: PLC0415 - what it needs is for it alone
+
+    return run_in_place(context, request)
 
 
 def _record_failure(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,38 +27,24 @@ from blake3 import blake3
 from drservice.errors import CaptureError, DrError, RecoveryError
 from drservice.objectstore.interface import ObjectStore
 from drservice.processes import Account, files_as
-from drservice.repository.chunktable import ROW, ChunkRow
+from drservice.repository.chunktable import ChunkRow
 from drservice.repository.descent import Folders, Root
 from drservice.repository.envelope import Trust
 from drservice.repository.keys import Identities, Keyring
 from drservice.repository.nodes import Entry, EntryKind
+from drservice.repository.placingplan import MERGE_GAP_BYTES, Item, PackFetch, batches, merged, unpacked
 from drservice.repository.pool import Pool, run_inline
 from drservice.repository.reader import UNUSABLE_PACK, PackOpener, SnapshotReader, open_chunk
 from drservice.repository.records import CODEC_ZERO, RecordKey, Scope
-from drservice.repository.skeleton import EMPTY, Survey, open_plain, set_late_modes, shape, survey
+from drservice.repository.skeleton import EMPTY, Shaping, Survey, open_plain, owner_of, survey
 from drservice.repository.target import require_space, write_error
 
-_PLACE = struct.Struct(">IQ")
-_ITEM = _PLACE.size + ROW.size
-_FIRST_ROWS = 1 << 12
-_ROUND_ROWS = 1 << 17
-"""Chunks planned at once (8 GiB of data at 64 KiB): bounds memory at any size. The first round is small, so that
-workers begin soon, and each is four times the one before: the more is planned together, the fewer packs are asked for
-twice.
-"""
 _INLINE_BYTES = 24 << 20
-_PIECE_BYTES = 24 << 20
-"""Plain bytes a worker takes on at once; as much again is fetched meanwhile."""
-_BATCH_PIECES = 3
-"""Pieces per batch: all but the first are fetched, and compared, while the one before is written."""
-_MERGE_GAP_BYTES = 256 << 10
 _SPAN_BYTES = 8 << 20
 _READERS = 4
 """A distant store gives each request its latency and a share of its speed only: parts of a pack are fetched at once."""
 _OPEN_FILES = 128
 _HEAD_BYTES = 104
-_NO_PACK = b""
-"""Where the plan keeps zero chunks of files that may hold something else."""
 _PUNCH_HOLE = 0x01 | 0x02
 """FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE"""
 _SYNC_FILE_RANGE_WRITE = 2
@@ -90,17 +75,6 @@ class FetchSpec:
     secrets: Sequence[tuple[str, bytes]]
     root: Root
     account: Account | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackFetch:
-    """What to take from one pack and where it goes: items are (file number, file offset) + chunk row."""
-
-    pack: bytes
-    files: Sequence[bytes]
-    compared: frozenset[int]
-    """Numbers of files that may hold some of it already."""
-    items: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,9 +112,6 @@ class Placed:
     """Paths at which something stood that could not be written in place: a link, another's file, another kind."""
 
 
-Item = tuple[int, int, ChunkRow]
-
-
 @dataclass(slots=True)
 class _Prepared:
     """A task whose files were compared and whose bytes were fetched."""
@@ -165,7 +136,7 @@ class FetchWorker:
         keyring.adopt(spec.secrets)
         self._packs = PackOpener(self._store, scope=spec.scope, keyring=keyring)
         self._account = spec.account
-        self._owner = _owner(spec.account)
+        self._owner = owner_of(spec.account)
         try:
             self._root = spec.root.open()
         except CaptureError as error:
@@ -210,7 +181,7 @@ class FetchWorker:
         zeros: list[Item] = []
         wanted: list[Item] = []  # in order of their offset in the pack
         kept = 0
-        for item in _unpack_items(task.items):
+        for item in unpacked(task.items):
             number, offset, row = item
             if number in task.compared and self._is_right(task.files[number], offset, row):
                 kept += row.plain_length
@@ -244,10 +215,10 @@ class FetchWorker:
         pack = prepared.task.pack
         prepared.spans.clear()
         spans: list[tuple[int, int, list[Item]]] = []
-        for group in _merge(prepared.wanted, most=_SPAN_BYTES if self._store.capabilities.distant else None):
+        for group in merged(prepared.wanted, most=_SPAN_BYTES if self._store.capabilities.distant else None):
             begin = group[0][2].offset
             end = max(row.offset + row.stored_length for _, _, row in group)
-            if begin <= _MERGE_GAP_BYTES and not spans:
+            if begin <= MERGE_GAP_BYTES and not spans:
                 begin = 0  # with the head, from which the key is derived
             spans.append((begin, end - begin, group))
         reads = self._readers.map(lambda span: self._packs.read(pack, span[0], span[1]), spans)
@@ -316,7 +287,7 @@ class _OpenFiles:
         self._folders = Folders(root)
         self._flags = flags
         self._account = account
-        self._owner = _owner(account)
+        self._owner = owner_of(account)
         self._open: OrderedDict[bytes, int] = OrderedDict()
 
     def at(self, path: bytes) -> int:
@@ -372,10 +343,6 @@ def any_byte(view: memoryview) -> bool:
     return any(view[at : at + len(_ZEROS)] != _ZEROS[: len(view) - at] for at in range(0, len(view), len(_ZEROS)))
 
 
-def _owner(account: Account | None) -> int:
-    return os.geteuid() if account is None else account.uid
-
-
 def _nothing() -> None:
     """Begin without ado."""
 
@@ -427,9 +394,9 @@ def place_files(
         begin()
         spec = FetchSpec(open_store=open_store, scope=scope, secrets=secrets, root=_known(root, top), account=account)
         filled = [entry for entry in files if entry.path not in hold_back]
-        with _shaped_and_running(top, made, found, spec, _count(filled, workers)) as run:
+        with _shaping(top, made, found, account) as shaping, _running(spec, _count(filled, workers)) as run:
             done = FetchReply()
-            for _, reply in run(_batches(reader, _rounds(reader, filled, found, progress))):
+            for _, reply in run(batches(reader, filled, found, shaping, progress.advance)):
                 done = done.plus(reply)
                 progress.advance(reply.written_bytes + reply.kept_bytes)
     return Placed(
@@ -455,31 +422,35 @@ def _count(files: Sequence[Entry], workers: int) -> int:
 def _survey(root: int, entries: Sequence[Entry], onto: Onto, account: Account | None) -> Survey:
     names = {entry.path: entry for entry in entries}
     with files_as(account):
-        return survey(root, names, owner=_owner(account), left_alone=onto.left_alone)
+        return survey(root, names, owner=owner_of(account), left_alone=onto.left_alone)
 
 
 Run = Callable[[Iterator[Sequence[PackFetch]]], Iterator[tuple[int, FetchReply]]]
 
 
 @contextmanager
-def _shaped_and_running(
-    root: int, entries: Sequence[Entry], found: Survey, spec: FetchSpec, workers: int
-) -> Iterator[Run]:
-    """Bring an open folder into shape while workers start; at the end set the modes that would have been in their way.
-
-    One worker is this process.
-    """
-    make = partial(FetchWorker, spec)
-    pool: Pool[Sequence[PackFetch], FetchReply] | None = None if workers < 2 else Pool(make, workers)
+def _shaping(root: int, entries: Sequence[Entry], found: Survey, account: Account | None) -> Iterator[Shaping]:
+    """Bring an open folder into shape; at the end set the modes that would have been in the way."""
+    shaping = Shaping(root, entries, found, account=account)
     try:
-        with files_as(spec.account):
-            late = shape(root, entries, found, owner=_owner(spec.account))
-        yield partial(run_inline, make) if pool is None else pool.run
+        yield shaping
+        shaping.set_late_modes()
     finally:
-        if pool is not None:
-            pool.close()
-    with files_as(spec.account):
-        set_late_modes(root, late)
+        shaping.close()
+
+
+@contextmanager
+def _running(spec: FetchSpec, workers: int) -> Iterator[Run]:
+    """Start workers; one is this process."""
+    make = partial(FetchWorker, spec)
+    if workers < 2:
+        yield partial(run_inline, make)
+        return
+    pool: Pool[Sequence[PackFetch], FetchReply] = Pool(make, workers)
+    try:
+        yield pool.run
+    finally:
+        pool.close()
 
 
 @contextmanager
@@ -492,89 +463,3 @@ def _opened(root: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-Groups = dict[bytes, tuple[dict[bytes, int], bytearray]]
-"""By pack: the numbers of the files its chunks go to, and the items."""
-
-
-def _rounds(
-    reader: SnapshotReader, files: Sequence[Entry], found: Survey, progress: PlacingProgress
-) -> Iterator[tuple[Groups, frozenset[bytes]]]:
-    """Plan file by file and hand out groups by pack, and the files to be compared, whenever a round is full."""
-    groups: Groups = {}
-    rows = 0
-    limit = min(_FIRST_ROWS, _ROUND_ROWS)
-    for entry in files:
-        offset = 0
-        for table in reader.tables(entry):
-            for row in table:
-                if row.codec == CODEC_ZERO and entry.path not in found.kept:
-                    progress.advance(row.plain_length)  # the file was made at its size: a hole reads as zeros
-                else:
-                    pack = _NO_PACK if row.codec == CODEC_ZERO else table.packs[row.pack_index]
-                    paths, items = groups.setdefault(pack, ({}, bytearray()))
-                    number = paths.setdefault(entry.path, len(paths))
-                    items += _PLACE.pack(number, offset) + ROW.pack(*row)
-                    rows += 1
-                offset += row.plain_length
-        if rows >= limit:
-            yield groups, found.kept
-            groups, rows = {}, 0
-            limit = min(4 * limit, _ROUND_ROWS)
-    yield groups, found.kept
-
-
-def _batches(
-    reader: SnapshotReader, rounds: Iterator[tuple[Groups, frozenset[bytes]]]
-) -> Iterator[Sequence[PackFetch]]:
-    """Cut each pack's share into pieces small enough that no worker is left with a long one at the end."""
-    for groups, kept in rounds:
-        batch: list[PackFetch] = []
-        for pack, (paths, items) in groups.items():
-            if pack != _NO_PACK:
-                reader.pack_bytes(pack)  # which refuses one that the snapshot does not list
-            compared = frozenset(number for path, number in paths.items() if path in kept)
-            ordered = sorted(_unpack_items(bytes(items)), key=lambda item: item[2].offset)
-            for piece in _pieces(ordered):
-                packed = b"".join(_PLACE.pack(number, offset) + ROW.pack(*row) for number, offset, row in piece)
-                batch.append(PackFetch(pack=pack, files=tuple(paths), compared=compared, items=packed))
-                if len(batch) == _BATCH_PIECES:
-                    yield batch
-                    batch = []
-        if batch:
-            yield batch
-
-
-def _pieces(items: Sequence[Item]) -> Iterator[list[Item]]:
-    piece: list[Item] = []
-    plain = 0
-    for item in items:
-        piece.append(item)
-        plain += item[2].plain_length
-        if plain >= _PIECE_BYTES:
-            yield piece
-            piece, plain = [], 0
-    if piece:
-        yield piece
-
-
-def _unpack_items(items: bytes) -> Iterator[Item]:
-    for position in range(0, len(items), _ITEM):
-        number, offset = _PLACE.unpack_from(items, position)
-        yield number, offset, ChunkRow(*ROW.unpack_from(items, position + _PLACE.size))
-
-
-def _merge(items: Sequence[Item], *, most: int | None = None) -> Iterator[list[Item]]:
-    group: list[Item] = []
-    end = 0
-    for item in items:
-        row = item[2]
-        is_long = most is not None and group and row.offset - group[0][2].offset >= most
-        if group and (is_long or row.offset > end + _MERGE_GAP_BYTES):
-            yield group
-            group = []
-        group.append(item)
-        end = max(end, row.offset + row.stored_length)
-    if group:
-        yield group

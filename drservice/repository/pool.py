@@ -1,18 +1,20 @@
 """The process pool of the hot byte path: one worker per core, started only when there is work for it.
 
 Workers talk over pipes. A worker whose caller dies sees the end of its pipe and ends; a caller whose worker dies fails
-the run. Small work is done inline, because starting an interpreter costs more than reading a few megabytes.
+the run. Small work is done inline, because starting an interpreter costs more than reading a few megabytes. A command
+that expects work forks its workers before it does anything else (:func:`early_workers`).
 """
 
 from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import Generic, Protocol, TypeVar
 
 from drservice.errors import DrError, WorkerDiedError
@@ -68,19 +70,65 @@ def run_inline(
         worker.close()
 
 
+_early: list[tuple[Connection, BaseProcess]] = []
+"""Workers that wait for a pool."""
+
+
+@contextmanager
+def early_workers(count: int) -> Iterator[None]:
+    """Keep workers at hand while the block runs: pools made in it take them before they start interpreters.
+
+    They are forked from this process, so that they have loaded what it has. In a process with several threads none is
+    made: a lock that another thread holds at that moment would stay locked in the worker for ever. Enter it before
+    anything is opened: a worker has what is open here, and what it needs to know is sent to it as to any other.
+    """
+    context = multiprocessing.get_context("fork")
+    for number in range(count if _has_one_thread() else 0):
+        ours, theirs = context.Pipe()
+        process: BaseProcess = context.Process(
+            target=_wait_for_pool, args=(ours, theirs, f"worker-{number}"), daemon=True
+        )
+        process.start()
+        theirs.close()
+        _early.append((ours, process))
+    try:
+        yield
+    finally:
+        while _early:
+            connection, process = _early.pop()
+            connection.close()
+            _end(process)
+
+
+def _has_one_thread() -> bool:
+    """Tell whether nothing else runs in this process, not even a library's thread that Python does not know."""
+    return len(list(os.scandir("/proc/self/task"))) == 1
+
+
+def _wait_for_pool(ours: Connection, theirs: Connection, name: str) -> None:
+    """Run the worker that a pool asks for; without one the pipe ends, and so does this."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ours.close()
+    for connection, _ in _early:
+        connection.close()  # or the worker before this one would not see it end
+    _early.clear()
+    try:
+        make = theirs.recv()
+    except EOFError:
+        return
+    _main(theirs, make, name)
+
+
 class Pool(Generic[Request, Reply]):
     """Worker processes for one run."""
 
     def __init__(self, make: Callable[[str], Worker[Request, Reply]], workers: int) -> None:
-        context = multiprocessing.get_context("spawn")
         self._connections: list[Connection] = []
-        self._processes: list[SpawnProcess] = []
+        self._processes: list[BaseProcess] = []
         for number in range(workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_main, args=(theirs, make, f"worker-{number}"), daemon=True)
-            process.start()
-            theirs.close()
-            self._connections.append(ours)
+            connection, process = _take_early(make) or _start(make, f"worker-{number}")
+            self._connections.append(connection)
             self._processes.append(process)
 
     def run(self, batches: Iterable[Request]) -> Iterator[tuple[int, Reply]]:
@@ -139,11 +187,38 @@ class Pool(Generic[Request, Reply]):
         for connection in self._connections:
             connection.close()
         for process in self._processes:
-            process.join(10)
-            if process.is_alive():
-                process.kill()
-                process.join()
-            process.close()
+            _end(process)
+
+
+def _take_early(make: Callable[[str], Worker[Request, Reply]]) -> tuple[Connection, BaseProcess] | None:
+    """Give the work to a worker that waits for it; ``None`` if there is none that lives."""
+    while _early:
+        connection, process = _early.pop(0)
+        try:
+            connection.send(make)
+        except OSError:  # somebody has killed it
+            connection.close()
+            _end(process)
+        else:
+            return connection, process
+    return None
+
+
+def _start(make: Callable[[str], Worker[Request, Reply]], name: str) -> tuple[Connection, BaseProcess]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_main, args=(theirs, make, name), daemon=True)
+    process.start()
+    theirs.close()
+    return ours, process
+
+
+def _end(process: BaseProcess) -> None:
+    process.join(10)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    process.close()
 
 
 def _main(connection: Connection, make: Callable[[str], Worker[Request, Reply]], name: str) -> None:

@@ -42,7 +42,6 @@ from drservice.repository.snapshots import (
     list_snapshots,
     open_snapshot,
 )
-from drservice.repository.writer import SnapshotWriter, WriterContext
 
 if TYPE_CHECKING:  # a backup needs one of these or none, and loading all takes a tenth of one that finds nothing new
     from drservice.repository.clocks import ClockArchive
@@ -51,6 +50,7 @@ if TYPE_CHECKING:  # a backup needs one of these or none, and loading all takes 
     from drservice.repository.points import PointArchive
     from drservice.repository.tail import TailArchive
     from drservice.repository.walarchive import WalArchive
+    from drservice.repository.writer import SnapshotWriter
 
 FORMAT = 1
 _CONTEXT = b"drservice repository v1\n"
@@ -206,6 +206,8 @@ class Repository:
             BusyError: another run on this host is writing one.
             KeyProblemError: this host has no signing key, or one that no signer list names.
         """
+        from drservice.repository.writer import SnapshotWriter, WriterContext  # noqa: PLC0415 - see above
+
         return SnapshotWriter(
             WriterContext(
                 scope=scope,

@@ -1,10 +1,10 @@
 """The shape of a snapshot below a folder: its folders, links and files at their size, before any content is written.
 
 In an empty folder everything is made. In one that holds something, :func:`survey` first says, without changing
-anything, what stays, what is in the way and what has no place, and :func:`shape` then brings it into shape. The folder
-may have been filled by a hostile account that goes on while this runs: every step opens a folder relative to the one
-above it and through no link, nothing is opened blockingly, and what is no plain file with one name of the right owner
-is never written into but replaced by a new file.
+anything, what stays, what is in the way and what has no place, and :class:`Shaping` then brings it into shape. The
+folder may have been filled by a hostile account that goes on while this runs: every step opens a folder relative to the
+one above it and through no link, nothing is opened blockingly, and what is no plain file with one name of the right
+owner is never written into but replaced by a new file.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from drservice.errors import RecoveryError
+from drservice.processes import Account, files_as
 from drservice.repository.descent import Folders
 from drservice.repository.nodes import Entry, EntryKind
 from drservice.repository.target import write_error
@@ -49,6 +50,11 @@ class Survey:
 
 
 EMPTY = Survey()
+
+
+def owner_of(account: Account | None) -> int:
+    """Return the user that owns what is made for an account."""
+    return os.geteuid() if account is None else account.uid
 
 
 def is_plain(facts: os.stat_result, owner: int) -> bool:
@@ -190,38 +196,59 @@ def _freed(folders: Folders, path: bytes, facts: os.stat_result, device: int) ->
 # --- changing -----------------------------------------------------------------------------------------------
 
 
-def shape(root: int, entries: Sequence[Entry], found: Survey, *, owner: int) -> tuple[tuple[bytes, int], ...]:
-    """Remove what goes, and make folders, links, and files at their size; what is kept gets size and mode.
+class Shaping:
+    """Makes folders, links, and files at their size, in the order of their paths; what is kept gets size and mode.
 
-    Returns:
-        Which modes have to wait until everything is written, because with them its owner could not.
-
-    Raises:
-        RecoveryError: naming what cannot be made or removed.
+    Step by step, so that files are filled while later ones are made. What goes is removed at the beginning.
     """
-    folders = Folders(root)
-    late: list[tuple[bytes, int]] = []
-    try:
-        for path in (*found.unwanted, *found.replaced):
-            _remove(folders, path)
-        for entry in entries:
-            try:
-                _make(folders, entry, keep=entry.path in found.kept, owner=owner)
-            except OSError as error:
-                raise write_error(entry.path, error) from error
-            if entry.kind is not EntryKind.LINK and entry.mode & 0o777 != _writable(entry):
-                late.append((entry.path, entry.mode & 0o777))
-    finally:
-        folders.close()
-    return tuple(reversed(late))
+
+    def __init__(self, root: int, entries: Iterable[Entry], found: Survey, *, account: Account | None) -> None:
+        """Remove what is unwanted or in the way.
+
+        Raises:
+            RecoveryError: naming what cannot be removed.
+        """
+        self._root, self._found, self._account = root, found, account
+        self._owner = owner_of(account)
+        self._waiting = iter(entries)
+        self._late: list[tuple[bytes, int]] = []
+        self._folders = Folders(root)
+        with files_as(account):
+            for path in (*found.unwanted, *found.replaced):
+                _remove(self._folders, path)
+
+    def until(self, last: bytes | None) -> None:
+        """Make what was not made yet, up to the path ``last`` and with it (``None``: everything).
+
+        Raises:
+            RecoveryError: naming what cannot be made.
+        """
+        with files_as(self._account):
+            for entry in self._waiting:
+                try:
+                    _make(self._folders, entry, keep=entry.path in self._found.kept, owner=self._owner)
+                except OSError as error:
+                    raise write_error(entry.path, error) from error
+                if entry.kind is not EntryKind.LINK and entry.mode & 0o777 != _writable(entry):
+                    self._late.append((entry.path, entry.mode & 0o777))
+                if entry.path == last:
+                    return
+
+    def set_late_modes(self) -> None:
+        """Set the modes with which its owner could not have written, what lies in a folder before the folder.
+
+        Raises:
+            RecoveryError: naming what cannot be changed.
+        """
+        with files_as(self._account):
+            _set_modes(self._root, reversed(self._late))
+
+    def close(self) -> None:
+        """Close folders."""
+        self._folders.close()
 
 
-def set_late_modes(root: int, modes: Sequence[tuple[bytes, int]]) -> None:
-    """Set the modes that :func:`shape` returned, what lies in a folder before the folder.
-
-    Raises:
-        RecoveryError: naming what cannot be changed.
-    """
+def _set_modes(root: int, modes: Iterable[tuple[bytes, int]]) -> None:
     folders = Folders(root)
     try:
         for path, mode in modes:

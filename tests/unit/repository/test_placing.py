@@ -19,8 +19,8 @@ from drservice.errors import (
 )
 from drservice.model.ids import SnapshotId
 from drservice.objectstore.directory import DirectoryStore
-from drservice.repository import placing
-from drservice.repository.chunktable import ChunkRow
+from drservice.repository import placing, placingplan
+from drservice.repository.chunktable import ROW, ChunkRow
 from drservice.repository.target import write_error
 from tests.doubles import formatwriter
 from tests.doubles.formatwriter import Signer, Writer
@@ -241,18 +241,33 @@ def row(offset: int, length: int) -> tuple[int, int, ChunkRow]:
 
 def test_a_distant_store_is_asked_for_parts_that_are_not_too_long() -> None:
     items = [row(number * 60, 60) for number in range(5)]
-    offsets = [[item[2].offset for item in group] for group in placing._merge(items, most=100)]
+    offsets = [[item[2].offset for item in group] for group in placingplan.merged(items, most=100)]
     assert offsets == [[0, 60], [120, 180], [240]]
-    assert len(list(placing._merge(items))) == 1
+    assert len(list(placingplan.merged(items))) == 1
 
 
 def test_ranges_that_lie_close_are_read_together() -> None:
-    gap = placing._MERGE_GAP_BYTES
+    gap = placingplan.MERGE_GAP_BYTES
     items = [row(104, 100), row(204, 100), row(304 + gap, 100), row(405 + 2 * gap, 100)]
-    assert [[item[2].offset for item in group] for group in placing._merge(items)] == [
+    assert [[item[2].offset for item in group] for group in placingplan.merged(items)] == [
         [104, 204, 304 + gap],
         [405 + 2 * gap],
     ]
+
+
+def test_what_lies_elsewhere_in_a_pack_than_in_the_files_is_read_in_the_packs_order() -> None:
+    share = placingplan._Share()
+    chunks = {300: (b"b", 0), 100: (b"a", 7), 200: (b"b", 65536), 0: (b"a", 0)}
+    for offset, (path, place) in chunks.items():
+        packed = ROW.pack(b"c" * 32, 0, 0, offset, 100, 16 << 20, 0)
+        share.add(path, place, packed, offset=offset, plain_length=16 << 20)
+    paths = tuple(share.paths)
+    pieces = [
+        [(row.offset, (paths[number], place)) for number, place, row in placingplan.unpacked(piece)]
+        for piece in share.pieces()
+    ]
+    assert [[offset for offset, _ in piece] for piece in pieces] == [[0, 100], [200, 300]]  # of 24 MiB or a bit more
+    assert {offset: where for piece in pieces for offset, where in piece} == chunks
 
 
 def test_zeros_are_holes_and_cost_no_read(site: Site, tmp_path: Path) -> None:
@@ -274,7 +289,7 @@ def test_paths_can_be_held_back(site: Site, files: dict[str, bytes], tmp_path: P
 def test_rounds_bound_what_is_planned_at_once(
     site: Site, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placing, "_ROUND_ROWS", 1)
+    monkeypatch.setattr(placingplan, "_ROUND_ROWS", 1)
     assert site.restore(site.capture().id, tmp_path / "out") == files
 
 
