@@ -163,8 +163,8 @@ class HostLoss:
             documents.PROMISED_SECONDS,
         )
         self.story.line(
-            f"{len(documents.dangling)} rows came back without their document; the restore named"
-            f" {documents.told_missing} as missing"
+            f"effective RPO {format_seconds(facts.effective_rpo_seconds)};"
+            f" {len(documents.dangling)} rows are without their document, and {documents.told_missing} were named"
         )
         self._tell_consistent(facts.consistent)
         for report in restored.losses:

@@ -42,6 +42,7 @@ _VERIFY_SECONDS = 120.0
 _TAKEN_OUT = ("report.pdf", "verify.py")
 _ODOO, _NEUTRALIZED = "/odoo-", "/neutralized"
 """What the names of many checks have in common."""
+_FAMILIES = {_ODOO: "checks of Odoo", _NEUTRALIZED: "checks that the copy reaches nobody"}
 _MARKS = {
     CheckState.PASSED: "passed    ",
     CheckState.FAILED: "FAILED    ",
@@ -111,7 +112,7 @@ class Proof:
 
     def _tell_checks(self, results: Sequence[CheckResult]) -> None:
         """Tell each check; of those about Odoo and about neutralizing, of which there are many, only what is wrong."""
-        many = {marker: _passed(results, marker) for marker in (_ODOO, _NEUTRALIZED)}
+        many = {marker: _passed(results, marker) for marker in _FAMILIES}
         folded = {item.name for group in many.values() for item in group}
         for item in results:
             if item.name not in folded:
@@ -119,7 +120,7 @@ class Proof:
         for marker, group in many.items():
             seconds = format_seconds(sum(item.seconds for item in group))
             self.story.wrapped(
-                f"{_MARKS[CheckState.PASSED]} {len(group)} of documents{marker}: "
+                f"{_MARKS[CheckState.PASSED]} {len(group)} {_FAMILIES[marker]}: "
                 + ", ".join(item.name.partition(marker)[2].lstrip("-") or "marked" for item in group)
                 + f" ({seconds})"
             )
