@@ -191,13 +191,13 @@ def sideways(page: Page) -> int:
 
 
 def overlaps(page: Page) -> list[str]:
-    """Return which texts and controls lie over each other: lines of text may touch, no more."""
+    """Return which texts and controls lie over each other or beyond their card: lines of text may touch, no more."""
     found: list[str] = page.evaluate(_OVERLAPS)
     return found
 
 
 _OVERLAPS = """() => {
-  const boxes = [];
+  const boxes = [], found = [];
   const add = (node, rects, words) => {
     for (const r of rects) {
       if (r.width > 1 && r.height > 1 && r.right > 0 && r.bottom > 0) boxes.push([node, r, words.trim().slice(0, 40)]);
@@ -210,11 +210,12 @@ _OVERLAPS = """() => {
     const range = document.createRange();
     range.selectNodeContents(node);
     add(parent, range.getClientRects(), node.data);
+    const card = parent.closest(".card")?.getBoundingClientRect();
+    if (card && range.getBoundingClientRect().right > card.right) found.push(`${node.data.trim()} | beyond its card`);
   }
   for (const control of document.querySelectorAll("button, input:not([type=hidden]), select, progress, svg.band")) {
     if (control.checkVisibility()) add(control, [control.getBoundingClientRect()], control.outerHTML);
   }
-  const found = [];
   boxes.forEach(([one, a, words], index) => {
     for (const [other, b, rest] of boxes.slice(index + 1)) {
       const width = Math.min(a.right, b.right) - Math.max(a.left, b.left);
