@@ -218,6 +218,10 @@ def test_a_service_is_imported_again_and_again_and_never_beside_its_own_cluster(
     plant.json("backup", "erp")
     error = plant.estate.refusal("import", "erp", made.zip, status=2)
     assert error["code"] == "DR792"
+    plant.json("init", "--adopt", "erp")
+    error = plant.estate.refusal("import", "erp", made.zip, status=2)
+    assert error["code"] == "DR792", "whom the next backup may come from says nothing about dumps"
+    assert "a cluster of its own" in error["message"]
 
 
 @pytest.mark.long
