@@ -108,8 +108,8 @@ def _keep_memory_low() -> None:
 def _look_at_no_more() -> None:
     """Let what is loaded by now never be looked at again for what nobody refers to.
 
-    That is asked behind each segment (``walshipping``): with the client of a bucket in it, it took as long as
-    compressing one.
+    That is asked behind each segment (``walshipping``), and took as long as sealing one, most of it for the client of a
+    bucket.
     """
     gc.collect()
     gc.freeze()

@@ -5,7 +5,8 @@ Promises, kept by every implementation and proved by one contract suite:
 * Keys are ``/``-separated, relative, from ``[A-Za-z0-9._-]``; they never contain ``..`` or empty parts.
 * :meth:`ObjectStore.create` is durable, all or nothing, and fails if the key exists. Two concurrent creators
   of one key never both succeed. Snapshot commit, WAL put, ledger append and fences are all this one call.
-* Objects are immutable. Nothing here overwrites.
+* Objects are immutable. Nothing here overwrites, with one exception: where a store has no conditions, a writer whose
+  own a name is (:func:`drservice.model.storing.is_writers_own`) may put the same content once more.
 * :meth:`ObjectStore.list` is complete or raises; an error is never a shorter list.
 * ``ObjectNotFoundError`` means the store *answered* that there is no such object. No answer is
   ``StoreUnreachableError``; refusal is ``StoreDeniedError``; no space is ``StoreFullError``.
