@@ -37,7 +37,7 @@ from drservice.model.recovery import Target, TargetKind
 from drservice.operations.restorerequest import Afterwards, RestoreRequest, RestoreResult
 from drservice.operations.servicerestore import document_counts, restore_service
 
-_WORK_SECONDS = 1.0
+_WORK_SECONDS = 0.5
 _LOOKED_SECONDS = 60.0
 _INTERVAL_SECONDS = 2.0
 """From one look of the document stream to the next: the machine dies at some instant in between."""

@@ -104,7 +104,7 @@ insert into product_product (product_tmpl_id, default_code)
 insert into sale_order (name, partner_id, date_order, state, amount_untaxed, currency_id, note)
     select 'S' || lpad(i::text, 6, '0'), 1 + i % 500, timestamp '2026-01-01' + i * interval '7 minutes', 'done',
     (select sum((1 + (i + j) % 20) * (10 + (i * j) % 500)) from generate_series(1, 4) j), 1, repeat(md5(i::text), 4)
-    from generate_series(1, 8000) i;
+    from generate_series(1, 6000) i;
 insert into sale_order_line (order_id, product_id, product_uom_qty, price_unit, price_subtotal)
     select o.id, 1 + (o.id * 7 + j * 13) % 2000, 1 + (o.id + j) % 20, 10 + (o.id * j) % 500,
     (1 + (o.id + j) % 20) * (10 + (o.id * j) % 500) from sale_order o, generate_series(1, 4) j;
@@ -124,7 +124,7 @@ insert into stock_location (name, usage) values
 insert into mrp_production (name, product_id, product_qty, date_start, state, company_id, origin)
     select 'WH/MO/' || lpad(i::text, 5, '0'), 1 + i % 2000, 10 + i % 50,
     timestamp '2026-01-01' + i * interval '5 minutes', 'done', 1, repeat(md5((i * 3)::text), 6)
-    from generate_series(1, 10000) i;
+    from generate_series(1, 8000) i;
 insert into stock_picking (name, state)
     select 'WH/OUT/' || lpad(i::text, 5, '0'), case when i <= 400 then 'done' else 'assigned' end
     from generate_series(1, 500) i;
