@@ -44,6 +44,9 @@ from drservice.operations.feeder import Feeder
 from drservice.operations.locate import WAL_BLOCK_BYTES, RecoveryEnd, Resolved
 
 _POLL_SECONDS = 0.05
+_FIRST_POLL_SECONDS = 0.01
+"""A server that has little to replay is there in a quarter of a second: looks become rarer the longer it takes."""
+_POLLS_GROW = 1.05
 _CONNECT_SECONDS = 60.0
 
 
@@ -114,6 +117,7 @@ def await_recovery(
     """
     last_change = clock.monotonic()
     seen = (-1, -1)
+    pause = _FIRST_POLL_SECONDS
     while True:
         text = read_log()
         log = interpret_log(text)
@@ -130,7 +134,8 @@ def await_recovery(
             seen, last_change = present, clock.monotonic()
         if clock.monotonic() - last_change > seconds:
             raise ReplayError(f"the server in {environment.id} made no progress for {seconds:.0f} s: {_tail(text)}")
-        clock.sleep(_POLL_SECONDS)
+        clock.sleep(pause)
+        pause = min(pause * _POLLS_GROW, _POLL_SECONDS)
 
 
 def _ended(text: str, feeder: Feeder) -> Exception:
@@ -303,6 +308,7 @@ def await_connection(environment: Environment, *, clock: Clock) -> None:
         IsolationError: what listens there is not its own socket.
     """
     deadline = clock.monotonic() + _CONNECT_SECONDS
+    pause = _FIRST_POLL_SECONDS
     while True:
         try:
             environment.require_own_socket()
@@ -313,7 +319,8 @@ def await_connection(environment: Environment, *, clock: Clock) -> None:
             # A server that was just started has no socket yet.
             if clock.monotonic() > deadline or not environment.running():
                 raise
-            clock.sleep(_POLL_SECONDS)
+            clock.sleep(pause)
+            pause = min(pause * _POLLS_GROW, _POLL_SECONDS)
         else:
             return
 

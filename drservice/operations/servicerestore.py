@@ -43,6 +43,7 @@ def restore_service(context: RestoreContext, evidence: Evidence, request: Restor
         As :func:`run_restore`; what failed is on record too, unless nothing was begun (a wrong call).
     """
     run = make_ulid(context.clock.now(), os.urandom(10))
+    evidence.expect(EvidenceKind.RESTORE)
     try:
         result = _run(context, request)
     except DrError as error:
