@@ -64,9 +64,12 @@ class HostLoss:
         plant = self.plant
         before = read_clone(plant.configuration, plant.account) if is_clone(plant.configuration) else None
         people = People(plant.dsn, Filing(plant.filestore), shift=_SHIFT, has_shop_floor=False)
-        self._work(people)
-        began = time.monotonic()
-        died_at = self._kill(people)
+        try:
+            self._work(people)
+            began = time.monotonic()
+            died_at = self._kill(people)
+        finally:
+            people.stop()  # also if a stream has ended: nobody files into a folder that is being removed
         with ThreadPoolExecutor(max_workers=1) as pool:
             other = pool.submit(recover_consistent, self.site)
             restored = self._restore()
