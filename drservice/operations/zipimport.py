@@ -230,6 +230,8 @@ def _check(
 ) -> Checked:
     """Unpack the documents, and ask the loaded database everything that decides whether it becomes a point.
 
+    It is asked as the role that loaded it: what a hostile dump left in it for a superuser would be in the snapshot.
+
     Raises:
         ImportRefusedError, IncompleteImportError, NeutralizedSourceError: it does not.
     """
@@ -241,7 +243,7 @@ def _check(
     context.progress.step("compare rows and documents")
     environment.require_own_socket()
     with asking(
-        cluster.dsn, seconds=_ASK_SECONDS, database=request.database, application_name="drservice import"
+        cluster.owner_dsn, seconds=_ASK_SECONDS, database=request.database, application_name="drservice import"
     ) as source:
         require_modules(source, manifest)
         references = read_references(source)
@@ -249,7 +251,7 @@ def _check(
     compared = compare(unpacked, references.documents)
     if not compared.is_whole and not request.accept_damage:
         raise IncompleteImportError(f"{request.file.name} is not whole: {'; '.join(compared.problems())}")
-    inside = _inside(request.service, cluster.dsn, request.component)
+    inside = _inside(request.service, cluster.owner_dsn, request.component)
     unsaid = require_production(inside, request.documents)
     scripts, unread = read_scripts(inside, request.documents)
     return Checked(
@@ -280,7 +282,7 @@ def _measure(context: RestoreContext, request: ImportRequest, cluster: LoadingCl
     component = request.component
     own = database_in(component.dsn) == request.database
     baseline = measure_baseline(
-        f"{cluster.dsn} dbname={_literal(request.database)}" if own else cluster.dsn,
+        f"{cluster.owner_dsn} dbname={_literal(request.database)}" if own else cluster.owner_dsn,
         [check for check in request.service.checks if check.component == component.name],
         clock=context.clock,
         databases=[request.database],

@@ -28,7 +28,10 @@ _BUSY = (
     ("mrp_production", "write_date"),
 )
 """Tables that are written all the time, and when; scheduled actions alone are noted every few minutes."""
-_NEWEST_SQL = "select pg_catalog.floor(extract(epoch from pg_catalog.max({column})))::bigint from public.{table}"
+_NEWEST_SQL = (
+    "select pg_catalog.floor(extract(epoch from pg_catalog.max({column})))::bigint from public.{table}"
+    " where {column} <= pg_catalog.timezone('UTC', pg_catalog.to_timestamp({now}))"
+)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SHOWN = 3
 _LONGEST_NAME = 200
@@ -102,26 +105,28 @@ def _differing(name: str, told: Mapping[str, str], found: Mapping[str, str]) -> 
 
 
 def newest_row(source: Asking, *, now: datetime) -> datetime:
-    """Return the newest time that a row of the busy tables bears; Odoo writes UTC. One in the future counts as now.
+    """Return the newest time that a row of the busy tables bears; Odoo writes UTC.
+
+    A row of the future says nothing: taken for new, it would make the oldest dump as new as its import.
 
     Raises:
-        ImportRefusedError: none bears one: nobody could say how old this is.
+        ImportRefusedError: none bears one of the past: nobody could say how old this is.
         PostgresError: it cannot be asked.
     """
     with pinned(source):
         schema = read_schema(source)
-        found = [_newest_of(source, schema, table, column) for table, column in _BUSY]
+        found = [_newest_of(source, schema, table, column, now) for table, column in _BUSY]
     known = [instant for instant in found if instant is not None]
     if not known:
         raise ImportRefusedError("no row of dump.sql bears a time: nobody could say how old this recovery point is")
-    return min(max(known), now)
+    return max(known)
 
 
-def _newest_of(source: Asking, schema: OdooSchema, table: str, column: str) -> datetime | None:
+def _newest_of(source: Asking, schema: OdooSchema, table: str, column: str, now: datetime) -> datetime | None:
     if not schema.has(table, column):
         return None
-    (seconds,) = source.answer(_NEWEST_SQL.format(table=table, column=column))
+    (seconds,) = source.answer(_NEWEST_SQL.format(table=table, column=column, now=int(now.timestamp())))
     try:
         return _EPOCH + timedelta(seconds=int(seconds)) if seconds is not None else None
-    except OverflowError:
-        return datetime.max.replace(tzinfo=UTC)
+    except OverflowError:  # before Christ, or for ever before
+        return None

@@ -83,8 +83,17 @@ class LoadingCluster:
 
     @property
     def dsn(self) -> str:
-        """Reaches the server as its superuser."""
+        """Reaches the server as its superuser; for the database ``postgres`` alone once the dump is loaded."""
         return self.environment.dsn
+
+    @property
+    def owner_dsn(self) -> str:
+        """Reaches the server as the role that owns the loaded database, and may do nothing else.
+
+        Whoever owns a database decides what a question to it runs: by a view, a cast, an operator, or what
+        ``ALTER DATABASE ... SET search_path`` has looked through first.
+        """
+        return f"{self.dsn} user={OWNER}"
 
     def load(self, archive: OdooZipFile, member: Member) -> tuple[Loaded, tuple[str, ...]]:
         """Make the database and load the dump into it, all of it; return what that brought, and notes.
@@ -99,10 +108,9 @@ class LoadingCluster:
             session.script(f"create role {OWNER} login".encode(), seconds=_INITDB_SECONDS)
             session.script(f"create database {name} owner {OWNER} template template0".encode(), seconds=_INITDB_SECONDS)
         self.progress.step("load the rows", total_bytes=member.size)
-        owner = f"{self.dsn} user={OWNER}"
         with (
             connect(self.dsn, application_name="drservice import", database=self.database) as superuser,
-            connect(owner, application_name="drservice import", database=self.database) as session,
+            connect(self.owner_dsn, application_name="drservice import", database=self.database) as session,
         ):
             if self.programs.major < _PUBLIC_IS_THE_OWNERS:
                 superuser.script(f"alter schema public owner to {OWNER}".encode(), seconds=_INITDB_SECONDS)
@@ -112,13 +120,13 @@ class LoadingCluster:
                 superuser.script(text.encode(), seconds=_INITDB_SECONDS)
 
             loaded = load_plain(session, PlainDump(self._heard(archive.read(member))), made_immutable=made_immutable)
-        return loaded, self._analyze(owner)
+        return loaded, self._analyze()
 
-    def _analyze(self, owner: str) -> tuple[str, ...]:
+    def _analyze(self) -> tuple[str, ...]:
         """Gather the planner's statistics, which no dump has; without them a copy is slow, and still right."""
         self.progress.step("gather statistics")
         try:
-            with connect(owner, application_name="drservice import", database=self.database) as session:
+            with connect(self.owner_dsn, application_name="drservice import", database=self.database) as session:
                 session.script(b"analyze", seconds=_ANALYZE_SECONDS)
         except PostgresError as error:
             self.environment.require_within_limits()

@@ -74,7 +74,7 @@ def configured(plant: Plant) -> None:
             "checks": CHECKS,
         }
 
-    document["services"] |= {SERVICE: unreachable(SERVICE), "other": unreachable("other")}
+    document["services"] |= {name: unreachable(name) for name in (SERVICE, "other", "trapped")}
     document["drills"]["nightly"] = {"service": SERVICE, "target": "latest", "neutralize": False}
     plant.estate.config.write_text(json.dumps(document))
 
@@ -172,6 +172,40 @@ def test_a_zip_without_a_document_is_refused_and_nothing_of_it_stays(made: Made)
     assert lost in error["message"]
     assert snapshots(plant, "other") == before, "nothing is stored of it"
     assert plant.estate.environments() == []
+
+
+TRAPS = b"""
+CREATE SCHEMA trap;
+CREATE FUNCTION trap.sprung() RETURNS boolean LANGUAGE plpgsql AS $$ begin
+  if (select rolsuper from pg_catalog.pg_roles where rolname = current_user) then
+    copy (select 1) to program 'touch sprung';
+    raise exception 'a trap was sprung by a superuser';
+  end if;
+  return true;
+end $$;
+CREATE FUNCTION trap.set_config(text, text, boolean) RETURNS text LANGUAGE sql AS
+  $$ select pg_catalog.set_config($1, $2, $3) where trap.sprung() $$;
+CREATE FUNCTION trap.to_regclass(text) RETURNS regclass LANGUAGE sql AS
+  $$ select pg_catalog.to_regclass($1) where trap.sprung() $$;
+CREATE VIEW trap.ir_attachment AS SELECT * FROM public.ir_attachment WHERE trap.sprung();
+DO $$ begin
+  execute pg_catalog.format('alter database %I set search_path = trap, pg_catalog, public', current_database());
+end $$;
+UPDATE public.ir_attachment SET create_date = now() + interval '1 year' WHERE id = (
+  SELECT min(id) FROM public.ir_attachment);
+"""
+"""What the owner of a database can leave in it for whoever asks it next and may do more than he, and a row that makes
+the dump look new."""
+
+
+def test_what_a_dump_leaves_for_a_superuser_meets_none_and_its_future_does_not_make_it_new(made: Made) -> None:
+    with zipfile.ZipFile(made.zip) as archive:
+        dump = archive.read("dump.sql")
+    end = b"--\n-- PostgreSQL database dump complete"
+    trapped = made.zip_with("trapped.zip", dump=dump.replace(end, TRAPS + end))
+    done = made.plant.json("import", "trapped", trapped)
+    assert (done["state"], done["documents"]["expected"], done["notes"]) == ("complete", 5, made.imported["notes"])
+    assert done["origin"]["rows_until"] == made.imported["origin"]["rows_until"]
 
 
 @pytest.mark.long

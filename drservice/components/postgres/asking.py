@@ -149,7 +149,7 @@ def asking(dsn: str, *, seconds: float, database: str | None = None, application
         opened = Asking(session, seconds)
         with cut_after(session, seconds + _CUT_AFTER_SECONDS):
             for name, value in (*_SPELLING, *_timeouts(seconds)):
-                session.rows("select set_config(%s, %s, false)", (name, value))
+                session.rows("select pg_catalog.set_config(%s, %s, false)", (name, value))
             session.rows("begin transaction isolation level repeatable read, read only")
         yield opened
 

@@ -19,7 +19,7 @@ from typing import Any, LiteralString, Self
 import psycopg
 from psycopg import errors as pg_errors
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import ExecStatus
+from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
 from drservice.errors import DrError, PostgresError, PostgresUnreachableError
@@ -34,6 +34,7 @@ _DEFAULTS = {
 }
 """Values for what the dsn leaves open: a silent network is noticed within about a minute."""
 
+_OPEN = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 _COPYING = frozenset({ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH})
 _REFUSALS: Sequence[tuple[str, str]] = (
     (
@@ -111,6 +112,11 @@ class Session:
     def backend_pid(self) -> int:
         """The process that serves this session."""
         return self._connection.info.backend_pid
+
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether a statement began a transaction that none has ended yet; one that failed counts too."""
+        return self._connection.info.transaction_status in _OPEN
 
     def rows(self, query: LiteralString, parameters: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows (none for a command).

@@ -19,7 +19,7 @@ _STATEMENT_SECONDS = 24 * 3600.0
 _ROLE = rb'(?:[a-z_][a-z0-9_$]*|"(?:[^"]|"")++")'
 _LEFT_OUT: Mapping[str, re.Pattern[bytes]] = {
     "privileges": re.compile(rb"(?:GRANT|REVOKE|ALTER DEFAULT PRIVILEGES)\s.*", re.DOTALL),
-    "owners": re.compile(rb"ALTER [A-Z ]+ [^;]+ OWNER TO " + _ROLE, re.DOTALL),
+    "owners": re.compile(rb"ALTER [A-Z ]{1,40} [^;]+ OWNER TO " + _ROLE, re.DOTALL),
     # Old servers said what PostgreSQL itself says of its language; only its owner may.
     "comments on plpgsql": re.compile(rb"COMMENT ON EXTENSION plpgsql IS .*", re.DOTALL),
 }
@@ -66,6 +66,11 @@ def load_plain(session: Session, dump: PlainDump, *, made_immutable: Callable[[s
         found = _EXTENSION.fullmatch(statement.text)
         if found is not None:
             made_immutable(found[1].decode())
+    if session.is_in_transaction:
+        raise ImportRefusedError(
+            "dump.sql cannot be loaded: it ends within a transaction that it began, of which no row is kept",
+            hint="It has to be a plain dump as pg_dump writes it (Odoo's own backup is one), and whole.",
+        )
     return Loaded(statements=statements, rows=rows, left_out=left_out)
 
 

@@ -126,6 +126,13 @@ def test_the_first_statement_that_is_refused_ends_it_and_is_named(
     assert "behind" not in there
 
 
+def test_rows_of_a_transaction_that_no_statement_ends_do_not_count_as_loaded(host: Cluster, database: str) -> None:
+    dump = f"{HEAD}create table t (a int);\nbegin;\ninsert into t values (1);\n{END}"
+    with pytest.raises(ImportRefusedError, match="within a transaction"):
+        load(host, database, dump.encode())
+    assert load(host, database, f"{HEAD}begin;\ninsert into t values (1);\ncommit;\n{END}".encode()).statements == 3
+
+
 @pytest.mark.parametrize(
     ("rows", "told"), [("1\n", "missing data"), ("x\ty\n", "invalid input syntax"), ("1\t\\N\n", "not-null|null value")]
 )
