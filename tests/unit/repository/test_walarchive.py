@@ -25,10 +25,9 @@ from drservice.model.ids import SystemId
 from drservice.model.wal import WalFileName
 from drservice.objectstore.interface import Body
 from drservice.objectstore.memory import MemoryStore
-from drservice.repository import walarchive
 from drservice.repository.keys import Identities
 from drservice.repository.records import FRAME_BYTES
-from drservice.repository.walarchive import ArchivedFile, PutOutcome
+from drservice.repository.walarchive import ArchivedFile, PutOutcome, WalArchive
 from tests.doubles.repositories import SYSTEM_ID, Site, flipped, new_host, noise, trusted
 from tests.doubles.stores import Fault, FaultyStore, RecordingStore, When, truncating_store
 
@@ -130,9 +129,9 @@ def test_the_plain_name_comes_before_repaired_copies(site: Site) -> None:
 def test_a_copy_that_turns_out_wrong_behind_its_last_piece_is_given_up_for_the_next(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = walarchive._file
+    seal = WalArchive.seal
     with monkeypatch.context() as patch:
-        patch.setattr(walarchive, "_file", lambda *args, **more: replace(made(*args, **more), digest="0" * 64))
+        patch.setattr(WalArchive, "seal", lambda *args, **more: replace(seal(*args, **more), plain_sha256="0" * 64))
         site.put_wal(NAME, SEGMENT)
     archive, taken = site.repository().wal(site.scope), list[int]()
 
