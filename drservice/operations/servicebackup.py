@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
+from typing import TYPE_CHECKING
 
 from drservice import telemetry
 from drservice.canonical import Json
-from drservice.components.odoo.gathering import gather_odoo
-from drservice.components.odoo_filestore.capture import CapturedFiles, capture_files
-from drservice.components.postgres.asking import asking
-from drservice.components.postgres.baseline import measure_baseline
+from drservice.clock import Clock
+from drservice.components.postgres.asking import Asking, asking
+from drservice.components.postgres.baseline import Gathered, measure_baseline
 from drservice.errors import DrError, InterruptedRunError, PostgresError
 from drservice.evidence.statements import Statement
 from drservice.model.checks import Baseline
@@ -29,11 +29,12 @@ from drservice.model.points import RecoveryPoint, instant_of, member_of, state_o
 from drservice.model.snapshot import SnapshotRecord, SnapshotState
 from drservice.operations.backup import BackupContext, BackupResult, run_backup
 from drservice.operations.evidence import Evidence, snapshot_subjects
-from drservice.operations.neutralsource import read_scripts, require_production
-from drservice.operations.preparedbackup import capture_prepared
 from drservice.operations.production import References, read_references
 from drservice.operations.records import backup_fields
 from drservice.repository.writer import SnapshotWriter
+
+if TYPE_CHECKING:  # a cluster without documents needs none of it, nor what captures them
+    from drservice.components.odoo_filestore.capture import CapturedFiles
 
 _REFERENCES_SECONDS = 600.0
 
@@ -184,6 +185,8 @@ def backup_service(
     unsaid: list[str] = []
     for followed in service.files():  # a cluster's own snapshot is of a database that somebody's documents follow, too
         if isinstance(followed, FilesSettings) and (followed in files or followed.follows in clusters):
+            from drservice.operations.neutralsource import require_production  # noqa: PLC0415 - see above
+
             unsaid += require_production(service, followed)
     baselines, notes = _measure(context, service, databases) if only is None else ({}, ())
     captured: list[BackupResult] = []
@@ -226,12 +229,19 @@ def _measure(
                 checks,
                 clock=context.clock,
                 databases=followed,
-                gather=partial(gather_odoo, clock=context.clock),
+                gather=partial(_gather, context.clock),
             )
         except DrError as error:
             notes.append(f"no baseline of {component.name}: {error.message}")
             telemetry.warning("baseline not measured", component=component.name, problem=error.message)
     return baselines, tuple(notes)
+
+
+def _gather(clock: Clock, source: Asking, database: str) -> Gathered:
+    """Ask a database that documents follow what Odoo says in it."""
+    from drservice.components.odoo.gathering import gather_odoo  # noqa: PLC0415 - see above
+
+    return gather_odoo(source, database, clock=clock)
 
 
 def _backup_files(context: BackupContext, service: Service, component: FilesComponent) -> FilesResult:
@@ -244,6 +254,8 @@ def _backup_files(context: BackupContext, service: Service, component: FilesComp
         if isinstance(component, FilesSettings):
             captured, notes = _capture_folder(context, writer, service, component)
         else:
+            from drservice.operations.preparedbackup import capture_prepared  # noqa: PLC0415 - see above
+
             captured, notes = capture_prepared(context, writer, service, component)
         record = writer.commit(captured.commit_facts())
         telemetry.info("snapshot committed", snapshot=record.id, stored_bytes=record.stored_bytes)
@@ -259,6 +271,9 @@ def _backup_files(context: BackupContext, service: Service, component: FilesComp
 def _capture_folder(
     context: BackupContext, writer: SnapshotWriter, service: Service, component: FilesSettings
 ) -> tuple[CapturedFiles, tuple[str, ...]]:
+    from drservice.components.odoo_filestore.capture import capture_files  # noqa: PLC0415 - see above
+    from drservice.operations.neutralsource import read_scripts  # noqa: PLC0415 - the same
+
     references, notes = _references(service, component)
     captured = capture_files(
         writer,

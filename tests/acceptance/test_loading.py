@@ -17,6 +17,8 @@ _SELDOM = {
     "drservice.operations.neutralizing": "--neutralize",
     "drservice.operations.inplace": "--in-place",
     "drservice.operations.preparedrestore": "clones and Redis",
+    "drservice.operations.preparedbackup": "clones and Redis",
+    "drservice.components.odoo.gathering": "services with Odoo",
 }
 
 
