@@ -16,6 +16,7 @@ import pytest
 
 from drservice import processes
 from drservice.clock import from_iso
+from drservice.components.odoo.starting import odoo_places
 from drservice.environments.sandbox import open_sandbox
 from drservice.model.ids import ComponentName, ServiceName
 from drservice.settings.loading import load
@@ -29,6 +30,13 @@ pytestmark = [pytest.mark.odoo, pytest.mark.timeout(1800)]
 
 _LOOK = timedelta(seconds=5)
 """What a new document may take to be durable at the default interval."""
+_SEND = """
+values = {"subject": "from a copy", "body_html": "<p>x</p>", "email_from": "erp@plant.example"}
+mail = env["mail.mail"].create({**values, "email_to": "customer@example.com", "auto_delete": False})
+mail.send(raise_exception=False)
+env.cr.commit()
+print("the mail is:", mail.state, mail.failure_type)
+"""
 PLANS = ("latest", "consistent", "instant")
 """What is recovered: all rows, all rows whose documents are there, and an instant that had passed before the loss."""
 _COLLECT = "env['ir.attachment']._gc_file_store(); env.cr.commit()\n"
@@ -227,7 +235,7 @@ def test_the_plan_says_beforehand_what_comes_back(story: Story, drilled: Mapping
     planned = story.site.recovery("restore", SERVICE, "--to", "latest", "--dry-run")
     ends = planned["consistent"]
     assert any("--to consistent" in reason for reason in planned["reasons"])
-    told["plan"] = (
+    told["latest: its plan says"] = (
         f"documents {ends['behind_seconds']:.2f} s behind the end of the WAL,"
         f" which is {(story.lost_at - from_iso(ends['wal_end_at'])).total_seconds():.2f} s before the loss"
     )
@@ -269,6 +277,23 @@ def test_a_document_is_durable_within_seconds_of_its_commit(story: Story) -> Non
     median, most = seconds[len(seconds) // 2], seconds[-1]
     told["commit of a document to durable"] = f"median {median:.2f} s, most {most:.2f} s, of {len(seconds)}"
     assert most < 5.0
+
+
+def test_an_odoo_that_is_told_to_send_a_mail_in_a_copy_cannot(
+    story: Story, drilled: Mapping[str, dict[str, Any]]
+) -> None:
+    settings = load(story.site.root / "recovery.yaml").estate.service(SERVICE).filestore()
+    assert settings.odoo is not None
+    places = odoo_places(settings.name, settings.odoo, settings.addons)
+    environment = open_sandbox(Path(drilled["consistent"]["environment"]["path"]))
+    script = environment.write_configuration("send.py", _SEND)
+    code = ":".join(map(str, places.code))
+    shell = f"{places.python} {places.program} shell -c /env/conf/odoo.conf --no-http --log-level=critical"
+    done = environment.execute(["/bin/sh", "-c", f"PYTHONPATH={code} {shell} <{script}"], timeout_seconds=300)
+    answer = done.stdout.decode().strip()
+    assert answer.startswith("the mail is: exception"), f"{answer}\n{done.stderr.decode()[-2000:]}"
+    assert len(story.site.production.sink.subjects) == story.mails_before
+    told["consistent: a mail sent on purpose"] = f"{answer}; the relay heard of none"
 
 
 def test_nobody_outside_hears_of_a_copy(story: Story, drilled: Mapping[str, dict[str, Any]]) -> None:
