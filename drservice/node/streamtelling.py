@@ -197,14 +197,15 @@ def _told_wal(word: _Word[StreamState], *, synchronous: bool) -> ToldWal:
     state = word.state
     if state is None:
         return told
+    is_current = word.is_heard and state.is_current
     return replace(
         told,
         timeline=state.timeline,
         durable_lsn=None if state.durable_lsn is None else state.durable_lsn.value,
         server_lsn=None if state.server_lsn is None else state.server_lsn.value,
         durable_until=state.server_time if state.bytes_at_risk == 0 else state.durable_server_time,
-        seconds_at_risk=state.seconds_at_risk if word.is_heard else None,
-        bytes_at_risk=state.bytes_at_risk if word.is_heard else None,
+        seconds_at_risk=state.seconds_at_risk if is_current else None,
+        bytes_at_risk=state.bytes_at_risk if is_current else None,
         slot_status=state.slot_status,
         safe_wal_bytes=state.safe_wal_bytes,
     )
@@ -228,7 +229,8 @@ def _told_documents(word: _Word[DocumentState], now: datetime) -> ToldDocuments:
         return told
     return replace(
         told,
-        durable_until=state.durable_server_time,
+        # The database's clock may be ahead: what ended would look young for as long.
+        durable_until=min(state.durable_server_time, state.looked_at or state.durable_server_time),
         missing=state.missing,
         corrupt=state.corrupt,
         in_database=state.in_database,

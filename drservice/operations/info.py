@@ -171,12 +171,12 @@ def _streamed_at_risk(
     gaps: tuple[WalGap, ...],
     asked_at: datetime,
 ) -> AtRisk | None:
-    """Return what a receiver that lives says is at risk; ``None``: ask the server, there is none to believe.
+    """Return what a receiver that gets on says is at risk; ``None``: ask the server, there is none to believe.
 
     What it made durable leads on from a snapshot only where nothing is missing before it, and is still there.
     """
     state = stream.state if stream is not None and stream.is_alive else None
-    if state is None or state.bytes_at_risk is None or state.seconds_at_risk is None:
+    if state is None or not state.is_current or state.bytes_at_risk is None or state.seconds_at_risk is None:
         return None
     is_fresh = abs((asked_at - state.updated_at).total_seconds()) <= STALE_SECONDS
     if not is_fresh or state.system_id != newest.postgres.system_id or not windows or _ends_in_gap(windows, gaps):

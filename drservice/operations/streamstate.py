@@ -63,6 +63,11 @@ class StreamState:
     """How much more WAL can be written before the slot may be lost; ``None`` also without a limit."""
 
     @property
+    def is_current(self) -> bool:
+        """Whether it hears its server and gets on. Otherwise the server goes on, and what it said last is of then."""
+        return self.state is StreamPhase.STREAMING
+
+    @property
     def bytes_at_risk(self) -> int | None:
         """WAL of the server that is neither durable nor known to be an idle server's."""
         safe = self.durable_lsn if self.covered_lsn is None else self.covered_lsn

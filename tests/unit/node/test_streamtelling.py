@@ -179,9 +179,9 @@ def test_one_that_looks_seldom_may_be_silent_for_longer() -> None:
     assert documentstate.patience(timedelta(hours=1)) == timedelta(hours=2)
 
 
-def receiver_of(estate: Estate, *, now: datetime) -> ToldWal:
+def receiver_of(estate: Estate, state: StreamState = RECEIVER, *, now: datetime) -> ToldWal:
     """Return what is told of a receiver that lives."""
-    streamstate.write_state(estate.state_dir, RECEIVER)
+    streamstate.write_state(estate.state_dir, state)
     with living(streamstate.lock_path(estate.state_dir, ERP, DATABASE)):
         [told] = told_streams(estate, "db1", now)
     return told
@@ -194,3 +194,19 @@ def test_a_receiver_that_lives_and_says_nothing_has_nothing_safe_behind_its_last
     assert (told.state, told.seconds_at_risk, told.durable_until) == ("stalled", None, NOON - 2 * SECOND)
     [ended] = told_streams(estate, "db1", NOON)
     assert (ended.state, ended.durable_lsn, ended.seconds_at_risk) == ("absent", 7, None)
+
+
+@pytest.mark.parametrize("phase", [StreamPhase.CONNECTING, StreamPhase.FAILED, StreamPhase.STALLED])
+def test_a_receiver_that_does_not_get_on_tells_no_figure_of_the_past_as_one_of_now(
+    estate: Estate, phase: StreamPhase
+) -> None:
+    idle = replace(RECEIVER, state=phase, server_lsn=RECEIVER.durable_lsn)
+    assert idle.seconds_at_risk == 0, "when it last heard of its server"
+    told = receiver_of(estate, idle, now=NOON)
+    assert (told.state, told.seconds_at_risk, told.bytes_at_risk) == (phase.value, None, None)
+    assert told.durable_until == RECEIVER.server_time, "which grows older"
+
+
+def test_what_a_database_whose_clock_is_ahead_says_of_documents_is_no_younger_than_the_look(estate: Estate) -> None:
+    ahead = replace(CAPTURE, durable_server_time=NOON + 3600 * SECOND)
+    assert capture_of(estate, ahead).durable_until == CAPTURE.looked_at

@@ -58,3 +58,9 @@ def test_a_receiver_is_not_believed_where_what_it_made_durable_is_not_there_any_
 def test_a_receiver_that_has_made_nothing_durable_says_nothing() -> None:
     held = with_tails(archive(*range(2, 6)), {1: {6: 6.5}})
     assert believed(held, replace(STATE, durable_lsn=None)) is None
+
+
+@pytest.mark.parametrize("phase", [StreamPhase.CONNECTING, StreamPhase.FAILED, StreamPhase.STALLED])
+def test_a_receiver_that_does_not_get_on_says_nothing_of_what_its_server_does_now(phase: StreamPhase) -> None:
+    held = with_tails(archive(*range(2, 6)), {1: {6: 6.5}})
+    assert believed(held, replace(STATE, state=phase)) is None, "the server may have gone on for hours"
