@@ -18,6 +18,7 @@ run on one machine: compare within a run, never across machines.
 from __future__ import annotations
 
 import argparse
+import compileall
 import hashlib
 import json
 import os
@@ -75,7 +76,7 @@ def make_filestore(root: Path, files: int, total_bytes: int) -> None:
 
 
 class Drservice:
-    """This project, one process per job (this script with ``--job``)."""
+    """This project, one process per job (``filestorejob.py``), with its bytecode at hand as where it is installed."""
 
     name = "drservice"
 
@@ -86,7 +87,7 @@ class Drservice:
 
     def command(self, job: str) -> list[str]:
         """Return what to run and time."""
-        return [sys.executable, __file__, "--job", job, "--base", str(self.base), "--source", str(self.source)]
+        return [sys.executable, str(ROOT / "benchmarks/filestorejob.py"), job, str(self.base), str(self.source)]
 
     def environment(self) -> Mapping[str, str]:
         """Return variables of the process."""
@@ -94,6 +95,7 @@ class Drservice:
 
     def prepare(self) -> None:
         """Make the repository."""
+        compileall.compile_dir(ROOT / "drservice", quiet=1)
         prepare_drservice(self.base)
         names = (str(path.relative_to(self.source)) for path in self.source.rglob("*") if path.is_file())
         (self.base / "wanted").write_text("\n".join(names))
@@ -247,64 +249,6 @@ def prepare_drservice(base: Path) -> None:
     create_repository(DirectoryStore(base / "repo"), signer=host, signers=[], clock=SystemClock())
 
 
-class Silent:
-    """Hears of progress and says nothing."""
-
-    def advance(self, amount: int, /) -> None:
-        """Bytes are done."""
-
-
-def referred_to(base: Path) -> dict[str, int]:
-    """Return what production's database would: every document, with a size that nobody asks for here."""
-    with (base / "wanted").open() as names:
-        return {name.rstrip("\n"): -1 for name in names}
-
-
-def run_job(job: str, base: Path, source: Path, *, told: bool) -> None:
-    """Do one job; this is what is timed, with the start of the interpreter and all imports."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415  # of this job
-
-    from drservice.clock import SystemClock  # noqa: PLC0415  # of this job
-    from drservice.model.estate import FilesKind, FilesSettings  # noqa: PLC0415  # of this job
-    from drservice.model.ids import ComponentName, ServiceName  # noqa: PLC0415  # of this job
-    from drservice.objectstore.directory import DirectoryStore  # noqa: PLC0415  # of this job
-    from drservice.repository.envelope import HostKey  # noqa: PLC0415  # of this job
-    from drservice.repository.keys import Identities  # noqa: PLC0415  # of this job
-    from drservice.repository.repository import open_repository  # noqa: PLC0415  # of this job
-
-    opener = partial(DirectoryStore, base / "repo")
-    clock = SystemClock()
-    repository = open_repository(
-        opener(),
-        open_store=opener,
-        signers=[],
-        host_key=HostKey("bench", Ed25519PrivateKey.from_private_bytes((base / "host").read_bytes())),
-        identities=Identities.load([f"file:{base}/identity"]) if job == "restore" else Identities(),
-        recipients=((base / "recipient").read_text(),),
-        clock=clock,
-    )
-    component = FilesSettings(name=ComponentName("documents"), kind=FilesKind.ODOO_FILESTORE, path=source)
-    scope = repository.scope(ServiceName("erp"), component.name)
-    if job == "restore":
-        from drservice.components.odoo_filestore.placing import (  # noqa: PLC0415  # of this job
-            PlaceContext,
-            place_documents,
-        )
-
-        wanted = referred_to(base)
-        context = PlaceContext(repository=repository, scope=scope, account=None, workers=2, progress=Silent())
-        newest = repository.snapshots(scope).records[-1].id
-        placed = place_documents(context, [newest], base / "out", wanted=wanted)
-        assert placed.placed == placed.expected == len(wanted), placed
-        return
-    from drservice.components.odoo_filestore.capture import capture_files  # noqa: PLC0415  # of this job
-
-    with repository.writer(scope, state_dir=base / "state", workers=2, level=1) as writer:
-        referred = referred_to(base) if told else None
-        captured = capture_files(writer, component=component, referred=referred, clock=clock, progress=Silent())
-        writer.commit(captured.commit_facts())
-
-
 # --- The race ---------------------------------------------------------------------------------------------------
 
 
@@ -397,13 +341,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="a filestore to use instead of a made one")
     parser.add_argument("--work", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
-    parser.add_argument("--base", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--told", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.job:
-        run_job(arguments.job, arguments.base, arguments.source, told=arguments.told)
-        return
     work = Path(tempfile.mkdtemp(prefix="drservice-bench-", dir=arguments.work))
     try:
         source = arguments.source or work / "filestore"

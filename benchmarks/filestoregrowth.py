@@ -39,7 +39,7 @@ class Told(Drservice):
 
     def command(self, job: str) -> list[str]:
         """Return what to run and time."""
-        return [*super().command(job), "--told"]
+        return [*super().command(job), "told"]
 
 
 @dataclass(slots=True)
@@ -125,6 +125,7 @@ def grow(work: Path, counts: Sequence[int], mean_bytes: int, *, peers: Path | No
     for files in counts:
         source = work / f"filestore-{files}"
         make_filestore(source, files, files * mean_bytes)
+        there = sum(len(names) for _, _, names in os.walk(source))  # of the shortest some are the same
         racers: list[Racer] = [Told(work / f"drservice-{files}", source)]
         if peers is not None and files == max(counts):
             racers.append(peers_below(peers)["restic"](work / f"restic-{files}", source))
@@ -135,8 +136,8 @@ def grow(work: Path, counts: Sequence[int], mean_bytes: int, *, peers: Path | No
                 print(row, file=sys.stderr, flush=True)
                 rows.append(row)
             restored = sum(len(names) for _, _, names in os.walk(racer.restored()))
-            if restored != files:
-                raise SystemExit(f"{racer.restored()} holds {restored} of {files} documents")
+            if restored != there:
+                raise SystemExit(f"{racer.restored()} holds {restored} of {there} documents")
     return rows
 
 

@@ -185,7 +185,12 @@ def _folder(
     if target.kind not in {TargetKind.LATEST, TargetKind.TIME}:
         raise UsageError(f"{component.name} has no WAL positions", hint="Give --to TIME or --to latest.")
     estate = invocation.load().estate
-    with open_data_plane(estate) as plane, open_evidence(plane) as evidence, invocation.progress() as progress:
+    with (
+        workers_at_hand(estate, component.workers),
+        open_data_plane(estate) as plane,
+        open_evidence(plane) as evidence,
+        invocation.progress() as progress,
+    ):
         context = RestoreContext(
             repository=plane.repository, state_dir=estate.state_dir, clock=plane.clock, progress=progress
         )

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import stat
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import TypeAlias
 from drservice.repository.capture import CaptureWorker, PreviousPart, WorkerSpec, identity_facts
 from drservice.repository.chunktable import LEAF_CHUNKS, ChunkTable, PackToken, TableBuilder
 from drservice.repository.descent import GONE, Root, open_below
-from drservice.repository.nodes import Entry, EntryKind, decode_entry
+from drservice.repository.nodes import Entry, EntryKind, FileIdentity, decode_entry
 from drservice.repository.pack import ClosedPack
 
 WHOLE_FILE_CHUNK_BYTES = 4 << 20
@@ -60,15 +61,17 @@ class FileResult:
     state: FileState
     size: int = 0
     mode: int = 0
-    identity: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
-    sha1: bytes = b""
+    identity: bytes = b""
+    """How it looked: see :func:`unpack_identity`."""
+    wrong_sha1: bytes = b""
+    """SHA-1 of a document whose name says another one."""
     parts: tuple[Part, ...] = ()
     reason: str = ""
 
     def __reduce__(self) -> tuple[object, ...]:
         """Travel between processes as one flat tuple: there may be a million of these."""
-        fields = (self.path, self.state.value, self.size, self.mode, self.identity, self.sha1, self.parts, self.reason)
-        return (_file_result, fields)
+        kept = (self.identity, self.wrong_sha1, self.parts, self.reason)
+        return (_file_result, (self.path, self.state.value, self.size, self.mode, *kept))
 
     def tokens(self) -> list[int]:
         """Return the tokens of packs that had no name yet when the file was read."""
@@ -76,6 +79,15 @@ class FileResult:
 
 
 _STATES = tuple(FileState)
+_IDENTITY = struct.Struct(">QQqqq")
+
+
+def unpack_identity(packed: bytes) -> FileIdentity:
+    """Return how a file looked that was read."""
+    device, inode, modified_ns, changed_ns, read_began_ns = _IDENTITY.unpack(packed)
+    return FileIdentity(
+        device=device, inode=inode, modified_ns=modified_ns, changed_ns=changed_ns, read_began_ns=read_began_ns
+    )
 
 
 def _file_result(path: bytes, state: int, *fields: object) -> FileResult:
@@ -156,10 +168,10 @@ class BulkWorker:
 
         Odoo writes documents under their final name; other files are taken as they were, and read again next time.
         """
-        if not self._hashed or result.sha1.hex().encode() == result.path.rpartition(b"/")[2]:
+        if not result.wrong_sha1:
             return False
         after = os.fstat(descriptor)
-        changed = (after.st_mtime_ns, after.st_size) != (result.identity[2], result.size)
+        changed = (after.st_mtime_ns, after.st_size) != (unpack_identity(result.identity).modified_ns, result.size)
         return changed or time.time_ns() - after.st_mtime_ns < _RECENT_NS
 
     def _read_open(self, descriptor: int, path: bytes, known: Entry | None) -> FileResult:
@@ -198,8 +210,10 @@ class BulkWorker:
             FileState.READ,
             offset,
             facts.st_mode & 0o777,
-            (identity.device, identity.inode, identity.modified_ns, identity.changed_ns, identity.read_began_ns),
-            sha1.digest() if sha1 is not None else b"",
+            _IDENTITY.pack(
+                identity.device, identity.inode, identity.modified_ns, identity.changed_ns, identity.read_began_ns
+            ),
+            sha1.digest() if sha1 is not None and sha1.hexdigest().encode() != path.rpartition(b"/")[2] else b"",
             tuple(parts),
         )
 

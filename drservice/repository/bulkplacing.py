@@ -35,7 +35,7 @@ from drservice.repository.records import CODEC_ZERO, RecordKey, Scope
 from drservice.repository.target import write_error
 
 _FIRST_FILES = 1 << 12
-_ROUND_FILES = 1 << 17
+_ROUND_FILES = 1 << 15
 """Files planned at once. The first round is small, so that workers begin soon, and each is twice the one before: the
 more files are planned together, the fewer packs are asked for twice. The largest bounds memory at any number of files.
 """
@@ -339,6 +339,7 @@ def place_whole_files(
     lost: list[tuple[bytes, str]] = []
     small = len(first) < _INLINE_FILES and sum(item.entry.size for item in first) < _INLINE_BYTES
     batches = _batches(reader, chain(first, source), lost)
+    del first
     pool: Pool[Sequence[PackPlan], BulkPlaced] | None = None if small or workers < 2 else Pool(make, workers)
     replies = run_inline(make, batches) if pool is None else pool.run(batches)
     try:

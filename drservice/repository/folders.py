@@ -22,6 +22,7 @@ from drservice.repository.bulk import (
     FileResult,
     FileState,
     FolderTask,
+    unpack_identity,
 )
 from drservice.repository.cache import SnapshotCache, StagedCache
 from drservice.repository.capture import WorkerSpec, file_clock_ns
@@ -29,7 +30,7 @@ from drservice.repository.changes import ChangeRule
 from drservice.repository.chunktable import INLINE_CHUNKS, ChunkTable
 from drservice.repository.descent import Root
 from drservice.repository.marks import MarkJudge, is_not_its_name, make_mark, size_of
-from drservice.repository.nodes import Entry, EntryKind, FileIdentity, decode_entry, encode_entry
+from drservice.repository.nodes import Entry, EntryKind, decode_entry, encode_entry
 from drservice.repository.pool import Pool, run_inline
 from drservice.repository.staging import NodeSink, stage_leaves
 
@@ -273,11 +274,8 @@ class FolderIntake:
             ChunkTable([t if isinstance(t, bytes) else self._pack_names[worker, t] for t in packs], rows)
             for packs, rows in result.parts
         ]
-        wrong = self._hashed and result.sha1.hex().encode() != result.path.rpartition(b"/")[2]
-        device, inode, modified_ns, changed_ns, read_began_ns = result.identity
-        identity = FileIdentity(
-            device=device, inode=inode, modified_ns=modified_ns, changed_ns=changed_ns, read_began_ns=read_began_ns
-        )
+        wrong = result.wrong_sha1 != b""
+        identity = unpack_identity(result.identity)
         inline = tables[0] if len(tables) == 1 and len(tables[0]) <= INLINE_CHUNKS else None
         entry = Entry(
             path=result.path,
@@ -288,7 +286,7 @@ class FolderIntake:
             inline=inline,
             leaves=() if inline is not None else stage_leaves(tables, self._parts.nodes, self._parts.staged),
             identity=identity,
-            sha1=result.sha1 if wrong else b"",
+            sha1=result.wrong_sha1,
         )
         mark = make_mark(result.path, result.size, identity, not_its_name=wrong)
         self._rows.append((result.path, encode_entry(entry), mark))

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
+from drservice.components.odoo_filestore.walk import Walk
+from drservice.model.ids import KeyId
 from drservice.model.snapshot import SnapshotRecord
 from drservice.operations.documentstreamnames import cache_stamp
 from drservice.repository import folders, marks
-from drservice.repository.cache import SnapshotCache, sums_path
+from drservice.repository.cache import SnapshotCache, StagedCache, sums_path
 from drservice.repository.capture import file_clock_ns
-from drservice.repository.changes import DAY_NS, is_due_for_reading
+from drservice.repository.changes import DAY_NS, ChangeRule, is_due_for_reading
 from drservice.repository.nodes import EntryKind
 from tests.doubles.filestores import Filestore, name_of, tree
+from tests.doubles.repositories import Heard
 
 
 @pytest.fixture(autouse=True)
@@ -258,3 +263,59 @@ def test_the_mark_of_a_folder_goes_when_it_cannot_be_made_anew(
     record, captured = filestore.capture()
     assert captured.reused_files == len(documents)
     assert stored(filestore, record) == tree(filestore.folder)
+
+
+def test_a_folder_that_is_gone_is_gone_from_the_snapshot_though_all_others_are_as_they_were(
+    filestore: Filestore, documents: dict[str, bytes]
+) -> None:
+    filestore.capture()
+    shutil.rmtree(filestore.folder / next(iter(documents))[:2])
+    for _ in range(2):
+        record, captured = filestore.capture()
+        assert captured.reused_files == record.files < len(documents)
+        assert stored(filestore, record) == tree(filestore.folder)
+
+
+def test_where_nothing_but_reading_counts_no_folder_is_taken_over(
+    filestore: Filestore, documents: dict[str, bytes]
+) -> None:
+    filestore.capture()
+    walk = Walk(str(filestore.folder), filestore.kind, on_folder=lambda _: None, on_link=lambda _: None)
+    site = filestore.site
+    with site.repository().writer(filestore.scope, state_dir=site.state_dir, workers=1, level=1) as writer:
+        outcome = writer.capture_folders(
+            walk.root, walk.folders(), rule=ChangeRule.READ_ALL, hashed=True, progress=Heard()
+        )
+    walk.close()
+    assert (outcome.reused_files, outcome.read_bytes) == (0, sum(map(len, documents.values())))
+
+
+@pytest.mark.parametrize("other", ["nothing", "a node is elsewhere", "a node less", "a pack more", "an entry more"])
+def test_a_cache_stays_only_if_the_new_one_would_be_the_same(
+    filestore: Filestore, documents: dict[str, bytes], other: str
+) -> None:
+    filestore.capture()
+    old = opened(filestore)
+    staged = StagedCache(cache_of(filestore), old=old)
+    for folder in {name[:2].encode() for name in documents}:
+        body = old.entry(folder)
+        assert body is not None
+        staged.put_entry(folder, body)
+        staged.carry_folder(folder, len(old.marks(folder)))
+    regions = list(old.regions())
+    for region in regions[1:] if other == "a node less" else regions:
+        staged.carry_region(region)
+    for pack in old.packs():
+        staged.put_pack(*pack)
+    place = old.node(regions[0].node)
+    assert place is not None
+    staged.put_place(replace(place, offset=place.offset + 1) if other == "a node is elsewhere" else place)
+    if other == "a pack more":
+        staged.put_pack(b"p" * 32, "packs", KeyId("key"), 1)
+    if other == "an entry more":
+        staged.put_entry(b"zz", b"other")
+    before = cache_of(filestore).stat().st_ino
+    staged.publish({**old.meta(), "snapshot": "another"})
+    old.close()
+    assert (cache_of(filestore).stat().st_ino == before) is (other == "nothing")
+    assert opened(filestore).meta()["snapshot"] == "another"
