@@ -41,7 +41,8 @@ from drservice.repository.pack import NODE_KIND, PackHead, pack_record_key, read
 from drservice.repository.records import CODEC_ZERO, RecordKey, Scope, open_record
 from drservice.repository.snapshots import OpenedSnapshot, SnapshotSecret
 
-_NODE_PACKS_KEPT = 16
+_NODE_PACKS_BYTES = 32 << 20
+"""Packs of tree nodes that are kept: many small ones of incremental snapshots, or the few that are being read."""
 _RECOVERED_PACKS_KEPT = 2
 
 
@@ -162,8 +163,9 @@ class SnapshotReader:
         if pack is None:
             pack = self._load_node_pack(ref.pack)
             self._node_packs[ref.pack] = pack
-            while len(self._node_packs) > _NODE_PACKS_KEPT:
-                self._node_packs.popitem(last=False)
+            kept_bytes = sum(len(kept.data) for kept in self._node_packs.values())
+            while kept_bytes > _NODE_PACKS_BYTES and len(self._node_packs) > 1:
+                kept_bytes -= len(self._node_packs.popitem(last=False)[1].data)
         else:
             self._node_packs.move_to_end(ref.pack)
         stored = memoryview(pack.data)[ref.offset : ref.offset + ref.stored_length]

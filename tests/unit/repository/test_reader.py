@@ -9,6 +9,7 @@ import pytest
 
 from drservice.errors import DamagedObjectError, DrError
 from drservice.objectstore.memory import MemoryStore
+from drservice.repository import reader as reading
 from drservice.repository.reader import load_pack, version_of_pack
 from drservice.repository.verify import Depth, Verified, verify_component
 from tests.doubles.repositories import CHUNK, Site, flipped, noise
@@ -116,3 +117,16 @@ def test_a_store_without_versions_is_not_asked_again() -> None:
     store.create("k", b"body")
     assert version_of_pack(store, "k", b"no such hash") is None
     assert store.count("read_versions") == 0
+
+
+@pytest.mark.parametrize(("room", "kept"), [(0, 1), (reading._NODE_PACKS_BYTES, 2)])
+def test_packs_of_nodes_are_kept_as_far_as_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, kept: int
+) -> None:
+    """What refers to nodes is stored after them, in a pack of its own."""
+    monkeypatch.setattr(reading, "_NODE_PACKS_BYTES", room)
+    site = Site.create(tmp_path)
+    site.write({f"many/{number:04}": b"%d" % number for number in range(600)})
+    opened = site.repository().reader(site.scope, site.capture().id)
+    assert sum(entry.path.startswith(b"many/") for entry in opened.entries()) == 600
+    assert len(opened._node_packs) == kept
