@@ -60,7 +60,12 @@ def write_configuration(folder: Path, size: Size, *, recipient: str) -> Path:
             "calendar": "plant",
             "components": {
                 "database": {"kind": "postgres", "dsn": f"host={hosts[number % 20]} dbname={name}"},
-                "documents": {"kind": "directory", "path": f"/srv/{name}", "node": hosts[number % 20]},
+                "documents": {
+                    "kind": "odoo-filestore",
+                    "path": f"/srv/{name}",
+                    "database": "x",
+                    "node": hosts[number % 20],
+                },
             },
             "schedule": {
                 "backup": f"{number % 60} {number % 5} * * *",
@@ -139,7 +144,7 @@ class _Rows:
 
     def snapshots(self) -> Iterator[tuple[Any, ...]]:
         for _, number, name, at in self._days():
-            for component, kind in (("database", "postgres"), ("documents", "directory")):
+            for component, kind in (("database", "postgres"), ("documents", "odoo-filestore")):
                 yield (
                     self._id(at, number, component), name, component, kind, "local", "complete", f"db{number % 20}",
                     at - timedelta(minutes=3), at, 12_345_678_901, 45_678_901, 9_876_543, 4711, {"timeline": 1},
@@ -224,7 +229,7 @@ class _Rows:
                 "stopped_at": to_iso(at),
                 "position": None if kind != "postgres" else {"system_id": 7, "timeline": 1, "lsn": "2/5A000148"},
             }
-            for component, kind in (("database", "postgres"), ("documents", "directory"))
+            for component, kind in (("database", "postgres"), ("documents", "odoo-filestore"))
         }
 
     def _predicate(self, kind: str, outcome: str | None, at: datetime, number: int) -> dict[str, Any]:

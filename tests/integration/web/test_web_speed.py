@@ -22,18 +22,18 @@ from tests.doubles.website import PATIENT, QUICK, Website
 SMALL = Size(services=6, runs=60, records=60)
 LARGE = Size(services=120, runs=1200, records=1200)
 MOST = {
-    "/overview": 11,
-    "/overview/table?condition=overdue": 11,
-    "/services/service-0003": 16,
+    "/overview": 13,
+    "/overview/table?condition=overdue": 13,
+    "/services/service-0003": 17,
     "/runs": 5,
     "/evidence": 20,
-    "/api/v1/services": 10,
-    "/api/v1/services/service-0003": 10,
+    "/api/v1/services": 12,
+    "/api/v1/services/service-0003": 12,
     "/api/v1/services/service-0003/window": 5,
     "/api/v1/schedules": 4,
     "/api/v1/runs": 4,
     "/api/v1/evidence/records": 4,
-    "/metrics": 30,
+    "/metrics": 37,
 }
 
 
