@@ -66,6 +66,18 @@ def test_defaults_differ_between_amazon_and_other_stores() -> None:
     assert (other.prefix, other.path_style, other.checksum.value) == ("", True, "when_required")
 
 
+@pytest.mark.parametrize(("url", "loaded"), [("file:///srv/repository", b"[]"), ("s3://bucket", b"['botocore']")])
+def test_what_opening_will_load_can_be_loaded_before(url: str, loaded: bytes) -> None:
+    program = (
+        "import sys; from drservice.objectstore.opening import load_client;"
+        f"load_client({url!r}); print([name for name in ('boto3', 'botocore') if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=True, cwd=Path(__file__).parents[3]
+    )
+    assert result.stdout.strip() == loaded
+
+
 def test_opening_a_directory_loads_neither_boto3_nor_tenacity(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from drservice.objectstore.opening import open_store;"
