@@ -256,7 +256,7 @@ def _check(
     scripts, unread = read_scripts(inside, request.documents)
     return Checked(
         origin=Origin(
-            file=request.file.name,
+            file=os.fsencode(request.file.name).decode("utf-8", "backslashreplace"),
             sha256=sha256,
             database=manifest.database,
             version=manifest.version,

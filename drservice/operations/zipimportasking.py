@@ -63,6 +63,7 @@ def read_manifest(raw: bytes) -> Manifest:
         named = [fields["db_name"], fields["version"], *modules, *(value for value in modules.values() if value)]
         if server is None or not all(isinstance(text, str) for text in named):
             raise _unreadable("a field is no text")
+        "".join(named).encode()  # half of a surrogate is no text that anybody could write down
         if max(len(fields["db_name"]), len(fields["version"])) > _LONGEST_NAME:
             raise _unreadable("a field is too long")
         return Manifest(

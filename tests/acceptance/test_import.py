@@ -202,9 +202,10 @@ def test_what_a_dump_leaves_for_a_superuser_meets_none_and_its_future_does_not_m
     with zipfile.ZipFile(made.zip) as archive:
         dump = archive.read("dump.sql")
     end = b"--\n-- PostgreSQL database dump complete"
-    trapped = made.zip_with("trapped.zip", dump=dump.replace(end, TRAPS + end))
+    trapped = made.zip_with("trapp\udce9.zip", dump=dump.replace(end, TRAPS + end))
     done = made.plant.json("import", "trapped", trapped)
     assert (done["state"], done["documents"]["expected"], done["notes"]) == ("complete", 5, made.imported["notes"])
+    assert done["origin"]["file"] == "trapp\\xe9.zip", "a name that is no UTF-8, as an old server has them"
     assert done["origin"]["rows_until"] == made.imported["origin"]["rows_until"]
 
 

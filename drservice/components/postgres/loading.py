@@ -16,6 +16,8 @@ from drservice.errors import ImportRefusedError, PostgresError, PostgresUnreacha
 
 _STATEMENT_SECONDS = 24 * 3600.0
 """An index over a large table takes its time; a server that is gone is noticed by the connection."""
+_LONGEST_MESSAGE = 2000
+"""Of an error: what the dump's own functions raise may be of any length."""
 _ROLE = rb'(?:[a-z_][a-z0-9_$]*|"(?:[^"]|"")++")'
 _LEFT_OUT: Mapping[str, re.Pattern[bytes]] = {
     "privileges": re.compile(rb"(?:GRANT|REVOKE|ALTER DEFAULT PRIVILEGES)\s.*", re.DOTALL),
@@ -92,13 +94,13 @@ def _run(session: Session, statement: Statement, dump: PlainDump) -> int:
     except PostgresUnreachableError:
         raise
     except PostgresError as error:
-        hint = None
-        if _NEEDS_MORE.search(error.message):
+        hint, told = None, error.message[:_LONGEST_MESSAGE]
+        if _NEEDS_MORE.search(told):
             hint = (
                 "The dump is loaded by a role that owns the database and may do nothing else, into a server with the"
                 " extensions of this host. Install the extension it names, or have the zip made without what it names."
             )
         raise ImportRefusedError(
-            f"dump.sql cannot be loaded: line {statement.line}: {error.message} ({statement.shown!r})", hint=hint
+            f"dump.sql cannot be loaded: line {statement.line}: {told} ({statement.shown!r})", hint=hint
         ) from error
     return 0

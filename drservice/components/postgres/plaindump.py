@@ -23,7 +23,7 @@ _LONGEST_TAG = 80
 """Of a string in dollars: a name has at most 63 bytes."""
 _END_OF_ROWS = b"\\.\n"
 _COMPLETE = re.compile(rb"-- PostgreSQL database dump complete\s*")
-_VERSION = re.compile(rb"-- Dumped (from database|by pg_dump) version (\d+)")
+_VERSION = re.compile(rb"-- Dumped (from database|by pg_dump) version (\d{1,4})")
 _RESTRICT = re.compile(rb"\\(restrict|unrestrict) ([A-Za-z0-9]+)\s*")
 _COPY = re.compile(rb'COPY (?:[^\s();"]|"(?:[^"]|"")++")++(?: \(.*\))? FROM stdin', re.DOTALL)
 _ROUTINE = re.compile(rb"CREATE (?:OR REPLACE )?(?:FUNCTION|PROCEDURE)\s", re.IGNORECASE)

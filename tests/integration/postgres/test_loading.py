@@ -126,6 +126,13 @@ def test_the_first_statement_that_is_refused_ends_it_and_is_named(
     assert "behind" not in there
 
 
+def test_what_a_dump_says_in_an_error_is_told_in_part_however_long_it_is(host: Cluster, database: str) -> None:
+    raised = "do $$ begin raise exception 'why: %', repeat('x', 10000000); end $$;"
+    with pytest.raises(ImportRefusedError, match="line 8: why: xxxx") as error:
+        load(host, database, f"{HEAD}{raised}\n{END}".encode())
+    assert len(error.value.message) < 3000
+
+
 def test_rows_of_a_transaction_that_no_statement_ends_do_not_count_as_loaded(host: Cluster, database: str) -> None:
     dump = f"{HEAD}create table t (a int);\nbegin;\ninsert into t values (1);\n{END}"
     with pytest.raises(ImportRefusedError, match="within a transaction"):

@@ -53,6 +53,8 @@ def test_a_manifest_of_odoo_is_understood() -> None:
         manifest(modules={"base": ["19"]}),
         manifest(db_name=5),
         manifest(db_name="x" * 1000),
+        manifest(db_name="\ud800"),
+        manifest(modules={"\ud800": "19.0.1.3"}),
     ],
 )
 def test_a_manifest_of_anything_else_is_refused(raw: bytes) -> None:

@@ -169,3 +169,9 @@ def test_a_statement_longer_than_any_is_refused_and_rows_may_be_longer(monkeypat
 def test_a_name_made_to_take_for_ever_does_not() -> None:
     quotes = '""' * 5000
     assert len(read(f'{HEAD}COPY public."{quotes}" x;\n{END}')) == 1
+
+
+def test_a_version_of_more_digits_than_any_has_is_read_in_part_and_breaks_nothing() -> None:
+    dump = PlainDump(iter([b"-- Dumped from database version " + b"9" * 5000 + b"\nselect 1;\n"]))
+    assert next(dump.statements()).text == b"select 1"
+    assert dump.versions == {"from database": 9999}
