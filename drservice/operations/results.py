@@ -125,7 +125,7 @@ def restored_files_document(item: RestoredFiles) -> dict[str, object]:
     return {
         "component": item.component.name,
         "kind": item.component.kind.value,
-        "path": str(item.root) if item.records else None,
+        "path": str(item.root) if item.records or item.files else None,  # documents may come from sets alone
         "snapshots": [record.id for record in item.records],
         "sets": list(placed.used_sets) if placed is not None else [],
         "covered_until": to_iso(covered.newest) if covered is not None and covered.newest is not None else None,
