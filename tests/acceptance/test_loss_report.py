@@ -25,7 +25,7 @@ insert into account_move (name, state, journal_id, move_type, sequence_prefix, s
     values ('BILL/2026/00001', 'posted', 2, 'in_invoice', 'BILL/2026/', 1);
 select setval('ir_sequence_001', 9);
 update ir_sequence set number_next = 15 where implementation = 'no_gap';
-update mrp_production set state = 'done', write_date = '2026-11-27 10:11:12' where id = 2;
+update mrp_production set state = 'done', write_date = '2090-11-27 10:11:12' where id = 2;
 update mail_mail set state = 'sent';
 delete from sale_order_line;
 insert into sale_order (name, state) values ('S00009', 'sale');
@@ -81,7 +81,7 @@ def test_a_restore_tells_what_the_newest_point_behind_its_target_had(story: Stor
     tables = by_name(report, "tables", "table")
     assert tables["account_move"]["states"] == {"posted": {"here": 30, "in_production": 35}}
     assert tables["mrp_production"]["states"]["done"] == {"here": 1, "in_production": 2}
-    assert tables["mrp_production"]["newest_in_production"] == "2026-11-27T10:11:12Z"
+    assert tables["mrp_production"]["newest_in_production"] == "2090-11-27T10:11:12Z"
     assert (tables["sale_order"]["here"], tables["sale_order"]["in_production"]) == (3, 4)
     assert report["rows_lost"] == 6
     assert "res_partner" not in tables, "what came behind every point nobody counted"
