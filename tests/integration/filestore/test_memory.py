@@ -31,5 +31,5 @@ def test_ten_times_the_documents_take_little_more_memory(tmp_path: Path) -> None
     # 2.7 KiB a document, and 3.6 with the restore.
     assert first < 24, "what was read waits for its pack to have a name: 32,768 files at most"
     assert second < 24
-    assert restore < 32, "a restore plans 131,072 files at once, about 1.5 KiB each"
+    assert restore < 32, "a restore plans 32,768 files at once, about 0.5 KiB each, and knows the names that are wanted"
     assert max(many) < 250
