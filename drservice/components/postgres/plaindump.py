@@ -87,6 +87,8 @@ class PlainDump:
                 raise self._refused("something follows the end of the dump")
             line, end = self._line, self._end_of_statement()
             text = self._buffer[self._at : end]
+            if b"\0" in text:
+                raise self._refused("a statement has a zero byte, behind which no server would read it")
             self._consume(end + 1)
             statement = Statement(text=text, line=line)
             if statement.has_rows:

@@ -126,6 +126,12 @@ def test_the_first_statement_that_is_refused_ends_it_and_is_named(
     assert "behind" not in there
 
 
+def test_a_statement_is_run_as_a_whole_or_not_at_all(host: Cluster, database: str) -> None:
+    cut = f"{HEAD}create table t (a int);\ninsert into t values (1)\0, (2);\n{END}"
+    with pytest.raises(ImportRefusedError, match="line 9: a statement has a zero byte"):
+        load(host, database, cut.encode())
+
+
 def test_what_a_dump_says_in_an_error_is_told_in_part_however_long_it_is(host: Cluster, database: str) -> None:
     raised = "do $$ begin raise exception 'why: %', repeat('x', 10000000); end $$;"
     with pytest.raises(ImportRefusedError, match="line 8: why: xxxx") as error:
