@@ -15,7 +15,7 @@ SOURCES := $(if $(CLOSED),$(shell find drservice -type f -not -path '*/__pycache
 STAMPS := $(VENV)/.stamps
 PYTEST_ARGS ?=
 
-.PHONY: help setup quick demo demo-web test test-browser test-docker test-ceph test-odoo test-long screenshots check bench bench-files bench-proof bench-load bench-crash bench-stream bench-web fuzz chaos lock compose-config format clean
+.PHONY: help setup quick demo demo-web test test-browser test-docker test-ceph test-odoo test-long screenshots check bench bench-files bench-files-million bench-proof bench-load bench-crash bench-stream bench-web fuzz chaos lock compose-config format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -98,6 +98,9 @@ bench: setup ## race the main job against pgBackRest, which it fetches from Debi
 
 bench-files: setup ## race the filestore against restic and borg, which it fetches from Debian
 	$(BIN)/python benchmarks/filestore.py --rounds $(or $(ROUNDS),3) --output benchmarks/results/filestore.json
+
+bench-files-million: setup ## how the filestore grows to a million documents, with restic beside the largest (20 minutes, 21 GB; ARGS=--alone without it)
+	$(BIN)/python benchmarks/filestoregrowth.py --output benchmarks/results/filestore-million.json $(ARGS)
 
 bench-proof: setup ## time a sandbox until it is ready, and the verification of 10,000 records
 	$(BIN)/python benchmarks/proof.py
