@@ -9,7 +9,7 @@ from datetime import datetime
 from drservice.errors import TargetOutsideWindowError
 from drservice.model.estate import Service
 from drservice.model.recovery import Target, TargetKind, choose_plan, windows_of
-from drservice.model.snapshot import SnapshotRecord
+from drservice.model.snapshot import SnapshotRecord, SnapshotState
 from drservice.operations.inventory import archive_of, newest_lineage
 from drservice.operations.locate import WalScanner, plan_segments
 from drservice.operations.restoreplan import scanner_of
@@ -56,12 +56,14 @@ def proven_span(context: RestoreContext, service: Service, scope: Scope) -> Prov
 def _covered_until(context: RestoreContext, service: Service) -> datetime | None:
     """Return up to which instant the documents of every filestore are stored: of the one that was looked at least.
 
-    By a pass that began, or a whole set. ``None`` without filestores, or if one was never captured.
+    By a pass that began and could read everything, or a whole set. ``None`` without filestores, or if one was never
+    captured.
     """
     covered: list[datetime] = []
     for component in service.filestores():
         scope = context.repository.scope(service.name, component.name)
-        looks = [record.documents.walk_began_at for record in context.repository.snapshots(scope).records]
+        passes = context.repository.snapshots(scope).records
+        looks = [record.documents.walk_began_at for record in passes if record.state is not SnapshotState.PARTIAL]
         newest = context.repository.document_sets(scope).newest()
         looks += [newest.looked_at] if newest is not None else []
         if not looks:
