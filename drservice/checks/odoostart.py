@@ -276,7 +276,7 @@ def _session(recovered: RecoveredDatabase, database: str) -> Iterator[Session]:
     try:
         with cut_after(session, 2 * _SESSION_SECONDS):
             for name in ("statement_timeout", "lock_timeout"):
-                session.rows("select set_config(%s, %s, false)", (name, str(int(_SESSION_SECONDS * 1000))))
+                session.rows("select pg_catalog.set_config(%s, %s, false)", (name, str(int(_SESSION_SECONDS * 1000))))
         yield session
     finally:
         session.close()

@@ -116,7 +116,7 @@ def _session(recovered: RecoveredDatabase, database: str) -> Session:
     session = connect(recovered.dsn, application_name="drservice check", database=database)
     with cut_after(session, _SESSION_SECONDS):
         for name in ("statement_timeout", "lock_timeout"):
-            session.rows("select set_config(%s, %s, false)", (name, str(int(_SESSION_SECONDS * 1000))))
+            session.rows("select pg_catalog.set_config(%s, %s, false)", (name, str(int(_SESSION_SECONDS * 1000))))
     return session
 
 

@@ -130,7 +130,7 @@ def looking(dsn: str, database: str | None) -> Iterator[Rows]:
                 ("row_security", "off"),  # a policy that hides rows is an error, never fewer documents
                 ("client_encoding", "UTF8"),
             ):
-                session.rows("select set_config(%s, %s, false)", (name, value))
+                session.rows("select pg_catalog.set_config(%s, %s, false)", (name, value))
             position = _position(session)
             session.rows("begin transaction isolation level repeatable read, read only")
             view, has_table = _view(session)

@@ -136,7 +136,8 @@ class TailArchive:
             key: sealed with this one, whose wrapping is stored already.
 
         Raises:
-            SegmentConflictError: this run stored other bytes under this name; nothing was overwritten.
+            SegmentConflictError: this run stored other bytes under this name, on a store that tells. Elsewhere the name,
+                which is its writer's own, keeps who used it twice apart: a piece is one request there.
             ValueError: no bytes, or bytes of two segments.
             KeyProblemError: this host cannot write.
             ObjectStoreError: not stored, or not known to be stored.

@@ -143,9 +143,9 @@ class BackupSession:
 
     def _settle(self) -> None:
         present = self._session.rows(
-            "select name, set_config(name, '0', false) from pg_settings where name in ('statement_timeout',"
-            " 'lock_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout',"
-            " 'transaction_timeout', 'max_parallel_workers_per_gather')"
+            "select name, pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings"
+            " where name in ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout',"
+            " 'idle_session_timeout', 'transaction_timeout', 'max_parallel_workers_per_gather')"
         )
         if len(present) < 4:
             raise CaptureError("the server did not take the settings that keep the backup session open")
