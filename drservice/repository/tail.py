@@ -136,8 +136,8 @@ class TailArchive:
             key: sealed with this one, whose wrapping is stored already.
 
         Raises:
-            SegmentConflictError: this run stored other bytes under this name, on a store that tells. Elsewhere the name,
-                which is its writer's own, keeps who used it twice apart: a piece is one request there.
+            SegmentConflictError: this run stored other bytes under this name, on a store that tells; elsewhere a piece
+                is one request, and the name is its writer's own.
             ValueError: no bytes, or bytes of two segments.
             KeyProblemError: this host cannot write.
             ObjectStoreError: not stored, or not known to be stored.
