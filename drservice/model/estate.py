@@ -405,9 +405,10 @@ class Service:
                 )
             return found
         if len(candidates) != 1:
+            alone = f"Without a cluster its folders are restored one by one: --component {'|'.join(self.components)}."
             raise UnknownNameError(
                 f"service {self.name} has {len(candidates)} PostgreSQL components",
-                hint=f"Name one with --component: {names}." if names else "Declare one in the configuration.",
+                hint=f"Name one with --component: {names}." if names else alone,
             )
         return candidates[0]
 
