@@ -5,6 +5,7 @@ All encrypt, compress with zstd level 1, work with two processes and verify page
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import subprocess
@@ -124,7 +125,8 @@ class Drservice:
             process.wait()
 
     def prepare(self) -> None:
-        """Make keys, configuration and repository."""
+        """Make keys, configuration and repository; have bytecode as an installed program has it."""
+        compileall.compile_dir(ROOT / "drservice", quiet=1)
         self.cluster.own(self.base)
         for name in ("repo", "state"):
             self.cluster.own(self.base / name)
