@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ class Plant:
         return self.root / "filestore"
 
     def document(self, **changes: Any) -> dict[str, Any]:
-        """Return the configuration as a value."""
+        """Return the configuration as a value of the caller's own: a change of it reaches no other test."""
         document: dict[str, Any] = json.loads(self.estate.config.read_text())
         service = document["services"]["erp"]
         service["components"]["database"]["dsn"] = self.cluster.dsn(DATABASE)
@@ -104,8 +105,8 @@ class Plant:
         service["components"]["configuration"] = {"kind": "directory", "path": str(self.root / "configuration")}
         service["objectives"] = {"rpo": "2m", "rto": "5m"}
         service["owner"] = "plant-it@example.com"
-        service["checks"] = CHECKS
-        document["drills"] = DRILLS
+        service["checks"] = deepcopy(CHECKS)
+        document["drills"] = deepcopy(DRILLS)
         document["evidence"] = {"anchors": [{"name": "second", "url": f"file://{self.root}/anchors"}]}
         return {**document, **changes}
 
