@@ -135,12 +135,15 @@ def test_a_failed_check_fails_the_drill_and_opens_a_finding_until_it_passes(plan
         plant.archive()
     assert failed["verdict"] == "failed"
     assert any("business:moves-balance failed" in reason for reason in failed["reasons"])
-    (finding,) = [item for item in findings(plant) if item["check"].startswith("business:moves-balance (")]
+    (finding,) = [
+        item for item in findings(plant, failed["record"]) if item["check"].startswith("business:moves-balance (")
+    ]
     assert (finding["state"], finding["owner"], finding["drill_entry"]) == ("opened", "finance", failed["record"])
     assert finding["finding"] in failed["findings"]
     again = plant.json("drill", "erp", "--plan", "latest", status=1)
     assert finding["finding"] in again["closed_findings"], "the same check passed"
-    states = [item["state"] for item in findings(plant) if item["finding"] == finding["finding"]]
+    found = findings(plant, failed["record"])
+    states = [item["state"] for item in found if item["finding"] == finding["finding"]]
     assert states == ["opened", "closed"]
     # What was counted before the lines were touched is not what is there now: only a new baseline settles that.
     assert any("posted-lines" in reason for reason in again["reasons"])
@@ -150,9 +153,11 @@ def test_a_failed_check_fails_the_drill_and_opens_a_finding_until_it_passes(plan
     assert len(mended["closed_findings"]) == 1
 
 
-def findings(plant: Plant) -> list[dict[str, Any]]:
+def findings(plant: Plant, since: int) -> list[dict[str, Any]]:
+    """Return the findings behind a record, oldest first; each is read by a command, and other tests leave a hundred."""
     listed = plant.json("evidence", "list", "--kind", "finding", "--most", "100")["records"]
-    return [record(plant, int(item["record"])) for item in reversed(listed)]
+    numbers = [int(item["record"]) for item in reversed(listed)]
+    return [record(plant, number) for number in numbers if number > since]
 
 
 def test_a_check_that_cannot_run_is_a_failure(plant: Plant, tmp_path: Path) -> None:
