@@ -8,6 +8,7 @@ from datetime import datetime
 
 from drservice.errors import TargetOutsideWindowError
 from drservice.model.estate import Service
+from drservice.model.ids import SystemId
 from drservice.model.recovery import Target, TargetKind, choose_plan, windows_of
 from drservice.model.snapshot import SnapshotRecord, SnapshotState
 from drservice.operations.inventory import archive_of, newest_lineage
@@ -50,21 +51,24 @@ def proven_span(context: RestoreContext, service: Service, scope: Scope) -> Prov
     segments = plan_segments(plan, archived.inventory)
     with scanner_of(context, first, scope, archived) as scanner:
         end = _newest_time(scanner, segments, behind=first)
-    return ProvenSpan(begin=first.stopped_at, end=end, documents=_covered_until(context, service))
+    return ProvenSpan(
+        begin=first.stopped_at, end=end, documents=_covered_until(context, service, newest.postgres.system_id)
+    )
 
 
-def _covered_until(context: RestoreContext, service: Service) -> datetime | None:
+def _covered_until(context: RestoreContext, service: Service, system_id: SystemId) -> datetime | None:
     """Return up to which instant the documents of every filestore are stored: of the one that was looked at least.
 
-    By a pass that began and could read everything, or a whole set. ``None`` without filestores, or if one was never
-    captured.
+    By a pass that began and could read everything, or a whole set of rows of this cluster. ``None`` without filestores,
+    or if one was never captured.
     """
     covered: list[datetime] = []
     for component in service.filestores():
         scope = context.repository.scope(service.name, component.name)
         passes = context.repository.snapshots(scope).records
         looks = [record.documents.walk_began_at for record in passes if record.state is not SnapshotState.PARTIAL]
-        newest = context.repository.document_sets(scope).newest()
+        sets = context.repository.document_sets(scope)
+        newest = sets.newest(fits=lambda item: item.position.system_id == system_id)
         looks += [newest.looked_at] if newest is not None else []
         if not looks:
             return None

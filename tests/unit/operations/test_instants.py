@@ -9,26 +9,19 @@ from typing import cast
 
 from drservice.model.documents import StoredSet
 from drservice.model.estate import Service
-from drservice.model.ids import ServiceName, SnapshotId
+from drservice.model.ids import ServiceName, SnapshotId, SystemId
 from drservice.model.snapshot import FilesFacts, SnapshotRecord, SnapshotState
 from drservice.operations.instants import _covered_until
 from drservice.operations.restorerequest import RestoreContext
+from tests.doubles.repositories import SYSTEM_ID
 from tests.unit.operations.test_sharedinstant import Held, filestore, held, walked
-
-
-class Listed(Held):
-    """What is read of a repository without saying which sets fit."""
-
-    def document_sets(self, _: tuple[str, str]) -> object:
-        newest: StoredSet | None = next(iter(self.sets), None)
-        return SimpleNamespace(newest=lambda: newest)
 
 
 def covered(*passes: SnapshotRecord, sets: tuple[StoredSet, ...] = ()) -> object:
     component = filestore()
     service = Service(name=ServiceName("erp"), components={component.name: component})
-    context = SimpleNamespace(repository=Listed(passes=passes, sets=sets))
-    return _covered_until(cast("RestoreContext", context), service)
+    context = SimpleNamespace(repository=Held(passes=passes, sets=sets))
+    return _covered_until(cast("RestoreContext", context), service, SYSTEM_ID)
 
 
 def a_day_later(record: SnapshotRecord) -> FilesFacts:
@@ -43,3 +36,9 @@ def test_the_newest_look_that_found_everything_covers_instants_and_no_partial_pa
     assert covered(later) is None
     proven = held(900)
     assert covered(whole, later, sets=(proven,)) == max(whole.documents.walk_began_at, proven.looked_at)
+
+
+def test_a_set_about_the_rows_of_another_cluster_covers_nothing_of_this_one() -> None:
+    whole, foreign = walked(), held(900, system=SystemId("7"))
+    assert foreign.looked_at > whole.documents.walk_began_at
+    assert covered(whole, sets=(foreign,)) == whole.documents.walk_began_at
