@@ -3,7 +3,7 @@
     python benchmarks/stream.py [--seconds 20] [--backlog-mb 1024] [--idle-seconds 130] [--output FILE]
 
 A real server under pgbench, ``drservice wal stream`` as a process of its own, ``rclone serve s3`` on loopback, with TLS
-because pgBackRest wants it. The age is taken from outside, many times a second: the server's flushed position against
+because pgBackRest wants it; it neither logs its requests nor reads its folders again for each. The age is taken from outside, many times a second: the server's flushed position against
 what the receiver has reported. What commits pay is compared in turns (A B C A B C) with archive_command alone, and with
 pgBackRest's asynchronous archiving into the same bucket. Numbers of one run on one machine: compare within
 a run.
@@ -45,6 +45,8 @@ from tests.doubles.estate import PROGRAM, SERVICE, TempEstate  # noqa: E402 - as
 _PATIENCE_SECONDS = 600.0
 _SAMPLE_SECONDS = 0.004
 _SLOT = "drservice_erp_database"
+_IDLE_BYTES = 1 << 20
+"""The end of an idle server's WAL waits for a minute."""
 _SETTINGS = {
     "fsync": "on",
     "shared_buffers": "'256MB'",
@@ -165,6 +167,7 @@ class Bench:
     def load(self, seconds: int) -> dict[str, Any]:
         """Measure what the receiver costs, then ages under the same load: asking for them costs transactions, too."""
         with self.receiver() as process:
+            self._await_receiver()
             begin, cpu = self.position(), cpu_seconds(process.pid)
             tps = self.pgbench(seconds)
             megabytes = (self.position() - begin) / 1e6
@@ -192,6 +195,12 @@ class Bench:
             self._settle()
             told |= turn()
         return told
+
+    def _await_receiver(self) -> None:
+        """Let the receiver ship what its slot kept while others archived: that is no work of this turn."""
+        end = self.position()
+        self.wait(lambda: self.flushed_by_receiver() >= end - _IDLE_BYTES)
+        time.sleep(1.0)
 
     def _settle(self) -> None:
         """Leave no turn the work of the one before: segments that nobody archived, pages that were written to."""
@@ -307,7 +316,7 @@ def main() -> None:
     try:
         cluster = maker.make(settings=_SETTINGS)
         program = fetch_pgbackrest(chosen.peers)
-        with bucket_server(base) as bucket:
+        with bucket_server(base, is_counting=False) as bucket:
             estate = TempEstate.over(cluster, url=bucket.url("drservice"), variables=bucket.environment)
             estate.wal_settings = {"mode": "both"}
             estate.write_configuration(estate.config)

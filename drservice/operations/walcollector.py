@@ -25,6 +25,7 @@ from enum import Enum
 from drservice.components.postgres.walrecords import is_idle
 from drservice.errors import StreamError
 from drservice.model.wal import Lsn, Timeline, segment_name
+from drservice.operations.walpacking import Packing
 from drservice.repository.walarchive import SealedWal
 
 PIECE_BYTES = 4 << 20
@@ -76,6 +77,8 @@ class Segment:
     """How far pieces were cut from it, or were in the repository before."""
     whole_is_due: bool = True
     """It was not handed out as a whole yet."""
+    packing: Packing = field(default_factory=Packing)
+    """What was compressed of it already."""
     sealed: SealedWal | None = None
     """As it is stored, from when it is being stored as a whole."""
 

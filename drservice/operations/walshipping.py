@@ -28,6 +28,7 @@ from drservice.model.ids import SystemId
 from drservice.model.tail import ClockPair, covered_until
 from drservice.model.wal import Lsn, Timeline, WalFileKind, WalFileName, segment_begin, segment_name, segment_number
 from drservice.operations.walcollector import Job, JobKind, Segment
+from drservice.operations.walpacking import Packing
 from drservice.repository.clocks import MAX_PAIRS, ClockArchive
 from drservice.repository.daykey import DayKeys
 from drservice.repository.spool import Spools
@@ -172,19 +173,22 @@ class Shipping:
                     last_write=upload.server_time,
                     key=self._day_keys.today(),
                     spools=self._spools,
+                    frames=None if self._spools else segment.packing.whole(segment.data),
                 )
-                segment.data = memoryview(b"")
+                segment.data, segment.packing = memoryview(b""), Packing()
             return segment.sealed
 
     def _put_piece(self, upload: Job) -> None:
+        segment = upload.segment
         self._tail.put(
             upload.data,
             system_id=self._system_id,
-            timeline=upload.segment.timeline,
+            timeline=segment.timeline,
             start=Lsn(upload.begin),
             server_time=upload.server_time,
             segment_bytes=self._segment_bytes,
             key=self._day_keys.today(),
+            frames=None if self._spools else segment.packing.piece(upload.begin - segment.begin, upload.data),
         )
 
     def _compare(self, upload: Job) -> None:

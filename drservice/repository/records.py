@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
@@ -62,6 +62,16 @@ class Scope:
     repository: RepositoryId
     service: ServiceName
     component: ComponentName
+
+
+@dataclass(frozen=True, slots=True)
+class PackedFrame:
+    """Up to 1 MiB as it goes into a frame, before it is encrypted: what costs most is done, for whatever body it is."""
+
+    codec: int
+    plain_bytes: int
+    content: bytes | bytearray | memoryview
+    """Compressed, or the plain bytes themselves, without a copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +196,21 @@ def open_record(
     return decompress(codec, packed, plain_length)
 
 
+def packed_frames(plain: bytes | bytearray | memoryview, *, level: int = 1) -> Iterator[PackedFrame]:
+    """Yield a body frame by frame, compressed where that is worth it."""
+    compressor = Compressor(level, pages=True)  # the only long bodies are WAL's
+    view = memoryview(plain)
+    for begin in range(0, len(view), FRAME_BYTES):
+        piece = view[begin : begin + FRAME_BYTES]
+        codec, content = compressor.compress(piece)
+        yield PackedFrame(codec, len(piece), content)
+
+
 def seal_body(
     data_key: bytes, plain: bytes | bytearray | memoryview, *, scope: Scope, context: str, level: int = 1
 ) -> list[bytes]:
     """Encrypt a body (docs/format.md, section 3) and return its pieces in order."""
-    return list(sealed_pieces(data_key, plain, scope=scope, context=context, level=level))
+    return list(sealed_pieces(data_key, packed_frames(plain, level=level), scope=scope, context=context))
 
 
 def sealed_bound(plain_bytes: int) -> int:
@@ -199,23 +219,16 @@ def sealed_bound(plain_bytes: int) -> int:
     return SALT_BYTES + COMMITMENT_BYTES + plain_bytes + frames * (_FRAME_HEAD.size + TAG_BYTES)
 
 
-def sealed_pieces(
-    data_key: bytes, plain: bytes | bytearray | memoryview, *, scope: Scope, context: str, level: int = 1
-) -> Iterator[bytes]:
-    """Yield what :func:`seal_body` returns, a frame at a time, for bodies that no memory should hold."""
+def sealed_pieces(data_key: bytes, frames: Iterable[PackedFrame], *, scope: Scope, context: str) -> Iterator[bytes]:
+    """Yield a sealed body of these frames in pieces, a frame at a time, for bodies that no memory should hold."""
     salt = os.urandom(SALT_BYTES)
     key = derive_record_key(data_key, salt=salt, purpose="sealed", scope=scope, context=context)
     yield salt
     yield key.commitment
-    compressor = Compressor(level, pages=True)  # the only long bodies are WAL's
-    view = memoryview(plain)
-    for ordinal, begin in enumerate(range(0, len(view), FRAME_BYTES)):
-        piece = view[begin : begin + FRAME_BYTES]
-        codec, packed = compressor.compress(piece)
-        cipher = key.cipher.encrypt(
-            record_nonce(ordinal), packed, record_aad(b"s", ordinal, len(piece), codec, NO_CHUNK)
-        )
-        yield _FRAME_HEAD.pack(codec, len(piece), len(cipher))
+    for ordinal, frame in enumerate(frames):
+        aad = record_aad(b"s", ordinal, frame.plain_bytes, frame.codec, NO_CHUNK)
+        cipher = key.cipher.encrypt(record_nonce(ordinal), frame.content, aad)
+        yield _FRAME_HEAD.pack(frame.codec, frame.plain_bytes, len(cipher))
         yield cipher
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -38,7 +38,7 @@ from drservice.objectstore.interface import ObjectStore
 from drservice.repository import layout
 from drservice.repository.envelope import Envelope, HostKey, Trust, read_object, require_signer, write_envelope
 from drservice.repository.keys import DataKey, Keyring
-from drservice.repository.records import Scope, seal_body
+from drservice.repository.records import PackedFrame, Scope, packed_frames, seal_body, sealed_pieces
 
 _UNUSABLE = (FormatError, DamagedObjectError, KeyProblemError, MissingObjectError)
 """What one piece may be while others are good."""
@@ -123,6 +123,7 @@ class TailArchive:
         server_time: datetime,
         segment_bytes: int,
         key: DataKey,
+        frames: Sequence[PackedFrame] | None = None,
     ) -> TailPiece:
         """Store a piece; durable and verified on return. One request, unless its name is taken.
 
@@ -134,6 +135,7 @@ class TailArchive:
             server_time: the server's clock when it sent the last byte.
             segment_bytes: size of the cluster's segments.
             key: sealed with this one, whose wrapping is stored already.
+            frames: of ``data``, where it is compressed already.
 
         Raises:
             SegmentConflictError: this run stored other bytes under this name, on a store that tells; elsewhere a piece
@@ -151,13 +153,15 @@ class TailArchive:
             server_time=server_time,
             plain_sha256=hashlib.sha256(data).hexdigest(),
         )
+        packed = packed_frames(data) if frames is None else frames
+        body = list(sealed_pieces(key.secret, packed, scope=self._scope, context=_context(facts)))
         try:
-            self._create(facts, data, key)
+            self._create(facts, body, key)
         except ObjectExistsError:
             return self._compare(facts, data, key)
         return piece
 
-    def _create(self, facts: TailFacts, data: bytes | memoryview, data_key: DataKey) -> None:
+    def _create(self, facts: TailFacts, body: Sequence[bytes], data_key: DataKey) -> None:
         object_key = self.key_of(facts.system_id, facts.piece)
         fields: dict[str, Json] = {
             "system_id": facts.system_id,
@@ -176,7 +180,7 @@ class TailArchive:
             key=object_key,
             kind="tail",
             fields=fields,
-            body=seal_body(data_key.secret, data, scope=self._scope, context=_context(facts)),
+            body=body,
             now=self._clock.now(),
         )
         self._store.create(object_key, pieces)
@@ -189,7 +193,8 @@ class TailArchive:
             telemetry.warning("stored piece of wal unusable", piece=facts.piece.name, problem=error.message)
             writer = make_ulid(self._clock.now(), os.urandom(10))
             beside = replace(facts, piece=replace(facts.piece, writer=writer))
-            self._create(beside, data, data_key)
+            body = seal_body(data_key.secret, data, scope=self._scope, context=_context(beside))
+            self._create(beside, body, data_key)
             return beside.piece
         if known.plain_sha256 != facts.plain_sha256:
             raise SegmentConflictError(

@@ -48,7 +48,7 @@ from drservice.repository.envelope import (
     write_envelope,
 )
 from drservice.repository.keys import DataKey, Keyring, make_data_key, wrap
-from drservice.repository.records import Scope, open_body, seal_body, sealed_bound, sealed_pieces
+from drservice.repository.records import PackedFrame, Scope, open_body, packed_frames, sealed_bound, sealed_pieces
 from drservice.repository.spool import Spools
 
 Taken = TypeVar("Taken")
@@ -171,8 +171,18 @@ class WalArchive:
         last_write: datetime,
         key: DataKey | None = None,
         spools: Spools | None = None,
+        frames: Iterable[PackedFrame] | None = None,
     ) -> SealedWal:
-        """Return a WAL file as it is stored, with nothing of ``data`` in it; the arguments are those of :meth:`put`.
+        """Return a WAL file as it is stored, with nothing of ``data`` in it.
+
+        Args:
+            name: as for :meth:`put`.
+            data: as there.
+            system_id: as there.
+            last_write: as there.
+            key: as there.
+            spools: as there; not with ``frames``.
+            frames: of ``data``, where it is compressed already.
 
         Raises:
             KeyProblemError: this host cannot archive.
@@ -188,7 +198,7 @@ class WalArchive:
             plain_sha256=hashlib.sha256(data).hexdigest(),
             data_key=data_key,
             has_own_key=key is None,
-            body=self._sealed(data, data_key, context=_context(system_id, name), spools=spools),
+            body=self._sealed(data, frames, data_key, context=_context(system_id, name), spools=spools),
         )
 
     def put_sealed(self, sealed: SealedWal) -> PutOutcome:
@@ -261,12 +271,20 @@ class WalArchive:
             raise DamagedObjectError(f"{object_key} was stored with {stored} of {expected} bytes")
 
     def _sealed(
-        self, data: bytes | memoryview, data_key: DataKey, *, context: str, spools: Spools | None
+        self,
+        data: bytes | memoryview,
+        frames: Iterable[PackedFrame] | None,
+        data_key: DataKey,
+        *,
+        context: str,
+        spools: Spools | None,
     ) -> Sequence[bytes | memoryview]:
+        packed = packed_frames(data) if frames is None else frames
+        pieces = sealed_pieces(data_key.secret, packed, scope=self._scope, context=context)
         if spools is None:
-            return seal_body(data_key.secret, data, scope=self._scope, context=context)
+            return list(pieces)
         target, end = spools.make(sealed_bound(len(data))), 0
-        for piece in sealed_pieces(data_key.secret, data, scope=self._scope, context=context):
+        for piece in pieces:
             target[end : end + len(piece)] = piece
             end += len(piece)
         return [target[:end]]
