@@ -2,11 +2,11 @@
 
     python benchmarks/stream.py [--seconds 20] [--backlog-mb 1024] [--idle-seconds 130] [--output FILE]
 
-A real server under pgbench, ``drservice wal stream`` as a process of its own, ``rclone serve s3`` on loopback, with TLS
-because pgBackRest wants it; it neither logs its requests nor reads its folders again for each. The age is taken from outside, many times a second: the server's flushed position against
-what the receiver has reported. What commits pay is compared in turns (A B C A B C) with archive_command alone, and with
-pgBackRest's asynchronous archiving into the same bucket. Numbers of one run on one machine: compare within
-a run.
+A real server under pgbench, ``drservice wal stream`` as a process of its own, ``rclone serve s3`` on loopback, with
+TLS because pgBackRest wants it; it neither logs its requests nor reads its folders again for each. The age is taken
+from outside, many times a second: the server's flushed position against what the receiver has reported. What commits
+pay is compared in turns (A B C A B C) with archive_command alone, and with pgBackRest's asynchronous archiving into
+the same bucket. Numbers of one run on one machine: compare within a run.
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ def test_a_look_at_a_thousand_services_costs_little_cpu_and_a_fixed_number_of_qu
         engine = session.get_bind()
     event.listen(engine, "before_cursor_execute", lambda *details: queries.append(details[2]))
     spent: list[float] = []
-    for minute in (3, 4, 5):  # the least of three: what a busy machine and this process' other objects add is not the look
+    for minute in (3, 4, 5):  # the least of three: what a busy machine adds is not the look's
         set_clock(database, NOON + timedelta(minutes=minute))
         queries.clear()
         begun = time.thread_time()
