@@ -118,7 +118,7 @@ bench-crash: setup $(STAMPS)/tests ## destroy a host under load, 45 times, and c
 	$(BIN)/python benchmarks/crash.py --output benchmarks/results/crash.json $(ARGS)
 	$(BIN)/python benchmarks/crashreport.py
 
-bench-stream: setup $(STAMPS)/tests ## how old WAL is that is not in the bucket, catching up, memory, and what commits pay (6 minutes)
+bench-stream: setup $(STAMPS)/tests ## how old WAL is that is not in the bucket, catching up, memory, and what commits pay (11 minutes)
 	$(BIN)/python benchmarks/stream.py --output benchmarks/results/stream.json $(ARGS)
 	$(BIN)/python benchmarks/crashreport.py
 

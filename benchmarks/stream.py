@@ -300,7 +300,7 @@ def main() -> None:
     """Run everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=20, help="of load in each turn")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=int, default=20)
     parser.add_argument("--backlog-mb", type=int, default=1024)
     parser.add_argument("--idle-seconds", type=int, default=130, help="0: not measured")
