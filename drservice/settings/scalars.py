@@ -35,6 +35,8 @@ _SSH_FIELDS = frozenset({("ssh-ed25519", 2), ("ssh-rsa", 3)})
 _RSA_BYTES = 256
 _BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 _RECIPIENT = re.compile(rf"age1[{_BECH32}]{{58}}")
+_OTHER_RECIPIENTS = ("age1tag1", "age1tagpq1", "age1yubikey1", "age1pq1")
+"""With the 1 that ends the name of a kind (BIP 173): an ordinary recipient may well begin with age1pq."""
 _ORIGIN = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?")
 _SECRET_SCHEMES = ("file:", "env:", "command:")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -107,7 +109,7 @@ def check_recipient(text: str) -> str:
     """Accept an age recipient, X25519 or SSH, in its one spelling; a mistyped letter is found here."""
     if text.upper().startswith("AGE-SECRET-KEY-"):
         raise ValueError("this is a secret identity; a recipient begins with age1 (`age-keygen -y` prints it)")
-    if text.startswith(("age1tag", "age1yubikey", "age1pq")) or text == "scrypt":
+    if text.startswith(_OTHER_RECIPIENTS) or text == "scrypt":
         raise ValueError(
             "only X25519 (age1...) and SSH (ssh-ed25519, ssh-rsa) recipients are supported by this version"
         )

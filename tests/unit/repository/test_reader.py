@@ -119,14 +119,14 @@ def test_a_store_without_versions_is_not_asked_again() -> None:
     assert store.count("read_versions") == 0
 
 
-@pytest.mark.parametrize(("room", "kept"), [(0, 1), (reading._NODE_PACKS_BYTES, 2)])
+@pytest.mark.parametrize(("room", "kept"), [(0, {1}), (reading._NODE_PACKS_BYTES, {2, 3})])
 def test_packs_of_nodes_are_kept_as_far_as_there_is_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, kept: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, kept: set[int]
 ) -> None:
-    """What refers to nodes is stored after them, in a pack of its own."""
+    """What refers to nodes is stored after them, in a pack of its own; where a tree parts depends on a random key."""
     monkeypatch.setattr(reading, "_NODE_PACKS_BYTES", room)
     site = Site.create(tmp_path)
     site.write({f"many/{number:04}": b"%d" % number for number in range(600)})
     opened = site.repository().reader(site.scope, site.capture().id)
     assert sum(entry.path.startswith(b"many/") for entry in opened.entries()) == 600
-    assert len(opened._node_packs) == kept
+    assert len(opened._node_packs) in kept

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from drservice.repository.keys import make_identity
 from drservice.settings.loading import load
+from drservice.settings.scalars import check_recipient
 
 Refuse = Callable[[str | bytes], list[str]]
 HEAD = "version: 1\nrepository: {url: 'file:///srv/repository'}\n"
@@ -519,3 +521,12 @@ def test_hostile_names_are_shown_as_escapes(refusal: Refuse) -> None:
     (line,) = refusal(HEAD + 'services: {"a\\e[31m": {components: {d: {kind: postgres, dsn: host=x}}}}\n')
     assert "\\x1b" in line
     assert "\x1b" not in line
+
+
+def test_an_ordinary_recipient_may_begin_like_the_name_of_another_kind() -> None:
+    """One of a thousand age keys does."""
+    found = next(text for text in (make_identity()[1] for _ in range(100_000)) if text.startswith("age1pq"))
+    assert check_recipient(found) == found
+    for other in ("age1pq1", "age1tag1", "age1tagpq1", "age1yubikey1"):
+        with pytest.raises(ValueError, match="only X25519"):
+            check_recipient(f"{other}{found[7:]}")
