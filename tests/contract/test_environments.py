@@ -69,19 +69,18 @@ def test_a_prepared_environment_describes_itself(environment: Sandbox) -> None:
 
 
 def test_the_isolation_self_test_passes_and_is_quick(environment: Sandbox) -> None:
-    seconds: list[float] = []
-    for _ in range(3):  # a loaded machine may hold one of them up
-        begin = time.monotonic()
-        probes = environment.self_test()
-        seconds.append(time.monotonic() - begin)
-        require_isolated(probes)
-        assert len(probes) >= 15
-    assert min(seconds) < 1.0
+    begin = time.monotonic()
+    probes = environment.self_test()
+    assert time.monotonic() - begin < 1.0
+    require_isolated(probes)
+    assert len(probes) >= 15
 
 
-def test_a_server_starts_and_stops_in_an_orderly_way(prepare: Prepare) -> None:
+def test_a_server_starts_within_a_second_and_stops_in_an_orderly_way(prepare: Prepare) -> None:
+    begin = time.monotonic()
     environment = prepare()
     environment.start(["sh", "-c", "trap 'echo asked; exit 7' INT; echo up; while :; do sleep 0.05; done"])
+    assert time.monotonic() - begin < 1.0
     assert environment.running()
     assert environment.describe().state is EnvironmentState.RUNNING
     assert environment.exit_status() is None
@@ -135,18 +134,18 @@ def test_tools_check_the_cluster_with_the_server_running_stopped_and_started_aga
 def test_an_environment_is_ready_within_a_second(
     prepare: Prepare, record_property: Callable[[str, object], None]
 ) -> None:
-    """Prepared, proven isolated and started; the bound is lenient, the figure is printed."""
+    """Prepared and proven isolated; the bound is lenient, the figure is printed."""
     seconds: list[float] = []
     for _ in range(5):
         begin = time.monotonic()
         environment = prepare()
         require_isolated(environment.self_test())
-        environment.start(["sleep", "600"])
         seconds.append(time.monotonic() - begin)
     best = min(seconds)
     record_property("sandbox_ready_ms", round(best * 1000))
     sys.stdout.write(f"sandbox ready: best of 5 {best * 1000:.0f} ms, worst {max(seconds) * 1000:.0f} ms\n")
     assert best < 1.0
+    assert max(seconds) < 3.0
 
 
 def test_a_program_that_does_not_end_is_killed_at_its_timeout(environment: Sandbox) -> None:
