@@ -21,9 +21,8 @@ SCOPE = Scope(
     repository=RepositoryId("01ARZ3NDEKTSV4RRFFQ69G5FAV"), service=ServiceName("erp"), component=ComponentName("db")
 )
 SECRET = bytes(range(32))
-LINES = b"".join(b"insert into orders values (%d, now());\n" % number for number in range(450_000))[:SEGMENT]
+LINES = (b"".join(b"insert into orders values (%d, now());\n" % number for number in range(5_000)) * 90)[:SEGMENT]
 NOISE = random.Random(7).randbytes(SEGMENT)
-assert len(LINES) == SEGMENT
 
 
 @pytest.fixture
