@@ -210,7 +210,8 @@ def seal_body(
     data_key: bytes, plain: bytes | bytearray | memoryview, *, scope: Scope, context: str, level: int = 1
 ) -> list[bytes]:
     """Encrypt a body (docs/format.md, section 3) and return its pieces in order."""
-    return list(sealed_pieces(data_key, packed_frames(plain, level=level), scope=scope, context=context))
+    frames = packed_frames(plain, level=level)
+    return list(sealed_pieces(data_key, frames, plain_bytes=len(plain), scope=scope, context=context))
 
 
 def sealed_bound(plain_bytes: int) -> int:
@@ -219,17 +220,27 @@ def sealed_bound(plain_bytes: int) -> int:
     return SALT_BYTES + COMMITMENT_BYTES + plain_bytes + frames * (_FRAME_HEAD.size + TAG_BYTES)
 
 
-def sealed_pieces(data_key: bytes, frames: Iterable[PackedFrame], *, scope: Scope, context: str) -> Iterator[bytes]:
-    """Yield a sealed body of these frames in pieces, a frame at a time, for bodies that no memory should hold."""
+def sealed_pieces(
+    data_key: bytes, frames: Iterable[PackedFrame], *, plain_bytes: int, scope: Scope, context: str
+) -> Iterator[bytes]:
+    """Yield a sealed body of these frames in pieces, a frame at a time, for bodies that no memory should hold.
+
+    Raises:
+        ValueError: behind the last piece: the frames do not hold ``plain_bytes``; what was yielded is not to be stored.
+    """
     salt = os.urandom(SALT_BYTES)
     key = derive_record_key(data_key, salt=salt, purpose="sealed", scope=scope, context=context)
     yield salt
     yield key.commitment
+    held = 0
     for ordinal, frame in enumerate(frames):
+        held += frame.plain_bytes
         aad = record_aad(b"s", ordinal, frame.plain_bytes, frame.codec, NO_CHUNK)
         cipher = key.cipher.encrypt(record_nonce(ordinal), frame.content, aad)
         yield _FRAME_HEAD.pack(frame.codec, frame.plain_bytes, len(cipher))
         yield cipher
+    if held != plain_bytes:
+        raise ValueError(f"the frames of {context} hold {held} bytes instead of {plain_bytes}")
 
 
 def open_body(

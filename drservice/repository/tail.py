@@ -154,7 +154,8 @@ class TailArchive:
             plain_sha256=hashlib.sha256(data).hexdigest(),
         )
         packed = packed_frames(data) if frames is None else frames
-        body = list(sealed_pieces(key.secret, packed, scope=self._scope, context=_context(facts)))
+        context = _context(facts)
+        body = list(sealed_pieces(key.secret, packed, plain_bytes=len(data), scope=self._scope, context=context))
         try:
             self._create(facts, body, key)
         except ObjectExistsError:

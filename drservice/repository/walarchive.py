@@ -280,7 +280,7 @@ class WalArchive:
         spools: Spools | None,
     ) -> Sequence[bytes | memoryview]:
         packed = packed_frames(data) if frames is None else frames
-        pieces = sealed_pieces(data_key.secret, packed, scope=self._scope, context=context)
+        pieces = sealed_pieces(data_key.secret, packed, plain_bytes=len(data), scope=self._scope, context=context)
         if spools is None:
             return list(pieces)
         target, end = spools.make(sealed_bound(len(data))), 0

@@ -41,7 +41,8 @@ def compressed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def opened(frames: list[PackedFrame]) -> bytes:
     """Seal the frames, and open that with our reader and with the one that works without us."""
-    body = b"".join(sealed_pieces(SECRET, frames, scope=SCOPE, context="wal/x"))
+    size = sum(frame.plain_bytes for frame in frames)
+    body = b"".join(sealed_pieces(SECRET, frames, plain_bytes=size, scope=SCOPE, context="wal/x"))
     plain = b"".join(open_body(SECRET, body, scope=SCOPE, context="wal/x", where="the body"))
     repository = cast("alone.Repository", SimpleNamespace(id=SCOPE.repository))
     assert alone.Component(repository, SCOPE.service, SCOPE.component).unseal(SECRET, "wal/x", body) == plain

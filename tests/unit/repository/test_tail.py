@@ -24,6 +24,7 @@ from drservice.model.wal import Lsn, Timeline
 from drservice.objectstore.interface import ObjectStore
 from drservice.objectstore.memory import MemoryStore
 from drservice.repository.keys import DataKey, Identities
+from drservice.repository.records import packed_frames
 from drservice.repository.repository import Repository
 from drservice.repository.tail import Rebuilt, TailArchive
 from tests.doubles.repositories import SYSTEM_ID, Site, flipped, new_host, noise
@@ -45,7 +46,7 @@ class Stream:
         self.archive: TailArchive = self.repository.tail(site.scope)
         self.key: DataKey = self.repository.day_keys(site.scope.service).today()
 
-    def put(self, start: int, end: int, data: bytes | None = None) -> TailPiece:
+    def put(self, start: int, end: int, data: bytes | None = None, *, packed: bytes | None = None) -> TailPiece:
         return self.archive.put(
             WAL[start:end] if data is None else data,
             system_id=SYSTEM_ID,
@@ -54,6 +55,7 @@ class Stream:
             server_time=NOON + timedelta(microseconds=start),
             segment_bytes=SIZE,
             key=self.key,
+            frames=None if packed is None else tuple(packed_frames(packed)),
         )
 
 
@@ -70,6 +72,12 @@ def test_pieces_come_back_as_the_begin_of_their_segment(site: Site) -> None:
     assert made.pieces == tuple(pieces)
     assert made.last_server_time == NOON + timedelta(microseconds=70_000)
     assert site.keys(PREFIX) == [PREFIX + piece.name for piece in pieces]
+
+
+def test_a_piece_whose_frames_do_not_hold_it_is_not_stored(site: Site) -> None:
+    with pytest.raises(ValueError, match="hold 99 bytes instead of 100"):
+        Stream(site).put(0, 100, packed=WAL[:99])
+    assert site.keys(PREFIX) == []
 
 
 def test_a_piece_is_one_request_and_nothing_is_listed_or_looked_at(site: Site) -> None:

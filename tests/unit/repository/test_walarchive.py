@@ -26,7 +26,7 @@ from drservice.model.wal import WalFileName
 from drservice.objectstore.interface import Body
 from drservice.objectstore.memory import MemoryStore
 from drservice.repository.keys import Identities
-from drservice.repository.records import FRAME_BYTES
+from drservice.repository.records import FRAME_BYTES, packed_frames
 from drservice.repository.walarchive import ArchivedFile, PutOutcome, WalArchive
 from tests.doubles.repositories import SYSTEM_ID, Site, flipped, new_host, noise, trusted
 from tests.doubles.stores import Fault, FaultyStore, RecordingStore, When, truncating_store
@@ -51,6 +51,19 @@ def test_a_file_comes_back_byte_for_byte_under_its_own_name(site: Site, name: st
 def test_files_of_any_size_come_back(site: Site, data: bytes) -> None:
     site.put_wal(NAME, data)
     assert site.fetch_wal(NAME) == data
+
+
+@pytest.mark.parametrize("plain", [SEGMENT[:-1], SEGMENT + b"x", b""], ids=["less", "more", "nothing"])
+def test_frames_that_do_not_hold_the_file_are_not_sealed(site: Site, plain: bytes) -> None:
+    archive = site.repository().wal(site.scope)
+    with pytest.raises(ValueError, match=f"{NAME} hold {len(plain)} bytes instead of {len(SEGMENT)}"):
+        archive.seal(
+            WalFileName.parse(NAME),
+            SEGMENT,
+            system_id=SYSTEM_ID,
+            last_write=site.clock.now(),
+            frames=packed_frames(plain),
+        )
 
 
 def test_a_push_makes_one_object_and_leaves_no_key_objects(site: Site) -> None:
