@@ -94,9 +94,9 @@ _CEPH = {
 STORES = ("directory", "memory", *_MOTO, "rclone", *_WRAPPERS, *(_CEPH if ceph_folder() is not None else ()))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], S3Server]]:
-    """Each server once per session, started when it is first asked for."""
+    """Each server once per file, started when it is first asked for."""
     with contextlib.ExitStack() as stack:
 
         @functools.cache

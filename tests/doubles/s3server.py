@@ -200,17 +200,38 @@ def moto_server(behaviour: MotoBehaviour, buckets: MotoBuckets) -> Iterator[S3Se
     server = make_server("127.0.0.1", 0, gate, threaded=True, request_handler=MotoRequestHandler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
+    made: set[str] = set()
+
+    def make_bucket(bucket: str) -> None:
+        made.add(bucket)
+        _make_moto_bucket(bucket, buckets)
+
     try:
         _wait_until_it_answers(server.server_port, is_alive=thread.is_alive, log=None)
         yield S3Server(
             endpoint=f"http://127.0.0.1:{server.server_port}",
-            make_bucket=lambda bucket: _make_moto_bucket(bucket, buckets),
+            make_bucket=make_bucket,
             plant=lambda bucket, key, body: _moto_backend().put_object(bucket, key, body),
         )
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+        _forget_moto_buckets(made)
+
+
+def _forget_moto_buckets(names: set[str]) -> None:
+    """Let go of every object that was ever in these buckets: moto keeps them, deleted ones too, as long as it lives."""
+    from moto.s3.models import FakeKey, s3_backends  # noqa: PLC0415 - a second to load, only where it is used
+
+    for name in names:
+        _moto_backend().buckets.pop(name, None)
+        s3_backends.bucket_accounts.pop(name, None)
+    objects: Any = FakeKey
+    for key in objects.instances_tracked:
+        if key.bucket_name in names:
+            key.dispose()
+    objects.instances_tracked = [key for key in objects.instances_tracked if key.bucket_name not in names]
 
 
 def _moto_backend() -> Any:
