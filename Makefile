@@ -84,9 +84,11 @@ test-long: setup $(STAMPS)/tests ## the tests that take too long for every commi
 check: setup ## lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -q tests/test_architecture.py
+	@failed=0; $(BIN)/mypy & types=$$!; \
+	$(BIN)/lint-imports --no-cache || failed=1; \
+	$(BIN)/python -m pytest -q tests/test_architecture.py || failed=1; \
+	wait $$types || failed=1; \
+	exit $$failed
 
 quick: setup $(STAMPS)/tests ## check, and the fast tests: what to run before a commit (2 minutes)
 	$(MAKE) --no-print-directory check

@@ -285,6 +285,7 @@ def test_a_place_that_cannot_hold_evidence_is_refused_before_anything_is_made(tm
     assert "everything is in" not in stdout
 
 
+@pytest.mark.long
 def test_an_ordinary_user_can_keep_the_recovered_database_and_destroy_it_later() -> None:
     process = start_demo("--short", "--keep", "--no-color", user="postgres" if os.geteuid() == 0 else None)
     stdout, stderr = process.communicate(timeout=240)

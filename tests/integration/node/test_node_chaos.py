@@ -22,9 +22,8 @@ RUNS = 6
 
 
 @pytest.fixture
-def bench(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeBench]:
-    base = tmp_path_factory.getbasetemp()
-    maker = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def bench(tmp_path: Path, template_cache: Path) -> Iterator[NodeBench]:
+    maker = ClusterMaker(cache=template_cache)
     made = NodeBench.make(maker, tmp_path)
     yield made
     made.close()
@@ -43,6 +42,7 @@ def kill_something(chance: random.Random, nodes: dict[str, NodeProcess]) -> Node
     return victim
 
 
+@pytest.mark.long
 def test_ten_processes_killed_at_random_moments_lose_and_double_nothing(bench: NodeBench) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     chance = random.Random(seed)
