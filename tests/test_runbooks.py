@@ -38,9 +38,8 @@ SERVICE = "erp"
 
 
 @pytest.fixture(scope="module")
-def maker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterMaker]:
-    base = tmp_path_factory.getbasetemp()
-    made = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def maker(template_cache: Path) -> Iterator[ClusterMaker]:
+    made = ClusterMaker(cache=template_cache)
     yield made
     made.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,8 +17,8 @@ DRILLS = {name: {"service": "erp", "target": name} for name in ("latest", "consi
 
 
 @pytest.fixture(scope="module")
-def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
-    maker = ClusterMaker(cache=tmp_path_factory.mktemp("templates"))
+def plant(template_cache: Path) -> Iterator[Plant]:
+    maker = ClusterMaker(cache=template_cache)
     made = Plant.over(maker.make(wal_segment_mb=1), documents=5, drills=DRILLS)
     yield made
     made.estate.close()

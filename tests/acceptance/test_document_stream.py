@@ -32,8 +32,8 @@ HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "stream-documents.md"
 
 
 @pytest.fixture(scope="module")
-def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
-    maker = ClusterMaker(cache=tmp_path_factory.mktemp("templates"))
+def plant(template_cache: Path) -> Iterator[Plant]:
+    maker = ClusterMaker(cache=template_cache)
     made = Plant.over(maker.make(wal_segment_mb=1), documents=5)
     made.json("backup", "erp", account=as_user("postgres"))
     yield made

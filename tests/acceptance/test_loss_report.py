@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -42,9 +42,8 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    base = tmp_path_factory.getbasetemp()
-    maker = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def story(template_cache: Path) -> Iterator[Story]:
+    maker = ClusterMaker(cache=template_cache)
     plant = Plant.over(maker.make(wal_segment_mb=1), documents=3)
     plant.sql("drop table ir_attachment, account_move_line, stock_move")
     with plant.cluster.connect(DATABASE) as connection:

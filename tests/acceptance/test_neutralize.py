@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +57,8 @@ class Odoo:
 
 
 @pytest.fixture(scope="module")
-def odoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Odoo]:
-    base = tmp_path_factory.getbasetemp()
-    maker = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def odoo(template_cache: Path) -> Iterator[Odoo]:
+    maker = ClusterMaker(cache=template_cache)
     plant = Plant.over(maker.make(wal_segment_mb=1), documents=0)
     plant.sql("create role odoo login")
     plant.sql("drop table ir_attachment, account_move_line, stock_move")

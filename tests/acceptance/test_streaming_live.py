@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +21,8 @@ from tests.doubles.estate import SERVICE, TempEstate, wait_for
 
 
 @pytest.fixture(scope="module")
-def estate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TempEstate]:
-    base = tmp_path_factory.getbasetemp()
-    maker = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def estate(template_cache: Path) -> Iterator[TempEstate]:
+    maker = ClusterMaker(cache=template_cache)
     cluster = maker.make(wal_segment_mb=1, settings={"max_slot_wal_keep_size": "'2GB'"})
     made = TempEstate.over(cluster)
     made.wal_settings = {"mode": "stream", "idle_interval": "1s"}

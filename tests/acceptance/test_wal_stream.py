@@ -23,8 +23,8 @@ SLOT = "drservice_erp_database"
 
 
 @pytest.fixture(scope="module")
-def estate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TempEstate]:
-    maker = ClusterMaker(cache=tmp_path_factory.mktemp("templates"))
+def estate(template_cache: Path) -> Iterator[TempEstate]:
+    maker = ClusterMaker(cache=template_cache)
     cluster = maker.make(wal_segment_mb=1)
     made = TempEstate.over(cluster)
     made.wal_settings = {"mode": "stream", "interval": "20ms"}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser
@@ -13,10 +13,8 @@ from tests.browser.visitors import Visitors, chromium
 
 
 @pytest.fixture(scope="package")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    base = tmp_path_factory.getbasetemp()
-    cache = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    with Scene.opened(tmp_path_factory.mktemp("scene"), cache=cache) as made:
+def scene(tmp_path_factory: pytest.TempPathFactory, template_cache: Path) -> Iterator[Scene]:
+    with Scene.opened(tmp_path_factory.mktemp("scene"), cache=template_cache) as made:
         made.live_through_a_day()
         yield made
 

@@ -39,11 +39,6 @@ HOST_RIGHTS = (
 """What docs/how-to/s3.md gives a backup host."""
 
 
-@pytest.fixture(scope="session")
-def template_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp()
-
-
 @pytest.fixture
 def cluster(template_cache: Path) -> Iterator[Cluster]:
     maker = ClusterMaker(cache=template_cache)

@@ -11,8 +11,8 @@ Use it through a fixture (see ``tests/integration/postgres/conftest.py``)::
     maker.close()                                                # ends and removes everything it made
 
 Rules it follows: only Unix sockets; the server runs as ``postgres`` when the tests run as root; each cluster
-lives in its own folder below the system's temporary directory (pytest's own is closed to other users, and
-socket paths must be short); processes are ended by pid, never by name.
+lives in its own folder below the system's temporary directory, or in memory (pytest's own is closed to other users,
+and socket paths must be short); processes are ended by pid, never by name.
 
 Clusters made from one template share its system identifier. ``fresh=True`` runs initdb anew (about 1 s) for
 tests that need a cluster of another identity.
@@ -30,7 +30,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import psycopg
 
@@ -282,9 +282,16 @@ class Cluster:
 class ClusterMaker:
     """Makes clusters from cached templates and removes all of them at the end."""
 
-    def __init__(self, *, cache: Path, major: int | None = None) -> None:
-        """``cache``: a folder for templates; may be shared by several test processes."""
+    place: ClassVar[Path | None] = None
+    """Where clusters get their folders; ``None``: the system's temporary directory, as benchmarks want it."""
+
+    def __init__(self, *, cache: Path, major: int | None = None, on_disk: bool = False) -> None:
+        """``cache``: a folder for templates; may be shared by several test processes.
+
+        ``on_disk``: not in :attr:`place`, for clusters whose paths a sandbox has to have: it has a ``/dev`` of its own.
+        """
         self._cache = cache
+        self._place = None if on_disk else self.place
         self._bin = find_bin(major)
         self._made: list[Cluster] = []
 
@@ -339,7 +346,7 @@ class ClusterMaker:
         self._made.clear()
 
     def _empty(self) -> Cluster:
-        root = Path(tempfile.mkdtemp(prefix="drs-pg-"))
+        root = Path(tempfile.mkdtemp(prefix="drs-pg-", dir=self._place))
         root.chmod(0o755)
         for name, mode in (("data", 0o700), ("sock", 0o755)):
             (root / name).mkdir()

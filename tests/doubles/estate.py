@@ -21,12 +21,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import psycopg
 
@@ -55,6 +55,9 @@ PROGRAM = (sys.executable, "-m", "drservice")
 @dataclass(kw_only=True)
 class TempEstate:
     """One service with one cluster. Paths are below the cluster's folder, owned by the server's user."""
+
+    program: ClassVar[Callable[[], tuple[str, ...]]] = lambda: PROGRAM
+    """The words that stand for the program in :meth:`run` and :meth:`push_command`."""
 
     cluster: Cluster
     root: Path
@@ -232,7 +235,7 @@ class TempEstate:
 
     def push_command(self, config: Path | None = None) -> str:
         """Return the shell line that archives one file with the real program."""
-        words = [*PROGRAM, "--config", str(config or self.config), "wal", "push", "--service", SERVICE]
+        words = [*TempEstate.program(), "--config", str(config or self.config), "wal", "push", "--service", SERVICE]
         settings = [f"{name}={value}" for name, value in self.variables.items()]
         line = shlex.join(["env", *settings, *words] if settings else words)
         return f"{line} %p"
@@ -257,7 +260,7 @@ class TempEstate:
         timeout_seconds: float = 120.0,
     ) -> processes.Finished:
         """Run the program to its end with this estate's configuration."""
-        argv = [*PROGRAM, "--config", str(config or self.config), *map(str, words)]
+        argv = [*TempEstate.program(), "--config", str(config or self.config), *map(str, words)]
         home = {"HOME": str(self.root)}
         environment = processes.clean_environment({**home, **self.variables, **(variables or {})})
         return processes.run(argv, account=account, environment=environment, timeout_seconds=timeout_seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +12,9 @@ from tests.faults.world import Site, World, make_world
 
 
 @pytest.fixture(scope="session")
-def maker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterMaker]:
+def maker(template_cache: Path) -> Iterator[ClusterMaker]:
     """Makes clusters; all of them end with the session."""
-    base = tmp_path_factory.getbasetemp()
-    made = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+    made = ClusterMaker(cache=template_cache)
     yield made
     made.close()
 

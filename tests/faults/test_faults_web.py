@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +12,8 @@ from tests.doubles.website import Website
 
 
 @pytest.fixture
-def catalogues(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CatalogueServer]:
-    base = tmp_path_factory.getbasetemp()
-    server = CatalogueServer(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def catalogues(template_cache: Path) -> Iterator[CatalogueServer]:
+    server = CatalogueServer(cache=template_cache)
     yield server
     server.close()
 

@@ -31,9 +31,8 @@ EVENTS = 3
 
 
 @pytest.fixture(scope="module")
-def catalogues(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CatalogueServer]:
-    base = tmp_path_factory.getbasetemp()
-    server = CatalogueServer(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def catalogues(template_cache: Path) -> Iterator[CatalogueServer]:
+    server = CatalogueServer(cache=template_cache)
     yield server
     server.close()
 

@@ -51,9 +51,8 @@ def offered(cluster: Cluster) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    base = tmp_path_factory.getbasetemp()
-    maker = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def story(template_cache: Path) -> Iterator[Story]:
+    maker = ClusterMaker(cache=template_cache)
     primary = maker.make(wal_segment_mb=1, settings={"archive_mode": "on", "archive_command": "''"})
     estate = TempEstate.over(primary)
     estate.initialise()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -117,9 +118,8 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    base = tmp_path_factory.getbasetemp()
-    maker = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def bench(template_cache: Path) -> Iterator[Bench]:
+    maker = ClusterMaker(cache=template_cache)
     cluster = maker.make(wal_segment_mb=1, settings={"max_replication_slots": "2"})
     estate = TempEstate.over(cluster)
     cluster.start()

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -19,9 +20,8 @@ POSITION = "select pg_current_wal_flush_lsn() - '0/0'::pg_lsn"
 
 
 @pytest.fixture(scope="module")
-def maker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterMaker]:
-    base = tmp_path_factory.getbasetemp()
-    made = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def maker(template_cache: Path) -> Iterator[ClusterMaker]:
+    made = ClusterMaker(cache=template_cache)
     yield made
     made.close()
 

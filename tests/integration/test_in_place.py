@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -47,9 +46,8 @@ LATEST = Target(kind=TargetKind.LATEST)
 
 
 @pytest.fixture(scope="module")
-def maker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterMaker]:
-    base = tmp_path_factory.getbasetemp()
-    made = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def maker(template_cache: Path) -> Iterator[ClusterMaker]:
+    made = ClusterMaker(cache=template_cache)
     yield made
     made.close()
 

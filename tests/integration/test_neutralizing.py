@@ -5,7 +5,6 @@ Here a test cluster stands for the server inside; that it really is the one insi
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -115,9 +114,8 @@ class Erp:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    base = tmp_path_factory.getbasetemp()
-    maker = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def cluster(template_cache: Path) -> Iterator[Cluster]:
+    maker = ClusterMaker(cache=template_cache)
     cluster = maker.make()
     cluster.start()
     cluster.sql("create role odoo login")

@@ -6,7 +6,6 @@ The real one is asked by tests/odoo.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -118,9 +117,8 @@ def service_with(code: Path) -> Service:
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
-    base = tmp_path_factory.getbasetemp()
-    maker = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def copy(template_cache: Path) -> Iterator[Copy]:
+    maker = ClusterMaker(cache=template_cache)
     place = maker.folder("place")
     code = place / "code"
     code.mkdir()

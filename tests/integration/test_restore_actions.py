@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -68,9 +68,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    base = tmp_path_factory.getbasetemp()
-    maker = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def world(template_cache: Path) -> Iterator[World]:
+    maker = ClusterMaker(cache=template_cache)
     cluster = maker.make(wal_segment_mb=1, settings={"archive_mode": "on", "archive_command": "''"})
     estate = TempEstate.over(cluster)
     estate.initialise()

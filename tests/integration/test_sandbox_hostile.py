@@ -107,11 +107,9 @@ class Inside:
         self.sandbox.stop()
 
 
-def test_on_the_host_every_way_out_is_open_and_every_sink_hears_it(
-    sinks: Sinks, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_on_the_host_every_way_out_is_open_and_every_sink_hears_it(sinks: Sinks, template_cache: Path) -> None:
     """The control: without it the silence of the sinks would prove nothing."""
-    maker = ClusterMaker(cache=tmp_path_factory.getbasetemp())
+    maker = ClusterMaker(cache=template_cache)
     try:
         server = OnTheHost(maker.make())
 

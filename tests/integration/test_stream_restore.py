@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -21,9 +21,8 @@ LATEST = Target(kind=TargetKind.LATEST)
 
 
 @pytest.fixture
-def estate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TempEstate]:
-    base = tmp_path_factory.getbasetemp()
-    maker = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def estate(template_cache: Path) -> Iterator[TempEstate]:
+    maker = ClusterMaker(cache=template_cache)
     cluster = maker.make(wal_segment_mb=1, settings={"archive_mode": "off", "wal_sender_timeout": "'5s'"})
     made = TempEstate.over(cluster)
     made.wal_settings = {"mode": "stream", "interval": "50ms"}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +12,9 @@ from tests.doubles.catalogue import CatalogueServer
 
 
 @pytest.fixture(scope="module")
-def catalogues(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CatalogueServer]:
+def catalogues(template_cache: Path) -> Iterator[CatalogueServer]:
     """One server per test file."""
-    base = tmp_path_factory.getbasetemp()
-    server = CatalogueServer(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+    server = CatalogueServer(cache=template_cache)
     yield server
     server.close()
 

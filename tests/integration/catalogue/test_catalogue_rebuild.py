@@ -124,8 +124,8 @@ def tell(story: Story, plane: DataPlane, evidence: Evidence) -> None:
 
 
 @pytest.fixture(scope="module")
-def story(catalogues: CatalogueServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    maker = ClusterMaker(cache=tmp_path_factory.getbasetemp())
+def story(catalogues: CatalogueServer, template_cache: Path) -> Iterator[Story]:
+    maker = ClusterMaker(cache=template_cache)
     cluster = maker.make(wal_segment_mb=1)
     estate = TempEstate.over(cluster)
     estate.json("init")

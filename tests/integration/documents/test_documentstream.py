@@ -33,9 +33,8 @@ from tests.doubles.stores import SlowStore
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    base = tmp_path_factory.getbasetemp()
-    maker = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def cluster(template_cache: Path) -> Iterator[Cluster]:
+    maker = ClusterMaker(cache=template_cache)
     made = maker.make(wal_segment_mb=1)
     made.start()
     yield made

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -21,10 +22,9 @@ from tests.faults.plantbench import predicates
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeBench]:
+def bench(tmp_path_factory: pytest.TempPathFactory, template_cache: Path) -> Iterator[NodeBench]:
     """A service with a ledger and a recovery point; each test ends the nodes that it starts."""
-    base = tmp_path_factory.getbasetemp()
-    maker = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+    maker = ClusterMaker(cache=template_cache)
     made = NodeBench.make(maker, tmp_path_factory.mktemp("nodes"))
     made.open_gate()
     made.estate.json("evidence", "begin")

@@ -33,10 +33,9 @@ NEVER = datetime.now(UTC) + timedelta(days=1)
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeBench]:
+def bench(tmp_path_factory: pytest.TempPathFactory, template_cache: Path) -> Iterator[NodeBench]:
     """A node over a service with documents that has one backup."""
-    base = tmp_path_factory.getbasetemp()
-    maker = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+    maker = ClusterMaker(cache=template_cache)
     made = NodeBench.make(maker, tmp_path_factory.mktemp("nodes"))
     store = made.plant.root / "filestore"
     store.mkdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -22,9 +21,8 @@ from tests.doubles.notifiers import HookServer
 
 
 @pytest.fixture
-def bench(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeBench]:
-    base = tmp_path_factory.getbasetemp()
-    maker = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def bench(tmp_path: Path, template_cache: Path) -> Iterator[NodeBench]:
+    maker = ClusterMaker(cache=template_cache)
     made = NodeBench.make(maker, tmp_path)
     yield made
     made.close()

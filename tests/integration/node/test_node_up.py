@@ -24,9 +24,8 @@ from tests.doubles.nodes import NodeBench
 
 
 @pytest.fixture
-def bench(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeBench]:
-    base = tmp_path_factory.getbasetemp()
-    maker = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def bench(tmp_path: Path, template_cache: Path) -> Iterator[NodeBench]:
+    maker = ClusterMaker(cache=template_cache)
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     made = NodeBench.make(maker, tmp_path, catalogue="embedded", listen=address)

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.long
 
 
 @pytest.fixture
-def bench(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeBench]:
-    maker = ClusterMaker(cache=tmp_path_factory.getbasetemp())
+def bench(tmp_path: Path, template_cache: Path) -> Iterator[NodeBench]:
+    maker = ClusterMaker(cache=template_cache)
     made = NodeBench.make(maker, tmp_path)
     try:
         yield made

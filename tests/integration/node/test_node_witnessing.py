@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -36,9 +35,8 @@ LINE = {"address": "192.0.2.1", "method": "GET", "route": "page.overview", "stat
 
 
 @pytest.fixture
-def estate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TempEstate]:
-    base = tmp_path_factory.getbasetemp()
-    maker = ClusterMaker(cache=base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+def estate(template_cache: Path) -> Iterator[TempEstate]:
+    maker = ClusterMaker(cache=template_cache)
     made = TempEstate.over(maker.make())
     made.initialise()
     yield made
@@ -162,13 +160,11 @@ def test_a_host_without_keys_or_ledger_says_so_once_and_tries_no_sooner_than_in_
     assert len(entries(estate, EvidenceKind.MISSED)) == 1
 
 
-def test_a_store_that_is_away_is_tried_again_later_and_later(
-    database: Database, estate: TempEstate, tmp_path: Path
-) -> None:
+def test_a_store_that_is_away_is_tried_again_later_and_later(database: Database, estate: TempEstate) -> None:
     begin(estate)
     something_happens(database)
     own = witness(database, estate)
-    away = tmp_path / "away"
+    away = estate.repository.with_name("away")
     estate.repository.rename(away)
     waits = []
     for _ in range(3):

@@ -76,8 +76,8 @@ def make_table(cluster: Cluster, name: str, space: str | None = None) -> None:
 
 
 @pytest.fixture(scope="module")
-def spaces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spaces]:
-    maker = ClusterMaker(cache=tmp_path_factory.getbasetemp())
+def spaces(template_cache: Path) -> Iterator[Spaces]:
+    maker = ClusterMaker(cache=template_cache, on_disk=True)
     cluster = maker.make(wal_segment_mb=1, checksums=True, settings={"allow_in_place_tablespaces": "on"})
     estate = TempEstate.over(cluster)
     estate.initialise()

@@ -19,8 +19,8 @@ from tests.doubles.website import PASSWORD
 
 
 @pytest.fixture
-def estate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TempEstate]:
-    maker = ClusterMaker(cache=tmp_path_factory.getbasetemp())
+def estate(template_cache: Path) -> Iterator[TempEstate]:
+    maker = ClusterMaker(cache=template_cache)
     made = TempEstate.over(maker.make())
     made.initialise()
     yield made

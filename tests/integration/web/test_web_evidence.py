@@ -22,8 +22,8 @@ from tests.doubles.website import PATIENT, QUICK, Website, csrf
 
 
 @pytest.fixture
-def website(catalogues: CatalogueServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Website]:
-    maker = ClusterMaker(cache=tmp_path_factory.getbasetemp())
+def website(catalogues: CatalogueServer, template_cache: Path) -> Iterator[Website]:
+    maker = ClusterMaker(cache=template_cache)
     estate = TempEstate.over(maker.make())
     estate.initialise()
     with estate.plane() as plane:
