@@ -14,7 +14,7 @@ from drservice.web.auth.permissions import Permission
 from tests.doubles.fuzzing import OPERATIONS, STORE, fuzz
 from tests.doubles.website import ROLES, Website
 
-EXAMPLES = 40
+EXAMPLES = 20
 
 
 def test_the_description_is_openapi_3_1_and_names_every_operation(website: Website) -> None:
