@@ -15,7 +15,7 @@ SOURCES := $(if $(CLOSED),$(shell find drservice -type f -not -path '*/__pycache
 STAMPS := $(VENV)/.stamps
 PYTEST_ARGS ?=
 
-.PHONY: help setup quick demo demo-web test test-browser test-docker test-ceph test-odoo test-long screenshots check bench bench-files bench-files-million bench-proof bench-load bench-crash bench-stream bench-web fuzz chaos lock compose-config format clean
+.PHONY: help setup quick demo demo-web test test-browser test-docker test-ceph test-odoo test-long screenshots check bench bench-files bench-files-million bench-proof bench-load bench-crash bench-stream bench-stream-floor bench-web fuzz chaos lock compose-config format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -123,6 +123,9 @@ bench-crash: setup $(STAMPS)/tests ## destroy a host under load, 45 times, and c
 bench-stream: setup $(STAMPS)/tests ## how old WAL is that is not in the bucket, catching up, memory, and what commits pay (11 minutes)
 	$(BIN)/python benchmarks/stream.py --output benchmarks/results/stream.json $(ARGS)
 	$(BIN)/python benchmarks/crashreport.py
+
+bench-stream-floor: setup $(STAMPS)/tests ## what commits pay for the receiver, pgBackRest, nobody, and the cheapest shipper that one could write (10 minutes)
+	$(BIN)/python benchmarks/streamfloor.py --output benchmarks/results/streamfloor.json $(ARGS)
 
 chaos: setup ## kill -9 processes at random moments under load and write docs/chaos.md (KILLS=100 SEED=7)
 	$(BIN)/python benchmarks/chaos.py --kills $(or $(KILLS),100) $(if $(SEED),--seed $(SEED)) --output docs/chaos.md

@@ -51,6 +51,7 @@ _SETTINGS = {
     "fsync": "on",
     "shared_buffers": "'256MB'",
     "max_wal_size": "'8GB'",
+    "min_wal_size": "'2GB'",
     "checkpoint_timeout": "'1h'",
     "archive_mode": "on",
     "archive_command": "''",
@@ -203,11 +204,17 @@ class Bench:
         time.sleep(1.0)
 
     def _settle(self) -> None:
-        """Leave no turn the work of the one before: segments that nobody archived, pages that were written to."""
+        """Leave no turn the work of the one before: segments that nobody archived, pages that were written to.
+
+        And give all of them segments to write over. The receiver's slot keeps what was not streamed, so that whoever
+        came behind its turn found some, and everybody else, itself included, had to make new ones, 16 MB of zeros each.
+        """
         self._archive_by("/bin/true")
         ready = self.cluster.data / "pg_wal" / "archive_status"
         self.wait(lambda: not any(ready.glob("*.ready")))
         self._archive_by("")
+        with self.receiver():
+            self._await_receiver()
         self.cluster.sql("checkpoint")
 
     def archive_only(self, seconds: int) -> float:
@@ -327,6 +334,7 @@ def main() -> None:
             bench = Bench(base, cluster, estate, bucket.folder("drservice"))
             peer = AsyncArchiver(base=base / "pgbackrest", program=program, cluster=cluster)
             peer.prepare(bucket)
+            bench.pgbench(chosen.seconds)  # makes segments to write over
             rounds = []
             for number in range(chosen.rounds):
                 rounds.append(bench.round(number, chosen.seconds, peer))

@@ -210,6 +210,7 @@ def main() -> None:
             bench = FloorBench(base, cluster, estate, bucket.folder("drservice"))
             peer = AsyncArchiver(base=base / "pgbackrest", program=program, cluster=cluster)
             peer.prepare(bucket)
+            bench.pgbench(chosen.seconds)  # makes segments to write over
             for number in range(chosen.rounds):
                 first = number % len(_TURNS)
                 told: dict[str, Any] = {"first": _TURNS[first]}
