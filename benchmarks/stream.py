@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import psycopg
-from racepeers import bucket_server, cache_folder, fetch_pgbackrest
+from racepeers import Bucket, bucket_server, cache_folder, fetch_pgbackrest
 from racewatch import quietly
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,7 +168,7 @@ class Bench:
     def load(self, seconds: int) -> dict[str, Any]:
         """Measure what the receiver costs, then ages under the same load: asking for them costs transactions, too."""
         with self.receiver() as process:
-            self._await_receiver()
+            self.await_receiver()
             begin, cpu = self.position(), cpu_seconds(process.pid)
             tps = self.pgbench(seconds)
             megabytes = (self.position() - begin) / 1e6
@@ -193,17 +193,17 @@ class Bench:
         begin = number % len(turns)
         told: dict[str, Any] = {"first": ("receiver", "archive_command", "pgbackrest")[begin]}
         for turn in (*turns[begin:], *turns[:begin]):
-            self._settle()
+            self.settle()
             told |= turn()
         return told
 
-    def _await_receiver(self) -> None:
+    def await_receiver(self) -> None:
         """Let the receiver ship what its slot kept while others archived: that is no work of this turn."""
         end = self.position()
         self.wait(lambda: self.flushed_by_receiver() >= end - _IDLE_BYTES)
         time.sleep(1.0)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Leave no turn the work of the one before: segments that nobody archived, pages that were written to.
 
         And give all of them segments to write over. The receiver's slot keeps what was not streamed, so that whoever
@@ -214,7 +214,7 @@ class Bench:
         self.wait(lambda: not any(ready.glob("*.ready")))
         self._archive_by("")
         with self.receiver():
-            self._await_receiver()
+            self.await_receiver()
         self.cluster.sql("checkpoint")
 
     def archive_only(self, seconds: int) -> float:
@@ -285,6 +285,41 @@ class Bench:
             }
 
 
+@contextlib.contextmanager
+def prepared(peers: Path, *, scale: int, seconds: int) -> Iterator[tuple[Bench, Bucket, AsyncArchiver]]:
+    """Make server, bucket, repository and pgBackRest's stanza, and segments to write over; a failure leaves its files.
+
+    Args:
+        peers: where pgBackRest is kept once fetched.
+        scale: of pgbench's tables.
+        seconds: of a turn: as long a load makes the segments.
+    """
+    peers.mkdir(parents=True, exist_ok=True)
+    base = Path(tempfile.mkdtemp(prefix="drservice-stream-"))
+    base.chmod(0o755)
+    (base / "templates").mkdir()
+    maker = ClusterMaker(cache=base / "templates")
+    try:
+        cluster = maker.make(settings=_SETTINGS)
+        program = fetch_pgbackrest(peers)
+        with bucket_server(base, is_counting=False) as bucket:
+            estate = TempEstate.over(cluster, url=bucket.url("drservice"), variables=bucket.environment)
+            estate.wal_settings = {"mode": "both"}
+            estate.write_configuration(estate.config)
+            estate.json("init")
+            estate.hand_over_repository()
+            cluster.start()
+            cluster.pgbench_init(scale)
+            bench = Bench(base, cluster, estate, bucket.folder("drservice"))
+            peer = AsyncArchiver(base=base / "pgbackrest", program=program, cluster=cluster)
+            peer.prepare(bucket)
+            bench.pgbench(seconds)
+            yield bench, bucket, peer
+    finally:
+        maker.close()
+    shutil.rmtree(base, ignore_errors=True)
+
+
 def cpu_seconds(pid: int) -> float:
     """Return the processor time a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -314,42 +349,20 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=cache_folder(), help="where pgBackRest is kept once fetched")
     parser.add_argument("--output", type=Path)
     chosen = parser.parse_args()
-    chosen.peers.mkdir(parents=True, exist_ok=True)
-    base = Path(tempfile.mkdtemp(prefix="drservice-stream-"))
-    base.chmod(0o755)
-    (base / "templates").mkdir()
-    maker = ClusterMaker(cache=base / "templates")
     document: dict[str, Any] = {"made_at": datetime.now(UTC).isoformat(timespec="seconds")}
-    try:
-        cluster = maker.make(settings=_SETTINGS)
-        program = fetch_pgbackrest(chosen.peers)
-        with bucket_server(base, is_counting=False) as bucket:
-            estate = TempEstate.over(cluster, url=bucket.url("drservice"), variables=bucket.environment)
-            estate.wal_settings = {"mode": "both"}
-            estate.write_configuration(estate.config)
-            estate.json("init")
-            estate.hand_over_repository()
-            cluster.start()
-            cluster.pgbench_init(chosen.scale)
-            bench = Bench(base, cluster, estate, bucket.folder("drservice"))
-            peer = AsyncArchiver(base=base / "pgbackrest", program=program, cluster=cluster)
-            peer.prepare(bucket)
-            bench.pgbench(chosen.seconds)  # makes segments to write over
-            rounds = []
-            for number in range(chosen.rounds):
-                rounds.append(bench.round(number, chosen.seconds, peer))
-                print(json.dumps(rounds[-1]), flush=True)
-            document["load"] = rounds
-            document["pgbackrest"] = quietly([str(program), "version"], folder=base).decode().strip()
-            document["tps_to_archive_command"] = ratio(rounds, "archive_command_tps")
-            document["tps_to_pgbackrest"] = ratio(rounds, "pgbackrest_tps")
-            document["catch_up"] = bench.catch_up(chosen.backlog_mb << 20)
-            print(json.dumps(document["catch_up"]), flush=True)
-            if chosen.idle_seconds:
-                document["idle"] = bench.idle(chosen.idle_seconds)
-    finally:
-        maker.close()
-    shutil.rmtree(base, ignore_errors=True)
+    with prepared(chosen.peers, scale=chosen.scale, seconds=chosen.seconds) as (bench, _, peer):
+        rounds = []
+        for number in range(chosen.rounds):
+            rounds.append(bench.round(number, chosen.seconds, peer))
+            print(json.dumps(rounds[-1]), flush=True)
+        document["load"] = rounds
+        document["pgbackrest"] = quietly([str(peer.program), "version"], folder=bench.base).decode().strip()
+        document["tps_to_archive_command"] = ratio(rounds, "archive_command_tps")
+        document["tps_to_pgbackrest"] = ratio(rounds, "pgbackrest_tps")
+        document["catch_up"] = bench.catch_up(chosen.backlog_mb << 20)
+        print(json.dumps(document["catch_up"]), flush=True)
+        if chosen.idle_seconds:
+            document["idle"] = bench.idle(chosen.idle_seconds)
     if chosen.output:
         chosen.output.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document, indent=1))

@@ -14,13 +14,11 @@ import contextlib
 import http.client
 import json
 import os
-import shutil
 import signal
 import ssl
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,12 +29,9 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from racepeers import Bucket, bucket_server, cache_folder, fetch_pgbackrest
-from stream import _SETTINGS, Bench, cpu_seconds
+from racepeers import Bucket, cache_folder
+from stream import Bench, cpu_seconds, prepared
 from streampeer import AsyncArchiver
-
-from tests.doubles.cluster import ClusterMaker  # stream.py has put the checkout on the path
-from tests.doubles.estate import TempEstate
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -120,56 +115,54 @@ def ship(given: dict[str, Any]) -> None:
     print(shipper.shipped, flush=True)
 
 
-class FloorBench(Bench):
-    """The receiver's bench with another shipper."""
+@contextlib.contextmanager
+def shipping(bench: Bench, bucket: Bucket, told: dict[str, Any]) -> Iterator[None]:
+    """Run the shipper for the block; ``told`` gets what it shipped and used."""
+    names = ("name", "address", "key", "secret")
+    given = {
+        "dsn": bench.cluster.dsn(),
+        "wal": str(bench.cluster.data / "pg_wal"),
+        "bucket": {name: getattr(bucket, name) for name in names} | {"certificate": str(bucket.certificate)},
+    }
+    argv = [sys.executable, __file__, "--ship", json.dumps(given)]
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        if process.stdout.readline() != "ready\n":
+            raise SystemExit("the shipper did not begin")
+        before = cpu_seconds(process.pid)
+        yield
+        used = cpu_seconds(process.pid) - before
+        process.send_signal(signal.SIGTERM)
+        shipped, _ = process.communicate(timeout=60)
+        if process.returncode:
+            raise SystemExit(f"the shipper ended with {process.returncode}")
+        told |= {"floor_mb": round(int(shipped) / 1e6), "floor_cpu_ms_per_mb": round(used * 1e9 / int(shipped), 2)}
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
-    @contextlib.contextmanager
-    def shipping(self, bucket: Bucket, told: dict[str, Any]) -> Iterator[None]:
-        """Run the shipper for the block; ``told`` gets what it shipped and used."""
-        names = ("name", "address", "key", "secret")
-        given = {
-            "dsn": self.cluster.dsn(),
-            "wal": str(self.cluster.data / "pg_wal"),
-            "bucket": {name: getattr(bucket, name) for name in names} | {"certificate": str(bucket.certificate)},
-        }
-        argv = [sys.executable, __file__, "--ship", json.dumps(given)]
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-        try:
-            assert process.stdout is not None
-            if process.stdout.readline() != "ready\n":
-                raise SystemExit("the shipper did not begin")
-            before = cpu_seconds(process.pid)
-            yield
-            used = cpu_seconds(process.pid) - before
-            process.send_signal(signal.SIGTERM)
-            shipped, _ = process.communicate(timeout=60)
-            if process.returncode:
-                raise SystemExit(f"the shipper ended with {process.returncode}")
-            told |= {"floor_mb": round(int(shipped) / 1e6), "floor_cpu_ms_per_mb": round(used * 1e9 / int(shipped), 2)}
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
 
-    def turn(self, who: str, seconds: int, bucket: Bucket, peer: AsyncArchiver) -> dict[str, Any]:
-        """Return the transactions per second with one of them."""
-        self._settle()
-        told: dict[str, Any] = {}
-        if who == "floor":
-            with self.shipping(bucket, told):
-                tps = self.pgbench(seconds)
-        elif who == "receiver":
-            with self.receiver() as process:
-                self._await_receiver()
-                begin, before = self.position(), cpu_seconds(process.pid)
-                tps = self.pgbench(seconds)
-                used, megabytes = cpu_seconds(process.pid) - before, (self.position() - begin) / 1e6
-                told["receiver_cpu_ms_per_mb"] = round(used * 1000 / megabytes, 2)
-        elif who == "pgbackrest":
-            tps = self.peer_archives(seconds, peer)
-        else:
-            tps = self.pgbench(seconds)
-        return told | {f"{who}_tps": round(tps, 1)}
+def turn(bench: Bench, who: str, seconds: int, bucket: Bucket, peer: AsyncArchiver) -> dict[str, Any]:
+    """Return the transactions per second with one of them."""
+    bench.settle()
+    told: dict[str, Any] = {}
+    if who == "floor":
+        with shipping(bench, bucket, told):
+            tps = bench.pgbench(seconds)
+    elif who == "receiver":
+        with bench.receiver() as process:
+            bench.await_receiver()
+            begin, before = bench.position(), cpu_seconds(process.pid)
+            tps = bench.pgbench(seconds)
+            used, megabytes = cpu_seconds(process.pid) - before, (bench.position() - begin) / 1e6
+            told["receiver_cpu_ms_per_mb"] = round(used * 1000 / megabytes, 2)
+    elif who == "pgbackrest":
+        tps = bench.peer_archives(seconds, peer)
+    else:
+        tps = bench.pgbench(seconds)
+    return told | {f"{who}_tps": round(tps, 1)}
 
 
 def _summary(rounds: list[dict[str, Any]]) -> dict[str, float]:
@@ -190,37 +183,15 @@ def main() -> None:
     if chosen.ship is not None:
         ship(chosen.ship)
         return
-    chosen.peers.mkdir(parents=True, exist_ok=True)
-    base = Path(tempfile.mkdtemp(prefix="drservice-floor-"))
-    base.chmod(0o755)
-    (base / "templates").mkdir()
-    maker = ClusterMaker(cache=base / "templates")
     rounds: list[dict[str, Any]] = []
-    try:
-        cluster = maker.make(settings=_SETTINGS)
-        program = fetch_pgbackrest(chosen.peers)
-        with bucket_server(base, is_counting=False) as bucket:
-            estate = TempEstate.over(cluster, url=bucket.url("drservice"), variables=bucket.environment)
-            estate.wal_settings = {"mode": "both"}
-            estate.write_configuration(estate.config)
-            estate.json("init")
-            estate.hand_over_repository()
-            cluster.start()
-            cluster.pgbench_init(chosen.scale)
-            bench = FloorBench(base, cluster, estate, bucket.folder("drservice"))
-            peer = AsyncArchiver(base=base / "pgbackrest", program=program, cluster=cluster)
-            peer.prepare(bucket)
-            bench.pgbench(chosen.seconds)  # makes segments to write over
-            for number in range(chosen.rounds):
-                first = number % len(_TURNS)
-                told: dict[str, Any] = {"first": _TURNS[first]}
-                for who in (*_TURNS[first:], *_TURNS[:first]):
-                    told |= bench.turn(who, chosen.seconds, bucket, peer)
-                rounds.append(told)
-                print(json.dumps(told), flush=True)
-    finally:
-        maker.close()
-    shutil.rmtree(base, ignore_errors=True)
+    with prepared(chosen.peers, scale=chosen.scale, seconds=chosen.seconds) as (bench, bucket, peer):
+        for number in range(chosen.rounds):
+            first = number % len(_TURNS)
+            told: dict[str, Any] = {"first": _TURNS[first]}
+            for who in (*_TURNS[first:], *_TURNS[:first]):
+                told |= turn(bench, who, chosen.seconds, bucket, peer)
+            rounds.append(told)
+            print(json.dumps(told), flush=True)
     document = {"rounds": rounds} | _summary(rounds)
     if chosen.output:
         chosen.output.write_text(json.dumps(document, indent=1) + "\n")
