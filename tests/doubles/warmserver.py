@@ -3,7 +3,7 @@
 Loading its modules takes a command half a second of a processor, and a run of the tests starts thousands of them; the
 fork takes milliseconds. What runs is the program's own ``main`` in a process of its own, with the client's user,
 folder, environment, limits and three streams. Not the client's are its parent, session and cgroup, so tests that
-look at processes start the program themselves, and so does everything that tests starting.
+look at processes start the program themselves, and so does everything that tests how it starts.
 
 Started by ``warm.py`` with the path of a socket; ends when its standard input does.
 """
@@ -50,6 +50,8 @@ def _request(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     while len(body) < size:
         piece = connection.recv(min(size - len(body), _CHUNK))
         if not piece:
+            for stream in streams:  # who reads from them would wait for ever
+                os.close(stream)
             raise EOFError
         body += piece
     return marshal.loads(bytes(body)), streams  # of our own client
@@ -58,10 +60,7 @@ def _request(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 def _become(asked: dict[str, Any], streams: list[int], user: int, group: int) -> None:
     """Make this process, just forked, what the client's would be."""
     os.setsid()
-    for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python begins
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the others are as Python begins
     for place, stream in enumerate(streams[:3]):
         os.dup2(stream, place)
     os.fchdir(streams[3])
