@@ -1,12 +1,15 @@
 """Times the WAL receiver: how old the oldest byte is that is not in the store, catching up, memory, cost to commits.
 
-    python benchmarks/stream.py [--seconds 20] [--backlog-mb 1024] [--idle-seconds 130] [--output FILE]
+    python benchmarks/stream.py [--seconds 20] [--rounds 5] [--rounds-apart 10] [--backlog-mb 1024]
+                                [--idle-seconds 130] [--output FILE]
 
 A real server under pgbench, ``drservice wal stream`` as a process of its own, ``rclone serve s3`` on loopback, with
 TLS because pgBackRest wants it; it neither logs its requests nor reads its folders again for each. The age is taken
 from outside, many times a second: the server's flushed position against what the receiver has reported. What commits
 pay is compared in turns (A B C A B C) with archive_command alone, and with pgBackRest's asynchronous archiving into
-the same bucket. Numbers of one run on one machine: compare within a run.
+the same bucket: first while everything shares all processors, then with two machines on one, as far as processors go.
+The database, its clients and what archives for it have one half of them, the store the other, and the receiver runs on
+the database's half or on the store's. Numbers of one run on one machine: compare within a run.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,6 +61,39 @@ _SETTINGS = {
     "max_connections": "50",
     "autovacuum": "off",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processors:
+    """Which processors the database's machine has, and which the store's: the same ones, or halves."""
+
+    database: frozenset[int]
+    store: frozenset[int]
+
+    @classmethod
+    def shared(cls) -> Processors:
+        """Return all of them for both."""
+        every = frozenset(os.sched_getaffinity(0))
+        return cls(database=every, store=every)
+
+    @classmethod
+    def apart(cls) -> Processors:
+        """Return a half for each."""
+        every = sorted(os.sched_getaffinity(0))
+        if len(every) < 2:
+            raise SystemExit("one processor cannot be two machines: --rounds-apart 0")
+        return cls(database=frozenset(every[: len(every) // 2]), store=frozenset(every[len(every) // 2 :]))
+
+
+@contextlib.contextmanager
+def kept_to(processors: frozenset[int]) -> Iterator[None]:
+    """Let this process, and what it starts during the block, run on these alone."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, processors)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @dataclass(kw_only=True)
@@ -106,14 +142,16 @@ class Ages:
 class Bench:
     """One server, one bucket."""
 
-    def __init__(self, base: Path, cluster: Cluster, estate: TempEstate, bucket: Path) -> None:
+    def __init__(self, base: Path, cluster: Cluster, estate: TempEstate, bucket: Path, processors: Processors) -> None:
         self.base, self.cluster, self.estate, self.bucket = base, cluster, estate, bucket
+        self.processors = processors
 
     @contextlib.contextmanager
-    def receiver(self) -> Iterator[subprocess.Popen[bytes]]:
-        """Run the receiver for the block, from when it streams."""
+    def receiver(self, *, beside_store: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+        """Run the receiver for the block, from when it streams, on the database's machine or on the store's."""
         argv = [*PROGRAM, "--config", str(self.estate.config), "wal", "stream", SERVICE]
-        with (self.base / "stream.log").open("ab") as log:
+        side = self.processors.store if beside_store else self.processors.database
+        with (self.base / "stream.log").open("ab") as log, kept_to(side):
             process = subprocess.Popen(
                 argv, env={**os.environ, **self.estate.variables}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
@@ -165,9 +203,9 @@ class Bench:
 
     # --- what is measured -----------------------------------------------------------------------------------
 
-    def load(self, seconds: int) -> dict[str, Any]:
+    def load(self, seconds: int, *, beside_store: bool = False) -> dict[str, Any]:
         """Measure what the receiver costs, then ages under the same load: asking for them costs transactions, too."""
-        with self.receiver() as process:
+        with self.receiver(beside_store=beside_store) as process:
             self.await_receiver()
             begin, cpu = self.position(), cpu_seconds(process.pid)
             tps = self.pgbench(seconds)
@@ -185,16 +223,34 @@ class Bench:
 
     def round(self, number: int, seconds: int, peer: AsyncArchiver) -> dict[str, Any]:
         """Measure all three, each round with another one first: tables grow, and the first turn meets the smallest."""
-        turns: list[Callable[[], dict[str, Any]]] = [
-            lambda: self.load(seconds),
-            lambda: {"archive_command_tps": self.archive_only(seconds)},
-            lambda: {"pgbackrest_tps": self.peer_archives(seconds, peer)},
-        ]
-        begin = number % len(turns)
-        told: dict[str, Any] = {"first": ("receiver", "archive_command", "pgbackrest")[begin]}
-        for turn in (*turns[begin:], *turns[:begin]):
+        return self._in_turns(
+            number,
+            {
+                "receiver": lambda: self.load(seconds),
+                "archive_command": lambda: {"archive_command_tps": self.archive_only(seconds)},
+                "pgbackrest": lambda: {"pgbackrest_tps": self.peer_archives(seconds, peer)},
+            },
+        )
+
+    def round_apart(self, number: int, seconds: int, peer: AsyncArchiver) -> dict[str, Any]:
+        """Measure the receiver on either machine, pgBackRest, and nobody."""
+        return self._in_turns(
+            number,
+            {
+                "beside_store": lambda: {"beside_store": self.load(seconds, beside_store=True)},
+                "beside_database": lambda: {"beside_database": self.load(seconds)},
+                "pgbackrest": lambda: {"pgbackrest_tps": self.peer_archives(seconds, peer)},
+                "nobody": lambda: {"nobody_tps": round(self.pgbench(seconds), 1)},
+            },
+        )
+
+    def _in_turns(self, number: int, turns: Mapping[str, Callable[[], dict[str, Any]]]) -> dict[str, Any]:
+        names = list(turns)
+        begin = number % len(names)
+        told: dict[str, Any] = {"first": names[begin]}
+        for name in (*names[begin:], *names[:begin]):
             self.settle()
-            told |= turn()
+            told |= turns[name]()
         return told
 
     def await_receiver(self) -> None:
@@ -286,14 +342,18 @@ class Bench:
 
 
 @contextlib.contextmanager
-def prepared(peers: Path, *, scale: int, seconds: int) -> Iterator[tuple[Bench, Bucket, AsyncArchiver]]:
+def prepared(
+    peers: Path, *, scale: int, seconds: int, processors: Processors | None = None
+) -> Iterator[tuple[Bench, Bucket, AsyncArchiver]]:
     """Make server, bucket, repository and pgBackRest's stanza, and segments to write over; a failure leaves its files.
 
     Args:
         peers: where pgBackRest is kept once fetched.
         scale: of pgbench's tables.
         seconds: of a turn: as long a load makes the segments.
+        processors: that the two machines have; all are shared if none are named.
     """
+    processors = processors or Processors.shared()
     peers.mkdir(parents=True, exist_ok=True)
     base = Path(tempfile.mkdtemp(prefix="drservice-stream-"))
     base.chmod(0o755)
@@ -302,7 +362,10 @@ def prepared(peers: Path, *, scale: int, seconds: int) -> Iterator[tuple[Bench, 
     try:
         cluster = maker.make(settings=_SETTINGS)
         program = fetch_pgbackrest(peers)
-        with bucket_server(base, is_counting=False) as bucket:
+        with contextlib.ExitStack() as stack:
+            with kept_to(processors.store):
+                bucket = stack.enter_context(bucket_server(base, is_counting=False))
+            stack.enter_context(kept_to(processors.database))
             estate = TempEstate.over(cluster, url=bucket.url("drservice"), variables=bucket.environment)
             estate.wal_settings = {"mode": "both"}
             estate.write_configuration(estate.config)
@@ -310,7 +373,7 @@ def prepared(peers: Path, *, scale: int, seconds: int) -> Iterator[tuple[Bench, 
             estate.hand_over_repository()
             cluster.start()
             cluster.pgbench_init(scale)
-            bench = Bench(base, cluster, estate, bucket.folder("drservice"))
+            bench = Bench(base, cluster, estate, bucket.folder("drservice"), processors)
             peer = AsyncArchiver(base=base / "pgbackrest", program=program, cluster=cluster)
             peer.prepare(bucket)
             bench.pgbench(seconds)
@@ -332,10 +395,32 @@ def peak_kb(pid: int) -> int:
     return int(next(line for line in text.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
-def ratio(rounds: list[dict[str, Any]], other: str) -> float:
-    """Return the transactions with the receiver as a share of the other's, by medians."""
-    ours, theirs = (statistics.median(row[name] for row in rounds) for name in ("tps", other))
-    return round(ours / theirs, 3)
+def ratio(rounds: list[dict[str, Any]], other: str, *, of: str | None = None) -> float:
+    """Return the transactions with the receiver as a share of the other's, by medians.
+
+    Args:
+        rounds: what was measured.
+        other: key of the other's.
+        of: key of the receiver's turn where there are several.
+    """
+    ours = statistics.median((row if of is None else row[of])["tps"] for row in rounds)
+    return round(ours / statistics.median(row[other] for row in rounds), 3)
+
+
+def measure_apart(peers: Path, *, scale: int, seconds: int, rounds: int) -> dict[str, Any]:
+    """Compare with two machines on one."""
+    processors = Processors.apart()
+    told: list[dict[str, Any]] = []
+    with prepared(peers, scale=scale, seconds=seconds, processors=processors) as (bench, _, peer):
+        for number in range(rounds):
+            told.append(bench.round_apart(number, seconds, peer))
+            print(json.dumps(told[-1]), flush=True)
+    return {
+        "processors": [len(processors.database), len(processors.store)],
+        "rounds": told,
+        "beside_store_to_pgbackrest": ratio(told, "pgbackrest_tps", of="beside_store"),
+        "beside_database_to_pgbackrest": ratio(told, "pgbackrest_tps", of="beside_database"),
+    }
 
 
 def main() -> None:
@@ -343,6 +428,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=20, help="of load in each turn")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds-apart", type=int, default=10, help="with two machines on one; 0: not measured")
     parser.add_argument("--scale", type=int, default=20)
     parser.add_argument("--backlog-mb", type=int, default=1024)
     parser.add_argument("--idle-seconds", type=int, default=130, help="0: not measured")
@@ -363,6 +449,10 @@ def main() -> None:
         print(json.dumps(document["catch_up"]), flush=True)
         if chosen.idle_seconds:
             document["idle"] = bench.idle(chosen.idle_seconds)
+    if chosen.rounds_apart:
+        document["apart"] = measure_apart(
+            chosen.peers, scale=chosen.scale, seconds=chosen.seconds, rounds=chosen.rounds_apart
+        )
     if chosen.output:
         chosen.output.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document, indent=1))

@@ -1,8 +1,8 @@
 """The WAL receivers of a node: one process for each PostgreSQL component whose WAL is streamed.
 
-A receiver reads from the server, so it may run on any host; one for each component does. Without a ``node`` the host
-that has the cluster's disks runs it; where no host has them (the server is reached over the network alone), every node
-tries, and the slot lets in one.
+A receiver reads from the server, so it may run on any host; one for each component does: that of ``wal.node``, else of
+the component's ``node``. Without either the host that has the cluster's disks runs it; where no host has them (the
+server is reached over the network alone), every node tries, and the slot lets in one.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ def wanted_receivers(estate: Estate, host: str) -> Mapping[str, PostgresSettings
         f"{service.name}/{component.name}": component
         for service in estate.services.values()
         for component in service.databases()
-        if component.wal.mode is not WalMode.ARCHIVE
-        and (
-            component.node == host
-            or (component.node is None and (component.data_directory is None or is_here(component)))
-        )
+        if component.wal.mode is not WalMode.ARCHIVE and _receives(component, host)
     }
+
+
+def _receives(component: PostgresSettings, host: str) -> bool:
+    named = component.wal.node or component.node
+    return named == host or (named is None and (component.data_directory is None or is_here(component)))
 
 
 def _is_served(estate: Estate, name: str) -> bool:

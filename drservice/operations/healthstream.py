@@ -64,7 +64,12 @@ def _judge_receiver(
 ) -> bool:
     """Answer whether a receiver runs, here or elsewhere, and what it says."""
     name = f"{service.name}/{component.name}: WAL receiver"
-    remedy = f"A node of this host runs one; or: drservice wal stream {name_of(service, component)}"
+    whose = (
+        "A node of this host runs one; or"
+        if component.wal.node is None
+        else f"The node of {component.wal.node} runs one; or there"
+    )
+    remedy = f"{whose}: drservice wal stream {name_of(service, component)}"
     if not is_alive(estate.state_dir, service.name, component.name):
         if slot is not None and slot.active_pid is not None:
             checklist.ok(name, "runs on another host: the slot is in use")

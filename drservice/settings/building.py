@@ -93,6 +93,11 @@ def notices(configuration: schema.Configuration, estate: Estate) -> tuple[str, .
                     f"services.{service_name}.components.{name}.wal.synchronous has no effect: with mode archive no"
                     " commit waits for the repository"
                 )
+            if component.wal.node is not None and component.wal.mode == "archive":
+                told.append(
+                    f"services.{service_name}.components.{name}.wal.node has no effect: with mode archive nobody"
+                    " receives WAL"
+                )
     for pattern in NOT_ACTED_ON:
         told += [
             f"{path} is declared but not acted on by this version"
@@ -339,6 +344,7 @@ def _postgres(name: str, component: schema.PostgresComponent) -> PostgresSetting
             idle_interval=component.wal.idle_interval,
             heartbeat=component.wal.heartbeat if isinstance(component.wal.heartbeat, timedelta) else None,
             synchronous=component.wal.synchronous,
+            node=component.wal.node,
             archive_wait=component.wal.archive_wait,
         ),
         node=component.node,

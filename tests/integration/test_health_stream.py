@@ -47,11 +47,12 @@ class Bench:
         mode: WalMode = WalMode.STREAM,
         heartbeat: float | None = 1.0,
         rpo: float | None = None,
+        node: str | None = None,
     ) -> dict[str, CheckResult]:
         service, component = self.estate.parts()
         every, promised = (None if each is None else timedelta(seconds=each) for each in (heartbeat, rpo))
         service = replace(service, objectives=replace(service.objectives, rpo=promised))
-        wal = WalSettings(mode=mode, synchronous=synchronous, heartbeat=every)
+        wal = WalSettings(mode=mode, synchronous=synchronous, heartbeat=every, node=node)
         component = replace(component, wal=wal)
         checklist = Checklist()
         with connect(self.cluster.dsn()) as session:
@@ -164,6 +165,7 @@ def test_without_slot_and_receiver_both_are_named_with_what_to_do(bench: Bench) 
     assert states(found)["replication slot"] == states(found)["WAL receiver"] == "failed"
     assert "drservice wal stream erp" in found["WAL receiver"].remedy
     assert "not there" in found["replication slot"].detail
+    assert "The node of vault1 runs one" in bench.ask(node="vault1")["WAL receiver"].remedy
 
 
 @pytest.mark.parametrize(

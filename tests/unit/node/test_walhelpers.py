@@ -73,6 +73,16 @@ def test_a_receiver_is_where_it_is_named_to_be_or_where_the_disks_are_or_anywher
     assert list(wanted_receivers(named, "db2")) == ["erp/database"]
 
 
+def test_wal_may_be_received_on_another_host_than_backups_are_made(tmp_path: Path) -> None:
+    give_disks(tmp_path)
+    for node in ("null", "db1"):
+        estate = load(configured(tmp_path, node=node, mode="both, node: vault1")).estate
+        assert list(wanted_receivers(estate, "db1")) == []
+        assert list(wanted_receivers(estate, "vault1")) == ["erp/database"]
+        assert list(wanted_helpers(estate, "db1")) == ["erp/database"], "the helper stays where the disks are"
+        assert list(wanted_helpers(estate, "vault1")) == (["erp/database"] if node == "null" else [])
+
+
 def test_a_component_that_has_a_receiver_gets_no_second_one(tmp_path: Path) -> None:
     estate = load(configured(tmp_path, mode="stream")).estate
     assert not RECEIVING.is_served(estate, "erp/database")

@@ -212,6 +212,14 @@ def test_how_wal_is_streamed_is_read_and_synchronous_without_a_stream_is_told(wr
     assert any(".wal.synchronous has no effect" in notice for notice in load(write(archive)).notices)
 
 
+def test_who_receives_wal_is_read_and_a_receiver_of_nothing_is_told(write: Write) -> None:
+    loaded = load(write(WHOLE.replace("synchronous: false", "node: vault1")))
+    assert loaded.estate.service("erp").database().wal.node == "vault1"
+    assert not any("wal.node" in notice for notice in loaded.notices)
+    archive = WHOLE.replace("mode: stream, interval: 250ms, idle_interval: 60s, synchronous: false", "node: vault1")
+    assert any(".wal.node has no effect" in notice for notice in load(write(archive)).notices)
+
+
 @pytest.mark.parametrize(
     ("written", "every"),
     [("heartbeat: off, ", None), ("heartbeat: 500ms, ", timedelta(seconds=0.5)), ("", timedelta(seconds=1))],
