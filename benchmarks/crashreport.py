@@ -41,18 +41,37 @@ def stream_table(result: Mapping[str, Any]) -> str:
     half, most = (statistics.median(age[name] for age in ages) for name in ("p50_ms", "p99_ms"))
     alone, peer = result["tps_to_archive_command"], result["tps_to_pgbackrest"]
     shares = f"{alone:.2f} of those with `archive_command` alone, {peer:.2f} of those with pgBackRest archiving ahead"
+    rounds = (
+        f"{len(load)} on the same processors, {len(result['apart']['rounds'])} apart"
+        if "apart" in result
+        else len(load)
+    )
     rows = [
         "| the stream under pgbench, into a bucket | |",
         "|---|---|",
         f"| age of the oldest byte that is not stored | p50 {half:.0f} ms, p99 {most:.0f} ms |",
-        f"| transactions per second, with the receiver | {tps:,.0f}: {shares} |",
+        f"| transactions per second, with the receiver, everything on the same processors | {tps:,.0f}: {shares} |",
+        *(_apart(result["apart"]) if "apart" in result else []),
         f"| a backlog of {catching_up['backlog_mb']:,} MB | {catching_up['mb_per_second']:.0f} MB/s |",
         f"| memory of the receiver, at most | {peak:.0f} MB |",
         *([f"| objects per minute of an idle server | {idle['objects_per_minute']:.1f} |"] if idle else []),
         "",
-        f"Measured {result['made_at'][:10]}, rounds: {len(load)} (medians); `make bench-stream` repeats it.",
+        f"Measured {result['made_at'][:10]}, rounds: {rounds} (medians); `make bench-stream` repeats it.",
     ]
     return "\n".join(rows)
+
+
+def _apart(apart: Mapping[str, Any]) -> list[str]:
+    """Return the rows of what commits pay where the database has processors of its own."""
+    titles = {
+        "beside_store": "the same, receiver and store on processors of their own, as on another machine",
+        "beside_database": "the same, only the store on processors of its own",
+    }
+    return [
+        f"| {title} | {statistics.median(row[name]['tps'] for row in apart['rounds']):,.0f}:"
+        f" {apart[f'{name}_to_pgbackrest']:.2f} of those with pgBackRest archiving ahead |"
+        for name, title in titles.items()
+    ]
 
 
 def _row(row: Mapping[str, Any]) -> str:

@@ -203,23 +203,29 @@ class Bench:
 
     # --- what is measured -----------------------------------------------------------------------------------
 
-    def load(self, seconds: int, *, beside_store: bool = False) -> dict[str, Any]:
+    def load(self, seconds: int) -> dict[str, Any]:
         """Measure what the receiver costs, then ages under the same load: asking for them costs transactions, too."""
-        with self.receiver(beside_store=beside_store) as process:
-            self.await_receiver()
-            begin, cpu = self.position(), cpu_seconds(process.pid)
-            tps = self.pgbench(seconds)
-            megabytes = (self.position() - begin) / 1e6
-            used = cpu_seconds(process.pid) - cpu
+        with self.receiver() as process:
+            told = self.cost(seconds, process)
             with Ages(dsn=self.cluster.dsn()) as ages:
                 self.pgbench(seconds)
-            return {
-                "tps": round(tps, 1),
-                "wal_mb_per_second": round(megabytes / seconds, 1),
-                "age": ages.summary(),
-                "receiver_cpu_seconds_per_second": round(used / seconds, 2),
-                "receiver_peak_mb": round(peak_kb(process.pid) / 1024, 1),
-            }
+            return told | {"age": ages.summary(), "receiver_peak_mb": round(peak_kb(process.pid) / 1024, 1)}
+
+    def load_apart(self, seconds: int, *, beside_store: bool) -> dict[str, Any]:
+        """Measure what the receiver costs on one of the two machines."""
+        with self.receiver(beside_store=beside_store) as process:
+            return self.cost(seconds, process)
+
+    def cost(self, seconds: int, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+        """Measure transactions, and what a receiver takes for them."""
+        self.await_receiver()
+        begin, cpu = self.position(), cpu_seconds(process.pid)
+        tps = self.pgbench(seconds)
+        return {
+            "tps": round(tps, 1),
+            "wal_mb_per_second": round((self.position() - begin) / 1e6 / seconds, 1),
+            "receiver_cpu_seconds_per_second": round((cpu_seconds(process.pid) - cpu) / seconds, 2),
+        }
 
     def round(self, number: int, seconds: int, peer: AsyncArchiver) -> dict[str, Any]:
         """Measure all three, each round with another one first: tables grow, and the first turn meets the smallest."""
@@ -237,8 +243,8 @@ class Bench:
         return self._in_turns(
             number,
             {
-                "beside_store": lambda: {"beside_store": self.load(seconds, beside_store=True)},
-                "beside_database": lambda: {"beside_database": self.load(seconds)},
+                "beside_store": lambda: {"beside_store": self.load_apart(seconds, beside_store=True)},
+                "beside_database": lambda: {"beside_database": self.load_apart(seconds, beside_store=False)},
                 "pgbackrest": lambda: {"pgbackrest_tps": self.peer_archives(seconds, peer)},
                 "nobody": lambda: {"nobody_tps": round(self.pgbench(seconds), 1)},
             },
@@ -395,6 +401,10 @@ def peak_kb(pid: int) -> int:
     return int(next(line for line in text.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def ratio(rounds: list[dict[str, Any]], other: str, *, of: str | None = None) -> float:
     """Return the transactions with the receiver as a share of the other's, by medians.
 
@@ -407,35 +417,9 @@ def ratio(rounds: list[dict[str, Any]], other: str, *, of: str | None = None) ->
     return round(ours / statistics.median(row[other] for row in rounds), 3)
 
 
-def measure_apart(peers: Path, *, scale: int, seconds: int, rounds: int) -> dict[str, Any]:
-    """Compare with two machines on one."""
-    processors = Processors.apart()
-    told: list[dict[str, Any]] = []
-    with prepared(peers, scale=scale, seconds=seconds, processors=processors) as (bench, _, peer):
-        for number in range(rounds):
-            told.append(bench.round_apart(number, seconds, peer))
-            print(json.dumps(told[-1]), flush=True)
-    return {
-        "processors": [len(processors.database), len(processors.store)],
-        "rounds": told,
-        "beside_store_to_pgbackrest": ratio(told, "pgbackrest_tps", of="beside_store"),
-        "beside_database_to_pgbackrest": ratio(told, "pgbackrest_tps", of="beside_database"),
-    }
-
-
-def main() -> None:
-    """Run everything and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=20, help="of load in each turn")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rounds-apart", type=int, default=10, help="with two machines on one; 0: not measured")
-    parser.add_argument("--scale", type=int, default=20)
-    parser.add_argument("--backlog-mb", type=int, default=1024)
-    parser.add_argument("--idle-seconds", type=int, default=130, help="0: not measured")
-    parser.add_argument("--peers", type=Path, default=cache_folder(), help="where pgBackRest is kept once fetched")
-    parser.add_argument("--output", type=Path)
-    chosen = parser.parse_args()
-    document: dict[str, Any] = {"made_at": datetime.now(UTC).isoformat(timespec="seconds")}
+def measure_shared(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Compare while everything shares all processors; measure catching up and idleness."""
+    document: dict[str, Any] = {"made_at": _now()}
     with prepared(chosen.peers, scale=chosen.scale, seconds=chosen.seconds) as (bench, _, peer):
         rounds = []
         for number in range(chosen.rounds):
@@ -449,6 +433,43 @@ def main() -> None:
         print(json.dumps(document["catch_up"]), flush=True)
         if chosen.idle_seconds:
             document["idle"] = bench.idle(chosen.idle_seconds)
+    return document
+
+
+def measure_apart(peers: Path, *, scale: int, seconds: int, rounds: int) -> dict[str, Any]:
+    """Compare with two machines on one."""
+    processors = Processors.apart()
+    told: list[dict[str, Any]] = []
+    with prepared(peers, scale=scale, seconds=seconds, processors=processors) as (bench, _, peer):
+        for number in range(rounds):
+            told.append(bench.round_apart(number, seconds, peer))
+            print(json.dumps(told[-1]), flush=True)
+    return {
+        "made_at": _now(),
+        "processors": [len(processors.database), len(processors.store)],
+        "rounds": told,
+        "beside_store_to_pgbackrest": ratio(told, "pgbackrest_tps", of="beside_store"),
+        "beside_database_to_pgbackrest": ratio(told, "pgbackrest_tps", of="beside_database"),
+    }
+
+
+def main() -> None:
+    """Run everything and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=20, help="of load in each turn")
+    parser.add_argument("--rounds", type=int, default=5, help="0: only apart, beside what --output has")
+    parser.add_argument("--rounds-apart", type=int, default=20, help="with two machines on one; 0: not measured")
+    parser.add_argument("--scale", type=int, default=20)
+    parser.add_argument("--backlog-mb", type=int, default=1024)
+    parser.add_argument("--idle-seconds", type=int, default=130, help="0: not measured")
+    parser.add_argument("--peers", type=Path, default=cache_folder(), help="where pgBackRest is kept once fetched")
+    parser.add_argument("--output", type=Path)
+    chosen = parser.parse_args()
+    document: dict[str, Any] = {}
+    if chosen.rounds:
+        document = measure_shared(chosen)
+    elif chosen.output and chosen.output.exists():
+        document = json.loads(chosen.output.read_text())
     if chosen.rounds_apart:
         document["apart"] = measure_apart(
             chosen.peers, scale=chosen.scale, seconds=chosen.seconds, rounds=chosen.rounds_apart
