@@ -110,10 +110,15 @@ class NodeBench:
         Queue(bench.database).install()
         bench.configure(**changes)
         # A node's WAL helper would carry WAL past the gate as soon as it is there: nothing can listen at its place.
-        place = socket_path(estate.state, estate.parts()[0].name, estate.parts()[1].name)
-        place.parent.mkdir(exist_ok=True)
-        place.touch()
+        processes.make_folder(bench.helper_place.parent)
+        bench.helper_place.touch()
         return bench
+
+    @property
+    def helper_place(self) -> Path:
+        """Where a WAL helper would listen; who takes away what lies there lets one."""
+        service, component = self.estate.parts()
+        return socket_path(self.estate.state, service.name, component.name)
 
     # --- configuration ---------------------------------------------------------------------------------------
 

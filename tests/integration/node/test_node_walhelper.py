@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from drservice.operations.walsocket import helper_state, socket_path
+from drservice.operations.walsocket import helper_state
 from tests.doubles.cluster import ClusterMaker
 from tests.doubles.estate import wait_for
 from tests.doubles.nodes import NodeBench
@@ -28,8 +28,8 @@ def bench(tmp_path: Path, template_cache: Path) -> Iterator[NodeBench]:
 
 @pytest.mark.parametrize("end", ["stopped", "killed"])
 def test_a_node_has_a_wal_helper_as_long_as_it_lives(bench: NodeBench, end: str) -> None:
-    service, component = bench.estate.parts()
-    socket = socket_path(bench.estate.state, service.name, component.name)
+    socket = bench.helper_place
+    socket.unlink()
     node = bench.start()
     node.wait_said("WAL helper started")
     wait_for(lambda: helper_state(socket) is not None, "the helper")
