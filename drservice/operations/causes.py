@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from drservice.environments.interface import Environment
-from drservice.errors import DrError, EnvironmentLimitError
+from drservice.errors import DrError, EnvironmentFailedError, EnvironmentLimitError
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @contextmanager
@@ -15,13 +18,22 @@ def naming_the_cause(environment: Environment) -> Iterator[None]:
 
     A server that is ended takes its connections with it: whoever asked it something hears of that first.
 
+    A disk that is full is said in words, whoever wrote to it last.
+
     Raises:
         EnvironmentLimitError: that is so, from the error of the block.
+        EnvironmentFailedError: there is no space left where the environment lies.
     """
     try:
         yield
     except EnvironmentLimitError:
         raise
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise EnvironmentFailedError(
+            "no space left for the environment", hint="Free space below state_dir and run again."
+        ) from error
     except DrError as error:
         limit = _broken_limit(environment)
         if limit is None:

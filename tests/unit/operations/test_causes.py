@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import cast
 
 import pytest
@@ -42,3 +43,15 @@ def test_what_no_limit_explains_stays_as_it_is() -> None:
     assert heard(None, broke) is broke
     assert heard(EnvironmentFailedError("its folder is gone"), broke) is broke
     assert isinstance(heard(None, KeyError("a mistake of ours")), KeyError)
+
+
+def test_a_disk_without_space_is_told_in_words_and_no_other_error_of_a_disk_is_taken_for_it() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with (
+        pytest.raises(EnvironmentFailedError, match="no space left") as caught,
+        naming_the_cause(cast("Environment", Ended(None))),
+    ):
+        raise full
+    assert (caught.value.__cause__, "state_dir" in caught.value.hint) == (full, True)
+    broken = OSError(errno.EIO, "Input/output error")
+    assert heard(None, broken) is broken
