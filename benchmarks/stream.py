@@ -1,6 +1,6 @@
 """Times the WAL receiver: how old the oldest byte is that is not in the store, catching up, memory, cost to commits.
 
-    python benchmarks/stream.py [--seconds 20] [--rounds 5] [--rounds-apart 10] [--backlog-mb 1024]
+    python benchmarks/stream.py [--seconds 20] [--rounds 5] [--rounds-apart 20] [--backlog-mb 1024]
                                 [--idle-seconds 130] [--output FILE]
 
 A real server under pgbench, ``drservice wal stream`` as a process of its own, ``rclone serve s3`` on loopback, with

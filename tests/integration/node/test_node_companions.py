@@ -1,4 +1,4 @@
-"""WAL is received by the node that the configuration names, and by no other one."""
+"""A node's WAL helper and receiver: they come a while after the node, ship WAL for the server, and go with the node."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from drservice.model.wal import Lsn
 from drservice.operations.streamstate import StreamPhase, read_state
+from drservice.operations.walsocket import helper_state
 from tests.doubles.cluster import ClusterMaker
 from tests.doubles.estate import SERVICE, wait_for
 from tests.doubles.nodes import NodeBench
@@ -26,6 +27,27 @@ def bench(tmp_path: Path, template_cache: Path) -> Iterator[NodeBench]:
     finally:
         made.close()
         maker.close()
+
+
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_a_node_has_a_wal_helper_as_long_as_it_lives(bench: NodeBench, end: str) -> None:
+    socket = bench.helper_place
+    socket.unlink()
+    node = bench.start()
+    node.wait_said("WAL helper started")
+    wait_for(lambda: helper_state(socket) is not None, "the helper")
+    segment = bench.plant.switch_wal()
+    assert not list(bench.estate.repository.rglob("wal/*/*/*")), "the gate holds the helper, too"
+    bench.open_gate()
+    done = bench.plant.data / "pg_wal" / "archive_status" / f"{segment}.done"
+    wait_for(done.exists, "the segment to be archived", timeout_seconds=90)
+    [stored] = bench.estate.repository.rglob(f"wal/*/*/{segment}")
+    assert b'"key_id"' in stored.read_bytes()[:4096], "by the helper: sealed with the key of the day"
+    if end == "stopped":
+        assert node.stop() == 0
+    else:
+        node.kill9()
+    wait_for(lambda: helper_state(socket) is None, "the helper to end")
 
 
 def test_the_node_that_is_named_receives_while_the_databases_own_node_does_not(bench: NodeBench) -> None:
