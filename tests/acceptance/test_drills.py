@@ -212,6 +212,7 @@ def test_work_that_was_committed_behind_the_archive_is_lost_work(plant: Plant) -
     assert idle["rpo_seconds"] == 0, "a checkpoint is no work"
 
 
+@pytest.mark.long
 def test_statistics_that_autovacuum_renews_are_nobody_s_work(plant: Plant) -> None:
     """An analysis commits like anything else; behind the archive it must not look like lost work."""
     counted = "select autoanalyze_count from pg_stat_user_tables where relname = 'renewed'"
@@ -259,6 +260,7 @@ def test_a_failed_drill_takes_the_proof_away_until_one_passes(plant: Plant, tmp_
     assert plant.json("info", "erp")["services"][0]["verified_by"] == "drill"
 
 
+@pytest.mark.long
 def test_a_hundred_long_answers_cannot_keep_a_failure_off_the_record(plant: Plant, tmp_path: Path) -> None:
     answer = "select repeat('\u00e4', 200)"
     checks = [
@@ -379,6 +381,7 @@ def test_the_page_about_mutations_is_what_they_said(mutated: dict[str, dict[str,
 # --- the bundle -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_bundle_verifies_alone_and_a_changed_one_does_not(plant: Plant, tmp_path: Path) -> None:
     bundle = tmp_path / "evidence.zip"
     plant.json("drill", "erp", "--plan", "latest")

@@ -164,6 +164,7 @@ def test_a_drill_killed_at_any_stage_is_put_on_record_by_the_next_and_leaves_not
 # --- two at once ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_two_drills_at_once_end_both_and_do_not_disturb_each_other(plant: Plant, before: Census) -> None:
     begin = ledger_size(plant.estate.config)
     argv = [*PROGRAM, "--config", str(plant.estate.config), "drill", "erp", "--plan", "random", "--json"]
@@ -297,6 +298,7 @@ def test_an_environment_without_space_fails_the_drill_and_names_the_limit(plant:
     require_nothing_left(plant, before, ids)
 
 
+@pytest.mark.long
 def test_an_outcome_that_cannot_be_sealed_is_not_an_abortion_as_well(plant: Plant) -> None:
     """What was kept on purpose stays, although its drill did not end well."""
     begin = ledger_size(plant.estate.config)

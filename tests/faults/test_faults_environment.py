@@ -161,6 +161,7 @@ def test_environments_in_a_row_leave_nothing_however_they_end(environments: Path
     assert len(ids) == rounds
 
 
+@pytest.mark.long
 def test_a_kill_in_the_middle_of_making_leaves_nothing(environments: Path) -> None:
     before = take_census(environments)
     steps = 0
@@ -173,6 +174,7 @@ def test_a_kill_in_the_middle_of_making_leaves_nothing(environments: Path) -> No
     assert_no_more(environments, before, set())
 
 
+@pytest.mark.long
 def test_a_kill_in_the_middle_of_starting_leaves_nothing(environments: Path) -> None:
     """The caller dies at each of its changes; after the last the server runs without it."""
     before = take_census(environments)

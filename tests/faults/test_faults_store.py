@@ -93,6 +93,7 @@ def test_a_storm_of_503_is_waited_out_by_backup_push_and_restore(bucket: Bucket,
     bucket.site.require_sound(snapshots=3)
 
 
+@pytest.mark.long
 def test_a_storm_that_does_not_pass_ends_within_the_budget_and_leaves_nothing_visible(
     bucket: Bucket, proxy: FaultProxy
 ) -> None:
@@ -156,6 +157,7 @@ def test_cut_answers_never_become_short_data(world: World, bucket: Bucket, proxy
     bucket.site.require_not_restored()
 
 
+@pytest.mark.long
 def test_listings_beyond_one_page_are_complete(
     moto: S3Server, bucket: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

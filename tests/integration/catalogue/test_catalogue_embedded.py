@@ -202,6 +202,7 @@ def test_an_initdb_that_was_cut_short_is_done_again(state_dir: Path) -> None:
     assert not (state_dir / "catalogue" / "data.new").exists()
 
 
+@pytest.mark.long
 def test_a_start_that_is_killed_at_any_moment_leaves_nothing_that_keeps_the_next_from_starting(state_dir: Path) -> None:
     for delay in (0.3, 0.5, 0.7, 0.9, 1.1, 1.3):
         process = subprocess.Popen(

@@ -43,6 +43,7 @@ def kill_with_its_runs(node: NodeProcess) -> None:
             os.killpg(pid, signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_a_backup_whose_node_is_killed_while_it_writes_to_the_ledger_is_on_record_once(bench: NodeBench) -> None:
     before = {point.id for point in bench.points()}
     alpha = bench.start("alpha")

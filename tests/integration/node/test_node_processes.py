@@ -122,6 +122,7 @@ def test_a_second_node_with_a_name_is_refused_on_this_machine_and_on_another(ben
     assert third.said("running elsewhere")
 
 
+@pytest.mark.long
 def test_a_node_whose_name_was_taken_ends_and_its_run_goes_elsewhere(bench: NodeBench) -> None:
     node = bench.start("alpha")
     run = bench.request()
@@ -169,6 +170,7 @@ def test_a_node_that_drains_lets_its_run_end_and_takes_no_other(bench: NodeBench
     assert bench.run(waiting).state is RunState.QUEUED
 
 
+@pytest.mark.long
 def test_a_run_that_outlasts_the_drain_goes_back_into_the_queue_and_is_resumed(bench: NodeBench) -> None:
     bench.configure(drain="2s")
     node = bench.start()
@@ -195,6 +197,7 @@ def test_a_cancelled_run_ends_and_its_node_goes_on(bench: NodeBench) -> None:
     bench.wait_state(bench.request(), RunState.SUCCEEDED)
 
 
+@pytest.mark.long
 def test_a_catalogue_that_is_away_ends_no_backup_and_hears_of_it_later(bench: NodeBench) -> None:
     node = bench.start()
     run = bench.request()
@@ -211,6 +214,7 @@ def test_a_catalogue_that_is_away_ends_no_backup_and_hears_of_it_later(bench: No
     bench.wait_state(bench.request(RunKind.VERIFY), RunState.SUCCEEDED)
 
 
+@pytest.mark.long
 def test_a_verification_that_finds_damage_fails_loudly_with_what_it_found(bench: NodeBench) -> None:
     bench.open_gate()
     bench.start()
@@ -233,6 +237,7 @@ def test_a_run_of_a_service_that_is_gone_fails_with_the_reason(bench: NodeBench)
     assert "there is no service crm" in failed.error["message"]
 
 
+@pytest.mark.long
 def test_a_run_whose_process_is_killed_is_resumed_and_after_three_deaths_fails_loudly(bench: NodeBench) -> None:
     node = bench.start()
     run = bench.request()
