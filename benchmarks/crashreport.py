@@ -64,8 +64,9 @@ def stream_table(result: Mapping[str, Any]) -> str:
 def _apart(apart: Mapping[str, Any]) -> list[str]:
     """Return the rows of what commits pay where the database has processors of its own."""
     titles = {
-        "beside_store": "the same, receiver and store on processors of their own, as on another machine",
-        "beside_database": "the same, only the store on processors of its own",
+        "beside_database": "the same, the store on processors of its own, as on another machine",
+        "streamed": "the same, nothing read from the disk (`from_disk: false`)",
+        "beside_store": "the same, receiver and store on processors of their own",
     }
     return [
         f"| {title} | {statistics.median(row[name]['tps'] for row in apart['rounds']):,.0f}:"

@@ -48,6 +48,12 @@ from tests.doubles.estate import PROGRAM, SERVICE, TempEstate  # noqa: E402 - as
 _PATIENCE_SECONDS = 600.0
 _SAMPLE_SECONDS = 0.004
 _SLOT = "drservice_erp_database"
+_REPORTED = (
+    f"coalesce((select flush_lsn from pg_stat_replication where application_name = '{_SLOT}'),"
+    " (select restart_lsn from pg_replication_slots join pg_stat_activity on application_name = slot_name || ' reader'"
+    f" where slot_name = '{_SLOT}'))"
+)
+"""What a receiver has reported, whether WAL is sent to it or it reads the files; none: there is no receiver."""
 _IDLE_BYTES = 1 << 20
 """The end of an idle server's WAL waits for a minute."""
 _SETTINGS = {
@@ -118,9 +124,7 @@ class Ages:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             while not self._over.wait(_SAMPLE_SECONDS):
                 row = connection.execute(
-                    "select (pg_current_wal_flush_lsn() - '0/0')::bigint, (flush_lsn - '0/0')::bigint"
-                    " from pg_stat_replication where application_name = %s",
-                    (_SLOT,),
+                    f"select (pg_current_wal_flush_lsn() - '0/0')::bigint, ({_REPORTED} - '0/0')::bigint",
                 ).fetchone()
                 if row is None or row[1] is None:
                     continue
@@ -147,8 +151,13 @@ class Bench:
         self.processors = processors
 
     @contextlib.contextmanager
-    def receiver(self, *, beside_store: bool = False) -> Iterator[subprocess.Popen[bytes]]:
-        """Run the receiver for the block, from when it streams, on the database's machine or on the store's."""
+    def receiver(self, *, beside_store: bool = False, from_disk: bool = True) -> Iterator[subprocess.Popen[bytes]]:
+        """Run the receiver for the block, from when it streams, on the database's machine or on the store's.
+
+        There it must not see the database's files, which on this one machine it would.
+        """
+        self.estate.wal_settings = {"mode": "both", "from_disk": from_disk and not beside_store}
+        self.estate.write_configuration(self.estate.config)
         argv = [*PROGRAM, "--config", str(self.estate.config), "wal", "stream", SERVICE]
         side = self.processors.store if beside_store else self.processors.database
         with (self.base / "stream.log").open("ab") as log, kept_to(side):
@@ -169,10 +178,7 @@ class Bench:
 
     def flushed_by_receiver(self) -> int:
         """Return what the receiver has reported; 0 while it has not."""
-        rows = self.cluster.sql(
-            f"select (flush_lsn - '0/0')::bigint from pg_stat_replication where application_name = '{_SLOT}'"
-        )
-        return int(rows[0][0] or 0) if rows else 0
+        return int(self.cluster.value(f"select coalesce(({_REPORTED} - '0/0')::bigint, 0)"))
 
     def position(self) -> int:
         """Return where the server's WAL ends."""
@@ -211,9 +217,9 @@ class Bench:
                 self.pgbench(seconds)
             return told | {"age": ages.summary(), "receiver_peak_mb": round(peak_kb(process.pid) / 1024, 1)}
 
-    def load_apart(self, seconds: int, *, beside_store: bool) -> dict[str, Any]:
+    def load_apart(self, seconds: int, *, beside_store: bool = False, from_disk: bool = True) -> dict[str, Any]:
         """Measure what the receiver costs on one of the two machines."""
-        with self.receiver(beside_store=beside_store) as process:
+        with self.receiver(beside_store=beside_store, from_disk=from_disk) as process:
             return self.cost(seconds, process)
 
     def cost(self, seconds: int, process: subprocess.Popen[bytes]) -> dict[str, Any]:
@@ -239,12 +245,13 @@ class Bench:
         )
 
     def round_apart(self, number: int, seconds: int, peer: AsyncArchiver) -> dict[str, Any]:
-        """Measure the receiver on either machine, pgBackRest, and nobody."""
+        """Measure the receiver on either machine, one on the database's that reads no files, pgBackRest, and nobody."""
         return self._in_turns(
             number,
             {
                 "beside_store": lambda: {"beside_store": self.load_apart(seconds, beside_store=True)},
-                "beside_database": lambda: {"beside_database": self.load_apart(seconds, beside_store=False)},
+                "beside_database": lambda: {"beside_database": self.load_apart(seconds)},
+                "streamed": lambda: {"streamed": self.load_apart(seconds, from_disk=False)},
                 "pgbackrest": lambda: {"pgbackrest_tps": self.peer_archives(seconds, peer)},
                 "nobody": lambda: {"nobody_tps": round(self.pgbench(seconds), 1)},
             },
@@ -450,6 +457,7 @@ def measure_apart(peers: Path, *, scale: int, seconds: int, rounds: int) -> dict
         "rounds": told,
         "beside_store_to_pgbackrest": ratio(told, "pgbackrest_tps", of="beside_store"),
         "beside_database_to_pgbackrest": ratio(told, "pgbackrest_tps", of="beside_database"),
+        "streamed_to_pgbackrest": ratio(told, "pgbackrest_tps", of="streamed"),
     }
 
 
