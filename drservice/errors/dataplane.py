@@ -446,7 +446,7 @@ class SlotBusyError(StreamError):
     code = "DR731"
     exit_status = ExitStatus.BUSY
     hint = (
-        "One receiver is enough: stop the other one (pg_stat_replication shows it), or let it be; this one takes over"
+        "One receiver is enough: stop the other one (pg_stat_activity shows it), or let it be; this one takes over"
         " when it is gone."
     )
 

@@ -85,6 +85,8 @@ class WalSettings:
     """From one commit with a time to the next while WAL is streamed; ``None``: none."""
     synchronous: bool = False
     """Commits wait for the repository: nothing waits for more."""
+    from_disk: bool = True
+    """A receiver on the database's host reads ``pg_wal`` itself while much is written, instead of being sent it."""
     node: str | None = None
     """The host that receives what is streamed; ``None``: the component's."""
     archive_wait: timedelta = timedelta(minutes=5)

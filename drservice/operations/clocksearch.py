@@ -1,7 +1,8 @@
 """Where an instant lies in the WAL by the server's own clock, before any WAL is read.
 
-A receiver notes what the clock said while a segment was written. That narrows a search to a segment or two and proves
-nothing: a clock may have been set, or lie. Whoever looks there goes on with the whole search if nothing is found.
+A receiver notes what the clock said while a segment was written; of segments that fill within moments, in some of them.
+That narrows a search to a few segments and proves nothing: a clock may have been set, or lie. Whoever looks there goes
+on with the whole search if nothing is found.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from datetime import datetime
 from drservice.model.wal import Timeline, segment_number
 from drservice.operations.inventory import Archived
 
+CLOCKS_APART = 4
+"""Of so many segments in a row one has a clock at least, however fast they fill, if a receiver streamed them."""
 _LOOKED_AT = 2
 """An instant at the very end of a segment is followed by the next one's first commit."""
 
@@ -27,17 +30,28 @@ def candidates(instant: datetime, names: Sequence[str], archived: Archived) -> t
     Raises:
         ObjectStoreError: the store did not answer as it should.
     """
-    low, high = 0, len(names)
+    low, high, last = 0, len(names), len(names)  # it is in [low, last]; what a clock may tell more of is in [low, high)
     while low < high:
         middle = (low + high) // 2
-        end = _ended_at(names[middle], archived)
-        if end is None:
-            return ()
-        if end > instant:
+        found = next(
+            (
+                (index, end)
+                for index in range(middle, min(high, middle + CLOCKS_APART))
+                if (end := _ended_at(names[index], archived)) is not None
+            ),
+            None,
+        )
+        if found is None:
+            if high - middle >= CLOCKS_APART:
+                return ()
             high = middle
+            continue
+        index, end = found
+        if end > instant:
+            high, last = middle, index
         else:
-            low = middle + 1
-    return tuple(names[low : low + _LOOKED_AT])
+            low = index + 1
+    return tuple(names[low : last + _LOOKED_AT])
 
 
 def _ended_at(name: str, archived: Archived) -> datetime | None:

@@ -1,4 +1,4 @@
-"""How a WAL receiver is, as it says itself at most four times a second (``livestate``): for those who only look."""
+"""How a WAL receiver is, as it says itself about once a second and at each change (``livestate``)."""
 
 from __future__ import annotations
 

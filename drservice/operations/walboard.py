@@ -16,6 +16,8 @@ from drservice.model.ids import ComponentName, ServiceName
 from drservice.operations.streamstate import StreamPhase, StreamState, read_state, write_state
 
 _SPACING_SECONDS = 0.25
+_WRITTEN_SECONDS = 1.0
+"""Replacing a file costs a loaded disk more than the numbers in it are worth four times a second."""
 _LONGEST_NAME = 63
 _REPLACED = re.compile(r"[^a-z0-9_]")
 
@@ -58,7 +60,7 @@ class StreamBoard:
         self._state_dir = state_dir
         self._clock = clock
         self._observe = observe
-        self._published_at = float("-inf")
+        self._published_at = self._written_at = float("-inf")
         self._is_unwritable = False
         self.state = StreamState(
             service=service,
@@ -111,20 +113,26 @@ class StreamBoard:
             problem=message,
             remedy=remedy,
         )
-        self._published_at = float("-inf")
+        self._published_at = self._written_at = float("-inf")
 
     def publish_last(self) -> None:
         """Write the state down as it is when the receiver ends."""
-        self._published_at = float("-inf")
+        self._published_at = self._written_at = float("-inf")
         self.publish()
 
     def publish(self) -> None:
-        """Write the state down and tell it, unless that was done a moment ago."""
+        """Tell the state, unless that was done a moment ago, and write it down, about once a second."""
         now = self._clock.monotonic()
         if now - self._published_at < _SPACING_SECONDS:
             return
         self._published_at = now
         self.state = replace(self.state, updated_at=self._clock.now())
+        if now - self._written_at >= _WRITTEN_SECONDS:
+            self._written_at = now
+            self._write()
+        self._observe(self.state)
+
+    def _write(self) -> None:
         try:
             write_state(self._state_dir, self.state)
             self._is_unwritable = False
@@ -132,4 +140,3 @@ class StreamBoard:
             if not self._is_unwritable:  # the stream goes on: it does not live from this file
                 telemetry.error("the state of the receiver cannot be written", problem=str(error))
             self._is_unwritable = True
-        self._observe(self.state)

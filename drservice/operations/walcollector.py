@@ -213,6 +213,8 @@ class Collector:
         self._idle = (begin.value, begin.value)
         """WAL of an idle server, as it was when that was seen last; it stays that, whatever follows."""
         self._draining = False
+        self.is_more_coming = False
+        """What the server has is being read and will be here at once: pieces wait for it."""
 
     # --- what is known --------------------------------------------------------------------------------------
 
@@ -344,10 +346,14 @@ class Collector:
         last = self.unfinished
         if last is None or self._is_unproved or self._due_at(last, now) > now:
             return None
+        if self.is_more_coming and not self._draining and last.filled - last.cut < PIECE_BYTES:
+            return None
         begin = last.begin + last.cut
         end = min(begin + PIECE_BYTES, last.begin + last.filled)
         last.cut = end - last.begin
-        self._cut_at = now
+        late = now - self.next_cut
+        # A cut that was a moment late does not put off the next one: of many, WAL would be as much older.
+        self._cut_at = self.next_cut if 0 <= late < self._interval / 2 else now
         return self._job(JobKind.PIECE, last, begin, end)
 
     def wait_seconds(self, now: float) -> float | None:
@@ -355,6 +361,11 @@ class Collector:
         last = self.unfinished
         due = float("inf") if last is None or self._is_unproved else self._due_at(last, now)
         return None if due == float("inf") else max(0.0, due - now)
+
+    @property
+    def next_cut(self) -> float:
+        """Before this moment no piece is due, unless much waits."""
+        return self._cut_at + self._interval
 
     def acknowledge(self, job: Job) -> None:
         """Take note that a job's bytes are stored, for good."""

@@ -16,7 +16,14 @@ from drservice.components.postgres.connection import connect
 from drservice.components.postgres.replication import SystemIdentity
 from drservice.components.postgres.slots import SlotStatus, slot_facts
 from drservice.components.postgres.streaming import ReplicationConnection
-from drservice.errors import DrError, PostgresUnreachableError, SlotLostError, StreamError, WrongTimelineError
+from drservice.errors import (
+    DrError,
+    PostgresUnreachableError,
+    SlotBusyError,
+    SlotLostError,
+    StreamError,
+    WrongTimelineError,
+)
 from drservice.model.wal import HistoryEntry, Lsn, Timeline, TimelineSpan, parse_history, segment_begin, timeline_path
 from drservice.operations.walshipping import Shipping, old_primary
 
@@ -165,7 +172,7 @@ class Resumption:
         try:
             with connect(self._dsn, application_name=self._slot) as session:
                 facts = slot_facts(session, self._slot)
-        except PostgresUnreachableError:
+        except (PostgresUnreachableError, SlotBusyError):
             raise
         except DrError:
             if self._connection.server_version < 150000:
@@ -174,6 +181,11 @@ class Resumption:
             return (None, False) if position is None else (position.restart_lsn, True)
         if facts is None:
             return None, False
+        if facts.reader_pid is not None:  # the slot is not active then, and would be taken from its receiver
+            raise SlotBusyError(
+                f"a receiver on the server's host reads the WAL that the slot {self._slot} keeps"
+                f" (its session is process {facts.reader_pid})"
+            )
         return (None if facts.status is SlotStatus.LOST else facts.restart_lsn), True
 
     def _last_stored(self, path: Sequence[TimelineSpan]) -> Begin | None:

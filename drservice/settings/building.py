@@ -344,6 +344,7 @@ def _postgres(name: str, component: schema.PostgresComponent) -> PostgresSetting
             idle_interval=component.wal.idle_interval,
             heartbeat=component.wal.heartbeat if isinstance(component.wal.heartbeat, timedelta) else None,
             synchronous=component.wal.synchronous,
+            from_disk=component.wal.from_disk,
             node=component.wal.node,
             archive_wait=component.wal.archive_wait,
         ),

@@ -163,6 +163,11 @@ class Wal(Closed):
         description="nothing waits for more: for servers that name the receiver in synchronous_standby_names, so that"
         " a commit is acknowledged only when it is in the repository",
     )
+    from_disk: bool = Field(
+        default=True,
+        description="a receiver on the database's host (data_directory) reads pg_wal itself while much is written: it"
+        " costs the database less than sending it; false: all of it is streamed",
+    )
     node: Name | None = Field(
         default=None,
         description="the host that receives streamed WAL, if not the one that runs the backups: a receiver takes about"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import Enum
 
 from drservice.components.postgres.connection import Session
 from drservice.errors import StreamError
 from drservice.model.wal import Lsn
+
+_LONGEST_NAME = 63
 
 
 class SlotStatus(Enum):
@@ -33,6 +36,9 @@ class SlotFacts:
     safe_bytes: int | None
     """How much more WAL may be written before it may be lost; ``None``: without a limit, or lost."""
     active_pid: int | None
+    """Of the process that serves its receiver: a WAL sender, or a session's."""
+    reader_pid: int | None = None
+    """Of the session of a receiver that reads the files itself (``localwal``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +55,13 @@ class WaitingFacts:
     """Whether the server is a standby; ``None``: not asked."""
 
 
+def reader_name(slot: str) -> str:
+    """Return the ``application_name`` of a receiver's session while it reads the files: the slot is not active then."""
+    plain = f"{slot} reader"
+    # The server shows 63 bytes, and the end of a long name tells it from others.
+    return plain if len(plain) <= _LONGEST_NAME else f"{hashlib.sha256(slot.encode()).hexdigest()[:32]} reader"
+
+
 def slot_facts(session: Session, name: str) -> SlotFacts | None:
     """Return a slot, ``None`` if there is none of this name.
 
@@ -57,13 +70,13 @@ def slot_facts(session: Session, name: str) -> SlotFacts | None:
         PostgresError, PostgresUnreachableError: as :meth:`Session.rows`.
     """
     rows = session.rows(
-        "select slot_type, restart_lsn::text, wal_status, safe_wal_size, active_pid from pg_replication_slots"
-        " where slot_name = %s",
-        (name,),
+        "select slot_type, restart_lsn::text, wal_status, safe_wal_size, active_pid, (select min(pid)"
+        " from pg_stat_activity where application_name = %s) from pg_replication_slots where slot_name = %s",
+        (reader_name(name), name),
     )
     if not rows:
         return None
-    ((kind, restart, status, safe, active),) = rows
+    ((kind, restart, status, safe, active, reader),) = rows
     if kind != "physical":
         raise StreamError(
             f"the replication slot {name} is a {kind} one", hint="Drop or rename what took the name of the receiver's."
@@ -72,7 +85,8 @@ def slot_facts(session: Session, name: str) -> SlotFacts | None:
         restart_lsn=None if restart is None else Lsn.parse(restart),
         status=None if status is None else SlotStatus(status),
         safe_bytes=None if safe is None else int(safe),
-        active_pid=active,
+        active_pid=reader if active is None else active,
+        reader_pid=reader,
     )
 
 

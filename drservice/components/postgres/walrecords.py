@@ -41,6 +41,21 @@ def is_idle(segment: memoryview, begin: int, end: int) -> bool:
         return False
 
 
+def record_end(pages: memoryview, begin: int, block_bytes: int) -> int | None:
+    """Return where the record behind the one at ``begin`` would begin; ``None`` if it is not there as a whole.
+
+    Args:
+        pages: from the begin of a page on.
+        begin: of the record.
+        block_bytes: size of a page.
+    """
+    try:
+        record, following = _record(pages, begin, block_bytes)
+    except (struct.error, IndexError):
+        return None
+    return None if record is None else _aligned(following)
+
+
 def _walk(wal: memoryview, begin: int, block_bytes: int) -> bool:
     position = _first_record(wal, begin - begin % block_bytes, block_bytes, begin)
     heartbeats: set[int] = set()

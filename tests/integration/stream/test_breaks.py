@@ -147,7 +147,7 @@ def test_t23_a_primary_shuts_down_although_the_store_is_away(
     clusters: ClusterMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: StopMode
 ) -> None:
     """It waits for what it sent to be flushed, and a smart one for every session too; nothing is lost by letting go."""
-    monkeypatch.setattr("drservice.operations.walstream._DRAIN_SECONDS", 1.5)
+    monkeypatch.setattr("drservice.operations.walfollowing._DRAIN_SECONDS", 1.5)
     monkeypatch.setattr("drservice.operations.walwatch._LOOK_SECONDS", 0.5)
     cluster = clusters.make(wal_segment_mb=1, settings={"autovacuum": "off"})
     cluster.start()
@@ -274,7 +274,7 @@ def test_a_cable_that_is_pulled_is_noticed_and_nothing_is_missing_when_it_is_bac
     clusters: ClusterMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server lives in a network namespace of its own; its Unix socket is the test's way to it meanwhile."""
-    monkeypatch.setattr("drservice.operations.walstream._SILENT_SECONDS", 2.0)
+    monkeypatch.setattr("drservice.operations.walfollowing._SILENT_SECONDS", 2.0)
     with cable() as (namespace, device, prefix):
         port = free_port()
         cluster = clusters.make(

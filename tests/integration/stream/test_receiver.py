@@ -18,7 +18,7 @@ from drservice.model.estate import WalMode, WalSettings
 from drservice.model.tail import TailPiece
 from drservice.model.wal import Lsn, Timeline
 from drservice.objectstore.opening import open_store
-from drservice.operations import walstream
+from drservice.operations import walfollowing
 from drservice.operations.lineage import Lineage
 from drservice.operations.streamstate import StreamPhase, StreamState, is_alive, read_state
 from drservice.operations.walstream import stream_wal
@@ -298,7 +298,7 @@ def test_t26_the_receiver_reports_written_and_flushed_and_holds_no_vacuum_back(w
 def test_a_store_that_is_away_loses_nothing_and_is_caught_up_with(
     world: StreamWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drservice.operations.walstream._STALLED_SECONDS", 0.7)
+    monkeypatch.setattr("drservice.operations.walfollowing._STALLED_SECONDS", 0.7)
     gate = Gate()
     with world.receiver(store=SlowStore(world.site.store, wait=gate)) as running:
         begin = running.wait_durable(world.write(1)).durable_lsn
@@ -318,9 +318,9 @@ def test_a_store_that_is_away_loses_nothing_and_is_caught_up_with(
 
 def test_memory_is_bounded_while_the_store_is_away(world: StreamWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind the bound the socket is not read; the server keeps the rest, and does not give the receiver up."""
-    monkeypatch.setattr("drservice.operations.walstream._HELD_BYTES", 2 << 20)
-    monkeypatch.setattr("drservice.operations.walstream._BESIDE_BYTES", 1 << 20)
-    monkeypatch.setattr("drservice.operations.walstream._TAKEN_BYTES", 256 << 10)
+    monkeypatch.setattr("drservice.operations.walfollowing._HELD_BYTES", 2 << 20)
+    monkeypatch.setattr("drservice.operations.walfollowing._BESIDE_BYTES", 1 << 20)
+    monkeypatch.setattr("drservice.operations.walfollowing._TAKEN_BYTES", 256 << 10)
     gate = Gate()
     with world.receiver(store=SlowStore(world.site.store, wait=gate)) as running:
         begin = running.wait_durable(world.write(1)).durable_lsn
@@ -366,7 +366,7 @@ def test_a_busy_servers_wal_is_read_some_times_in_an_interval_and_not_for_each_c
 def test_a_server_that_is_behind_with_sending_is_read_without_a_rest(
     world: StreamWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(walstream, "_GATHER_SECONDS", 3.0)
+    monkeypatch.setattr(walfollowing, "_GATHER_SECONDS", 3.0)
     wal = WalSettings(mode=WalMode.STREAM, interval=timedelta(seconds=30))
     calm = replace(world, settings=replace(world.settings, wal=wal))
     with world.receiver() as running:

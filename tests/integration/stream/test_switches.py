@@ -165,7 +165,7 @@ def test_t25_memory_does_not_grow_with_the_size_of_a_segment(clusters: ClusterMa
 def test_a_cut_network_is_noticed_and_nothing_is_missing_when_it_is_back(
     clusters: ClusterMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drservice.operations.walstream._SILENT_SECONDS", 1.5)
+    monkeypatch.setattr("drservice.operations.walfollowing._SILENT_SECONDS", 1.5)
     port = free_port()
     cluster = clusters.make(
         wal_segment_mb=1,

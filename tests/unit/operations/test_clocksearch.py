@@ -16,7 +16,7 @@ from drservice.model.snapshot import SnapshotRecord
 from drservice.model.tail import ClockPair
 from drservice.model.wal import Lsn, Timeline, TimelineSpan, segment_name
 from drservice.operations import locate
-from drservice.operations.clocksearch import candidates
+from drservice.operations.clocksearch import CLOCKS_APART, candidates
 from drservice.operations.locate import resolve
 
 SIZE = 1 << 20
@@ -63,8 +63,21 @@ def test_an_instant_is_found_in_few_looks(clocks: Clocks, archived: Any) -> None
 
 
 def test_without_a_clock_on_the_way_nothing_is_narrowed(clocks: Clocks, archived: Any) -> None:
-    clocks.said[50] = None
+    clocks.said |= dict.fromkeys(range(50, 54))
     assert candidates(minute(41.5), NAMES, archived) == ()
+    assert len(clocks.asked) == CLOCKS_APART, "of an archive without any, no more are asked for"
+
+
+@pytest.mark.parametrize("first", range(CLOCKS_APART))
+@pytest.mark.parametrize("count", [*range(1, 12), 97, 100])
+def test_where_one_segment_of_four_has_a_clock_a_few_are_left_and_the_right_one_is_among_them(
+    clocks: Clocks, archived: Any, first: int, count: int
+) -> None:
+    clocks.said |= {number: None for number in range(100) if number % CLOCKS_APART != first}
+    for number in range(count):
+        found = candidates(minute(number + 0.5), NAMES[:count], archived)
+        assert NAMES[number] in found
+        assert len(found) <= CLOCKS_APART + 2
 
 
 def test_pieces_tell_the_time_of_a_segment_that_is_not_finished(clocks: Clocks, archived: Any) -> None:
