@@ -31,6 +31,7 @@ def candidates(instant: datetime, names: Sequence[str], archived: Archived) -> t
         ObjectStoreError: the store did not answer as it should.
     """
     low, high, last = 0, len(names), len(names)  # it is in [low, last]; what a clock may tell more of is in [low, high)
+    is_told = False
     while low < high:
         middle = (low + high) // 2
         found = next(
@@ -46,12 +47,13 @@ def candidates(instant: datetime, names: Sequence[str], archived: Archived) -> t
                 return ()
             high = middle
             continue
+        is_told = True
         index, end = found
         if end > instant:
             high, last = middle, index
         else:
             low = index + 1
-    return tuple(names[low : last + _LOOKED_AT])
+    return tuple(names[low : last + _LOOKED_AT]) if is_told else ()
 
 
 def _ended_at(name: str, archived: Archived) -> datetime | None:

@@ -76,6 +76,9 @@ def test_where_one_segment_of_four_has_a_clock_a_few_are_left_and_the_right_one_
     clocks.said |= {number: None for number in range(100) if number % CLOCKS_APART != first}
     for number in range(count):
         found = candidates(minute(number + 0.5), NAMES[:count], archived)
+        if count <= first:
+            assert found == (), "no clock tells anything"
+            continue
         assert NAMES[number] in found
         assert len(found) <= CLOCKS_APART + 2
 
