@@ -159,8 +159,7 @@ class Following:
             ended = self._follow(collector)
         except PostgresUnreachableError as error:
             self._broken = error
-            self._is_open = False
-            self._reading.end()
+            self._close()  # a server that goes down waits for it
             if self._has_read:
                 self._read_what_shutdown_left(collector, error)
             self._drain(collector)

@@ -141,8 +141,7 @@ def test_a_server_set_back_to_before_an_archive_that_ends_with_a_segment_is_refu
 # --- the server's own end -------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("mode", ["smart", "fast"])
+@pytest.mark.parametrize("mode", [pytest.param("smart", marks=pytest.mark.long), "fast"])
 def test_t23_a_primary_shuts_down_although_the_store_is_away(
     clusters: ClusterMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: StopMode
 ) -> None:
