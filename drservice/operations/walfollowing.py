@@ -29,7 +29,7 @@ from drservice.operations.clocksearch import CLOCKS_APART
 from drservice.operations.streamstate import StreamPhase
 from drservice.operations.walboard import StreamBoard
 from drservice.operations.walcollector import Collector, Job, JobKind, Pacing, Segment, in_memory
-from drservice.operations.walreading import Reading
+from drservice.operations.walreading import Patience, Reading
 from drservice.operations.walresume import Begin, store_history
 from drservice.operations.walshipping import ClockPairs, Pairs, Shipping, Upload
 from drservice.operations.waluploads import Uploads
@@ -78,6 +78,7 @@ class Following:
         board: StreamBoard,
         component: PostgresSettings,
         pairs: ClockPairs,
+        patience: Patience,
         hole: DrError | None,
         kept_from: Lsn,
         clock: Clock,
@@ -96,7 +97,7 @@ class Following:
         self._kept_from = kept_from
         self._clock = clock
         self._stop = stop
-        self._reading = Reading(component, identity, slot=board.state.slot, watch=watch, clock=clock)
+        self._reading = Reading(component, identity, slot=board.state.slot, watch=watch, patience=patience, clock=clock)
         self._has_read = False
         """No stream was asked since files were read: a server that went down has told nobody where its WAL ends."""
         self._is_open = True
@@ -160,9 +161,11 @@ class Following:
         except PostgresUnreachableError as error:
             self._broken = error
             self._close()  # a server that goes down waits for it
-            if self._has_read:
-                self._read_what_shutdown_left(collector, error)
-            self._drain(collector)
+            try:
+                if self._has_read:
+                    self._read_what_shutdown_left(collector, error)
+            finally:
+                self._drain(collector)
             raise
         if ended is not None:
             self._is_open = False  # no status belongs between two streams
@@ -412,6 +415,8 @@ class Following:
             self._wait(collector, None)
         self._said_at = float("-inf")
         self._look_after(collector)
+        if self._is_open and self._reading.local is not None:
+            self._reading.local.settle()
 
     def _wait(self, collector: Collector, socket: int | None) -> None:
         """Wait until the server says something, an upload ends, a piece is due or it is time to look."""
@@ -440,7 +445,7 @@ class Following:
 
     def _close(self) -> None:
         self._is_open = False
-        self._reading.end()
+        self._reading.abandon()
         self._feed.close()
 
     # --- what is said ---------------------------------------------------------------------------------------

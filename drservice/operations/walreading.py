@@ -9,6 +9,7 @@ stream then goes on from what was received.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 
 from drservice import telemetry
@@ -29,11 +30,13 @@ _MUCH_BYTES_PER_SECOND = 2 << 20
 _LITTLE_SECONDS = 10.0
 _LITTLE_BYTES_PER_SECOND = 256 << 10
 """So little, for so long, is streamed again."""
-_AGAIN_SECONDS = 300.0
-"""After a refusal: what is not this host's now will hardly be in a minute."""
+_AGAIN_SECONDS = 60.0
+"""After a refusal, or when reading broke: for so long the stream has it, whatever the cause was."""
 _CRASHED_SECONDS = 1.0
 _GOING_SECONDS = 5.0
 """How long after its last words a server may still call itself in production."""
+_DOWN_SECONDS = 60.0
+"""How long its last checkpoint is waited for. It may have died over it, and another server be the primary by now."""
 
 
 class Load:
@@ -72,6 +75,13 @@ class Load:
         return (end - begin) / (now - at)
 
 
+@dataclass(slots=True)
+class Patience:
+    """Until when nothing is read; it outlives connections: what broke one would break the next."""
+
+    until: float = float("-inf")
+
+
 class Reading:
     """Decides, and opens the files.
 
@@ -80,11 +90,19 @@ class Reading:
         identity: of the server.
         slot: name of the slot.
         watch: knows whether commits wait for the receiver, and nothing once the server goes down.
+        patience: of the receiver.
         clock: of this host.
     """
 
     def __init__(
-        self, component: PostgresSettings, identity: SystemIdentity, *, slot: str, watch: SlotWatch, clock: Clock
+        self,
+        component: PostgresSettings,
+        identity: SystemIdentity,
+        *,
+        slot: str,
+        watch: SlotWatch,
+        patience: Patience,
+        clock: Clock,
     ) -> None:
         self._component = component
         self._identity = identity
@@ -93,7 +111,7 @@ class Reading:
         self._clock = clock
         self._load = Load()
         self._looked_at = float("-inf")
-        self._not_before = float("-inf")
+        self._patience = patience
         self.local: LocalWal | None = None
         """What WAL is read from; ``None``: it is streamed."""
 
@@ -121,19 +139,23 @@ class Reading:
                 least_seconds=self._component.wal.interval.total_seconds(),
             )
         except DrError as error:
-            self._not_before = self._clock.monotonic() + _AGAIN_SECONDS
+            self._patience.until = self._clock.monotonic() + _AGAIN_SECONDS
             telemetry.info("wal is streamed, not read from pg_wal", reason=error.message)
             return None
         telemetry.info("wal is read from pg_wal while there is much of it", begin=str(received))
         return self.local
 
-    def end(self) -> bool:
-        """Close the files; tells whether any were open."""
-        if self.local is None:
-            return False
-        self.local.close()
-        self.local = None
-        return True
+    def end(self) -> None:
+        """Close the files, if any are open."""
+        if self.local is not None:
+            self.local.close()
+            self.local = None
+
+    def abandon(self) -> None:
+        """Close the files because reading them broke, if any are open, and let it be for a while."""
+        if self.local is not None:
+            self._patience.until = self._clock.monotonic() + _AGAIN_SECONDS
+            self.end()
 
     def is_going_down(self, problem: DrError, asked_seconds: float) -> bool:
         """Tell whether a server whose session ended may still be writing the end of its WAL.
@@ -145,7 +167,7 @@ class Reading:
         state = self._control_state()
         if state is ClusterState.IN_PRODUCTION:
             return asked_seconds < (_GOING_SECONDS if is_shutting_down(problem) else _CRASHED_SECONDS)
-        return state is ClusterState.SHUTTING_DOWN
+        return state is ClusterState.SHUTTING_DOWN and asked_seconds < _DOWN_SECONDS
 
     def what_shutdown_left(self) -> tuple[Lsn, WalFolder] | None:
         """Return where the WAL of a server ends that was shut down in order, and its files; ``None``: it was not."""
@@ -187,5 +209,5 @@ class Reading:
             and facts is not None
             and facts.in_recovery is False
             and not facts.is_synchronous
-            and self._clock.monotonic() >= self._not_before
+            and self._clock.monotonic() >= self._patience.until
         )

@@ -26,6 +26,7 @@ from drservice.operations.livestate import held_alone
 from drservice.operations.streamstate import StreamPhase, StreamState, lock_path
 from drservice.operations.walboard import StreamBoard
 from drservice.operations.walfollowing import Following
+from drservice.operations.walreading import Patience
 from drservice.operations.walresume import Resumption
 from drservice.operations.walshipping import ClockPairs, Shipping
 from drservice.operations.waluploads import Uploads
@@ -110,6 +111,7 @@ class _Receiver:
         self._stop = stop
         self._hole: DrError | None = None
         self._pairs = ClockPairs()
+        self._patience = Patience()
         self._proving = True
 
     def run(self) -> None:
@@ -175,6 +177,7 @@ class _Receiver:
                     board=self._board,
                     component=component,
                     pairs=self._pairs,
+                    patience=self._patience,
                     hole=self._hole,
                     kept_from=resume.kept_from,
                     clock=context.clock,

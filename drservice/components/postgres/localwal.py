@@ -12,9 +12,9 @@ primary's, and each page says itself where it belongs, so that a file which was 
 from __future__ import annotations
 
 import os
+import select
 import struct
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +27,7 @@ from drservice.components.postgres.connection import connection_parameters, tran
 from drservice.components.postgres.controlfile import ClusterState, ControlFile, read_control_file
 from drservice.components.postgres.replication import SystemIdentity
 from drservice.components.postgres.slots import reader_name
-from drservice.components.postgres.streaming import Keepalive, StreamMessage, WalData
+from drservice.components.postgres.streaming import Keepalive, WalData
 from drservice.components.postgres.walrecords import record_end
 from drservice.errors import DrError, FormatError, PostgresUnreachableError, SlotBusyError, StreamError
 from drservice.model.wal import Lsn, segment_name
@@ -41,6 +41,7 @@ _STARTED_APART_SECONDS = 60.0
 """``postmaster.pid`` says when the process began, the server when it was ready to begin recovery."""
 _IN_USE = b"55006"
 _PROMPT_SECONDS = 0.05
+_SETTLE_SECONDS = 1.0
 _LEAVING_SECONDS = 5.0
 """How long a WAL sender whose connection was closed may have the slot."""
 _MOVE = b", (select end_lsn from pg_catalog.pg_replication_slot_advance($1, $2::pg_lsn))"
@@ -135,6 +136,7 @@ class LocalWal:
         self._server_time: datetime = _UNIX_EPOCH
         self._moved = self._wanted = Lsn(0)
         self._is_asking = self._is_news = False
+        self._result: abc.PGresult | None = None
         self._opened_at = time.monotonic()
         self._asked_at = self._wanted_at = float("-inf")
         self._is_due = True
@@ -160,6 +162,9 @@ class LocalWal:
             raise translate_connect_error(error) from error
         try:
             _require_here(session, directory)
+        except psycopg.Error as error:
+            session.close()
+            raise PostgresUnreachableError(f"the connection broke: {' '.join(str(error).split())}") from error
         except BaseException:
             session.close()
             raise
@@ -195,8 +200,11 @@ class LocalWal:
 
     @property
     def is_behind(self) -> bool:
-        """Whether what is wanted was not asked for yet, or the answer is to be expected at any moment."""
-        return self._is_owed or (self._is_asking and time.monotonic() - self._asked_at < _PROMPT_SECONDS)
+        """Whether what is wanted was not asked for yet, or the answer is to be expected at any moment.
+
+        A server that does not answer keeps nobody waiting with what is here.
+        """
+        return time.monotonic() - self._asked_at < _PROMPT_SECONDS if self._is_asking else self._is_owed
 
     def fill(self) -> None:
         """Ask the server if that is due, and take its answer if it is here; never waits.
@@ -211,15 +219,17 @@ class LocalWal:
                 self._ask()
             self._line.flush()
             self._line.consume_input()
-            if self._line.is_busy() or not self._is_asking:
-                return
-            result = self._line.get_result()
-            while self._line.get_result() is not None:
-                pass  # the words that end the question
+            while not self._line.is_busy() and self._is_asking:
+                if (result := self._line.get_result()) is None:
+                    self._is_asking = False
+                else:
+                    self._result = result
         except psycopg.OperationalError as error:
             raise self._broken(str(error)) from error
-        self._is_asking = False
-        if result is not None and result.error_field(pq.DiagnosticField.SQLSTATE) == _IN_USE and self._is_new:
+        if self._is_asking or self._result is None:
+            return
+        result, self._result = self._result, None
+        if result.error_field(pq.DiagnosticField.SQLSTATE) == _IN_USE and self._is_new:
             self._moved = self._wanted  # the WAL sender that was ours is leaving: with the next position, then
             return
         self._take(result)
@@ -228,7 +238,7 @@ class LocalWal:
     def _is_new(self) -> bool:
         return time.monotonic() - self._opened_at < _LEAVING_SECONDS
 
-    def receive(self) -> StreamMessage | None:
+    def receive(self) -> WalData | Keepalive | None:
         """Return the next flushed bytes, or what the server's last answer said; ``None``: nothing is new.
 
         Raises:
@@ -256,6 +266,18 @@ class LocalWal:
         self._is_due |= ask
         self.fill()
 
+    def settle(self) -> None:
+        """Wait a moment for the slot to be where it was reported to: this receiver ends.
+
+        Raises:
+            As :meth:`fill`.
+        """
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while (self._is_asking or self._wanted > self._moved) and time.monotonic() < deadline:
+            self.fill()
+            if self._is_asking:
+                select.select([self.fileno()], [], [], _PROMPT_SECONDS)
+
     def close(self) -> None:
         """Close session and files; the slot stays where it is."""
         self._folder.close()
@@ -271,8 +293,8 @@ class LocalWal:
             self._line.send_query_params(_QUESTION, None)
         self._is_asking = True
 
-    def _take(self, result: abc.PGresult | None) -> None:
-        if result is None or result.status != pq.ExecStatus.TUPLES_OK or result.ntuples != 1:
+    def _take(self, result: abc.PGresult) -> None:
+        if result.status != pq.ExecStatus.TUPLES_OK or result.ntuples != 1:
             raise self._refusal(result)
         micros, end = (result.get_value(0, column) for column in (0, 1))
         if micros is None or end is None:
@@ -281,11 +303,10 @@ class LocalWal:
         self._end = max(self._end, Lsn(int(end)))
         self._is_news = True
 
-    def _refusal(self, result: abc.PGresult | None) -> DrError:
-        text = self._line.error_message if result is None else result.error_message
-        said = " ".join(text.decode("utf-8", "replace").split()).removeprefix("ERROR: ").strip()
-        state = b"" if result is None else result.error_field(pq.DiagnosticField.SQLSTATE) or b""
-        if result is None or self._line.status != pq.ConnStatus.OK or state.startswith((b"08", b"57P")):
+    def _refusal(self, result: abc.PGresult) -> DrError:
+        said = " ".join(result.error_message.decode("utf-8", "replace").split()).removeprefix("ERROR: ").strip()
+        state = result.error_field(pq.DiagnosticField.SQLSTATE) or b""
+        if self._line.status != pq.ConnStatus.OK or state.startswith((b"08", b"57P")):
             return self._broken(said)
         if state == _IN_USE:
             return SlotBusyError(said)
@@ -331,13 +352,9 @@ def _control(directory: Path, identity: SystemIdentity) -> ControlFile:
         control = read_control_file(directory)
     except OSError as error:
         raise StreamError(f"pg_control of {directory} cannot be read: {error.strerror}") from error
-    fits: Callable[[ControlFile], bool] = lambda file: (  # noqa: E731 - one question, and its negation
-        file.system_id == identity.system_id
-        and file.timeline == identity.timeline
-        and file.wal_segment_bytes == identity.wal_segment_bytes
-        and file.state is ClusterState.IN_PRODUCTION
-    )
-    if not fits(control):
+    said = (control.system_id, control.timeline, control.wal_segment_bytes, control.state)
+    own = (identity.system_id, identity.timeline, identity.wal_segment_bytes, ClusterState.IN_PRODUCTION)
+    if said != own:
         raise StreamError(f"{directory} is not of the primary that the dsn leads to")
     return control
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import threading
 import time
 from collections import deque
@@ -16,6 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from drservice.clock import SystemClock
 from drservice.components.postgres.connection import connect
 from drservice.components.postgres.controlfile import ClusterState, read_control_file
 from drservice.components.postgres.localwal import LocalWal, WalFolder, end_after_shutdown
@@ -42,7 +45,15 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walreading, "_MUCH_SECONDS", 0.5)
     monkeypatch.setattr(walreading, "_MUCH_BYTES_PER_SECOND", 100 << 10)
     monkeypatch.setattr(walreading, "_LITTLE_SECONDS", 1.5)
+    monkeypatch.setattr(walreading, "_AGAIN_SECONDS", 0.5)
     monkeypatch.setattr("drservice.operations.walwatch._LOOK_SECONDS", 0.3)
+
+
+@pytest.fixture
+def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is slow, or away, soon keeps the receiver from taking more."""
+    monkeypatch.setattr("drservice.operations.walfollowing._HELD_BYTES", 2 << 20)
+    monkeypatch.setattr("drservice.operations.walfollowing._BESIDE_BYTES", 1 << 20)
 
 
 def world_of(tmp_path: Path, cluster: Cluster, **wal: object) -> StreamWorld:
@@ -107,6 +118,13 @@ def wait(holds: Callable[[], bool], what: str, *, seconds: float = 30.0) -> None
 
 def wait_reading(world: StreamWorld) -> None:
     wait(lambda: readers(world.cluster) == 1 and senders(world.cluster) == 0, "WAL is not read from the disk")
+
+
+def require_streamed(cluster: Cluster) -> None:
+    """Look for two seconds, four times as long as it takes to go over to reading."""
+    for _ in range(20):
+        time.sleep(0.1)
+        assert (readers(cluster), senders(cluster)) == (0, 1)
 
 
 def begin_of(running: Running) -> Lsn:
@@ -184,11 +202,10 @@ def test_after_a_crash_it_goes_on_from_what_is_stored(clusters: ClusterMaker, tm
     world.require_stored(begin, end)
 
 
+@pytest.mark.usefixtures("little_room")
 def test_a_store_that_is_away_holds_back_the_slot_and_bounds_what_is_read(
-    clusters: ClusterMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clusters: ClusterMaker, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("drservice.operations.walfollowing._HELD_BYTES", 2 << 20)
-    monkeypatch.setattr("drservice.operations.walfollowing._BESIDE_BYTES", 1 << 20)
     world = made(clusters, tmp_path)
     away = threading.Event()
 
@@ -214,6 +231,31 @@ def test_a_store_that_is_away_holds_back_the_slot_and_bounds_what_is_read(
             running.wait_durable(world.flushed())
         end = world.write(10)
         running.wait_durable(end)
+    world.require_stored(begin, end)
+
+
+def test_what_broke_reading_is_not_tried_again_at_once_by_the_next_connection(
+    clusters: ClusterMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment that cannot be read would break it every second; a stream does not care."""
+    world = made(clusters, tmp_path)
+    with world.receiver() as running:
+        begin = begin_of(running)
+        with busy(world.cluster):
+            wait_reading(world)
+
+            def break_it(*_: object) -> memoryview:
+                raise PostgresUnreachableError("the segment cannot be read")
+
+            monkeypatch.setattr(walreading, "_AGAIN_SECONDS", 300.0)
+            monkeypatch.setattr(WalFolder, "read", break_it)
+            wait(lambda: senders(world.cluster) == 1, "to stream again")
+            require_streamed(world.cluster)
+            running.wait_durable(world.flushed())
+            assert running.state.problem is None
+        end = world.write(10)
+        running.wait_durable(end)
+    assert any("cannot be read" in str(state.problem) for state in running.states), "it is told"
     world.require_stored(begin, end)
 
 
@@ -318,12 +360,9 @@ def test_a_receiver_that_is_stopped_while_it_reads_leaves_the_slot_where_it_stor
     world.require_stored(begin, end)
 
 
-def test_timelines_that_a_promoted_server_has_left_are_streamed(
-    clusters: ClusterMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("little_room")
+def test_timelines_that_a_promoted_server_has_left_are_streamed(clusters: ClusterMaker, tmp_path: Path) -> None:
     """Their files have other names than those it writes; what it sends of them is much."""
-    monkeypatch.setattr("drservice.operations.walfollowing._HELD_BYTES", 2 << 20)
-    monkeypatch.setattr("drservice.operations.walfollowing._BESIDE_BYTES", 1 << 20)
     primary = clusters.make(wal_segment_mb=1, settings={"autovacuum": "off", "wal_keep_size": "'64MB'"})
     primary.start()
     standby = standby_of(clusters, primary)
@@ -357,9 +396,7 @@ def test_it_is_streamed_where_that_is_wanted(clusters: ClusterMaker, tmp_path: P
     world = made(clusters, tmp_path, **wal)
     with world.receiver() as running, busy(world.cluster):
         begin_of(running)
-        for _ in range(20):
-            time.sleep(0.1)
-            assert (readers(world.cluster), senders(world.cluster)) == (0, 1)
+        require_streamed(world.cluster)
 
 
 def test_a_server_for_which_commits_wait_is_streamed_although_the_configuration_does_not_say_so(
@@ -370,9 +407,7 @@ def test_a_server_for_which_commits_wait_is_streamed_although_the_configuration_
     world.cluster.sql("select pg_reload_conf()")
     with world.receiver() as running, busy(world.cluster):
         begin_of(running)
-        for _ in range(20):
-            time.sleep(0.1)
-            assert (readers(world.cluster), senders(world.cluster)) == (0, 1)
+        require_streamed(world.cluster)
 
 
 def test_the_directory_of_another_server_of_the_cluster_is_not_read(clusters: ClusterMaker, tmp_path: Path) -> None:
@@ -384,9 +419,7 @@ def test_the_directory_of_another_server_of_the_cluster_is_not_read(clusters: Cl
     world.settings = replace(world.settings, data_directory=standby.data)
     with world.receiver() as running, busy(primary):
         begin_of(running)
-        for _ in range(20):
-            time.sleep(0.1)
-            assert (readers(primary), senders(primary)) == (0, 1)
+        require_streamed(primary)
         assert running.state.problem is None
 
 
@@ -466,6 +499,81 @@ def test_a_page_that_does_not_say_that_it_belongs_there_is_never_taken(clusters:
     folder.close()
 
 
+def test_a_session_that_breaks_while_it_is_looked_at_is_told_as_such(
+    clusters: ClusterMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = clusters.make(wal_segment_mb=1)
+    cluster.start()
+
+    def break_it(session: psycopg.Connection[Any], _: Path) -> None:
+        cluster.sql("select pg_terminate_backend(%s)", (session.info.backend_pid,))
+        session.execute("select 1")
+
+    monkeypatch.setattr("drservice.components.postgres.localwal._require_here", break_it)
+    with pytest.raises(PostgresUnreachableError, match="administrator command"):
+        reader_of(cluster, cluster.data)
+
+
+def test_a_server_that_does_not_answer_keeps_nobody_waiting_with_what_is_here(clusters: ClusterMaker) -> None:
+    cluster = clusters.make(wal_segment_mb=1)
+    cluster.start()
+    reader = reader_of(cluster, cluster.data)
+    pid = int(cluster.value("select pid from pg_stat_activity where application_name = 'none reader'"))
+    os.kill(pid, signal.SIGSTOP)
+    is_behind: list[bool] = []
+    try:
+        reader.want(time.monotonic())
+        is_behind.append(reader.is_behind)
+        reader.fill()
+        is_behind.append(reader.is_behind)
+        time.sleep(0.1)
+        reader.fill()
+        is_behind.append(reader.is_behind)
+        assert is_behind == [True, True, False], "wanted, about to be answered as a rule, not answered"
+        assert reader.receive() is None
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    deadline = time.monotonic() + 10
+    while (heard := reader.receive()) is None:
+        assert time.monotonic() < deadline
+        reader.fill()
+    assert heard.server_end == Lsn.parse(cluster.value("select pg_current_wal_flush_lsn()::text"))
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("state", "waited"),
+    [
+        (ClusterState.SHUTTING_DOWN, [0.0, 3.0, 50.0]),
+        (ClusterState.IN_PRODUCTION, [0.0, 3.0]),
+        (ClusterState.SHUT_DOWN, []),
+        (ClusterState.IN_CRASH_RECOVERY, []),
+    ],
+)
+def test_a_server_that_died_over_its_last_checkpoint_is_not_waited_for_for_ever(
+    clusters: ClusterMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    state: ClusterState,
+    waited: list[float],
+) -> None:
+    """Another one may be the primary by now, and the receiver would never look for it."""
+    cluster = clusters.make(wal_segment_mb=1)
+    control = replace(read_control_file(cluster.data), state=state)
+    monkeypatch.setattr(walreading, "read_control_file", lambda _: control)
+    nobody: Any = None  # the server is not asked any more
+    reading = walreading.Reading(
+        world_of(tmp_path, cluster).settings,
+        nobody,
+        slot=SLOT,
+        watch=nobody,
+        patience=walreading.Patience(),
+        clock=SystemClock(),
+    )
+    words = PostgresUnreachableError("terminating connection due to administrator command")
+    assert [seconds for seconds in (0.0, 3.0, 50.0, 70.0) if reading.is_going_down(words, seconds)] == waited
+
+
 def test_a_long_slot_has_a_reader_of_its_own() -> None:
     assert reader_name(SLOT) == f"{SLOT} reader"
     slots = [f"drservice_{'x' * 45}_{digest:08x}" for digest in range(3)]
@@ -502,6 +610,7 @@ def test_after_a_refusal_it_is_not_asked_again_at_once(
         raise StreamError("not here")
 
     monkeypatch.setattr(LocalWal, "open", refuse)
+    monkeypatch.setattr(walreading, "_AGAIN_SECONDS", 300.0)
     with world.receiver() as running, busy(world.cluster):
         begin_of(running)
         wait(lambda: bool(asked), "to be asked")
