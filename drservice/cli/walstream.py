@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _MMAP_THRESHOLD, _ARENA_MAX = -3, -8
 """Of ``mallopt(3)``."""
-_LARGE_BYTES, _ARENAS = 1 << 20, 2
+_LARGE_BYTES, _ARENAS = 512 << 10, 2
 _TOLD_SECONDS = 60.0
 _LINE_SECONDS = 1.0
 
@@ -96,7 +96,8 @@ def _run(invocation: Invocation, path: Path, name: str, end: threading.Event) ->
 def _keep_memory_low() -> None:
     """Give large buffers back at once, and make looking for what nobody refers to cheap: this process stays for months.
 
-    Measured with segments of 16 MB that hardly compress on an S3 server: a peak of 163 MB instead of 263 MB.
+    What compresses hardly comes in frames a little shorter than those that do not compress at all: large begins at half
+    a frame (docs/adr/0027-the-receiver.md).
     """
     _look_at_no_more()
     libc = ctypes.CDLL(None)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +12,8 @@ from drservice.model.estate import WalMode, WalSettings
 from drservice.model.wal import Lsn, Timeline, WalFileName, parse_history, segment_name
 from drservice.operations.streamstate import StreamPhase
 from tests.doubles.cluster import Cluster, ClusterMaker, hand_over
-from tests.doubles.estate import PROGRAM, SERVICE, TempEstate
 from tests.doubles.tcpproxy import free_port, proxy
-from tests.doubles.walstreams import SLOT, StreamWorld, peak_memory_kb
+from tests.doubles.walstreams import SLOT, StreamWorld
 
 
 def standby_of(clusters: ClusterMaker, primary: Cluster) -> Cluster:
@@ -119,47 +116,6 @@ def test_t25_segments_of_64_mb_are_streamed_and_stored_whole(clusters: ClusterMa
         end = world.write(100)
         running.wait_durable(end, seconds=120)
     world.require_stored(begin, end)
-
-
-@pytest.mark.long
-def test_t25_memory_does_not_grow_with_the_size_of_a_segment(clusters: ClusterMaker) -> None:
-    """The receiver is a process of its own; WAL that does not compress is the worst that can come."""
-    cluster = clusters.make(wal_segment_mb=64, settings={"min_wal_size": "'128MB'", "max_wal_size": "'1GB'"})
-    estate = TempEstate.over(cluster)
-    estate.wal_settings = {"mode": "stream"}
-    estate.write_configuration(estate.config)
-    estate.json("init")
-    estate.hand_over_repository()
-    cluster.start()
-
-    def durable() -> int:
-        rows = cluster.sql("select (flush_lsn - '0/0')::bigint from pg_stat_replication where application_name = %s",
-                           (SLOT,))  # fmt: skip
-        return int(rows[0][0] or 0) if rows else 0
-
-    argv = [*PROGRAM, "--config", str(estate.config), "wal", "stream", SERVICE]
-    for is_backlog in (False, True):  # the first one makes the slot
-        if is_backlog:
-            noise = os.urandom(4 << 20)
-            sql = "select pg_logical_emit_message(true, 'noise', %s::bytea) from generate_series(1, 60)"
-            cluster.sql(sql, (noise,))
-        target = int(cluster.value("select (pg_current_wal_flush_lsn() - '0/0')::bigint")) - (1 << 20)
-        process = subprocess.Popen(
-            argv, env={**os.environ, **estate.variables}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            deadline = time.monotonic() + 120
-            while durable() < target:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            peak = peak_memory_kb(process.pid)
-            process.terminate()
-            assert process.wait(60) == 0
-        finally:
-            process.kill()
-            process.wait()
-    assert peak < 150 << 10, f"{peak >> 10} MB, with segments of 64 MB"
 
 
 def test_a_cut_network_is_noticed_and_nothing_is_missing_when_it_is_back(
