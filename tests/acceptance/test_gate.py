@@ -7,7 +7,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,8 @@ def failed(result: GateResult) -> set[str]:
 
 
 def test_what_is_overdue_by_its_schedule_closes_the_gate(proved: TempEstate) -> None:
-    configure(proved, objectives={}, schedule={"backup": "0 1 * * *", "drill": "0 6 * * 1"})
+    yesterday = (datetime.now(UTC).isoweekday() - 1) % 7  # its next slot is five days away at least, whatever today is
+    configure(proved, objectives={}, schedule={"backup": "0 1 * * *", "drill": f"0 6 * * {yesterday}"})
     assert failed(asked(proved, timedelta(0))) == set()
     assert failed(asked(proved, timedelta(days=2, hours=6))) == {"last backup"}
     assert failed(asked(proved, timedelta(days=15))) == {"last backup", "verified point"}
