@@ -44,16 +44,10 @@ from streampeer import AsyncArchiver  # noqa: E402 - it uses the tests' servers,
 
 from tests.doubles.cluster import Cluster, ClusterMaker  # noqa: E402 - the tests' servers are in the checkout
 from tests.doubles.estate import PROGRAM, SERVICE, TempEstate  # noqa: E402 - as above
+from tests.doubles.walstreams import REPORTED  # noqa: E402 - as above
 
 _PATIENCE_SECONDS = 600.0
 _SAMPLE_SECONDS = 0.004
-_SLOT = "drservice_erp_database"
-_REPORTED = (
-    f"coalesce((select flush_lsn from pg_stat_replication where application_name = '{_SLOT}'),"
-    " (select restart_lsn from pg_replication_slots join pg_stat_activity on application_name = slot_name || ' reader'"
-    f" where slot_name = '{_SLOT}'))"
-)
-"""What a receiver has reported, whether WAL is sent to it or it reads the files; none: there is no receiver."""
 _IDLE_BYTES = 1 << 20
 """The end of an idle server's WAL waits for a minute."""
 _SETTINGS = {
@@ -124,7 +118,7 @@ class Ages:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             while not self._over.wait(_SAMPLE_SECONDS):
                 row = connection.execute(
-                    f"select (pg_current_wal_flush_lsn() - '0/0')::bigint, ({_REPORTED} - '0/0')::bigint",
+                    f"select (pg_current_wal_flush_lsn() - '0/0')::bigint, ({REPORTED} - '0/0')::bigint",
                 ).fetchone()
                 if row is None or row[1] is None:
                     continue
@@ -178,7 +172,7 @@ class Bench:
 
     def flushed_by_receiver(self) -> int:
         """Return what the receiver has reported; 0 while it has not."""
-        return int(self.cluster.value(f"select coalesce(({_REPORTED} - '0/0')::bigint, 0)"))
+        return int(self.cluster.value(f"select coalesce(({REPORTED} - '0/0')::bigint, 0)"))
 
     def position(self) -> int:
         """Return where the server's WAL ends."""

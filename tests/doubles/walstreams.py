@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
+from drservice.components.postgres.slots import reader_name
 from drservice.errors import SegmentAbsentError
 from drservice.model.estate import PostgresSettings, WalMode, WalSettings
 from drservice.model.ids import ComponentName, ServiceName, SystemId
@@ -31,6 +32,12 @@ from tests.doubles.repositories import Site
 
 ERP, DATABASE = ServiceName("erp"), ComponentName("database")
 SLOT = stream_name(ERP, DATABASE)
+REPORTED = (
+    f"coalesce((select flush_lsn from pg_stat_replication where application_name = '{SLOT}'),"
+    " (select restart_lsn from pg_replication_slots, pg_stat_activity"
+    f" where slot_name = '{SLOT}' and application_name = '{reader_name(SLOT)}'))"
+)
+"""SQL: what a receiver has reported, whether WAL is sent to it or it reads the files; null: there is no receiver."""
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ import pytest
 from tests.doubles.cluster import Cluster, ClusterMaker
 from tests.doubles.estate import PROGRAM, SERVICE, TempEstate
 from tests.doubles.s3server import rclone_server
-from tests.doubles.walstreams import SLOT, peak_memory_kb
+from tests.doubles.walstreams import REPORTED, peak_memory_kb
 
 MOST_KB = 150 << 10
 PIECES = 100
@@ -20,14 +20,8 @@ PIECES = 100
 
 
 def durable(cluster: Cluster) -> int:
-    """Return what the receiver has reported, whether WAL is sent to it or it reads the files."""
-    return int(
-        cluster.value(
-            "select coalesce((select (flush_lsn - '0/0')::bigint from pg_stat_replication"
-            f" where application_name = '{SLOT}'), (select (restart_lsn - '0/0')::bigint from pg_replication_slots"
-            f" join pg_stat_activity on application_name = slot_name || ' reader' where slot_name = '{SLOT}'), 0)"
-        )
-    )
+    """Return the position that the receiver has reported; 0 while there is none."""
+    return int(cluster.value(f"select coalesce(({REPORTED} - '0/0')::bigint, 0)"))
 
 
 def peak_of_catching_up(cluster: Cluster, estate: TempEstate, sql: str) -> int:
