@@ -53,7 +53,7 @@ def stream_table(result: Mapping[str, Any]) -> str:
         f"| transactions per second, with the receiver, everything on the same processors | {tps:,.0f}: {shares} |",
         *(_apart(result["apart"]) if "apart" in result else []),
         f"| a backlog of {catching_up['backlog_mb']:,} MB | {catching_up['mb_per_second']:.0f} MB/s |",
-        f"| memory of the receiver, at most | {peak:.0f} MB |",
+        f"| memory of the receiver, at most, with pgbench's WAL | {peak:.0f} MB |",
         *([f"| objects per minute of an idle server | {idle['objects_per_minute']:.1f} |"] if idle else []),
         "",
         f"Measured {result['made_at'][:10]}, rounds: {rounds} (medians); `make bench-stream` repeats it.",
