@@ -1,10 +1,14 @@
-"""What a receiver says of itself, gathered in one place and written down at most four times a second."""
+"""What a receiver says of itself, gathered in one place, told four times a second and written down once.
+
+It is written by a thread of its own: a disk that stalls keeps nobody from answering the server.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +22,8 @@ from drservice.operations.streamstate import StreamPhase, StreamState, read_stat
 _SPACING_SECONDS = 0.25
 _WRITTEN_SECONDS = 1.0
 """Replacing a file costs a loaded disk more than the numbers in it are worth four times a second."""
+_LAST_SECONDS = 10.0
+"""How long a receiver that ends waits for its last state to be written."""
 _LONGEST_NAME = 63
 _REPLACED = re.compile(r"[^a-z0-9_]")
 
@@ -57,11 +63,10 @@ class StreamBoard:
         clock: Clock,
         observe: Callable[[StreamState], None],
     ) -> None:
-        self._state_dir = state_dir
         self._clock = clock
         self._observe = observe
         self._published_at = self._written_at = float("-inf")
-        self._is_unwritable = False
+        self._pen = _Pen(state_dir)
         self.state = StreamState(
             service=service,
             component=component,
@@ -116,9 +121,11 @@ class StreamBoard:
         self._published_at = self._written_at = float("-inf")
 
     def publish_last(self) -> None:
-        """Write the state down as it is when the receiver ends."""
+        """Write the state down as it is when the receiver ends, and wait for that."""
         self._published_at = self._written_at = float("-inf")
         self.publish()
+        if not self._pen.is_done(_LAST_SECONDS):
+            telemetry.error("the last state of the receiver is not written: its disk does not answer")
 
     def publish(self) -> None:
         """Tell the state, unless that was done a moment ago, and write it down, about once a second."""
@@ -129,14 +136,49 @@ class StreamBoard:
         self.state = replace(self.state, updated_at=self._clock.now())
         if now - self._written_at >= _WRITTEN_SECONDS:
             self._written_at = now
-            self._write()
+            self._pen.write(self.state)
         self._observe(self.state)
 
-    def _write(self) -> None:
-        try:
-            write_state(self._state_dir, self.state)
-            self._is_unwritable = False
-        except OSError as error:
-            if not self._is_unwritable:  # the stream goes on: it does not live from this file
-                telemetry.error("the state of the receiver cannot be written", problem=str(error))
-            self._is_unwritable = True
+
+class _Pen:
+    """Writes states down beside whoever hands them over; of several that wait the last one counts."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._changed = threading.Condition()
+        self._waiting: StreamState | None = None
+        self._is_writing = self._is_unwritable = False
+
+    def write(self, state: StreamState) -> None:
+        """Take a state; never waits for the disk."""
+        with self._changed:
+            self._waiting = state
+            if self._is_writing:
+                return
+            self._is_writing = True
+        threading.Thread(target=self._work, name="wal-state", daemon=True).start()
+
+    def is_done(self, seconds: float) -> bool:
+        """Wait until everything is written; tell whether it was within so many seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._is_writing, seconds)
+
+    def _work(self) -> None:
+        while (state := self._next()) is not None:
+            try:
+                write_state(self._state_dir, state)
+                self._is_unwritable = False
+            except OSError as error:
+                if not self._is_unwritable:  # the stream goes on: it does not live from this file
+                    telemetry.error("the state of the receiver cannot be written", problem=str(error))
+                self._is_unwritable = True
+            except Exception as error:  # noqa: BLE001 - a defect must end neither the writing nor in silence
+                telemetry.error("the state of the receiver is not written", exception=error)
+
+    def _next(self) -> StreamState | None:
+        with self._changed:
+            state, self._waiting = self._waiting, None
+            if state is None:
+                self._is_writing = False
+                self._changed.notify_all()
+            return state

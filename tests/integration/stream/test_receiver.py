@@ -20,7 +20,7 @@ from drservice.model.wal import Lsn, Timeline
 from drservice.objectstore.opening import open_store
 from drservice.operations import walfollowing
 from drservice.operations.lineage import Lineage
-from drservice.operations.streamstate import StreamPhase, StreamState, is_alive, read_state
+from drservice.operations.streamstate import StreamPhase, StreamState, is_alive, read_state, write_state
 from drservice.operations.walstream import stream_wal
 from tests.doubles.cluster import Cluster
 from tests.doubles.repositories import SYSTEM_ID
@@ -67,6 +67,31 @@ def test_what_is_durable_is_stored_byte_for_byte_and_segments_as_wholes(world: S
         assert settled.seconds_at_risk == 0.0
     assert not is_alive(world.site.state_dir, ERP, DATABASE)
     world.require_stored(begin, ends[-1])
+
+
+def test_a_disk_that_stalls_under_the_state_file_keeps_no_answer_from_the_server(
+    world: StreamWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server gives up who is silent for a second; it took a disk longer to replace a small file, once."""
+    written = threading.Event()
+
+    def stalled(state_dir: Path, state: StreamState) -> None:
+        time.sleep(2.5)
+        write_state(state_dir, state)
+        written.set()
+
+    with world.receiver() as running:
+        begin = running.wait_streaming().durable_lsn
+        assert begin is not None
+        monkeypatch.setattr("drservice.operations.walboard.write_state", stalled)
+        first = len(running.states)
+        assert written.wait(10)
+        running.wait_durable(world.write(30))
+        assert written.wait(10)
+        assert {state.state for state in running.states[first:]} == {StreamPhase.STREAMING}
+    last = read_state(world.site.state_dir, ERP, DATABASE)
+    assert last is not None
+    assert last.durable_lsn == running.state.durable_lsn, "the last one is waited for"
 
 
 def test_on_a_real_s3_server_what_is_durable_is_stored_and_a_bucket_that_is_away_is_caught_up_with(
